@@ -1,0 +1,159 @@
+"""Audits that never ran: tables and a summary as a real one would leave them."""
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from volgrowth.records import FINDINGS, SCORES, Mark, Status
+
+NO_COUNTS = dict.fromkeys([s.value for s in Status], 0)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """An 8-bit grayscale PNG of (H, W) pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = pixels.shape
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels.astype(np.uint8))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def thumbnails(rows: list[int]) -> dict[int, bytes]:
+    return {row: png(np.full((8, 8), row % 256)) for row in rows}
+
+
+def record(row: int, **changes: Any) -> dict[str, Any]:
+    """One row with the columns of both tables; null scores when the status says so."""
+    rng = np.random.default_rng(row)
+    growth, expected = rng.normal(20.0, 3.0), rng.normal(20.0, 2.0)
+    scored = {
+        "growth": growth,
+        "rates": [growth],
+        "loss": 0.05,
+        "expected_growth": expected,
+        "excess_growth": growth - expected,
+        "png_bytes": int(rng.integers(80, 400)),
+        "content_hash": row,
+    }
+    plain = {
+        "row": row,
+        "image_id": f"image-{row}",
+        "source": f"train.parquet:{row}",
+        "status": "ok",
+        "marks": [],
+        "cluster": row,
+        "copies": 1,
+    }
+    if changes.get("status", "ok") != "ok":
+        scored = {}
+    return {**plain, **scored, **changes}
+
+
+def tables(records: list[dict[str, Any]]) -> tuple[pa.Table, pa.Table]:
+    """Scores and findings of these rows."""
+    return (
+        pa.Table.from_pylist(records, schema=SCORES),
+        pa.Table.from_pylist(records, schema=FINDINGS),
+    )
+
+
+def many(rows: int) -> tuple[pa.Table, pa.Table]:
+    """The same for so many rows that records would be slow."""
+    rng = np.random.default_rng(0)
+    growth, expected = rng.normal(20, 3, rows), rng.normal(20, 2, rows)
+    columns = {
+        "row": np.arange(rows),
+        "image_id": [f"image-{row}" for row in range(rows)],
+        "source": ["train.parquet"] * rows,
+        "status": ["ok"] * rows,
+        "growth": growth,
+        "expected_growth": expected,
+        "excess_growth": growth - expected,
+        "png_bytes": rng.integers(80, 4000, rows),
+        "content_hash": np.arange(rows) // 2,
+    }
+
+    def table(schema: pa.Schema) -> pa.Table:
+        arrays = [
+            pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(rows, f.type) for f in schema
+        ]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    return table(SCORES), table(FINDINGS)
+
+
+def summary(rows: int = 0, **changes: Any) -> dict[str, Any]:
+    """A summary of an audit without held-out images, in which every row was scored."""
+    return {
+        "schema_version": 1,
+        "volgrowth": "0.1.0",
+        "created": "2026-11-22T01:02:03Z",
+        "config_digest": "sha256:" + "4f" * 32,
+        "model": {
+            "name": "demo/model",
+            "hash": "sha256:" + "0c" * 32,
+            "kind": "UNet2DModel",
+            "image_shape": [1, 8, 8],
+            "parameters": 402_113,
+            "dtype": "float32",
+        },
+        "data": {"name": "digits", "split": "train", "rows": rows, "fingerprint": "sha256:" + "ab" * 32},
+        "holdout": None,
+        "measure": {
+            "preset": "standard",
+            "evaluations": 11,
+            "levels": [0.18],
+            "num_probes": 4,
+            "smallest_level": 0.0105,
+            "smallest_num_probes": 1,
+            "loss_level": 0.34,
+            "num_noises": 4,
+        },
+        "counts": {**NO_COUNTS, "rows": rows, "ok": rows},
+        "marks": dict.fromkeys([m.value for m in Mark], 0),
+        "calibration": None,
+        "detection": None,
+        "duplicates": {"clusters": 0, "rows_in_clusters": 0, "largest": 0},
+        "run": {
+            "seconds": 61.2,
+            "images_per_second": 41.0,
+            "workers": 2,
+            "evaluations": 11 * rows,
+            "device": "cpu",
+        },
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"},
+        **changes,
+    }
+
+
+CALIBRATION = {
+    "method": "cross-fitted",
+    "features": ["png_bytes", "variance", "total_variation", "mean", "edge_density"],
+    "rows": 2190,
+    "r2": 0.83,
+    "residual_spread": 1.91,
+    "outside_range": 4,
+}
+DETECTION = {
+    "fdr": 0.1,
+    "method": "benjamini-hochberg",
+    "memorized": 2,
+    "precursors": 1,
+    "calibration_rows": 400,
+    "expected_false": 0.2,
+    "warnings": [],
+}
+TRUTH = {
+    "samples": 4000,
+    "reproduced_images": 1,
+    "rows": [1, 2],
+    "raw": {"auroc": 0.891, "tpr_at_1_fpr": 0.07},
+    "calibrated": {"auroc": 0.996, "tpr_at_1_fpr": 0.93},
+    "rule": "distance to the nearest training image under 0.4 of the mean to its 50 nearest, twice",
+}

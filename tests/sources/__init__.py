@@ -1,0 +1,1 @@
+"""A package, so that its helpers and module names meet no others."""

@@ -1,0 +1,49 @@
+"""The same images in every kind of data set."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from sklearn.datasets import load_digits
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def encode(pixels: np.ndarray, format_: str = "PNG", **options: Any) -> bytes:
+    return encode_image(Image.fromarray(pixels), format_, **options)
+
+
+def encode_image(image: Image.Image, format_: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format_, **options)
+    return stream.getvalue()
+
+
+def digits(count: int) -> list[bytes]:
+    images = load_digits().images[:count]
+    return [encode((image * 15).astype(np.uint8)) for image in images]
+
+
+def values(images: list[bytes]) -> pa.Array:
+    return pa.array([{"bytes": data, "path": None} for data in images], type=IMAGE)
+
+
+def write_parquet(path: Path, images: list[bytes], group: int = 10, **columns: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": values(images), **columns}), path, row_group_size=group)
+
+
+def write_folder(folder: Path, images: list[bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, data in enumerate(images):
+        (folder / f"{index:04}.png").write_bytes(data)
+
+
+def dataset(images: list[bytes], **columns: list[Any]) -> Any:
+    rows = {"image": [{"bytes": data, "path": None} for data in images], **columns}
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())

@@ -1,0 +1,85 @@
+import hashlib
+import io
+
+import imagehash
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from volgrowth.records import SCORES
+from volgrowth.sources import features, to_unit
+
+NAMES = ["png_bytes", "variance", "total_variation", "mean", "edge_density", "phash", "content_hash"]
+images = st.tuples(st.sampled_from([1, 3]), st.integers(1, 12), st.integers(1, 12)).flatmap(
+    lambda shape: hnp.arrays(np.uint8, shape)
+)
+
+
+@given(pixels=images)
+def test_statistics_are_those_of_the_units(pixels):
+    x = to_unit(pixels).astype(np.float64)
+    steps = np.abs(np.concatenate([np.diff(x, axis=1).ravel(), np.diff(x, axis=2).ravel()]))
+    got = features(pixels)
+    assert got["mean"] == pytest.approx(x.mean(), abs=1e-6)
+    assert got["variance"] == pytest.approx(x.var(), abs=1e-6)
+    assert got["total_variation"] == pytest.approx(steps.mean() if steps.size else 0, abs=1e-6)
+    assert got["edge_density"] == pytest.approx((steps > 0.2).mean() if steps.size else 0)
+
+
+@given(pixels=images)
+def test_the_values_fit_their_columns(pixels):
+    got = features(pixels)
+    assert list(got) == NAMES
+    row = pa.table(
+        {name: [got[name]] for name in NAMES}, schema=pa.schema([SCORES.field(name) for name in NAMES])
+    )
+    assert row.num_rows == 1
+
+
+def test_the_png_is_the_image():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 7), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0).copy()).save(stream, "PNG", compress_level=6)
+    assert features(pixels)["png_bytes"] == len(stream.getvalue())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+def test_the_perceptual_hash_is_imagehashs(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    image = Image.fromarray(pixels[0] if shape[0] == 1 else pixels.transpose(1, 2, 0).copy())
+    assert features(pixels)["phash"] == int(str(imagehash.phash(image)), 16)
+
+
+@pytest.mark.parametrize("value", range(15, 256, 40))
+def test_flat_images_share_their_perceptual_hash(value):
+    got = features(np.full((1, 8, 8), value, np.uint8))
+    assert got["phash"] == 1 << 63
+    assert got["variance"] == got["total_variation"] == got["edge_density"] == 0
+
+
+def test_the_content_hash_follows_pixels_and_shape():
+    flat = np.zeros((1, 4, 9), np.uint8)
+    dotted = flat.copy()
+    dotted[0, 0, 0] = 1
+    shapes = [flat, flat.reshape(1, 9, 4), flat.reshape(1, 6, 6), dotted]
+    assert len({features(pixels)["content_hash"] for pixels in shapes}) == 4
+    assert features(flat)["content_hash"] == features(flat.copy())["content_hash"]
+    digest = hashlib.blake2b(np.array([1, 4, 9], "<i8").tobytes() + flat.tobytes()).digest()
+    assert features(flat)["content_hash"] == int.from_bytes(digest[:8], "big")
+
+
+def test_memory_layout_makes_no_difference():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8).transpose(2, 0, 1)
+    assert features(pixels) == features(np.ascontiguousarray(pixels))
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((8, 8), np.uint8), np.zeros((2, 8, 8), np.uint8), np.zeros((1, 8, 8))]
+)
+def test_other_shapes_and_types_are_refused(pixels):
+    with pytest.raises(ValueError, match="uint8"):
+        features(pixels)

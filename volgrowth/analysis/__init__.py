@@ -1,0 +1,1 @@
+"""What scores mean: calibration on complexity, duplicates, how well a score detects. Needs neither torch nor ray."""

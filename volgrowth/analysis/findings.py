@@ -1,0 +1,74 @@
+"""Scores become findings: one row per image, calibrated, with its copies."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from volgrowth.analysis.calibration import Calibration, Images, calibrate
+from volgrowth.analysis.complexity import regressors
+from volgrowth.records import FINDINGS, Status
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Findings of the audited images, of the held-out ones if any, and the calibration behind them."""
+
+    findings: pa.Table
+    holdout: pa.Table | None
+    calibration: Calibration | None
+
+
+def analyse(scores: pa.Table, holdout_scores: pa.Table | None = None) -> Analysis:
+    """Findings from tables like `records.SCORES`. Values are null where a row was not scored or not calibrated."""
+    scored = _scored(scores)
+    images = _images(scores, scored)
+    holdout_scored = None if holdout_scores is None else _scored(holdout_scores)
+    holdout = None if holdout_scores is None else _images(holdout_scores, holdout_scored)
+    calibration = calibrate(images, holdout)
+    holdout_findings = None
+    if holdout_scores is not None and holdout_scored is not None:
+        expected = calibration and calibration.holdout_expected
+        holdout_findings = _findings(holdout_scores, holdout_scored, expected)
+    return Analysis(_findings(scores, scored, calibration and calibration.expected), holdout_findings, calibration)
+
+
+def copies(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """(cluster, copies) of each row: the first row with the same pixels, and how many rows have them.
+
+    Rows without an image are clusters of their own.
+    """
+    hashes = scores.column("content_hash")
+    missing = hashes.is_null().to_numpy()
+    rows = scores.column("row").to_numpy()
+    values = hashes.fill_null(0).to_numpy()
+    _, first, inverse, counts = np.unique(values, return_index=True, return_inverse=True, return_counts=True)
+    return np.where(missing, rows, rows[first][inverse]), np.where(missing, 1, counts[inverse])
+
+
+def _scored(scores: pa.Table) -> np.ndarray:
+    return np.array(scores.column("status").to_pylist()) == Status.OK
+
+
+def _images(scores: pa.Table, scored: np.ndarray | None) -> Images:
+    table = scores.filter(pa.array(scored))
+    return Images(regressors(table), table.column("growth").to_numpy(), table.column("content_hash").to_numpy())
+
+
+def _findings(scores: pa.Table, scored: np.ndarray, expected_of_scored: np.ndarray | None) -> pa.Table:
+    expected = np.full(len(scored), np.nan)
+    if expected_of_scored is not None:
+        expected[scored] = expected_of_scored
+    growth = scores.column("growth").cast(pa.float64()).to_numpy()
+    cluster, count = copies(scores)
+    known = {
+        "row": scores.column("row"),
+        "image_id": scores.column("image_id"),
+        "growth": scores.column("growth"),
+        "expected_growth": pa.array(expected, from_pandas=True),
+        "excess_growth": pa.array(growth - expected, from_pandas=True),
+        "cluster": pa.array(cluster),
+        "copies": pa.array(count.astype(np.int32)),
+    }
+    columns = [known.get(field.name, pa.nulls(len(scores), field.type)) for field in FINDINGS]
+    return pa.table(columns, schema=FINDINGS)

@@ -1,0 +1,1 @@
+"""The audit's bookkeeping and its engine: plan, scorer, actors, driver, fragments."""

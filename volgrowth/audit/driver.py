@@ -1,0 +1,200 @@
+"""The driver: owns the ledger of shards and hands them to actors that have answered.
+
+A worker is PENDING until its `prepare` has returned, READY while it takes shards (two in flight, so that it never
+waits for the driver), and LOST when its process or node is gone; it is then replaced. A shard is done once
+its fragment is published. What fails goes back to the ledger, three times at most.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from volgrowth.audit.actor import ScoringActor
+from volgrowth.audit.manifest import Manifest, Shard
+from volgrowth.audit.progress import AuditProgress
+from volgrowth.config import AuditConfig
+from volgrowth.errors import EngineError, VolgrowthError
+
+IN_FLIGHT = 2
+ATTEMPTS = 3
+POLL_SECONDS = 0.5
+
+
+class State(Enum):
+    """Of a worker."""
+
+    PENDING = "pending"
+    READY = "ready"
+    LOST = "lost"
+
+
+@dataclass
+class Worker:
+    """An actor and the calls it has not answered, oldest first."""
+
+    actor: Any
+    state: State = State.PENDING
+    calls: dict[ray.ObjectRef, Shard | None] = field(default_factory=dict)
+
+
+def score_shards(
+    config: AuditConfig, manifest: Manifest, todo: list[Shard], progress: AuditProgress
+) -> tuple[int, str]:
+    """Score and publish every shard of `todo`; the number of workers used, and their device.
+
+    Raises:
+        EngineError: Ray or its workers cannot start, or a shard failed three times; what was published stays.
+        VolgrowthError: what a worker's loaders or writers raised.
+    """
+    with _ray(config.ray_address):
+        workers, gpus = _resources(config, len(todo))
+        crew = Crew(config, manifest, gpus, todo, progress)
+        try:
+            crew.run(workers)
+        finally:
+            crew.dismiss()
+    return workers, crew.device
+
+
+class Crew:
+    """The workers of one run, and the ledger."""
+
+    def __init__(
+        self, config: AuditConfig, manifest: Manifest, gpus: float, todo: list[Shard], progress: AuditProgress
+    ):
+        self.remote = ScoringActor.options(num_cpus=1, num_gpus=gpus)
+        self.arguments = ray.put(config), ray.put(manifest)
+        self.todo, self.progress = deque(todo), progress
+        self.failures: dict[str, int] = {}
+        self.workers: list[Worker] = []
+        self.losses, self.device = 0, "cpu"
+
+    def run(self, count: int) -> None:
+        """Until every shard is published."""
+        for _ in range(count):
+            self._hire()
+        while self.todo or any(shard for worker in self.workers for shard in worker.calls.values()):
+            self._dispatch()
+            owners = {call: worker for worker in self.workers for call in worker.calls}
+            ready, _ = ray.wait(list(owners), num_returns=1, timeout=POLL_SECONDS)
+            for call in ready:
+                self._collect(owners[call], call)
+            self.progress.workers = sum(worker.state is State.READY for worker in self.workers)
+            self.progress.show()
+
+    def dismiss(self) -> None:
+        """End the workers; fragments are atomic, so this may happen at any moment."""
+        for worker in self.workers:
+            ray.kill(worker.actor)
+
+    def _hire(self) -> None:
+        worker = Worker(self.remote.remote(*self.arguments))
+        worker.calls[worker.actor.prepare.remote()] = None
+        self.workers.append(worker)
+
+    def _dispatch(self) -> None:
+        for depth in range(1, IN_FLIGHT + 1):
+            for worker in self.workers:
+                if self.todo and worker.state is State.READY and len(worker.calls) < depth:
+                    shard = self.todo.popleft()
+                    attempt = self.failures.get(shard.name, 0) + 1
+                    worker.calls[worker.actor.score.remote(shard, attempt)] = shard
+
+    def _collect(self, worker: Worker, call: ray.ObjectRef) -> None:
+        if call not in worker.calls:  # lost together with a worker that was handled a moment ago
+            return
+        try:
+            answer = ray.get(call)
+        except RayTaskError as error:
+            shard = worker.calls.pop(call)
+            if isinstance(error.cause, VolgrowthError):
+                raise error.cause from None
+            if shard is None:
+                raise EngineError(f"a worker could not start ({_first_line(error.cause)})") from error
+            self._blame(shard, _first_line(error.cause))
+        except RayActorError as error:
+            self._replace(worker, call, error)
+        else:
+            worker.calls.pop(call)
+            worker.state = State.READY
+            if isinstance(answer, str):
+                self.device = answer
+            else:
+                self.progress.advance(answer.shard.rows, answer.failed)
+
+    def _replace(self, worker: Worker, call: ray.ObjectRef, error: RayActorError) -> None:
+        """A worker is gone: its oldest shard may be why, the others only return to the ledger."""
+        worker.state = State.LOST
+        self.workers.remove(worker)
+        lost = [shard for shard in worker.calls.values() if shard]
+        self.todo.extendleft(reversed(lost[1:]))
+        if lost:
+            self._blame(lost[0], _first_line(error))
+        else:
+            self.losses += 1
+            if self.losses >= ATTEMPTS:
+                raise EngineError(
+                    f"workers die while they start ({_first_line(error)}): check memory, and the model "
+                    f"with `volgrowth.load_model`"
+                )
+        ray.kill(worker.actor)
+        self._hire()
+
+    def _blame(self, shard: Shard, reason: str) -> None:
+        self.failures[shard.name] = self.failures.get(shard.name, 0) + 1
+        if self.failures[shard.name] >= ATTEMPTS:
+            raise EngineError(
+                f"rows {shard.start} to {shard.stop - 1} of {shard.folder} failed {ATTEMPTS} times ({reason}): "
+                f"what is published stays; mend the cause and run the same command again"
+            )
+        self.todo.appendleft(shard)
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[None]:
+    """A Ray to run on: the caller's, the cluster at `address` or RAY_ADDRESS, or one started here for this audit."""
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:  # ray raises whatever its transports raise
+        raise EngineError(
+            f"Ray cannot be reached at {address} ({_first_line(error)}): expected the address of a running "
+            f"cluster with this version of Ray, {ray.__version__}, or none to start one here"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _resources(config: AuditConfig, shards: int) -> tuple[int, float]:
+    """How many workers to start, and the share of a GPU for each: one worker a GPU, or one a core without any."""
+    total = ray.cluster_resources()
+    gpus, cores = total.get("GPU", 0.0), total.get("CPU", 0.0)
+    share = config.gpus_per_worker
+    if share is None:
+        share = 1.0 if gpus else 0.0
+    if share > gpus:
+        raise EngineError(
+            f"each worker was to have {share:g} GPUs and Ray sees {gpus:g}: lower gpus_per_worker, 0 runs on "
+            f"CPUs, or give it a cluster with GPUs"
+        )
+    room = int(gpus / share) if share else int(cores)
+    return max(1, min(config.workers or room, shards)), share
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

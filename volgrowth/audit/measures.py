@@ -1,0 +1,116 @@
+"""What a preset measures on a micro-batch of images.
+
+Every random number is drawn on the CPU from a generator seeded by what it is for, so a score does not depend on the
+shard, batch, worker, order or restart it came from. Probes and noises are common to all images: FINDINGS and
+`volgrowth.numerics.traces` say why that ranks better. The published axis is drawn for each row.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from volgrowth.config import Measure, PaperMeasure, StandardMeasure
+from volgrowth.numerics import Denoiser, trace_growth, volume_growth
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Columns of a micro-batch of B images, as arrays whose first axis is B."""
+
+    growth: np.ndarray
+    rates: np.ndarray
+    loss: np.ndarray | None
+    above_ceiling: np.ndarray
+    sign_flip: np.ndarray
+    nfe: int
+
+    @property
+    def finite(self) -> np.ndarray:
+        """(B,) whether every number of the row is finite."""
+        numbers = [self.growth[:, None], self.rates, *([] if self.loss is None else [self.loss[:, None]])]
+        return np.isfinite(np.concatenate(numbers, 1)).all(1)
+
+
+def seeded(seed: int, *purpose: int | str) -> torch.Generator:
+    """A CPU generator for one purpose of an audit, independent of all others."""
+    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def measure_images(denoiser: Denoiser, images: Tensor, rows: list[int], measure: Measure, seed: int) -> Measurement:
+    """Measure images (B, C, H, W), which are the given rows of their data set."""
+    if isinstance(measure, PaperMeasure):
+        return _paper(denoiser, images, rows, measure, seed)
+    return _standard(denoiser, images, measure, seed)
+
+
+def _standard(denoiser: Denoiser, images: Tensor, measure: StandardMeasure, seed: int) -> Measurement:
+    probes = [measure.num_probes] * len(measure.levels) + [measure.smallest_num_probes]
+    traces = [
+        trace_growth(denoiser, images, torch.tensor([level]), num_probes, seeded(seed, "probe", index))
+        for index, (level, num_probes) in enumerate(zip(measure.rate_levels, probes, strict=True))
+    ]
+    rates = _numpy(torch.cat([trace.rate for trace in traces], 1))
+    return Measurement(
+        growth=rates[:, : len(measure.levels)].mean(1),
+        rates=rates,
+        loss=_numpy(denoising_loss(denoiser, images, measure.loss_level, measure.num_noises, seed)),
+        # at the smallest level networks pass the ceiling on most images; the headline is what has to be sound
+        above_ceiling=_numpy(torch.stack([trace.above_ceiling for trace in traces[:-1]]).any(0)),
+        sign_flip=np.zeros(len(images), bool),
+        nfe=measure.evaluations,
+    )
+
+
+def _paper(denoiser: Denoiser, images: Tensor, rows: list[int], measure: PaperMeasure, seed: int) -> Measurement:
+    shape = (measure.num_tangents, *images.shape[1:])
+    tangents = torch.stack([torch.randn(shape, generator=seeded(seed, "tangent", row)) for row in rows])
+    with torch.no_grad(), true_float32():
+        growth = volume_growth(
+            denoiser,
+            images,
+            times=torch.tensor(measure.times, dtype=torch.float64),
+            derivative=measure.derivative,
+            radius=measure.radius,
+            tangents=tangents,
+        )
+    cumulative = _numpy(growth.log_volume)
+    return Measurement(
+        growth=cumulative[:, -1],
+        rates=np.diff(cumulative, axis=1, prepend=0.0),
+        loss=None,
+        above_ceiling=_numpy(growth.above_ceiling),
+        sign_flip=_numpy(growth.sign_flip),
+        nfe=growth.nfe,
+    )
+
+
+@torch.no_grad()
+def denoising_loss(denoiser: Denoiser, images: Tensor, noise_level: float, num_noises: int, seed: int) -> Tensor:
+    """(B,) mean over pixels and noises e of (noise(x + level e) - e)^2, with the same noises for every image."""
+    level = torch.tensor(noise_level, dtype=torch.float64)
+    total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    for index in range(num_noises):
+        draw = torch.randn(images.shape[1:], generator=seeded(seed, "noise", index)).to(images)
+        predicted = denoiser.noise(images + noise_level * draw, level)
+        total += ((predicted - draw) ** 2).flatten(1).mean(1)
+    return total / num_noises
+
+
+class true_float32:  # noqa: N801  a context manager, used like torch.no_grad
+    """Within it, float32 products keep float32's mantissa: TF32 would ruin a finite difference."""
+
+    def __enter__(self) -> None:
+        self.before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.before
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    array = tensor.cpu().numpy()
+    return array.astype(np.float64) if array.dtype.kind == "f" else array

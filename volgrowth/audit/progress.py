@@ -1,0 +1,83 @@
+"""What a person sees while an audit runs: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+PLAIN_EVERY = 5.0
+
+
+@dataclass
+class AuditProgress:
+    """Counts shards, rows and failures. `rows` and `shards` are totals; `done_*` what earlier runs had finished."""
+
+    rows: int
+    shards: int
+    done_rows: int = 0
+    done_shards: int = 0
+    failed: int = 0
+    workers: int = 0
+    quiet: bool = False
+    _began: float = field(default_factory=time.monotonic)
+    _printed: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._resumed_rows = self.done_rows
+        console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if console.is_terminal and not self.quiet:
+            columns = (
+                TextColumn("auditing"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.description}"),
+            )
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
+            self._task = self._bar.add_task(self._line(), total=self.rows, completed=self.done_rows)
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif not self.quiet and kind is None:
+            print(self._line(), file=sys.stderr, flush=True)
+
+    def advance(self, rows: int, failed: int) -> None:
+        """A shard of `rows` rows is done, `failed` of them without a score."""
+        self.done_rows += rows
+        self.done_shards += 1
+        self.failed += failed
+
+    def show(self) -> None:
+        """Bring the display up to date; called often."""
+        if self._bar:
+            self._bar.update(self._task, completed=self.done_rows, description=self._line())
+        elif not self.quiet and time.monotonic() - self._printed >= PLAIN_EVERY:
+            self._printed = time.monotonic()
+            print(self._line(), file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        scored = self.done_rows - self._resumed_rows
+        rate = scored / max(time.monotonic() - self._began, 1e-9)
+        left = f"{_clock((self.rows - self.done_rows) / rate)} left" if scored else "waiting for the first shard"
+        return (
+            f"{self.done_shards}/{self.shards} shards, {rate:,.0f} images/s, {left}, {self.failed} failed, "
+            f"{self.workers} workers"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

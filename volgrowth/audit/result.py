@@ -1,0 +1,69 @@
+"""A finished audit, as tables."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from volgrowth.audit.fragments import read_scores
+from volgrowth.audit.manifest import HOLDOUT_FOLDER, MANIFEST, SUCCESS, Manifest
+from volgrowth.audit.store import Store
+from volgrowth.errors import OutputError
+
+FINDINGS_FILE = "findings.parquet"
+HOLDOUT_FINDINGS_FILE = "holdout-findings.parquet"
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an OUT holds. Tables are read when first asked for; columns are described in `volgrowth.records`."""
+
+    store: Store
+    manifest: dict[str, Any]
+
+    @cached_property
+    def plan(self) -> Manifest:
+        """The manifest as an object."""
+        return Manifest.from_json(self.manifest, self.store.url)
+
+    @cached_property
+    def scores(self) -> pa.Table:
+        """One row per image, as measured."""
+        return read_scores(self.store, self.plan)
+
+    @cached_property
+    def holdout_scores(self) -> pa.Table | None:
+        """The same for the held-out images, where there are any."""
+        return read_scores(self.store, self.plan, HOLDOUT_FOLDER) if self.plan.holdout else None
+
+    @cached_property
+    def findings(self) -> pa.Table:
+        """One row per image, calibrated."""
+        return self.store.read_table(FINDINGS_FILE)
+
+    @cached_property
+    def holdout_findings(self) -> pa.Table | None:
+        """The same for the held-out images, where there are any."""
+        return self.store.read_table(HOLDOUT_FINDINGS_FILE) if self.plan.holdout else None
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The report's numbers."""
+        return self.store.read_json(SUMMARY_FILE)
+
+
+def open_audit(output: str) -> Audit:
+    """Open the OUT of a finished audit, a folder or URL.
+
+    Raises:
+        OutputError: there is no audit, or it has not finished.
+    """
+    store = Store(output)
+    if not store.exists(MANIFEST):
+        raise OutputError(f"{output} holds no audit: expected the output of `volgrowth audit`")
+    if not store.exists(SUCCESS):
+        raise OutputError(f"the audit in {output} has not finished: run the same `volgrowth audit` again to resume it")
+    return Audit(store, store.read_json(MANIFEST))

@@ -1,0 +1,181 @@
+"""Rows in, a table of scores out: everything an actor computes, without Ray.
+
+Images are read and decoded in a thread while the device computes. Micro-batches have one fixed shape, the last one of
+a shard padded to it, so that a score does not depend on which rows came along. A device that runs out of memory gets
+half the micro-batch, and the whole one again after a while; the column `batch` says which one a row had.
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from volgrowth.audit.measures import Measurement, measure_images
+from volgrowth.config import AuditConfig
+from volgrowth.errors import EngineError
+from volgrowth.numerics import Denoiser
+from volgrowth.records import SCORES, Mark, Status
+from volgrowth.sources import BadImage, Row, decode, features, to_unit
+
+# micro-batches without trouble after which a halved size is doubled again
+GROW_AFTER = 32
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A row as the model sees it: uint8 pixels (C, H, W), or why there are none."""
+
+    row: Row
+    pixels: np.ndarray | None
+    columns: dict[str, Any]
+
+
+class Scorer:
+    """Scores rows with one denoiser."""
+
+    def __init__(self, denoiser: Denoiser, config: AuditConfig):
+        self.denoiser, self.config = denoiser, config
+        self.batch, self._calm = config.batch_size, 0
+
+    def score(self, rows: Iterable[Row]) -> pa.Table:
+        """One record per row, in the order of the rows, as `records.SCORES`."""
+        prepared = (self._prepare(row) for row in rows)
+        records: list[dict[str, Any]] = []
+        for group in _ahead(_groups(prepared, self.config.batch_size)):
+            records += self._score_group(group)
+        return pa.Table.from_pylist(records, schema=SCORES)
+
+    def _prepare(self, row: Row) -> Prepared:
+        known = {"row": row.row, "image_id": row.image_id, "source": row.source}
+        try:
+            if row.data is None:
+                raise BadImage(Status.UNDECODABLE, row.error or "no image")
+            shape = self.denoiser.image_shape
+            assert shape is not None
+            pixels = decode(row.data, (shape[0], shape[1], shape[2]), self.config.max_pixels)
+        except BadImage as problem:
+            return Prepared(row, None, {**known, "status": problem.status.value, "error": problem.message})
+        return Prepared(row, pixels, {**known, "status": Status.OK.value, **features(pixels)})
+
+    def _score_group(self, group: list[Prepared]) -> list[dict[str, Any]]:
+        scored = [item for item in group if item.pixels is not None]
+        records = [dict(item.columns) for item in group]
+        if scored:
+            measured = self._measure(scored)
+            for record in records:
+                if record["status"] == Status.OK:
+                    record.update(next(measured))
+        return records
+
+    def _measure(self, items: list[Prepared]) -> Iterator[dict[str, Any]]:
+        """Columns of each item, measured in micro-batches of the size that fits."""
+        start = 0
+        while start < len(items):
+            size, chunk = self.batch, items[start : start + self.batch]
+            measurement = self._try(chunk, size)
+            if measurement is None:
+                self._halve()
+                continue
+            yield from (_columns(measurement, index, size) for index in range(len(chunk)))
+            start += len(chunk)
+            self._calm += 1
+            if self._calm >= GROW_AFTER and self.batch < self.config.batch_size:
+                self.batch, self._calm = min(self.batch * 2, self.config.batch_size), 0
+
+    def _try(self, chunk: list[Prepared], size: int) -> Measurement | None:
+        """Measure one padded micro-batch; None when the device has no memory for it."""
+        padded = chunk + [chunk[-1]] * (size - len(chunk))
+        pixels = np.stack([item.pixels for item in padded if item.pixels is not None])
+        images = torch.from_numpy(to_unit(pixels)).to(self.denoiser.device, self.denoiser.dtype)
+        rows = [item.row.row for item in padded]
+        try:
+            return measure_images(self.denoiser, images, rows, self.config.measure, self.config.seed)
+        except RuntimeError as error:
+            # leave the block before anything is freed or retried: the traceback holds the tensors
+            if not _out_of_memory(error):
+                raise
+        return None
+
+    def _halve(self) -> None:
+        if self.batch == 1:
+            raise EngineError(
+                "one image does not fit into the device's memory: use a device with more, or a smaller dtype"
+            )
+        self.batch, self._calm = self.batch // 2, 0
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _columns(measurement: Measurement, index: int, batch: int) -> dict[str, Any]:
+    if not measurement.finite[index]:
+        error = f"the measurement gave {measurement.growth[index]}"
+        return {"status": Status.NON_FINITE.value, "error": error, "nfe": measurement.nfe, "batch": batch}
+    flags = {Mark.ABOVE_CEILING: measurement.above_ceiling, Mark.SIGN_FLIP: measurement.sign_flip}
+    return {
+        "growth": measurement.growth[index],
+        "rates": measurement.rates[index].tolist(),
+        "loss": None if measurement.loss is None else measurement.loss[index],
+        "marks": [mark.value for mark, rows in flags.items() if rows[index]],
+        "nfe": measurement.nfe,
+        "batch": batch,
+    }
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _groups(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
+    """Runs of items that hold `size` images each, the last one fewer."""
+    group: list[Prepared] = []
+    images = 0
+    for item in items:
+        group.append(item)
+        images += item.pixels is not None
+        if images == size:
+            yield group
+            group, images = [], 0
+    if group:
+        yield group
+
+
+def _ahead(items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
+    """The same items, made by a thread that stays at most `depth` ahead; its exceptions are raised here."""
+    ready: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(entry: tuple[Any, BaseException | None, bool]) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in items:
+                put((item, None, False))
+                if stopped.is_set():
+                    return
+            put((None, None, True))
+        except BaseException as error:
+            put((None, error, True))
+
+    thread = threading.Thread(target=produce, name="volgrowth-decode", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error, last = ready.get()
+            if error is not None:
+                raise error
+            if last:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,182 @@
+"""The command line. Heavy imports wait until a command runs, so that --help answers at once."""
+
+import sys
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from click.exceptions import ClickException, UsageError as ClickUsageError
+
+from volgrowth.config import AuditConfig
+from volgrowth.errors import UsageError, VolgrowthError
+from volgrowth.version import VERSION
+
+
+class Exit(IntEnum):
+    """What the shell is told."""
+
+    DONE = 0
+    NOT_STARTED = 2
+    TOO_MANY_FAILED = 3
+    INTERRUPTED = 130
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Find the training images that a diffusion model has memorized.",
+)
+
+Output = Annotated[str, typer.Option(help="Folder or URL that holds the audit; repeat the command to resume it.")]
+
+
+@app.command()
+def audit(
+    model: Annotated[str, typer.Argument(help="Diffusers folder, hub id, or factory:module:function.")],
+    data: Annotated[str, typer.Argument(help="Hub id, save_to_disk folder, parquet file(s), or image folder.")],
+    output: Output,
+    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column with the images; found by itself if only one.")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column with your ids; else a hash of the bytes.")] = None,
+    holdout: Annotated[str | None, typer.Option(help="Images like these that the model was not trained on.")] = None,
+    preset: Annotated[str | None, typer.Option(help="standard (default) or paper (as published).")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Rows per fragment.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Model replicas; default one per GPU, or per core.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster; one is started here otherwise.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, such as measure.num_probes=8; repeatable.")
+    ] = None,
+    max_failed: Annotated[float | None, typer.Option(help="Share of rows that may fail before exit code 3.")] = None,
+) -> int:
+    """Measure every image of DATA under MODEL, calibrate, and write tables and a report to OUTPUT.
+
+    Examples:
+
+      volgrowth audit ./ddpm ./train.parquet --output out --holdout ./test.parquet
+
+      volgrowth audit google/ddpm-cifar10-32 cifar10 --split train --output s3://bucket/cifar10
+    """
+    named = {
+        "model": model,
+        "data": data,
+        "output": output,
+        "split": split,
+        "image_column": image_column,
+        "id_column": id_column,
+        "holdout": holdout,
+        "shard_size": shard_size,
+        "workers": workers,
+        "gpus_per_worker": gpus_per_worker,
+        "ray_address": ray_address,
+        "max_failed": max_failed,
+    }
+    merged = _settings(config, named, preset, settings or [])
+    audit_config = AuditConfig.build(**merged)
+
+    from volgrowth.pipeline import failed_share, run_audit
+
+    try:
+        finished = run_audit(audit_config)
+    except KeyboardInterrupt:
+        print(f"interrupted: finished shards are kept in {output}; the same command resumes", file=sys.stderr)
+        return Exit.INTERRUPTED
+    counts, failed = finished.summary["counts"], failed_share(finished)
+    print(f"{counts['ok']} of {counts['rows']} images scored; report: {finished.store.path('report.html')}")
+    if failed > audit_config.max_failed:
+        print(
+            f"{failed:.1%} of the rows have no score, more than --max-failed {audit_config.max_failed:g}: the column "
+            f"status of scores says why",
+            file=sys.stderr,
+        )
+        return Exit.TOO_MANY_FAILED
+    return Exit.DONE
+
+
+@app.command()
+def report(output: Annotated[str, typer.Argument(help="Output of a finished audit.")]) -> int:
+    """Write report.html again from the tables of a finished audit."""
+    from volgrowth.audit.result import open_audit
+    from volgrowth.pipeline import write_report
+
+    finished = open_audit(output)
+    write_report(finished)
+    print(finished.store.path("report.html"))
+    return Exit.DONE
+
+
+@app.command()
+def demo(output: Annotated[Path, typer.Option(help="Folder for model, data, audit and report.")]) -> int:
+    """Train a small model on real digits, audit it, and show what it reproduces. Minutes on two cores."""
+    from volgrowth.demo import run_demo
+
+    run_demo(output)
+    return Exit.DONE
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(VERSION)
+        raise typer.Exit
+
+
+def _settings(
+    file: Path | None, named: dict[str, Any], preset: str | None, assignments: Sequence[str]
+) -> dict[str, Any]:
+    """Settings of a YAML file, overridden by options, overridden by assignments."""
+    merged = _read_yaml(file) if file else {}
+    merged.update({name: value for name, value in named.items() if value is not None})
+    if preset:
+        measure = merged.get("measure") or {}
+        same = isinstance(measure, dict) and measure.get("preset", "standard") == preset
+        merged["measure"] = {**(measure if same else {}), "preset": preset}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set {assignment!r}: expected NAME=VALUE, such as measure.num_probes=8")
+        target = merged
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise UsageError(f"--set {assignment!r}: {parent} is no group of settings")
+        target[leaf] = yaml.safe_load(text)
+    return merged
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--config {file} cannot be read ({reason}): expected a YAML file of settings") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {file} holds {type(content).__name__}: expected a YAML mapping of settings")
+    return content
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit code. A `VolgrowthError` is printed as one sentence."""
+    try:
+        return int(app(list(arguments), prog_name="volgrowth", standalone_mode=False) or Exit.DONE)
+    except VolgrowthError as error:
+        print(f"volgrowth: {error}", file=sys.stderr)
+    except ClickUsageError as error:
+        error.show()
+    except ClickException as error:
+        print(f"volgrowth: {error.format_message()}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    return Exit.NOT_STARTED

@@ -1,0 +1,140 @@
+"""Settings of an audit: frozen, typed, validated when built, so that a wrong audit fails in a second.
+
+A setting either changes scores, and is then part of `AuditConfig.digest`, or it only says how to run
+(`EXECUTION`), and may differ when an audit is resumed.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from volgrowth.errors import UsageError
+
+NoiseLevel = Annotated[float, Field(gt=0, le=1000)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+
+
+class Frozen(BaseModel):
+    """A settings object: immutable, no unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StandardMeasure(Frozen):
+    """Preset `standard`: collapsed directions at middle noise levels, and the denoising loss.
+
+    `growth` is the mean over `levels` of the trace rate; the level where the published shortcut measures
+    (`smallest_level`) is recorded beside it, since it is only as good as the network is there.
+    """
+
+    preset: Literal["standard"] = "standard"
+    levels: Annotated[tuple[NoiseLevel, ...], Field(min_length=1)] = (0.18,)
+    num_probes: Count = 4
+    smallest_level: NoiseLevel = 0.0105
+    smallest_num_probes: Count = 1
+    loss_level: NoiseLevel = 0.34
+    num_noises: Count = 4
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations an image: a trace costs one forward and one backward per probe."""
+        traces = len(self.levels) * (1 + self.num_probes) + 1 + self.smallest_num_probes
+        return traces + self.num_noises
+
+    @property
+    def rate_levels(self) -> tuple[float, ...]:
+        """The noise levels of the column `rates`, in its order."""
+        return (*self.levels, self.smallest_level)
+
+
+class PaperMeasure(Frozen):
+    """Preset `paper`: volume growth as published (arXiv 2503.19429), one axis and one step of 1000.
+
+    `growth` is the log volume in x-coordinates. Only true float32 or float64 networks are measured so:
+    differences lose their meaning in lower precision.
+    """
+
+    preset: Literal["paper"] = "paper"
+    num_tangents: Count = 1
+    num_steps: Count = 1
+    derivative: Literal["difference", "jvp"] = "difference"
+    radius: Annotated[float, Field(gt=0)] = 0.05
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The first `num_steps` + 1 of the published times 1e-3, 2e-3, ..., 1.001."""
+        return tuple((1 + k) / 1000 for k in range(self.num_steps + 1))
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations an image."""
+        return self.num_steps * (1 + self.num_tangents)
+
+    @property
+    def rate_levels(self) -> tuple[float, ...]:
+        """Times at which the steps of the column `rates` start."""
+        return self.times[:-1]
+
+
+Measure = Annotated[StandardMeasure | PaperMeasure, Field(discriminator="preset")]
+PRESETS = ("standard", "paper")
+
+EXECUTION = frozenset({"output", "workers", "gpus_per_worker", "ray_address", "max_failed"})
+
+
+class AuditConfig(Frozen):
+    """Everything an audit needs to know.
+
+    Raises:
+        UsageError: by `AuditConfig.build`, naming the setting, what was given and what was expected.
+    """
+
+    model: str
+    revision: str | None = None
+    subfolder: str | None = None
+    dtype: Literal["float32", "float64"] = "float32"
+    data: str
+    split: str | None = None
+    image_column: str | None = None
+    id_column: str | None = None
+    holdout: str | None = None
+    holdout_split: str | None = None
+    measure: Measure = StandardMeasure()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    shard_size: Count = 1024
+    batch_size: Count = 64
+    max_pixels: Annotated[int, Field(ge=1)] = 89_478_485
+
+    output: str
+    workers: Annotated[int, Field(ge=1)] | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    ray_address: str | None = None
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+    @field_validator("measure", mode="before")
+    @classmethod
+    def _default_preset(cls, value: Any) -> Any:
+        return {"preset": "standard", **value} if isinstance(value, dict) else value
+
+    @classmethod
+    def build(cls, **settings: Any) -> Self:
+        """The same as the constructor, with the first problem said in one sentence."""
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"] if part not in PRESETS) or "settings"
+            given = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+            raise UsageError(f"setting {where}: {problem['msg']}{given}") from None
+
+    @property
+    def frozen(self) -> dict[str, Any]:
+        """The settings that change scores, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(EXECUTION))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the settings that change scores."""
+        return "sha256:" + hashlib.sha256(json.dumps(self.frozen, sort_keys=True).encode()).hexdigest()

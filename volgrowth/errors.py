@@ -1,0 +1,25 @@
+"""Errors that a person reads: one sentence with what was given, what was expected, and the fix."""
+
+
+class VolgrowthError(Exception):
+    """Something the user can mend. The command line prints it without a traceback and exits with 2."""
+
+
+class UsageError(VolgrowthError):
+    """An option or a setting that makes no sense."""
+
+
+class DataError(VolgrowthError):
+    """A data set that cannot be opened, or that is not what was frozen in the manifest."""
+
+
+class ModelError(VolgrowthError):
+    """A model that cannot be loaded as a denoiser."""
+
+
+class OutputError(VolgrowthError):
+    """An OUT that cannot be written, or that holds another audit."""
+
+
+class EngineError(VolgrowthError):
+    """Workers that could not start or went on failing; what was published stays, and a rerun resumes."""

@@ -1,0 +1,151 @@
+"""From what a user names a model by to a Denoiser, with errors a user can act on."""
+
+import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from volgrowth.errors import ModelError
+from volgrowth.models.diffusers import inspect_folder
+from volgrowth.numerics import Denoiser
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DType = Literal["float32", "float64"]
+FACTORY = "factory:"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the manifest records of a model. `image_shape` is (channels, height, width)."""
+
+    name: str
+    kind: str
+    image_shape: tuple[int, ...]
+    hash: str
+    parameters: int | None
+
+
+def load_model(
+    name: str,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    dtype: DType = "float32",
+    device: str = "cpu",
+) -> Denoiser:
+    """Load a model as a Denoiser with frozen weights.
+
+    Args:
+        name: a diffusers folder, a hub id (`google/ddpm-cifar10-32`), or `factory:module:function` for a function
+            `function(device, dtype)` that returns a Denoiser; its module is looked for in the working directory too.
+        revision: of a hub id: branch, tag or commit.
+        subfolder: where in the folder or repository the model lies.
+        dtype: precision of weights and states.
+        device: where a torch.device is told to be.
+
+    Raises:
+        ModelError: in one sentence, what was given, what was expected, and the fix.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
+    if name.startswith(FACTORY):
+        return _from_factory(name, DTYPES[dtype], torch.device(device))
+    return inspect_folder(_folder(name, revision, subfolder)).load(DTYPES[dtype], torch.device(device))
+
+
+def inspect_model(name: str, revision: str | None = None, subfolder: str | None = None) -> ModelInfo:
+    """Everything the manifest records, and every check that does not need the weights in memory.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    if name.startswith(FACTORY):
+        denoiser = _from_factory(name, torch.float32, torch.device("cpu"))
+        assert denoiser.image_shape is not None
+        return ModelInfo(name, denoiser.kind, denoiser.image_shape, _factory_digest(name), None)
+    model = inspect_folder(_folder(name, revision, subfolder))
+    return ModelInfo(name, model.network["_class_name"], model.image_shape, model.digest, model.num_parameters)
+
+
+def _folder(name: str, revision: str | None, subfolder: str | None) -> Path:
+    """The local folder of a path, or of a hub id after its JSON and safetensors files are in the local cache."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ModelError(f"{name} is a file: expected the diffusers folder it belongs to")
+    if not path.is_dir():
+        path = _snapshot(name, revision)
+    folder = path / subfolder if subfolder else path
+    if not folder.is_dir():
+        raise ModelError(f"{name} has no subfolder {subfolder!r}: it holds {_names(path)}")
+    return folder
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    if not HUB_ID.fullmatch(name) or name.startswith("."):
+        raise ModelError(
+            f"model {name} does not exist: expected a diffusers folder, a hub id such as "
+            f"google/ddpm-cifar10-32, or factory:module:function"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # hub, network and cache each raise their own kinds
+        reason = type(error).__name__
+        at = f" at revision {revision}" if revision else ""
+        raise ModelError(
+            f"model {name} is no local folder, and the hub did not give it{at} ({reason}): check the "
+            f"name, the revision, your network and, for private models, `hf auth login`"
+        ) from None
+
+
+def _names(folder: Path) -> str:
+    return ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir())) or "no folders"
+
+
+def _factory(name: str) -> tuple[object, str]:
+    """The function behind factory:module:function, and its module's source."""
+    parts = name.removeprefix(FACTORY).split(":")
+    if len(parts) != 2 or not all(parts):
+        raise ModelError(f"model {name!r} is no factory: expected factory:module:function")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(parts[0])
+        return getattr(module, parts[1]), inspect.getsource(module)
+    except (ImportError, AttributeError, OSError) as error:
+        raise ModelError(
+            f"model {name!r} cannot be imported ({error}): expected a module on the Python path or in "
+            f"{os.getcwd()} with that function"
+        ) from None
+
+
+def _from_factory(name: str, dtype: torch.dtype, device: torch.device) -> Denoiser:
+    function, _ = _factory(name)
+    try:
+        denoiser = function(device=device, dtype=dtype)  # type: ignore[operator]
+    except Exception as error:
+        raise ModelError(
+            f"{name} failed with {type(error).__name__}: {error}; it is called as "
+            f"function(device=torch.device, dtype=torch.dtype)"
+        ) from error
+    if not isinstance(denoiser, Denoiser):
+        raise ModelError(f"{name} returned {type(denoiser).__name__}: expected a volgrowth.Denoiser")
+    shape = denoiser.image_shape
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
+        raise ModelError(f"{name} returned a denoiser with image_shape {shape}: expected (1 or 3, height, width)")
+    denoiser.device, denoiser.dtype = device, dtype
+    return denoiser
+
+
+def _factory_digest(name: str) -> str:
+    """A factory's weights are its own affair: its name and source stand for them."""
+    _, source = _factory(name)
+    return "sha256:" + hashlib.sha256(f"{name}\n{source}".encode()).hexdigest()

@@ -1,0 +1,121 @@
+r"""Full-dimensional growth by traces: how many directions have collapsed around an image.
+
+In y-coordinates the log volume of all D dimensions grows, per unit of log noise_level, at the rate
+
+    rate(y, level) = D - tr dE[x_0|y]/dy = level tr de/dy            collapsed directions per e-fold of noise
+
+since dy/dlog level = level e(y). Hutchinson's estimate of the trace uses probes u with independent signs,
+E[u . A u] = tr A, shared by all images of a call, so that images differ by their own geometry only. u . (de/dy) u comes
+from one backward pass to the input per probe. Along a grid of levels the trapezoid of the rate in log level is the log
+volume, and
+
+    log p(y at levels[0]) = log_volume + log p(endpoint at levels[-1])         (Liouville; Neural ODE, arXiv 1806.07366)
+
+with p taken as N(0, levels[-1]^2 I) at the far end. D - rate is FLIPD's trace term (arXiv 2406.03537).
+"""
+
+from dataclasses import dataclass
+from math import log, pi
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from volgrowth.numerics.denoisers import Denoiser, Images
+from volgrowth.numerics.growth import check_images
+from volgrowth.numerics.schedules import VESchedule
+from volgrowth.numerics.solvers import Multistep, nodes
+
+
+@dataclass(frozen=True)
+class TraceGrowth:
+    """Growth of full-dimensional volume along the flow, y-coordinates.
+
+    Attributes:
+        rate: (B, levels) D - tr dE[x_0|y]/dy, mean over probes.
+        probe_rates: (B, levels, probes) what each probe said.
+        log_volume: (B,) nats, trapezoid of the rate in log noise level; 0 for a single level.
+        log_likelihood: (B,) log density at `noise_levels[0]`, nats.
+        endpoint: (B, *image) the images at the last level.
+        above_ceiling: (B,) a probe measured more than D: negative posterior variance, which is network error.
+        nfe: network evaluations per image: one forward and one backward per probe at each level.
+    """
+
+    rate: Float[Tensor, "batch levels"]
+    probe_rates: Float[Tensor, "batch levels probes"]
+    log_volume: Float[Tensor, "batch"]
+    log_likelihood: Float[Tensor, "batch"]
+    endpoint: Images
+    above_ceiling: Bool[Tensor, "batch"]
+    nfe: int
+
+
+# of D, for rounding: a point mass has rate D exactly
+CEILING_TOLERANCE = 1e-3
+
+
+def trace_growth(
+    denoiser: Denoiser,
+    images: Images,
+    noise_levels: Float[Tensor, "levels"],
+    num_probes: int = 1,
+    generator: torch.Generator | None = None,
+) -> TraceGrowth:
+    """Rate of full-dimensional growth at each noise level along the flow that starts at the images.
+
+    Args:
+        images: (B, *image) in [-1, 1], float32 or float64, taken as y at `noise_levels[0]`.
+        noise_levels: (levels,) rising from above 0; one level measures the rate at the images themselves.
+        num_probes: probes per level, drawn afresh for each level.
+        generator: for the probes; on the CPU, so that every device draws the same.
+
+    Raises:
+        ValueError: shapes that do not fit, levels that do not rise, no probes.
+    """
+    check_images(denoiser, images)
+    if num_probes < 1:
+        raise ValueError(f"num_probes is {num_probes}: expected at least 1")
+    grid = nodes(VESchedule(), noise_levels)
+    y, solver, memory, rates = images, Multistep(), None, []
+    for t, s in zip(grid, [*grid[1:], None], strict=True):
+        noise, rate = _noise_and_rate(denoiser, y, t.noise_level, num_probes, generator)
+        rates.append(rate)
+        if s is not None:
+            stack, memory = solver.step(lambda *_, noise=noise: noise[:, None], y[:, None], t, s, memory)
+            y = stack[:, 0]
+    probe_rates = torch.stack(rates, 1)
+    rate = probe_rates.mean(2)
+    log_levels = torch.tensor([node.noise_level for node in grid], dtype=torch.float64).log()
+    log_volume = torch.trapezoid(rate, log_levels.to(rate), dim=1)
+    dimension = images.shape[1:].numel()
+    return TraceGrowth(
+        rate=rate,
+        probe_rates=probe_rates,
+        log_volume=log_volume,
+        log_likelihood=log_volume + _log_normal(y, grid[-1].noise_level),
+        endpoint=y,
+        above_ceiling=(probe_rates > dimension * (1 + CEILING_TOLERANCE)).flatten(1).any(1),
+        nfe=len(grid) * (1 + num_probes),
+    )
+
+
+def _noise_and_rate(
+    denoiser: Denoiser, y: Images, noise_level: float, num_probes: int, generator: torch.Generator | None
+) -> tuple[Images, Float[Tensor, "batch probes"]]:
+    """The expected noise at y, and level * u . (de/dy) u for fresh Rademacher probes u."""
+    probes = torch.randint(0, 2, (num_probes, *y.shape[1:]), generator=generator).to(y) * 2 - 1
+    with torch.enable_grad():
+        point = y.detach().requires_grad_()
+        noise = denoiser.noise(point, torch.tensor(noise_level, dtype=torch.float64))
+        rates = []
+        for probe in probes:
+            # images of a batch do not mix, so one backward pass serves them all
+            (product,) = torch.autograd.grad(noise, point, probe.expand_as(noise), retain_graph=True)
+            rates.append(noise_level * (product * probe).flatten(1).sum(1))
+    return noise.detach(), torch.stack(rates, 1)
+
+
+def _log_normal(y: Images, scale: float) -> Float[Tensor, "batch"]:
+    """log N(y; 0, scale^2 I)."""
+    flat = y.flatten(1)
+    return -((flat / scale) ** 2).sum(1) / 2 - flat.shape[1] * (log(scale) + log(2 * pi) / 2)

@@ -1,0 +1,82 @@
+"""The tables of an audit: their columns, their types and what each means.
+
+Columns may be added, never renamed; a reader finds `SCHEMA_VERSION` in the footer of every file. Scores are
+null in rows whose status is not `ok`.
+"""
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+class Status(StrEnum):
+    """What became of a row. Every row of the data set has exactly one."""
+
+    OK = "ok"
+    UNDECODABLE = "undecodable"
+    """the bytes are missing or no image"""
+    WRONG_SHAPE = "wrong_shape"
+    """an image, but not one that the model could have been trained on"""
+    TOO_LARGE = "too_large"
+    """more pixels than a decoder should be asked for: a decompression bomb"""
+    NON_FINITE = "non_finite"
+    """the measurement gave NaN or infinity"""
+    CRASHED = "crashed"
+    """scoring the row ended its process"""
+
+
+class Mark(StrEnum):
+    """Why a score should not be taken at face value. A row may carry several."""
+
+    ABOVE_CEILING = "above_ceiling"
+    """growth that no exact denoiser can have (see `volgrowth.numerics.growth`): network error"""
+    SIGN_FLIP = "sign_flip"
+    """a step reversed a tangent: it is too long for the curvature there"""
+
+
+def _field(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, type_, metadata={"meaning": meaning})
+
+
+SCORES = pa.schema(
+    [
+        _field("row", pa.int64(), "position in the frozen order, unique"),
+        _field("image_id", pa.string(), "the user's column, else sha256: of the encoded bytes"),
+        _field("source", pa.string(), "where the image came from: file, and row in it"),
+        _field("status", pa.string(), "ok, or what went wrong"),
+        _field("error", pa.string(), "the reason when status is not ok"),
+        _field("growth", pa.float64(), "the preset's headline, raw"),
+        _field("rates", pa.list_(pa.float32()), "growth per noise level, in the order of the manifest"),
+        _field("loss", pa.float64(), "denoising loss: mean squared error of the predicted noise"),
+        _field("log_likelihood", pa.float64(), "log density at the smallest level, nats (preset volume)"),
+        _field("marks", pa.list_(pa.string()), "why the score should not be taken at face value"),
+        _field("png_bytes", pa.int32(), "size of the model's view of the image as PNG"),
+        _field("variance", pa.float32(), "of the pixels in [-1, 1]"),
+        _field("total_variation", pa.float32(), "mean absolute difference of neighbouring pixels"),
+        _field("mean", pa.float32(), "of the pixels in [-1, 1]"),
+        _field("edge_density", pa.float32(), "share of neighbouring pixels that differ by more than 0.2"),
+        _field("phash", pa.uint64(), "perceptual hash, for near duplicates"),
+        _field("content_hash", pa.uint64(), "hash of the pixels the model sees, for exact duplicates"),
+        _field("nfe", pa.int32(), "network evaluations spent on the row"),
+        _field("batch", pa.int32(), "micro-batch size the row was scored with"),
+    ]
+)
+
+FINDINGS = pa.schema(
+    [
+        _field("row", pa.int64(), "position in the frozen order, unique"),
+        _field("image_id", pa.string(), "as in scores"),
+        _field("growth", pa.float64(), "as in scores"),
+        _field("expected_growth", pa.float64(), "what an image of this complexity shows anyway"),
+        _field("excess_growth", pa.float64(), "growth - expected_growth"),
+        _field("p_value", pa.float64(), "conformal, against held-out images"),
+        _field("q_value", pa.float64(), "Benjamini-Hochberg adjusted p_value"),
+        _field("memorized", pa.bool_(), "flagged by curvature"),
+        _field("precursor", pa.bool_(), "flagged by denoising loss"),
+        _field("cluster", pa.int64(), "smallest row of the group of duplicates"),
+        _field("copies", pa.int32(), "rows in that group"),
+        _field("verified_hits", pa.int32(), "samples that reproduced the image; null until verified"),
+    ]
+)

@@ -1,0 +1,103 @@
+"""Values as a reader sees them: what is missing is a dash, what is hostile is text."""
+
+import math
+import unicodedata
+from datetime import UTC, datetime
+from typing import Any
+
+from markupsafe import Markup, escape
+
+MISSING = "–"
+LONGEST = 400
+
+# Joiners are format characters too, but part of how Persian or a family emoji is spelled.
+_JOINERS = frozenset("\u200c\u200d")
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+def missing(value: Any) -> bool:
+    """Whether there is no value to show."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def finalize(value: Any) -> Any:
+    """What Jinja calls on everything it prints: no template can show a None or a NaN by oversight."""
+    return MISSING if missing(value) else value
+
+
+def number(value: float | None) -> str:
+    """A count."""
+    return MISSING if value is None or missing(value) else f"{round(value):,}"
+
+
+def score(value: float | None) -> str:
+    """A measured quantity, to three or four figures."""
+    if value is None or missing(value):
+        return MISSING
+    size = abs(value)
+    if size and not 5e-4 <= size < 1e7:
+        return f"{value:.1e}".replace("-", "−")
+    decimals = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 3
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """A difference: as `score`, with its sign."""
+    return f"+{score(value)}" if value is not None and not missing(value) and value > 0 else score(value)
+
+
+def percent(value: float | None) -> str:
+    """A share in [0, 1]; what is not quite all is never rounded to 100%."""
+    if value is None or missing(value):
+        return MISSING
+    if 0.995 <= value < 1 or 0 < value < 0.005:
+        return f"{min(100 * value, 99.9):.1f}%" if value >= 0.0005 else "<0.1%"
+    return f"{100 * value:.0f}%"
+
+
+def moment(value: str | None) -> str:
+    """An ISO time as a person writes it; anything else stays as it is."""
+    try:
+        when = datetime.fromisoformat(value or "")
+    except ValueError:
+        return value or MISSING
+    when = when.astimezone(UTC) if when.tzinfo else when
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit a person would choose."""
+    if seconds is None or missing(seconds):
+        return MISSING
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def visible(value: Any, longest: int = LONGEST) -> str:
+    """A string of unknown origin with nothing hidden in it.
+
+    Controls and direction overrides can make a file name read as another one; they are spelled out.
+    """
+    if missing(value):
+        return MISSING
+    text = str(value)
+    if len(text) > longest:
+        text = text[: longest // 2] + " … " + text[-longest // 2 :]
+    return "".join(_spelled(character) for character in text)
+
+
+def untrusted(value: Any, longest: int = LONGEST) -> Markup:
+    """The same as an element of its own, so that right-to-left text cannot rearrange what is around it."""
+    return Markup("<bdi>") + escape(visible(value, longest)) + Markup("</bdi>")
+
+
+def _spelled(character: str) -> str:
+    hidden = unicodedata.category(character) in _HIDDEN_CATEGORIES and character not in _JOINERS
+    return f"[U+{ord(character):04X}]" if hidden else character
+
+
+def plural(count: float | None, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number(count)} {noun}" if count == 1 else f"{number(count)} {noun}s"

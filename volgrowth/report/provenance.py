@@ -1,0 +1,78 @@
+"""Where the numbers come from: the model, the data, the settings and the run."""
+
+from typing import Any
+
+from volgrowth.report.formats import duration, moment, number, percent, plural, score
+from volgrowth.report.words import Summary
+
+Pairs = list[tuple[str, Any]]
+
+
+def provenance(summary: Summary) -> list[tuple[str, Pairs]]:
+    """Groups of names and values; values are shown as strings of unknown origin."""
+    measure = summary["measure"]
+    groups = [("Model", _model(summary["model"])), ("Data", _data(summary["data"]))]
+    if summary["holdout"]:
+        groups.append(("Held out", _data(summary["holdout"])))
+    settings = [("Preset", measure["preset"]), ("Evaluations an image", measure["evaluations"])]
+    settings += [
+        (_words(key), _listed(v)) for key, v in measure.items() if key not in ("preset", "evaluations")
+    ]
+    groups.append(("Measurement", settings))
+    groups.append(("Calibration", _calibration(summary["calibration"])))
+    groups.append(("Run", _run(summary)))
+    groups.append(("Versions", list({"volgrowth": summary["volgrowth"], **summary["versions"]}.items())))
+    return groups
+
+
+def _model(model: Summary) -> Pairs:
+    return [
+        ("Name", model["name"]),
+        ("Kind", model["kind"]),
+        ("Image shape", " × ".join(map(str, model["image_shape"]))),
+        ("Parameters", number(model["parameters"])),
+        ("Dtype", model["dtype"]),
+        ("Hash", model["hash"]),
+    ]
+
+
+def _data(data: Summary) -> Pairs:
+    return [
+        ("Name", data["name"]),
+        ("Split", data["split"]),
+        ("Rows", number(data["rows"])),
+        ("Fingerprint", data["fingerprint"]),
+    ]
+
+
+def _calibration(calibration: Summary | None) -> Pairs:
+    if not calibration:
+        return [("Method", "none: too few scored images")]
+    return [
+        ("Method", calibration["method"]),
+        ("Features", _listed(calibration["features"])),
+        ("Fitted on", plural(calibration["rows"], "row")),
+        ("Explained variance", percent(calibration["r2"])),
+        ("Residual spread", score(calibration["residual_spread"])),
+        ("Outside its range", plural(calibration["outside_range"], "row")),
+    ]
+
+
+def _run(summary: Summary) -> Pairs:
+    run = summary["run"]
+    return [
+        ("Started from", summary["config_digest"]),
+        ("Finished", moment(summary["created"])),
+        ("Took", duration(run["seconds"])),
+        ("Images a second", score(run["images_per_second"])),
+        ("Workers", f"{number(run['workers'])} × {run['device']}"),
+        ("Network evaluations", number(run["evaluations"])),
+    ]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _listed(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value

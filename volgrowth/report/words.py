@@ -1,0 +1,159 @@
+"""What the page says in sentences: the verdict, the headline numbers, why an image is shown."""
+
+from typing import Any, NamedTuple
+
+from volgrowth.records import Mark, Status
+from volgrowth.report.formats import number, percent, plural, score, signed
+
+Summary = dict[str, Any]
+
+STATUS_MEANING = {
+    Status.OK: "Scored.",
+    Status.UNDECODABLE: "The bytes are missing, truncated or no image.",
+    Status.WRONG_SHAPE: "An image, but not one this model could have been trained on.",
+    Status.TOO_LARGE: "More pixels than a decoder should be asked for (a decompression bomb).",
+    Status.NON_FINITE: "The measurement gave NaN or infinity.",
+    Status.CRASHED: "Scoring the image ended its process.",
+}
+
+MARK_MEANING = {
+    Mark.ABOVE_CEILING: "Growth beyond what any exact denoiser can have: part of the score is network error.",
+    Mark.SIGN_FLIP: "A step reversed a direction: it is too long for the curvature there.",
+}
+
+
+class Headline(NamedTuple):
+    """A headline number."""
+
+    label: str
+    value: str
+    note: str
+
+
+def has_error_rate(summary: Summary) -> bool:
+    """Whether held-out images gave p-values, so that flags carry a promise."""
+    return summary["detection"] is not None
+
+
+def title(summary: Summary) -> str:
+    """The verdict in one line."""
+    counts, truth = summary["counts"], summary.get("truth")
+    if not counts["rows"]:
+        return "The data set holds no images"
+    if not counts["ok"]:
+        return f"None of {plural(counts['rows'], 'image')} could be scored"
+    if has_error_rate(summary):
+        flagged = summary["detection"]["memorized"] or 0
+        verb = "is" if flagged == 1 else "are"
+        return f"{plural(flagged, 'image') if flagged else 'No images'} {verb} flagged as memorized"
+    if truth:
+        return f"The model reproduces {plural(truth['reproduced_images'], 'training image')}"
+    return f"{plural(counts['ok'], 'image')} ranked, none judged"
+
+
+def verdict(summary: Summary, distinct: int | None) -> list[str]:
+    """The verdict in sentences; `distinct` is how many different pictures the flagged rows show."""
+    counts = summary["counts"]
+    sentences = [_audited(counts)]
+    if not counts["ok"]:
+        return sentences
+    if has_error_rate(summary):
+        sentences += _flagged(summary["detection"], distinct)
+    else:
+        sentences.append(
+            "This page ranks images and promises no error rate: without held-out images there is nothing to "
+            "tell how high an innocent image can score."
+        )
+    if summary.get("truth"):
+        sentences += _measured(summary["truth"])
+    return sentences
+
+
+def _audited(counts: Summary) -> str:
+    rows, scored = counts["rows"] or 0, counts["ok"] or 0
+    if not rows:
+        return "There was nothing to audit."
+    if scored == rows:
+        return f"{plural(rows, 'image')} audited, every one scored."
+    return (
+        f"{plural(rows, 'image')} audited, {number(scored)} scored; "
+        f"{number(rows - scored)} could not be scored and are listed below."
+    )
+
+
+def _flagged(detection: Summary, distinct: int | None) -> list[str]:
+    flagged, rate = detection["memorized"] or 0, percent(detection["fdr"])
+    if not flagged:
+        said = [
+            f"At a false discovery rate of {rate} no image stands out from the held-out ones. "
+            "That is no proof that none is memorized."
+        ]
+    else:
+        pictures = f", {plural(distinct, 'distinct picture')}" if distinct and distinct < flagged else ""
+        said = [
+            f"{plural(flagged, 'image')}{pictures} flagged at a false discovery rate of {rate}: "
+            f"expect about {score(detection['expected_false'])} of the flags to be false."
+        ]
+    if detection["precursors"]:
+        said.append(
+            f"{plural(detection['precursors'], 'image')} flagged as precursor: the denoising loss is lower "
+            "than complexity explains, which plain membership in the training set can also cause."
+        )
+    return said
+
+
+def _measured(truth: Summary) -> list[str]:
+    raw, calibrated = truth["raw"] or {}, truth["calibrated"] or {}
+    return [
+        f"Checked against {plural(truth['samples'], 'sample')} drawn from the model: it really reproduces "
+        f"{number(truth['reproduced_images'])} of these images. Excess growth finds "
+        f"{percent(calibrated.get('tpr_at_1_fpr'))} of them at 1% false alarms "
+        f"(AUROC {score(calibrated.get('auroc'))}); raw growth finds {percent(raw.get('tpr_at_1_fpr'))} "
+        f"(AUROC {score(raw.get('auroc'))})."
+    ]
+
+
+def headline_numbers(summary: Summary) -> list[Headline]:
+    """The numbers a reader looks for first."""
+    counts, detection, calibration = summary["counts"], summary["detection"], summary["calibration"]
+    rows, scored = counts["rows"] or 0, counts["ok"] or 0
+    figures = [
+        Headline("audited", number(rows), "rows of the data set"),
+        Headline(
+            "scored", number(scored), f"{number(rows - scored)} could not be" if rows > scored else "all"
+        ),
+    ]
+    if detection:
+        note = f"at a false discovery rate of {percent(detection['fdr'])}"
+        figures.append(Headline("memorized", number(detection["memorized"]), note))
+        figures.append(Headline("precursors", number(detection["precursors"]), "low denoising loss"))
+    if summary.get("truth"):
+        truth = summary["truth"]
+        note = f"in {plural(truth['samples'], 'sample')}"
+        figures.append(Headline("really reproduced", number(truth["reproduced_images"]), note))
+    duplicates = summary["duplicates"]
+    note = f"in {plural(duplicates['clusters'], 'group')}, largest {number(duplicates['largest'])}"
+    figures.append(Headline("duplicates", number(duplicates["rows_in_clusters"]), note))
+    if calibration:
+        note = "of raw growth: what calibration takes out"
+        figures.append(Headline("complexity explains", percent(calibration["r2"]), note))
+    return figures
+
+
+def reason(card: dict[str, Any], fdr: float | None) -> str:
+    """Why an image is where it is in the ranking, in one line."""
+    excess = card["excess"]
+    if excess is None:
+        return f"No calibrated score: {STATUS_MEANING.get(card['status'], 'not measured.').lower()}"
+    place = f"higher than {percent(card['share_below'])} of all scored images"
+    if excess <= 0:
+        said = "Growth is no higher than its complexity explains"
+    elif card["memorized"]:
+        said = f"Excess {signed(excess)}, {place}; flagged at a false discovery rate of {percent(fdr)}"
+    elif card["p"] is not None:
+        said = f"Excess {signed(excess)}, {place}; not enough to be flagged"
+    else:
+        said = f"Excess {signed(excess)}, {place}"
+    if card["copies"] > 1:
+        said += f"; {number(card['copies'])} identical copies in the set"
+    return said + "."

@@ -1,0 +1,23 @@
+"""A data set becomes rows with frozen identities, and a row becomes the pixels that the model sees.
+
+`open_source` looks at what it is given (parquet files, a `save_to_disk` folder, a folder of images, an id on
+the Hugging Face hub) and returns a `Source`; `decode` and `features` turn the bytes of one row into pixels
+and into the measures of complexity that calibration needs.
+"""
+
+from volgrowth.sources.base import Row, Source, SourceFile, content_id
+from volgrowth.sources.decode import BadImage, decode, to_unit
+from volgrowth.sources.features import features
+from volgrowth.sources.opening import open_source
+
+__all__ = [
+    "BadImage",
+    "Row",
+    "Source",
+    "SourceFile",
+    "content_id",
+    "decode",
+    "features",
+    "open_source",
+    "to_unit",
+]

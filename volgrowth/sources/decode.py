@@ -1,0 +1,179 @@
+"""One encoded image becomes the pixels that the model sees.
+
+The rules, the same for every source:
+
+- Formats: those of `FORMATS`, recognised by content. EPS is not among them because Pillow runs Ghostscript on
+  it.
+- Size limit: width * height is compared with `max_pixels` from the header, before any pixel is decoded.
+- Orientation: as EXIF says; EXIF that cannot be read is taken as upright.
+- Animations: the first frame.
+- Mode: Pillow's `convert("L")` or `convert("RGB")`, as the training scripts of diffusers do, so alpha and
+  transparency are dropped and not blended. 16-bit grey is scaled to 8 bits (Pillow would clip it).
+  Floating-point and 32-bit images have no known range: wrong shape.
+- Size: an image of the model's size is left alone; another is cropped at its centre to the model's aspect and
+  resized bilinearly, in one step. One that would lose more than three quarters to the crop is of the wrong
+  shape.
+- Anything that cannot be decoded whole, truncated files included, is undecodable.
+
+Safe in threads: nothing global is set, in Pillow or in `warnings`. Pillow's own warning and error about
+decompression bombs come from `Image.open`, which is why formats are opened here one by one.
+"""
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
+
+from volgrowth.records import Status
+
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf"),
+    "AVIF": (".avif",),
+}
+"""Pillow's name of each format that is read, and the extensions of its files."""
+EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
+
+MAX_CROP = 4
+"""How far an image's aspect may be off the model's: a factor of 4 leaves a quarter of the image."""
+
+_ORIENTATION = 0x0112
+_MODES = {1: "L", 3: "RGB"}
+
+
+class BadImage(Exception):  # noqa: N818 - the outcome of a row more than an error
+    """An image that cannot be used, with the `status` of its row and a short reason."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.message}"
+
+
+def decode(data: bytes | None, image_shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
+    """Pixels (C, H, W) uint8 of an encoded image, by the rules of this module.
+
+    Args:
+        data: the encoded image; None or empty is undecodable
+        image_shape: (C, H, W) of the model, C 1 or 3
+        max_pixels: largest width * height that is decoded
+
+    Raises:
+        BadImage: whatever is wrong with `data`.
+        ValueError: `image_shape` is not a shape of images.
+    """
+    if len(image_shape) != 3 or image_shape[0] not in _MODES or min(image_shape) < 1:
+        raise ValueError(f"image_shape {image_shape}: expected (C, H, W) with C 1 or 3")
+    if not data:
+        raise BadImage(Status.UNDECODABLE, "no bytes")
+    try:
+        return _decode(data, image_shape, max_pixels)
+    except BadImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Raised inside some formats, where a frame or a tile is larger than the header said.
+        raise BadImage(Status.TOO_LARGE, _short(error)) from None
+    except Exception as error:
+        # Pillow's formats raise whatever their parsers stumble over.
+        raise BadImage(Status.UNDECODABLE, _short(error)) from None
+
+
+def to_unit(pixels: np.ndarray) -> np.ndarray:
+    """Pixels uint8 as float32 in [-1, 1]: x / 127.5 - 1."""
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def _decode(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
+    channels, height, width = image_shape
+    with _open(data) as opened:
+        _check_size(opened.size, max_pixels)
+        opened.load()
+        image = _in_mode(_upright(opened), _MODES[channels], opened.format)
+    if image.size != (width, height):
+        _check_aspect(image.size, (width, height))
+        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+
+
+def _open(data: bytes) -> ImageFile:
+    """The image with its header read and its pixels not."""
+    Image.init()
+    stream = io.BytesIO(data)
+    reason = "not an image of a known format"
+    for name in FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        accepted = accept(data[:16]) if accept else False
+        if isinstance(accepted, str):
+            reason = accepted  # recognised, but this Pillow was built without the codec
+        if factory is None or not accepted or isinstance(accepted, str):
+            continue
+        stream.seek(0)
+        try:
+            return factory(stream, "")
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:
+            reason = f"broken {name} header: {_short(error)}"
+    raise BadImage(Status.UNDECODABLE, reason)
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise BadImage(Status.UNDECODABLE, f"the header says {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise BadImage(Status.TOO_LARGE, f"{width} x {height} pixels, more than the limit of {max_pixels}")
+
+
+def _check_aspect(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    a, b = size[0] * wanted[1], size[1] * wanted[0]
+    if max(a, b) > MAX_CROP * min(a, b):
+        raise BadImage(
+            Status.WRONG_SHAPE,
+            f"{size[0]} x {size[1]} pixels, and the model's {wanted[0]} x {wanted[1]} would keep less "
+            "than a quarter",
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        if image.getexif().get(_ORIENTATION, 1) == 1:
+            return image
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # EXIF is free-form, and broken EXIF says nothing about the pixels.
+        return image
+
+
+def _in_mode(image: Image.Image, mode: str, format_: str | None) -> Image.Image:
+    if image.mode == mode:
+        return image
+    # Pillow opens 16-bit PNG and PGM as mode I in some versions; from other formats I is 32 bits of unknown
+    # range.
+    if image.mode.startswith("I;16") or (image.mode == "I" and format_ in ("PNG", "PPM")):
+        image = _from_16_bits(image)
+    elif image.mode in ("F", "I"):
+        raise BadImage(Status.WRONG_SHAPE, f"pixels of mode {image.mode}, whose range is not known")
+    # Dropped by the conversion in any case, but not without a warning for palettes.
+    image.info.pop("transparency", None)
+    return image.convert(mode)
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text}"[:200]

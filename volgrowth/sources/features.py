@@ -1,0 +1,82 @@
+"""What an image looks like apart from any model: complexity for calibration, hashes for duplicates.
+
+All of it is computed from the pixels that the model sees, so images that differ only in their encoding agree.
+Integers are kept as long as possible: sums of uint8 are exact, and do not depend on the order of addition.
+"""
+
+import hashlib
+import io
+
+import imagehash
+import numpy as np
+from PIL import Image
+
+PNG_COMPRESS_LEVEL = 6
+"""Pillow's own default, fixed here because sizes are compared within a data set."""
+
+EDGE = 0.2
+"""Difference of neighbouring values in [-1, 1] that counts as an edge: 25.5 of 255."""
+
+
+def features(pixels: np.ndarray) -> dict[str, float | int]:
+    """Complexity and hashes of one image, under the names of `volgrowth.records.SCORES`.
+
+    With x = pixels / 127.5 - 1 and d the differences of x between vertical and horizontal neighbours, over
+    all channels:
+
+    - `mean` = mean(x), `variance` = mean((x - mean)^2)
+    - `total_variation` = mean |d|, `edge_density` = share of |d| > 0.2; both 0 when there are no neighbours
+    - `png_bytes` = size of the image as PNG, compress level `PNG_COMPRESS_LEVEL`
+    - `phash` = `imagehash.phash`, 64 bits, the first bit the highest
+    - `content_hash` = first 8 bytes, big-endian, of blake2b over the shape as three little-endian int64 and
+      the pixels
+
+    Args:
+        pixels: (C, H, W) uint8, C 1 or 3
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or pixels.dtype != np.uint8:
+        raise ValueError(f"pixels {pixels.shape} {pixels.dtype}: expected (1 or 3, H, W) uint8")
+    image = _image(pixels)
+    return {"png_bytes": _png_bytes(image), **_statistics(pixels), "phash": _phash(image), **_content(pixels)}
+
+
+def _statistics(pixels: np.ndarray) -> dict[str, float]:
+    values = pixels.astype(np.int32)
+    total, squares = int(values.sum()), int(np.vdot(values.astype(np.int64), values))
+    size = pixels.size
+    down = np.abs(values[:, 1:] - values[:, :-1]).ravel()
+    right = np.abs(values[:, :, 1:] - values[:, :, :-1]).ravel()
+    steps = np.concatenate([down, right])
+    neighbours = max(steps.size, 1)
+    return {
+        # In integers, size^2 * variance: no cancellation, so a flat image has exactly 0.
+        "variance": (size * squares - total * total) / size**2 / 127.5**2,
+        "total_variation": int(steps.sum()) / neighbours / 127.5,
+        "mean": total / size / 127.5 - 1,
+        "edge_density": int(np.count_nonzero(steps > EDGE * 127.5)) / neighbours,
+    }
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    if pixels.shape[0] == 1:
+        return Image.fromarray(pixels[0])
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _png_bytes(image: Image.Image) -> int:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", compress_level=PNG_COMPRESS_LEVEL)
+    return stream.tell()
+
+
+def _phash(image: Image.Image) -> int:
+    return int.from_bytes(np.packbits(imagehash.phash(image).hash).tobytes(), "big")
+
+
+def _content(pixels: np.ndarray) -> dict[str, int]:
+    digest = hashlib.blake2b(np.array(pixels.shape, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(pixels).tobytes())
+    return {"content_hash": int.from_bytes(digest.digest()[:8], "big")}
