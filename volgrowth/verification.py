@@ -1,9 +1,15 @@
-"""Proof by sampling: which training images a model really reproduces.
+r"""Proof by sampling: which training images a model really reproduces.
 
-A sample hits the training image nearest to it when it is much nearer to that one than to the others around it:
-distance to the nearest over the mean distance to the `NEIGHBOURS` nearest, among distinct images, below
-`RATIO` (the rule of FINDINGS section 2, after Carlini et al., arXiv 2301.13188). Two hits make an image reproduced.
+A sample hits the image nearest to it when it is much nearer to that one than to the others around it: distance to the
+nearest over the mean distance to the `NEIGHBOURS` nearest below `RATIO` (the rule of FINDINGS section 2, after Carlini
+et al., arXiv 2301.13188), among the distinct images of the training set and of a held-out set together. Held-out images
+cannot be memorized, so their hits are what the rule finds by chance, most of all between plain images, which lie
+close to one another. An image is reproduced with at least h hits, h >= 2 the smallest number at which
+
+    (held-out images with h hits) * (training images / held-out images) <= FALSE_SHARE * (training images with h hits)
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,11 +21,8 @@ from volgrowth.numerics.sampling import ddim_sample
 
 RATIO = 0.4
 NEIGHBOURS = 50
-HITS = 2
-RULE = (
-    f"a sample hits an image when it is nearer to it than {RATIO:g} times the mean distance to its {NEIGHBOURS} nearest; "
-    f"{HITS} hits make an image reproduced"
-)
+MIN_HITS = 2
+FALSE_SHARE = 0.05
 
 
 def draw_samples(denoiser: Denoiser, count: int, seed: int, steps: int = 50, batch: int = 128) -> Tensor:
@@ -36,10 +39,48 @@ def draw_samples(denoiser: Denoiser, count: int, seed: int, steps: int = 50, bat
     return torch.cat(drawn)
 
 
-def count_hits(samples: Tensor, images: Tensor) -> np.ndarray:
-    """(N,) how many of the samples (S, C, H, W) hit each of the distinct images (N, C, H, W)."""
-    neighbours = min(NEIGHBOURS, len(images))
+@dataclass(frozen=True)
+class Reproduced:
+    """What samples hit.
+
+    Attributes:
+        hits: (N,) of each training image.
+        holdout_hits: (M,) of each held-out image.
+        min_hits: from how many hits on an image counts as reproduced.
+    """
+
+    hits: np.ndarray
+    holdout_hits: np.ndarray
+    min_hits: int
+
+    @property
+    def images(self) -> np.ndarray:
+        """(N,) whether each training image is reproduced."""
+        return self.hits >= self.min_hits
+
+    @property
+    def rule(self) -> str:
+        """The rule in words."""
+        return (
+            f"a sample hits an image when it is nearer to it than {RATIO:g} times the mean distance to its {NEIGHBOURS} "
+            f"nearest; {self.min_hits} hits make an image reproduced, since so many held-out images have: "
+            f"{int((self.holdout_hits >= self.min_hits).sum())}"
+        )
+
+
+def find_reproduced(samples: Tensor, images: Tensor, holdout: Tensor) -> Reproduced:
+    """Apply the rule to samples (S, C, H, W) with the distinct training (N, ...) and held-out (M, ...) images."""
+    hits = _count_hits(samples, torch.cat([images, holdout]))
+    train, held = hits[: len(images)], hits[len(images) :]
+    min_hits = MIN_HITS
+    while (held >= min_hits).sum() * len(train) > FALSE_SHARE * (train >= min_hits).sum() * max(len(held), 1):
+        min_hits += 1
+    return Reproduced(train, held, min_hits)
+
+
+def _count_hits(samples: Tensor, images: Tensor) -> np.ndarray:
+    """(N,) how many of the samples hit each of the distinct images (N, C, H, W)."""
     distances = torch.cdist(samples.flatten(1).double(), images.flatten(1).double())
-    nearest, index = distances.topk(neighbours, dim=1, largest=False)
+    nearest, index = distances.topk(min(NEIGHBOURS, len(images)), dim=1, largest=False)
     hit = nearest[:, 0] < RATIO * nearest.mean(1)
     return torch.bincount(index[hit, 0], minlength=len(images)).numpy()

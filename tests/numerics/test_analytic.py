@@ -18,9 +18,7 @@ def exact_denoisers() -> list[Exact]:
     """On images of shape (2, 3); the linear ones with fewer and with more images than dimensions."""
     return [
         GaussianDenoiser(randn(2, 3), randn(2, 3, seed=1) ** 2),
-        EmpiricalDenoiser(
-            randn(5, 2, 3), weights=torch.tensor([1.0, 2.0, 0.5, 1.0, 0.0], dtype=torch.float64)
-        ),
+        EmpiricalDenoiser(randn(5, 2, 3), weights=torch.tensor([1.0, 2.0, 0.5, 1.0, 0.0], dtype=torch.float64)),
         LinearDenoiser(randn(4, 2, 3)),
         LinearDenoiser(randn(20, 2, 3)),
     ]
@@ -70,9 +68,7 @@ def test_linear_denoiser_is_the_dense_formula(level: float, count: int) -> None:
     covariance = (data - mean).T @ (data - mean) / count
     total = covariance + level**2 * torch.eye(6, dtype=torch.float64)
     denoiser = LinearDenoiser(data)
-    assert_close(
-        denoiser(y, noise_level), mean + (y - mean) @ (covariance @ total.inverse()).T, rtol=1e-9, atol=1e-9
-    )
+    assert_close(denoiser(y, noise_level), mean + (y - mean) @ (covariance @ total.inverse()).T, rtol=1e-9, atol=1e-9)
     expected = MultivariateNormal(mean, total).log_prob(y)
     assert_close(denoiser.log_prob(y, noise_level), expected, rtol=1e-9, atol=1e-9)
 
@@ -106,8 +102,7 @@ def test_float32_keeps_its_digits(denoiser: Exact) -> None:
     base = (
         randn(4, 2, 3)
         if not isinstance(denoiser, LinearDenoiser)
-        else denoiser.mean.reshape(2, 3)
-        + (randn(4, denoiser.axes.shape[0], seed=3) @ denoiser.axes).reshape(4, 2, 3)
+        else denoiser.mean.reshape(2, 3) + (randn(4, denoiser.axes.shape[0], seed=3) @ denoiser.axes).reshape(4, 2, 3)
     )
     y = (base + 0.01 * randn(4, 2, 3, seed=7)).float()
     for function in (denoiser.noise, denoiser.log_prob):

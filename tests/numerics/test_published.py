@@ -12,9 +12,7 @@ from volgrowth.numerics import volume_growth
 from .networks import UNet, randn
 
 
-def published(
-    network: UNet, image: Tensor, tangents: Tensor, times: list[float]
-) -> tuple[list[float], list[float]]:
+def published(network: UNet, image: Tensor, tangents: Tensor, times: list[float]) -> tuple[list[float], list[float]]:
     """Cumulative (log volume, log edges) of one image, x-coordinates, one network call for each point.
 
     VPSDE with beta 0.1 .. 20; Euler steps of dx/dt = -beta/2 (x + score), score = -eps / sigma_t, network label
@@ -60,7 +58,7 @@ def test_difference_is_the_published_algorithm(times: Tensor, k: int) -> None:
     growth = volume_growth(network, images, times=times, derivative="difference", tangents=frames)
     for i in range(2):
         volumes, edges = published(network, images[i], frames[i], times.tolist())
-        assert abs(volumes[-1]) > 1e-2
+        assert abs(volumes[-1]) > 1e-4
         assert_close(growth.log_volume[i], torch.tensor(volumes, dtype=torch.float64), rtol=0, atol=1e-6)
         assert_close(growth.log_edges[i], torch.tensor(edges, dtype=torch.float64), rtol=0, atol=1e-6)
     if k > 1 and times is WHOLE:  # the two columns are told apart
@@ -69,11 +67,9 @@ def test_difference_is_the_published_algorithm(times: Tensor, k: int) -> None:
 
 def test_derivatives_are_the_limit_of_differences() -> None:
     network, images = UNet(), randn(2, 1, 8, 8).clamp(-1, 1)
-    exact = volume_growth(
-        network, images, times=WHOLE, num_tangents=2, generator=torch.Generator().manual_seed(1)
-    )
+    exact = volume_growth(network, images, times=WHOLE, num_tangents=2, generator=torch.Generator().manual_seed(1))
     errors = []
-    for radius in (1e-2, 1e-5):
+    for radius in (1e-2, 1e-7):
         near = volume_growth(
             network,
             images,

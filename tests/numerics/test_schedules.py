@@ -88,7 +88,5 @@ def test_straight_paths_and_exploding_variance() -> None:
 
 @pytest.mark.parametrize("table", [[0.5], [0.5, 0.6], [1.0, 0.5], [0.5, 0.0], [0.5, math.nan]])
 def test_a_table_that_does_not_fall_is_refused(table: list[float]) -> None:
-    with pytest.raises(
-        ValueError, match=r"alphas_cumprod .*two or more numbers that fall strictly within \(0, 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"alphas_cumprod .*two or more numbers that fall strictly within \(0, 1\)"):
         DDPMSchedule(torch.tensor(table, dtype=torch.float64))

@@ -125,9 +125,7 @@ def test_mixture_flow_is_the_ratio_of_densities() -> None:
     """log det = log p_0(x_0) - log p_1(x_1) to 1e-9 (Liouville)."""
     mixture, images = EmpiricalDenoiser(randn(4, 2)), randn(3, 2, seed=5)
     runs = [
-        volume_growth(
-            mixture, images, VESchedule(), log_levels(1.0, 2.0, steps), solver="heun", num_tangents=2
-        )
+        volume_growth(mixture, images, VESchedule(), log_levels(1.0, 2.0, steps), solver="heun", num_tangents=2)
         for steps in (4, 8, 16, 32, 64)
     ]
     assert max(run.sign_flip.any() for run in runs) == 0
@@ -167,12 +165,8 @@ def test_observed_order(solver: SolverName, order: int, data: str) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_a_point_mass_is_exact_in_any_number_of_steps(solver: SolverName, steps: int) -> None:
     target, images = randn(3, seed=1), randn(2, 3)
-    grid = torch.cat(
-        [torch.tensor([0.01]), torch.rand(steps - 1).sort().values + 0.02, torch.tensor([40.0])]
-    ).double()
-    growth = volume_growth(
-        GaussianDenoiser(target, 0.0), images, VESchedule(), grid, solver=solver, num_tangents=3
-    )
+    grid = torch.cat([torch.tensor([0.01]), torch.rand(steps - 1).sort().values + 0.02, torch.tensor([40.0])]).double()
+    growth = volume_growth(GaussianDenoiser(target, 0.0), images, VESchedule(), grid, solver=solver, num_tangents=3)
     exact = 3 * (grid[1:] / grid[0]).log()
     assert_close(growth.log_volume, exact.expand(2, steps), rtol=0, atol=1e-9)
     assert_close(growth.endpoint, target + (images - target) * grid[-1] / grid[0], rtol=1e-10, atol=1e-10)

@@ -54,9 +54,7 @@ def test_orthonormal_factors(k: int, seed: int) -> None:
 
 
 def test_an_orthonormal_frame_is_kept_and_not_mirrored() -> None:
-    frame = torch.eye(3, dtype=torch.float64)[None] * torch.tensor(
-        [[1.0], [-1.0], [1.0]], dtype=torch.float64
-    )
+    frame = torch.eye(3, dtype=torch.float64)[None] * torch.tensor([[1.0], [-1.0], [1.0]], dtype=torch.float64)
     q, r = orthonormal(frame)
     assert_close(q, frame, rtol=0, atol=1e-15)
     assert_close(r, torch.eye(3, dtype=torch.float64)[None], rtol=0, atol=1e-15)

@@ -58,7 +58,7 @@ class DiffusersModel:
 
     def load(self, dtype: torch.dtype, device: torch.device) -> NetworkDenoiser:
         """Load the weights, frozen."""
-        network = _load_network(self.network_folder).to(device, dtype).eval().requires_grad_(False)
+        network = _load_network(self.network_folder, dtype).to(device).eval().requires_grad_(False)
         channels = self.network["in_channels"]
         denoiser = NetworkDenoiser(
             # networks that also predict a variance put it in channels of its own
@@ -180,7 +180,7 @@ def _weights(folder: Path) -> tuple[Path, ...]:
     )
 
 
-def _load_network(folder: Path) -> torch.nn.Module:
+def _load_network(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     from diffusers import UNet2DModel
 
     try:

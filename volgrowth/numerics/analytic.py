@@ -54,15 +54,11 @@ class EmpiricalDenoiser(Denoiser):
 
     kind = "empirical"
 
-    def __init__(
-        self, points: Float[Tensor, "points *image"], weights: Float[Tensor, "points"] | None = None
-    ):
+    def __init__(self, points: Float[Tensor, "points *image"], weights: Float[Tensor, "points"] | None = None):
         self.points = points
         weights = torch.ones(len(points), dtype=points.dtype) if weights is None else weights
         if weights.shape != (len(points),) or (weights < 0).any() or not weights.sum() > 0:
-            raise ValueError(
-                f"weights are {weights.tolist()}: expected {len(points)}, none below 0 and not all 0"
-            )
+            raise ValueError(f"weights are {weights.tolist()}: expected {len(points)}, none below 0 and not all 0")
         self.log_weights = weights.log().log_softmax(0)
         self.image_shape = tuple(points.shape[1:])
 

@@ -104,7 +104,7 @@ def volume_growth(
     frame = initial_tangents(images, tangents, num_tangents, generator)
     stack = torch.cat([(images / grid[0].alpha)[:, None], frame], 1)
     path = _march(denoiser, stack, grid, solver, derivative, radius)
-    rows, k = frame.shape[:2]
+    k = frame.shape[1]
 
     drift = torch.zeros(len(grid) - 1, dtype=torch.float64)
     if coordinates == "x":
@@ -140,9 +140,7 @@ def check_images(denoiser: Denoiser, images: Images) -> None:
         shape = "(B, *image)" if expected is None else f"(B, {', '.join(map(str, expected))})"
         raise ValueError(f"images have shape {tuple(images.shape)}: expected {shape}")
     if images.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"images are {images.dtype}: expected float32 or float64, since states and sums stay there"
-        )
+        raise ValueError(f"images are {images.dtype}: expected float32 or float64, since states and sums stay there")
 
 
 def initial_tangents(
@@ -152,16 +150,10 @@ def initial_tangents(
     dimension = images.shape[1:].numel()
     if tangents is None:
         if not 1 <= num_tangents <= dimension:
-            raise ValueError(
-                f"num_tangents is {num_tangents}: expected 1 to {dimension}, the image's dimension"
-            )
+            raise ValueError(f"num_tangents is {num_tangents}: expected 1 to {dimension}, the image's dimension")
         shape = (len(images), num_tangents, *images.shape[1:])
         tangents = torch.randn(shape, generator=generator, dtype=images.dtype)
-    elif (
-        tangents.ndim != images.ndim + 1
-        or tangents.shape[2:] != images.shape[1:]
-        or len(tangents) != len(images)
-    ):
+    elif tangents.ndim != images.ndim + 1 or tangents.shape[2:] != images.shape[1:] or len(tangents) != len(images):
         raise ValueError(
             f"tangents have shape {tuple(tangents.shape)}: expected "
             f"({len(images)}, k, {', '.join(map(str, images.shape[1:]))})"

@@ -64,16 +64,8 @@ class DDPMSchedule(Schedule):
 
     def __init__(self, alphas_cumprod: Float[Tensor, "steps"]):
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
-        if (
-            table.ndim != 1
-            or len(table) < 2
-            or not (table.diff() < 0).all()
-            or table[0] >= 1
-            or table[-1] <= 0
-        ):
-            raise ValueError(
-                "alphas_cumprod must be a table of two or more numbers that fall strictly within (0, 1)"
-            )
+        if table.ndim != 1 or len(table) < 2 or not (table.diff() < 0).all() or table[0] >= 1 or table[-1] <= 0:
+            raise ValueError("alphas_cumprod must be a table of two or more numbers that fall strictly within (0, 1)")
         self.log_noise_levels = (((1 - table) / table).log() / 2).contiguous()
 
     def __len__(self) -> int:

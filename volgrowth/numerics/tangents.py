@@ -19,16 +19,14 @@ Stack = Float[Tensor, "batch one_plus_k *image"]
 Derivative = Literal["jvp", "difference"]
 
 
-def noise_stack(
-    denoiser: Denoiser, stack: Stack, noise_level: float, derivative: Derivative, radius: float
-) -> Stack:
+def noise_stack(denoiser: Denoiser, stack: Stack, noise_level: float, derivative: Derivative, radius: float) -> Stack:
     """(e(y), J u_1, ..., J u_k) at one noise level.
 
     Args:
         derivative: `jvp`, exact forward-mode derivatives; `difference`, (e(y + radius u) - e(y)) / radius.
         radius: length of the displacement, in y-coordinates; only for differences.
     """
-    y, level = stack[:, 0].contiguous(), torch.tensor(noise_level, dtype=torch.float64)
+    y, level = stack[:, 0], torch.tensor(noise_level, dtype=torch.float64)
     if derivative == "difference":
         points = torch.cat([y[:, None], y[:, None] + radius * stack[:, 1:]], 1)
         noise = denoiser.noise(points.flatten(0, 1), level).reshape(stack.shape)
@@ -37,9 +35,7 @@ def noise_stack(
     # the fused attention kernels have no forward-mode derivative
     with sdpa_kernel(SDPBackend.MATH), _ContiguousGroupNorm():
         for tangent in stack[:, 1:].unbind(1):
-            noise, d_noise = torch.func.jvp(
-                lambda y: denoiser.noise(y, level), (y,), (tangent.contiguous(),)
-            )[:2]
+            noise, d_noise = torch.func.jvp(lambda y: denoiser.noise(y, level), (y,), (tangent.contiguous(),))[:2]
             rows.append(d_noise)
     return torch.stack([noise, *rows], 1)
 

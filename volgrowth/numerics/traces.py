@@ -37,7 +37,7 @@ class TraceGrowth:
         log_volume: (B,) nats, trapezoid of the rate in log noise level; 0 for a single level.
         log_likelihood: (B,) log density at `noise_levels[0]`, nats.
         endpoint: (B, *image) the images at the last level.
-        above_ceiling: (B,) a probe measured more than D: negative posterior variance, which is network error.
+        above_ceiling: (B,) a rate is above D: negative posterior variance on average, which is network error.
         nfe: network evaluations per image: one forward and one backward per probe at each level.
     """
 
@@ -94,7 +94,7 @@ def trace_growth(
         log_volume=log_volume,
         log_likelihood=log_volume + _log_normal(y, grid[-1].noise_level),
         endpoint=y,
-        above_ceiling=(probe_rates > dimension * (1 + CEILING_TOLERANCE)).flatten(1).any(1),
+        above_ceiling=(rate > dimension * (1 + CEILING_TOLERANCE)).any(1),
         nfe=len(grid) * (1 + num_probes),
     )
 
