@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from click.exceptions import ClickException, UsageError as ClickUsageError
+from click.exceptions import ClickException
+from click.exceptions import UsageError as ClickUsageError
 
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError, VolgrowthError

@@ -31,7 +31,7 @@ PLAIN = 150
 PLANTED = ((10, 100), (10, 50))
 STEPS = 2000
 BATCH = 64
-SAMPLES = 1000
+SAMPLES = 2000
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,23 @@ Columns may be added, never renamed; a reader finds `SCHEMA_VERSION` in the foot
 null in rows whose status is not `ok`.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the manifest records of a model. `image_shape` is (channels, height, width)."""
+
+    name: str
+    kind: str
+    image_shape: tuple[int, ...]
+    hash: str
+    parameters: int | None
 
 
 class Status(StrEnum):

@@ -4,12 +4,14 @@ A sample hits the image nearest to it when it is much nearer to that one than to
 nearest over the mean distance to the `NEIGHBOURS` nearest below `RATIO` (the rule of FINDINGS section 2, after Carlini
 et al., arXiv 2301.13188), among the distinct images of the training set and of a held-out set together. Held-out images
 cannot be memorized, so their hits are what the rule finds by chance, most of all between plain images, which lie
-close to one another. An image is reproduced with at least h hits, h >= 2 the smallest number at which
+close to one another. An image is reproduced with at least h hits, h the smallest number that is at least 2, at least a
+share `MIN_SHARE` of the samples, and at which
 
     (held-out images with h hits) * (training images / held-out images) <= FALSE_SHARE * (training images with h hits)
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from volgrowth.numerics.sampling import ddim_sample
 RATIO = 0.4
 NEIGHBOURS = 50
 MIN_HITS = 2
+MIN_SHARE = 0.002
 FALSE_SHARE = 0.05
 
 
@@ -62,8 +65,8 @@ class Reproduced:
     def rule(self) -> str:
         """The rule in words."""
         return (
-            f"a sample hits an image when it is nearer to it than {RATIO:g} times the mean distance to its {NEIGHBOURS} "
-            f"nearest; {self.min_hits} hits make an image reproduced, since so many held-out images have: "
+            f"a sample hits an image when it is nearer to it than {RATIO:g} times the mean distance to its "
+            f"{NEIGHBOURS} nearest; {self.min_hits} hits make an image reproduced, since so many held-out images have: "
             f"{int((self.holdout_hits >= self.min_hits).sum())}"
         )
 
@@ -72,7 +75,7 @@ def find_reproduced(samples: Tensor, images: Tensor, holdout: Tensor) -> Reprodu
     """Apply the rule to samples (S, C, H, W) with the distinct training (N, ...) and held-out (M, ...) images."""
     hits = _count_hits(samples, torch.cat([images, holdout]))
     train, held = hits[: len(images)], hits[len(images) :]
-    min_hits = MIN_HITS
+    min_hits = max(MIN_HITS, ceil(MIN_SHARE * len(samples)))
     while (held >= min_hits).sum() * len(train) > FALSE_SHARE * (train >= min_hits).sum() * max(len(held), 1):
         min_hits += 1
     return Reproduced(train, held, min_hits)

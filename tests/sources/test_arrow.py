@@ -80,9 +80,7 @@ def test_no_rows_are_an_error(tmp_path, images):
 def test_broken_folders_are_said(tmp_path, images):
     dataset(images).save_to_disk(str(tmp_path / "d"))
     state = json.loads((tmp_path / "d" / "state.json").read_text())
-    (tmp_path / "d" / "state.json").write_text(
-        json.dumps({**state, "_indices_data_files": [{"filename": "i"}]})
-    )
+    (tmp_path / "d" / "state.json").write_text(json.dumps({**state, "_indices_data_files": [{"filename": "i"}]}))
     with pytest.raises(DataError, match="indices mapping by an old version"):
         open_source(str(tmp_path / "d"))
     (tmp_path / "d" / "state.json").write_text(json.dumps(state))

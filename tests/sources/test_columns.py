@@ -31,9 +31,7 @@ def test_several_image_columns_need_a_name(tmp_path, two):
 
 @pytest.mark.parametrize("option", ["image_column", "id_column"])
 def test_a_wrong_column_is_answered_with_those_there_are(tmp_path, two, option):
-    with pytest.raises(
-        DataError, match=f"no column 'nope'; it has: left, right, label. Pass one as {option}"
-    ):
+    with pytest.raises(DataError, match=f"no column 'nope'; it has: left, right, label. Pass one as {option}"):
         open_table(tmp_path, two, **{option: "nope"})
 
 
@@ -65,9 +63,7 @@ def test_metadata_tell_images_from_other_bytes(tmp_path, images):
     data.to_parquet(str(tmp_path / "a.parquet"))
     source = open_source(str(tmp_path / "a.parquet"))
     assert [row.data for row in source.read(0, 57)] == images
-    features = datasets.Features(
-        {"sound": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
-    )
+    features = datasets.Features({"sound": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
     table = pa.table({"sound": values(images)})
     marked = features.arrow_schema.with_metadata(
         {"huggingface": '{"info": {"features": {"sound": {"_type": "Audio"}}}}'}

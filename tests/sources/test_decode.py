@@ -64,9 +64,7 @@ def test_modes_are_converted_as_pillow_does(mode, channels):
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB"])
 def test_other_colours_are_converted(mode):
-    bands = [
-        Image.fromarray(PIXELS[..., k % 3].copy()) for k in range(len(Image.new(mode, (1, 1)).getbands()))
-    ]
+    bands = [Image.fromarray(PIXELS[..., k % 3].copy()) for k in range(len(Image.new(mode, (1, 1)).getbands()))]
     image = Image.merge(mode, bands)
     np.testing.assert_array_equal(decode(encode_image(image, "TIFF"), (3, 12, 16), LIMIT), rgb(image))
 
@@ -122,9 +120,7 @@ def test_other_sizes_are_cropped_at_the_centre_and_resized():
     np.testing.assert_array_equal(decode(encode_image(image), (3, 12, 16), LIMIT), rgb(expected))
 
 
-@pytest.mark.parametrize(
-    ("size", "fits"), [((64, 16), True), ((16, 64), True), ((65, 16), False), ((1, 5), False)]
-)
+@pytest.mark.parametrize(("size", "fits"), [((64, 16), True), ((16, 64), True), ((65, 16), False), ((1, 5), False)])
 def test_an_aspect_more_than_four_times_off_is_of_the_wrong_shape(size, fits):
     data = encode_image(Image.new("RGB", size))
     if fits:
@@ -155,9 +151,7 @@ def test_a_truncated_file_is_undecodable(format_, share):
     assert status(data[: int(len(data) * share)], (3, 64, 64)) is Status.UNDECODABLE
 
 
-@pytest.mark.parametrize(
-    "data", [None, b"", b"\0", b"garbage", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
-)
+@pytest.mark.parametrize("data", [None, b"", b"\0", b"garbage", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_no_image_is_undecodable(data):
     assert status(data) is Status.UNDECODABLE
 

@@ -34,9 +34,7 @@ def test_statistics_are_those_of_the_units(pixels):
 def test_the_values_fit_their_columns(pixels):
     got = features(pixels)
     assert list(got) == NAMES
-    row = pa.table(
-        {name: [got[name]] for name in NAMES}, schema=pa.schema([SCORES.field(name) for name in NAMES])
-    )
+    row = pa.table({name: [got[name]] for name in NAMES}, schema=pa.schema([SCORES.field(name) for name in NAMES]))
     assert row.num_rows == 1
 
 
@@ -77,9 +75,7 @@ def test_memory_layout_makes_no_difference():
     assert features(pixels) == features(np.ascontiguousarray(pixels))
 
 
-@pytest.mark.parametrize(
-    "pixels", [np.zeros((8, 8), np.uint8), np.zeros((2, 8, 8), np.uint8), np.zeros((1, 8, 8))]
-)
+@pytest.mark.parametrize("pixels", [np.zeros((8, 8), np.uint8), np.zeros((2, 8, 8), np.uint8), np.zeros((1, 8, 8))])
 def test_other_shapes_and_types_are_refused(pixels):
     with pytest.raises(ValueError, match="uint8"):
         features(pixels)

@@ -90,9 +90,7 @@ def test_offline_says_that_it_is_neither_here_nor_on_the_hub(monkeypatch):
         raise ConnectionError("Couldn't reach 'org/name' on the Hub (OfflineModeIsEnabled)\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(
-        DataError, match=r"org/name is neither a path here .* nor .* hub: Couldn't reach"
-    ) as caught:
+    with pytest.raises(DataError, match=r"org/name is neither a path here .* nor .* hub: Couldn't reach") as caught:
         open_source("org/name")
     assert "\n" not in str(caught.value)
 

@@ -88,9 +88,7 @@ def test_paths_are_read_relative_to_the_data_set(tmp_path, images):
     assert rows[2].error == "the file does not exist"
     # Past the rows that are looked at when opening, a URL is a matter of its row.
     filler = pa.table({"image": pa.array([{"bytes": b"x", "path": "x"}] * 9)})
-    typed = pa.table(
-        {"image": pa.array([{"bytes": None, "path": path} for path in paths], filler["image"].type)}
-    )
+    typed = pa.table({"image": pa.array([{"bytes": None, "path": path} for path in paths], filler["image"].type)})
     pq.write_table(pa.concat_tables([filler, typed]), tmp_path / "a.parquet")
     errors = [row.error for row in open_source(str(tmp_path)).read(12, 15)]
     assert errors == [
@@ -128,9 +126,7 @@ def test_a_corrupt_row_group_costs_only_its_own_rows(tmp_path, broken):
     group = pq.ParquetFile(path).metadata.row_group(broken)
     start = group.column(0).dictionary_page_offset or group.column(0).data_page_offset
     data = bytearray(path.read_bytes())
-    data[start : start + group.column(0).total_compressed_size] = (
-        b"\xff" * group.column(0).total_compressed_size
-    )
+    data[start : start + group.column(0).total_compressed_size] = b"\xff" * group.column(0).total_compressed_size
     path.write_bytes(data)
     rows = list(open_source(str(path)).read(2, 12))
     assert [row.row for row in rows] == list(range(2, 12))

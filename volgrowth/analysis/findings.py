@@ -23,14 +23,16 @@ def analyse(scores: pa.Table, holdout_scores: pa.Table | None = None) -> Analysi
     """Findings from tables like `records.SCORES`. Values are null where a row was not scored or not calibrated."""
     scored = _scored(scores)
     images = _images(scores, scored)
-    holdout_scored = None if holdout_scores is None else _scored(holdout_scores)
-    holdout = None if holdout_scores is None else _images(holdout_scores, holdout_scored)
-    calibration = calibrate(images, holdout)
-    holdout_findings = None
-    if holdout_scores is not None and holdout_scored is not None:
-        expected = calibration and calibration.holdout_expected
-        holdout_findings = _findings(holdout_scores, holdout_scored, expected)
-    return Analysis(_findings(scores, scored, calibration and calibration.expected), holdout_findings, calibration)
+    if holdout_scores is None:
+        calibration = calibrate(images)
+        return Analysis(_findings(scores, scored, calibration.expected if calibration else None), None, calibration)
+    holdout_scored = _scored(holdout_scores)
+    calibration = calibrate(images, _images(holdout_scores, holdout_scored))
+    return Analysis(
+        findings=_findings(scores, scored, calibration.expected if calibration else None),
+        holdout=_findings(holdout_scores, holdout_scored, calibration.holdout_expected if calibration else None),
+        calibration=calibration,
+    )
 
 
 def copies(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +52,7 @@ def _scored(scores: pa.Table) -> np.ndarray:
     return np.array(scores.column("status").to_pylist()) == Status.OK
 
 
-def _images(scores: pa.Table, scored: np.ndarray | None) -> Images:
+def _images(scores: pa.Table, scored: np.ndarray) -> Images:
     table = scores.filter(pa.array(scored))
     return Images(regressors(table), table.column("growth").to_numpy(), table.column("content_hash").to_numpy())
 

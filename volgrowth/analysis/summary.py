@@ -21,13 +21,12 @@ def summarize(audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[s
     evaluations = scores.column("nfe").to_pylist()
     if audit.holdout_scores is not None:
         evaluations += audit.holdout_scores.column("nfe").to_pylist()
-    model = {key: value for key, value in audit.manifest["model"].items()}
     return {
         "schema_version": plan.schema_version,
         "volgrowth": plan.versions["volgrowth"],
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "config_digest": plan.config_digest,
-        "model": {**model, "dtype": config.dtype},
+        "model": {**audit.manifest["model"], "dtype": config.dtype},
         "data": audit.manifest["data"],
         "holdout": audit.manifest["holdout"],
         "measure": {**config.measure.model_dump(mode="json"), "evaluations": config.measure.evaluations},

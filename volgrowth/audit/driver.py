@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -70,7 +70,7 @@ class Crew:
     def __init__(
         self, config: AuditConfig, manifest: Manifest, gpus: float, todo: list[Shard], progress: AuditProgress
     ):
-        self.remote = ScoringActor.options(num_cpus=1, num_gpus=gpus)
+        self.remote: Any = cast(Any, ScoringActor).options(num_cpus=1, num_gpus=gpus)
         self.arguments = ray.put(config), ray.put(manifest)
         self.todo, self.progress = deque(todo), progress
         self.failures: dict[str, int] = {}

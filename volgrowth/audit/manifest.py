@@ -14,8 +14,7 @@ from typing import Any, Self
 from volgrowth.audit.store import Store
 from volgrowth.config import AuditConfig
 from volgrowth.errors import OutputError
-from volgrowth.models.load import ModelInfo
-from volgrowth.records import SCHEMA_VERSION
+from volgrowth.records import SCHEMA_VERSION, ModelInfo
 from volgrowth.sources import Source
 from volgrowth.version import VERSION
 
@@ -163,7 +162,10 @@ def _differences(frozen: Manifest, planned: Manifest) -> Iterator[str]:
         ("holdout", frozen.holdout, planned.holdout),
     ):
         if before and now and before.fingerprint != now.fingerprint:
-            yield f"the {which} set changed (it had {before.rows} rows in {before.files} files there and has {now.rows} in {now.files} now)"
+            yield (
+                f"the {which} set changed (it had {before.rows} rows in {before.files} files there and has {now.rows} "
+                f"in {now.files} now)"
+            )
 
 
 def _shards(folder: str, rows: int, size: int) -> Iterator[Shard]:

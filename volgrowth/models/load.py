@@ -6,7 +6,6 @@ import inspect
 import os
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,22 +14,12 @@ import torch
 from volgrowth.errors import ModelError
 from volgrowth.models.diffusers import inspect_folder
 from volgrowth.numerics import Denoiser
+from volgrowth.records import ModelInfo
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DType = Literal["float32", "float64"]
 FACTORY = "factory:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What the manifest records of a model. `image_shape` is (channels, height, width)."""
-
-    name: str
-    kind: str
-    image_shape: tuple[int, ...]
-    hash: str
-    parameters: int | None
 
 
 def load_model(

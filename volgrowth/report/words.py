@@ -119,9 +119,7 @@ def headline_numbers(summary: Summary) -> list[Headline]:
     rows, scored = counts["rows"] or 0, counts["ok"] or 0
     figures = [
         Headline("audited", number(rows), "rows of the data set"),
-        Headline(
-            "scored", number(scored), f"{number(rows - scored)} could not be" if rows > scored else "all"
-        ),
+        Headline("scored", number(scored), f"{number(rows - scored)} could not be" if rows > scored else "all"),
     ]
     if detection:
         note = f"at a false discovery rate of {percent(detection['fdr'])}"

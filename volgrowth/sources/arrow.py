@@ -137,11 +137,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}): save the data set again with save_to_disk"
-        ) from None
+        raise DataError(f"{path} cannot be read ({error}): save the data set again with save_to_disk") from None
     if not isinstance(content, dict):
-        raise DataError(
-            f"{path} holds {type(content).__name__}, expected a JSON object: save the data set again"
-        )
+        raise DataError(f"{path} holds {type(content).__name__}, expected a JSON object: save the data set again")
     return content

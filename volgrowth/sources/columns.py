@@ -53,17 +53,13 @@ def choose_columns(
             raise DataError(f"{where} has no column {name!r}; it has: {names}. Pass one as {option} ({flag})")
     if id_column is not None and pa.types.is_nested(schema.field(id_column).type):
         kind = schema.field(id_column).type
-        raise DataError(
-            f"column {id_column!r} of {where} holds {kind}; an id column holds strings or integers"
-        )
+        raise DataError(f"column {id_column!r} of {where} holds {kind}; an id column holds strings or integers")
     image = image_column or _only_image_column(schema, where, peek)
     _check_image_column(schema.field(image), where, peek)
     return Columns(image, id_column)
 
 
-def rows_of(
-    table: pa.Table, columns: Columns, root: Path, row: int, file: str, position: int
-) -> Iterator[Row]:
+def rows_of(table: pa.Table, columns: Columns, root: Path, row: int, file: str, position: int) -> Iterator[Row]:
     """One `Row` for each row of `table`, a stretch of a file's rows.
 
     Args:
@@ -99,17 +95,14 @@ def read_file(path: Path) -> tuple[bytes | None, str | None]:
 def check_range(start: int, stop: int, num_rows: int) -> None:
     """Raise ValueError unless 0 <= start <= stop <= num_rows."""
     if not 0 <= start <= stop <= num_rows:
-        raise ValueError(
-            f"rows {start}..{stop} asked of a source of {num_rows}: need 0 <= start <= stop <= rows"
-        )
+        raise ValueError(f"rows {start}..{stop} asked of a source of {num_rows}: need 0 <= start <= stop <= rows")
 
 
 def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
     found = _image_columns(schema)
     if len(found) > 1:
         raise DataError(
-            f"{where} has several image columns ({_listed(found)}): "
-            "name one with image_column (--image-column)"
+            f"{where} has several image columns ({_listed(found)}): name one with image_column (--image-column)"
         )
     if not found:
         texts = [field.name for field in schema if _is_text(field.type)]

@@ -140,8 +140,7 @@ def _check_aspect(size: tuple[int, int], wanted: tuple[int, int]) -> None:
     if max(a, b) > MAX_CROP * min(a, b):
         raise BadImage(
             Status.WRONG_SHAPE,
-            f"{size[0]} x {size[1]} pixels, and the model's {wanted[0]} x {wanted[1]} would keep less "
-            "than a quarter",
+            f"{size[0]} x {size[1]} pixels, and the model's {wanted[0]} x {wanted[1]} would keep less than a quarter",
         )
 
 

@@ -32,9 +32,7 @@ class FolderSource(Source):
                 f"{', '.join(found[:20]) or 'none'}. Leave split (--split) out to take all images"
             )
         paths = sorted(image_files(folder), key=lambda path: path.relative_to(self.root).as_posix())
-        self.files = tuple(
-            SourceFile(path.relative_to(self.root).as_posix(), _size(path), 1) for path in paths
-        )
+        self.files = tuple(SourceFile(path.relative_to(self.root).as_posix(), _size(path), 1) for path in paths)
         if not self.files:
             raise DataError(
                 f"{folder} holds no images: expected files ending in {', '.join(sorted(EXTENSIONS))}, in it "

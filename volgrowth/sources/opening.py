@@ -45,9 +45,7 @@ def open_source(
     if not data.strip():
         raise DataError(f"no data set was given (got {data!r}): expected {_EXPECTED}")
     if "://" in data:
-        raise DataError(
-            f"{data} is a URL, which is not read as a data set: download it first, and pass {_EXPECTED}"
-        )
+        raise DataError(f"{data} is a URL, which is not read as a data set: download it first, and pass {_EXPECTED}")
     path = os.path.expanduser(data)
     if os.path.exists(path):
         return _open_path(Path(path), split, image_column, id_column)
@@ -65,9 +63,7 @@ def _open_path(path: Path, split: str | None, image_column: str | None, id_colum
         return ParquetSource(path.parent, [path.name], split, image_column, id_column)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return ArrowSource(path, split, image_column, id_column)
-    names = [
-        file.relative_to(path).as_posix() for file in files_below(path) if file.suffix.lower() == ".parquet"
-    ]
+    names = [file.relative_to(path).as_posix() for file in files_below(path) if file.suffix.lower() == ".parquet"]
     if names:
         return ParquetSource(path, names, split, image_column, id_column)
     if image_column or id_column:
@@ -83,14 +79,10 @@ def _open_path(path: Path, split: str | None, image_column: str | None, id_colum
 def _open_pattern(pattern: str, split: str | None, image_column: str | None, id_column: str | None) -> Source:
     files = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
     if not files:
-        raise DataError(
-            f"{pattern} does not exist, and as a pattern it matches no file (looked in {Path.cwd()})"
-        )
+        raise DataError(f"{pattern} does not exist, and as a pattern it matches no file (looked in {Path.cwd()})")
     if odd := [name for name in files if Path(name).suffix.lower() != ".parquet"]:
         raise DataError(f"{pattern} matches {odd[0]}, which is not parquet: make it match parquet files only")
     # Names start where the pattern does, so that they do not depend on which files happen to match.
     head = re.split(r"[*?\[]", pattern)[0]
     root = Path(os.path.dirname(head))
-    return ParquetSource(
-        root, [os.path.relpath(name, root) for name in files], split, image_column, id_column
-    )
+    return ParquetSource(root, [os.path.relpath(name, root) for name in files], split, image_column, id_column)

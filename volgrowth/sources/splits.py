@@ -40,9 +40,7 @@ def choose_split(available: Sequence[str], split: str | None, where: str) -> str
     if split is None:
         raise DataError(f"{where} has several splits ({names}): name the one to audit with split (--split)")
     if split not in available:
-        raise DataError(
-            f"{where} has no split {split!r}; it has: {names}. Pass one of these as split (--split)"
-        )
+        raise DataError(f"{where} has no split {split!r}; it has: {names}. Pass one of these as split (--split)")
     return split
 
 
