@@ -1,5 +1,99 @@
 """Every test runs with the types and shapes of the public numerics checked on each call."""
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("volgrowth.numerics", "beartype.beartype")
+
+VOLGROWTH = Path(sys.executable).parent / "volgrowth"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_folder() -> Iterator[Path]:
+    """Where every Ray of the tests keeps its files; short, since the paths of sockets are."""
+    folder = Path(tempfile.mkdtemp(prefix="vg-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(folder))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ray_session(ray_folder: Path) -> Iterator[None]:
+    """One Ray for the whole run; `run_audit` uses the one that is there."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def digits() -> np.ndarray:
+    """(1797, 8, 8) uint8."""
+    from volgrowth.demo import digit_images
+
+    return digit_images()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder with random weights: 8x8 grey images, an attention block."""
+    import torch
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digit_file(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 digits as Parquet."""
+    from volgrowth.demo import write_parquet
+
+    path = tmp_path_factory.mktemp("data") / "digits.parquet"
+    write_parquet(path, digits[:150], [f"digit-{row:04d}" for row in range(150)])
+    return path
+
+
+def volgrowth(*arguments: object, cwd: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [VOLGROWTH, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300, check=False, **options
+    )
+
+
+def start_volgrowth(arguments: Sequence[object], cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start the command line in a process group of its own."""
+    return subprocess.Popen(
+        [VOLGROWTH, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from click.exceptions import ClickException
-from click.exceptions import UsageError as ClickUsageError
 
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError, VolgrowthError
@@ -55,7 +53,7 @@ def audit(
         list[str] | None, typer.Option("--set", help="One setting, such as measure.num_probes=8; repeatable.")
     ] = None,
     max_failed: Annotated[float | None, typer.Option(help="Share of rows that may fail before exit code 3.")] = None,
-) -> int:
+) -> None:
     """Measure every image of DATA under MODEL, calibrate, and write tables and a report to OUTPUT.
 
     Examples:
@@ -87,7 +85,7 @@ def audit(
         finished = run_audit(audit_config)
     except KeyboardInterrupt:
         print(f"interrupted: finished shards are kept in {output}; the same command resumes", file=sys.stderr)
-        return Exit.INTERRUPTED
+        raise typer.Exit(Exit.INTERRUPTED) from None
     counts, failed = finished.summary["counts"], failed_share(finished)
     print(f"{counts['ok']} of {counts['rows']} images scored; report: {finished.store.path('report.html')}")
     if failed > audit_config.max_failed:
@@ -96,12 +94,11 @@ def audit(
             f"status of scores says why",
             file=sys.stderr,
         )
-        return Exit.TOO_MANY_FAILED
-    return Exit.DONE
+        raise typer.Exit(Exit.TOO_MANY_FAILED)
 
 
 @app.command()
-def report(output: Annotated[str, typer.Argument(help="Output of a finished audit.")]) -> int:
+def report(output: Annotated[str, typer.Argument(help="Output of a finished audit.")]) -> None:
     """Write report.html again from the tables of a finished audit."""
     from volgrowth.audit.result import open_audit
     from volgrowth.pipeline import write_report
@@ -109,16 +106,14 @@ def report(output: Annotated[str, typer.Argument(help="Output of a finished audi
     finished = open_audit(output)
     write_report(finished)
     print(finished.store.path("report.html"))
-    return Exit.DONE
 
 
 @app.command()
-def demo(output: Annotated[Path, typer.Option(help="Folder for model, data, audit and report.")]) -> int:
+def demo(output: Annotated[Path, typer.Option(help="Folder for model, data, audit and report.")]) -> None:
     """Train a small model on real digits, audit it, and show what it reproduces. Minutes on two cores."""
     from volgrowth.demo import run_demo
 
     run_demo(output)
-    return Exit.DONE
 
 
 @app.callback(invoke_without_command=True)
@@ -171,13 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code. A `VolgrowthError` is printed as one sentence."""
     try:
-        return int(app(list(arguments), prog_name="volgrowth", standalone_mode=False) or Exit.DONE)
+        app(list(arguments), prog_name="volgrowth")
     except VolgrowthError as error:
         print(f"volgrowth: {error}", file=sys.stderr)
-    except ClickUsageError as error:
-        error.show()
-    except ClickException as error:
-        print(f"volgrowth: {error.format_message()}", file=sys.stderr)
-    except KeyboardInterrupt:
-        return Exit.INTERRUPTED
-    return Exit.NOT_STARTED
+        return Exit.NOT_STARTED
+    except SystemExit as ending:
+        return int(ending.code or Exit.DONE)
+    return Exit.DONE

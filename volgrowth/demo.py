@@ -82,7 +82,7 @@ def run_demo(output: Path) -> Audit:
 def demo_data(seed: int) -> DemoData:
     """Digits and plain images, dealt to training and held out; the first training digits get copies."""
     random = np.random.default_rng(seed)
-    digits = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
+    digits = digit_images()
     order = random.permutation(len(digits))
     trained, held = order[:TRAINED], order[TRAINED:]
     plain = plain_images(digits[held], 2 * PLAIN, random)
@@ -98,6 +98,11 @@ def demo_data(seed: int) -> DemoData:
         holdout=np.concatenate([digits[held], plain[PLAIN:]]),
         holdout_names=[f"digit-{row:04d}" for row in held] + [f"plain-{index + PLAIN:04d}" for index in range(PLAIN)],
     )
+
+
+def digit_images() -> np.ndarray:
+    """Scikit-learn's digits, (1797, 8, 8) uint8."""
+    return np.round(load_digits().images * (255 / 16)).astype(np.uint8)
 
 
 def plain_images(digits: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,7 @@ r"""Growth that an image of this complexity shows anyway, and the excess over it
 expected_growth is a gradient-boosted regression of growth on the image's complexity, with an absolute loss, so that the
 memorized images it is meant to expose do not pull it up. It never predicts an image it has seen:
 
-    held-out      fitted on held-out images when there are any;
+    held-out      fitted on held-out images when there are any, less those that are audited as well;
     cross-fitted  otherwise on the audited images, in folds. Copies of one image share a fold, and count once.
 
 excess_growth = growth - expected_growth.
@@ -67,17 +67,20 @@ class Calibration:
 def calibrate(audited: Images, holdout: Images | None = None) -> Calibration | None:
     """Expected growth for every image; None with fewer than `MIN_IMAGES` distinct images to learn from."""
     known = audited if holdout is None else holdout
-    if len(known.distinct) < MIN_IMAGES:
+    rows = known.distinct
+    if holdout is not None:
+        rows = rows[~np.isin(holdout.content[rows], audited.content)]
+    if len(rows) < MIN_IMAGES:
         return None
-    own = _cross_fitted(known)
-    distinct = known[known.distinct]
-    low, high = distinct.features.min(0), distinct.features.max(0)
+    own = _cross_fitted(known, rows)
+    fitted = known[rows]
+    low, high = fitted.features.min(0), fitted.features.max(0)
     return Calibration(
         method="cross-fitted" if holdout is None else "held-out",
-        expected=own if holdout is None else _fit(distinct).predict(audited.features),
+        expected=own if holdout is None else _predict(_fit(fitted), audited.features),
         holdout_expected=None if holdout is None else own,
-        rows=len(known.distinct),
-        **_quality(distinct.growth, own[known.distinct]),
+        rows=len(rows),
+        **_quality(fitted.growth, own[rows]),
         outside=((audited.features < low) | (audited.features > high)).any(1),
     )
 
@@ -98,16 +101,20 @@ def _fit(images: Images) -> HistGradientBoostingRegressor:
         return model.fit(images.features, images.growth)
 
 
-def _cross_fitted(images: Images) -> np.ndarray:
-    """(n,) each image predicted by a regression that saw neither it nor a copy of it."""
+def _predict(model: HistGradientBoostingRegressor, features: np.ndarray) -> np.ndarray:
+    return model.predict(features) if len(features) else np.empty(0)  # no row may have been scored
+
+
+def _cross_fitted(images: Images, rows: np.ndarray) -> np.ndarray:
+    """(n,) each image predicted by a regression on the distinct images `rows`, less itself and its copies."""
     # content hashes are uniform, so their remainder deals images to folds, whatever the order of rows
     folds = (images.content % np.uint64(FOLDS)).astype(int)
-    distinct = np.zeros(len(folds), bool)
-    distinct[images.distinct] = True
+    usable = np.zeros(len(folds), bool)
+    usable[rows] = True
     expected = np.empty(len(folds))
     for fold in np.unique(folds):
         inside = folds == fold
-        expected[inside] = _fit(images[distinct & ~inside]).predict(images.features[inside])
+        expected[inside] = _fit(images[usable & ~inside]).predict(images.features[inside])
     return expected
 
 

@@ -41,11 +41,13 @@ def copies(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     Rows without an image are clusters of their own.
     """
     hashes = scores.column("content_hash")
-    missing = hashes.is_null().to_numpy()
-    rows = scores.column("row").to_numpy()
-    values = hashes.fill_null(0).to_numpy()
+    known = hashes.is_valid().to_numpy()
+    cluster = scores.column("row").to_numpy().copy()
+    count = np.ones(len(cluster), cluster.dtype)
+    values = hashes.drop_null().to_numpy()
     _, first, inverse, counts = np.unique(values, return_index=True, return_inverse=True, return_counts=True)
-    return np.where(missing, rows, rows[first][inverse]), np.where(missing, 1, counts[inverse])
+    cluster[known], count[known] = cluster[known][first][inverse], counts[inverse]
+    return cluster, count
 
 
 def _scored(scores: pa.Table) -> np.ndarray:

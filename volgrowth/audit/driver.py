@@ -7,6 +7,7 @@ its fragment is published. What fails goes back to the ledger, three times at mo
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,6 +167,8 @@ def _ray(address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": False} if address == "local" else {}
+    if address != "local":
+        _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # ray raises whatever its transports raise
@@ -177,6 +180,20 @@ def _ray(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes. Only HOST:PORT is checked; "auto" and ray:// find their own way."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise EngineError(
+            f"Ray cannot be reached at {address} ({_first_line(error)}): expected the address of a running cluster, or "
+            f"none to start one here"
+        ) from None
 
 
 def _resources(config: AuditConfig, shards: int) -> tuple[int, float]:

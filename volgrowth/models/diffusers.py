@@ -6,6 +6,7 @@ Everything that can be refused is refused from the JSON files and the headers of
 import hashlib
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class DiffusersModel:
     """A checked folder: where the network and the scheduler are, and their configurations."""
 
     network_folder: Path
+    scheduler_folder: Path
     network: dict[str, Any]
     scheduler: dict[str, Any]
     weights: tuple[Path, ...]
@@ -38,13 +40,20 @@ class DiffusersModel:
 
     @property
     def num_parameters(self) -> int:
-        """Read from the headers of the weights."""
-        from safetensors import safe_open
+        """Read from the headers of the weights.
+
+        Raises:
+            ModelError: a file is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
 
         total = 0
         for path in self.weights:
-            with safe_open(path, framework="pt") as tensors:
-                total += sum(_product(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            try:
+                with safe_open(path, framework="pt") as tensors:
+                    total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            except SafetensorError as error:
+                raise _unreadable(self.network_folder, error) from None
         return total
 
     @property
@@ -58,12 +67,13 @@ class DiffusersModel:
 
     def load(self, dtype: torch.dtype, device: torch.device) -> NetworkDenoiser:
         """Load the weights, frozen."""
-        network = _load_network(self.network_folder, dtype).to(device).eval().requires_grad_(False)
+        schedule = _schedule(self.scheduler, self.scheduler_folder)
+        network = _load_network(self.network_folder).to(device, dtype).eval().requires_grad_(False)
         channels = self.network["in_channels"]
         denoiser = NetworkDenoiser(
             # networks that also predict a variance put it in channels of its own
             lambda x, labels: network(x, labels, return_dict=False)[0][:, :channels],
-            _schedule(self.scheduler),
+            schedule,
             self.scheduler.get("prediction_type", "epsilon"),
             self.image_shape,
             whole_labels=self.network.get("time_embedding_type") == "learned",
@@ -80,7 +90,8 @@ def inspect_folder(folder: Path) -> DiffusersModel:
     """
     if (folder / "model_index.json").is_file():
         index = _read_json(folder / "model_index.json")
-        network_class = (index.get("unet") or [None, None])[1]
+        unet = index.get("unet")
+        network_class = unet[1] if isinstance(unet, list) and len(unet) == 2 else None
         if network_class != "UNet2DModel" or "vae" in index or "vqvae" in index:
             raise ModelError(
                 f"{folder} holds a {index.get('_class_name', 'pipeline')}, not an unconditional pixel-space pipeline: "
@@ -97,8 +108,14 @@ def inspect_folder(folder: Path) -> DiffusersModel:
             f"{folder} is no diffusion model: it has neither model_index.json (a diffusers pipeline) nor config.json "
             f"(a diffusers network); save one with pipeline.save_pretrained(...)"
         )
-    network = _checked_network(network_folder)
-    return DiffusersModel(network_folder, network, _checked_scheduler(scheduler_folder), _weights(network_folder))
+    network, scheduler = _checked_network(network_folder), _checked_scheduler(scheduler_folder)
+    labels, steps = network.get("num_train_timesteps"), scheduler.get("num_train_timesteps", 1000)
+    if network.get("time_embedding_type") == "learned" and (labels or 0) < steps:
+        raise ModelError(
+            f"{network_folder}/config.json has learned embeddings of {labels} times: expected one for each of the "
+            f"{steps} steps of its scheduler"
+        )
+    return DiffusersModel(network_folder, scheduler_folder, network, scheduler, _weights(network_folder))
 
 
 def _component(folder: Path, name: str) -> Path:
@@ -143,9 +160,28 @@ def _checked_network(folder: Path) -> dict[str, Any]:
             f"{folder}/config.json has a fourier time embedding, whose label is a noise level: expected "
             f"'positional' or 'learned'; wrap this one with factory:module:function"
         )
-    if not config.get("sample_size"):
-        raise ModelError(f"{folder}/config.json has no sample_size: set it to the size of the training images")
+    _check_shapes(folder, config)
     return config
+
+
+def _check_shapes(folder: Path, config: dict[str, Any]) -> None:
+    size = config.get("sample_size")
+    if not size:
+        raise ModelError(f"{folder}/config.json has no sample_size: set it to the size of the training images")
+    if not isinstance(size, int) and len(size) != 2:
+        raise ModelError(f"{folder}/config.json has sample_size {size}: expected one number, or height and width")
+    channels = config.setdefault("in_channels", 3)
+    if channels not in (1, 3):
+        raise ModelError(
+            f"{folder}/config.json has in_channels {channels}: expected 1 or 3, since images are gray or RGB; wrap a "
+            f"network on anything else with factory:module:function"
+        )
+    outputs = config.get("out_channels", 3)
+    if outputs not in (channels, 2 * channels):
+        raise ModelError(
+            f"{folder}/config.json has out_channels {outputs}: expected {channels}, or {2 * channels} whose second "
+            f"half is a variance"
+        )
 
 
 def _checked_scheduler(folder: Path) -> dict[str, Any]:
@@ -180,7 +216,7 @@ def _weights(folder: Path) -> tuple[Path, ...]:
     )
 
 
-def _load_network(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+def _load_network(folder: Path) -> torch.nn.Module:
     from diffusers import UNet2DModel
 
     try:
@@ -192,31 +228,35 @@ def _load_network(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
             local_files_only=True,
         )
     except Exception as error:  # safetensors, torch and diffusers each raise their own kinds
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"the weights in {folder} cannot be loaded ({first_line}): download or save them again"
-        ) from None
-    if loading["missing_keys"]:
-        missing = loading["missing_keys"]
-        raise ModelError(
-            f"the weights in {folder} lack {len(missing)} tensors of the network, {missing[0]} among them: "
-            f"they belong to another config.json"
-        )
+        raise _unreadable(folder, error) from None
+    for kind, problem in (
+        ("missing_keys", "lack {} tensors of the network"),
+        ("unexpected_keys", "hold {} tensors that the network has no place for"),
+    ):
+        if names := loading[kind]:
+            raise ModelError(
+                f"the weights in {folder} {problem.format(len(names))}, {names[0]} among them: they belong to "
+                f"another config.json"
+            )
     return network
 
 
-def _schedule(config: dict[str, Any]) -> DDPMSchedule:
+def _unreadable(folder: Path, error: Exception) -> ModelError:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
+    return ModelError(f"the weights in {folder} cannot be loaded ({first_line}): download or save them again")
+
+
+def _schedule(config: dict[str, Any], folder: Path) -> DDPMSchedule:
     """The table of a scheduler's own betas, accumulated in float64."""
     import diffusers
 
     betas = getattr(diffusers, config.get("_class_name", "DDPMScheduler")).from_config(config).betas.double()
     table = torch.cumprod(1 - betas, 0)
-    # a zero-terminal-SNR table ends in pure noise, where no noise level exists
-    return DDPMSchedule(table[table > 0])
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+    try:
+        # a zero-terminal-SNR table ends in pure noise, where no noise level exists
+        return DDPMSchedule(table[:-1] if table[-1] == 0 else table)
+    except ValueError as error:
+        raise ModelError(
+            f"the betas of {folder / 'scheduler_config.json'} make no noise schedule ({error}): expected each of them "
+            f"between 0 and 1"
+        ) from None

@@ -109,9 +109,10 @@ def _factory(name: str) -> tuple[object, str]:
     try:
         module = importlib.import_module(parts[0])
         return getattr(module, parts[1]), inspect.getsource(module)
-    except (ImportError, AttributeError, OSError) as error:
+    except Exception as error:  # a module may fail in its own ways, a broken one with SyntaxError
+        reason = str(error) or type(error).__name__
         raise ModelError(
-            f"model {name!r} cannot be imported ({error}): expected a module on the Python path or in "
+            f"model {name!r} cannot be imported ({reason}): expected a module on the Python path or in "
             f"{os.getcwd()} with that function"
         ) from None
 
@@ -128,8 +129,9 @@ def _from_factory(name: str, dtype: torch.dtype, device: torch.device) -> Denois
     if not isinstance(denoiser, Denoiser):
         raise ModelError(f"{name} returned {type(denoiser).__name__}: expected a volgrowth.Denoiser")
     shape = denoiser.image_shape
-    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or not all(isinstance(n, int) for n in shape):
         raise ModelError(f"{name} returned a denoiser with image_shape {shape}: expected (1 or 3, height, width)")
+    denoiser.image_shape = tuple(shape)
     denoiser.device, denoiser.dtype = device, dtype
     return denoiser
 

@@ -220,8 +220,9 @@ def _draw_expected(axes: Axes, points: Points, known: np.ndarray) -> None:
     sizes, expected = points.png_bytes[known], points.expected[known]
     if not sizes.size:
         return
-    edges = np.unique(np.quantile(sizes, np.linspace(0, 1, max(2, min(24, sizes.size // 8)))))
-    bins = np.clip(np.searchsorted(edges, sizes, side="right") - 1, 0, max(0, edges.size - 2))
+    # of equal width on the log axis: bins of equal count would straddle the gap between plain and other images
+    edges = np.geomspace(sizes.min(), sizes.max() + 1, 25)
+    bins = np.digitize(sizes, edges)
     occupied = np.unique(bins)
     centres = [np.median(sizes[bins == k]) for k in occupied]
     low, middle, high = np.array([np.quantile(expected[bins == k], [0.1, 0.5, 0.9]) for k in occupied]).T

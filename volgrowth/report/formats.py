@@ -30,6 +30,13 @@ def number(value: float | None) -> str:
     return MISSING if value is None or missing(value) else f"{round(value):,}"
 
 
+def approximate(value: float | None) -> str:
+    """An expected count: small ones keep a decimal."""
+    if value is None or missing(value) or value >= 10:
+        return number(value)
+    return f"{value:.1f}".removesuffix(".0") if value >= 0.05 else "none"
+
+
 def score(value: float | None) -> str:
     """A measured quantity, to three or four figures."""
     if value is None or missing(value):

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from volgrowth.records import Mark, Status
-from volgrowth.report.formats import number, percent, plural, score, signed
+from volgrowth.report.formats import approximate, number, percent, plural, score
 
 Summary = dict[str, Any]
 
@@ -89,10 +89,10 @@ def _flagged(detection: Summary, distinct: int | None) -> list[str]:
             "That is no proof that none is memorized."
         ]
     else:
-        pictures = f", {plural(distinct, 'distinct picture')}" if distinct and distinct < flagged else ""
+        pictures = f" They show {plural(distinct, 'distinct picture')}." if distinct and distinct < flagged else ""
         said = [
-            f"{plural(flagged, 'image')}{pictures} flagged at a false discovery rate of {rate}: "
-            f"expect about {score(detection['expected_false'])} of the flags to be false."
+            f"{plural(flagged, 'image')} flagged at a false discovery rate of {rate}: "
+            f"expect about {approximate(detection['expected_false'])} of the flags to be false.{pictures}"
         ]
     if detection["precursors"]:
         said.append(
@@ -143,15 +143,11 @@ def reason(card: dict[str, Any], fdr: float | None) -> str:
     excess = card["excess"]
     if excess is None:
         return f"No calibrated score: {STATUS_MEANING.get(card['status'], 'not measured.').lower()}"
-    place = f"higher than {percent(card['share_below'])} of all scored images"
+    place = f"Excess growth higher than {percent(card['share_below'])} of scored images"
     if excess <= 0:
-        said = "Growth is no higher than its complexity explains"
+        said = "Growth no higher than its complexity explains"
     elif card["memorized"]:
-        said = f"Excess {signed(excess)}, {place}; flagged at a false discovery rate of {percent(fdr)}"
-    elif card["p"] is not None:
-        said = f"Excess {signed(excess)}, {place}; not enough to be flagged"
+        said = f"{place}; flagged at a false discovery rate of {percent(fdr)}"
     else:
-        said = f"Excess {signed(excess)}, {place}"
-    if card["copies"] > 1:
-        said += f"; {number(card['copies'])} identical copies in the set"
+        said = place if card["p"] is None else f"{place}, not enough to be flagged"
     return said + "."

@@ -1,0 +1,143 @@
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.testing import assert_allclose
+
+from tests.analysis.tables import failed, many, scores
+from volgrowth.analysis.calibration import MIN_IMAGES
+from volgrowth.analysis.findings import analyse, copies
+from volgrowth.records import FINDINGS, Status
+
+BAD = [status for status in Status if status is not Status.OK]
+
+
+def column(table: pa.Table, name: str) -> list[Any]:
+    return table.column(name).to_pylist()
+
+
+def test_findings_are_the_contracts_columns() -> None:
+    findings = analyse(scores(*many(60))).findings
+    assert findings.schema.equals(FINDINGS, check_metadata=True)
+    assert len(findings) == 60
+
+
+def test_excess_is_growth_less_what_was_expected() -> None:
+    rows = many(200)
+    rows[17] = {**rows[17], "growth": rows[17]["growth"] + 30}
+    found = analyse(scores(*rows))
+    growth, expected, excess = (
+        np.array(column(found.findings, name)) for name in ("growth", "expected_growth", "excess_growth")
+    )
+    assert growth.tolist() == [row["growth"] for row in rows]
+    assert_allclose(excess, growth - expected, rtol=1e-12)
+    assert excess.argmax() == 17
+    assert growth.argmax() == 17 or excess[17] > 20
+    assert found.calibration is not None
+    assert expected.tolist() == found.calibration.expected.tolist()
+    assert found.holdout is None
+
+
+@pytest.mark.parametrize("status", BAD)
+def test_rows_without_a_score_stay_and_have_nulls(status: Status) -> None:
+    rows = many(80)
+    rows[0], rows[40] = failed(status), failed(status)
+    findings = analyse(scores(*rows)).findings
+    assert column(findings, "row") == list(range(80))
+    assert column(findings, "image_id") == [f"image-{index}" for index in range(80)]
+    for name in ("growth", "expected_growth", "excess_growth"):
+        assert [index for index, value in enumerate(column(findings, name)) if value is None] == [0, 40]
+    for name in ("growth", "expected_growth", "excess_growth"):
+        assert np.isfinite([value for value in column(findings, name) if value is not None]).all()
+
+
+def test_a_failed_row_changes_nothing_for_the_others() -> None:
+    rows = many(80)
+    before = column(analyse(scores(*rows)).findings, "expected_growth")
+    after = column(analyse(scores(failed(), *rows, failed("non_finite"))).findings, "expected_growth")
+    assert after == [None, *before, None]
+
+
+def test_columns_of_later_steps_are_null() -> None:
+    findings = analyse(scores(*many(60))).findings
+    for name in ("p_value", "q_value", "memorized", "precursor", "verified_hits"):
+        assert findings.column(name).null_count == 60
+
+
+def test_too_few_images_are_not_calibrated() -> None:
+    found = analyse(scores(*many(MIN_IMAGES - 1), failed()))
+    assert found.calibration is None
+    assert found.findings.column("growth").null_count == 1
+    for name in ("expected_growth", "excess_growth"):
+        assert found.findings.column(name).null_count == MIN_IMAGES
+
+
+@pytest.mark.parametrize("holdout", [None, scores(*many(60))], ids=["alone", "held-out"])
+@pytest.mark.parametrize("count", [0, 3])
+def test_nothing_was_scored(count: int, holdout: pa.Table | None) -> None:
+    findings = analyse(scores(*[failed()] * count), holdout).findings
+    assert findings.schema.equals(FINDINGS)
+    assert column(findings, "growth") == column(findings, "excess_growth") == [None] * count
+
+
+def test_held_out_findings() -> None:
+    """Held-out images calibrate, and are calibrated among themselves; the audited ones are 5 nats above."""
+    audited = [{**row, "growth": row["growth"] + 5} for row in many(80, seed=1)]
+    found = analyse(scores(*audited, failed()), scores(failed(), *many(150, seed=2)))
+    assert found.calibration is not None
+    assert found.calibration.method == "held-out"
+    assert found.holdout is not None
+    assert found.holdout.schema.equals(FINDINGS)
+    assert len(found.holdout) == 151
+    assert column(found.holdout, "excess_growth")[0] is None
+    assert np.median(column(found.holdout, "excess_growth")[1:]) == pytest.approx(0, abs=0.3)
+    assert np.median(column(found.findings, "excess_growth")[:-1]) == pytest.approx(5, abs=0.7)
+
+
+def test_held_out_images_that_were_not_scored_calibrate_nothing() -> None:
+    found = analyse(scores(*many(80)), scores(*[failed()] * 60))
+    assert found.calibration is None
+    assert found.holdout is not None
+    assert found.holdout.column("excess_growth").null_count == 60
+    assert found.findings.column("excess_growth").null_count == 80
+
+
+def hashes(*contents: int | None) -> pa.Table:
+    return scores(*[{"content_hash": content} if content is not None else failed() for content in contents])
+
+
+def test_copies_have_the_same_pixels() -> None:
+    cluster, count = copies(hashes(7, 5, 7, 2**64 - 1, 5, 7))
+    assert cluster.tolist() == [0, 1, 0, 3, 1, 0]
+    assert count.tolist() == [3, 2, 3, 1, 2, 3]
+
+
+def test_rows_without_an_image_are_copies_of_nothing() -> None:
+    cluster, count = copies(hashes(None, 7, None, 7, 0, None, 0))
+    assert cluster.tolist() == [0, 1, 2, 1, 4, 5, 4]
+    assert count.tolist() == [1, 2, 1, 2, 2, 1, 2]
+
+
+def test_clusters_are_named_by_row_not_by_position() -> None:
+    table = hashes(7, 5, 7)
+    rows = table.set_column(0, "row", pa.array([40, 41, 42], pa.int64()))
+    assert copies(rows)[0].tolist() == [40, 41, 40]
+
+
+def test_findings_carry_the_clusters() -> None:
+    rows = many(60)
+    rows[30] = {**rows[30], "content_hash": rows[2]["content_hash"]}
+    rows[50] = failed("non_finite", content_hash=rows[2]["content_hash"])  # an image, if one without a score
+    findings = analyse(scores(*rows)).findings
+    assert [index for index, count in enumerate(column(findings, "copies")) if count == 3] == [2, 30, 50]
+    assert {column(findings, "cluster")[index] for index in (2, 30, 50)} == {2}
+    assert column(findings, "copies").count(1) == 57
+    assert column(findings, "expected_growth")[2] is not None
+
+
+def test_tables_in_several_chunks() -> None:
+    rows = scores(*many(80), failed())
+    whole = analyse(rows).findings
+    parts = pa.concat_tables([rows.slice(0, 33), rows.slice(33, 20), rows.slice(53)])
+    assert analyse(parts).findings.equals(whole)

@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.analysis.tables import failed, many, scores
+from volgrowth.analysis.complexity import REGRESSORS
+from volgrowth.analysis.findings import Analysis, analyse
+from volgrowth.analysis.summary import summarize
+from volgrowth.audit.manifest import DataInfo, Manifest
+from volgrowth.audit.result import Audit
+from volgrowth.audit.store import Store
+from volgrowth.config import AuditConfig
+from volgrowth.records import Mark, ModelInfo, Status
+from volgrowth.report import render
+
+MODEL = ModelInfo("demo/model", "UNet2DModel", (1, 8, 8), "sha256:" + "0c" * 32, 18_521)
+RUN = {"seconds": 61.2, "worker_seconds": 80.0, "images_per_second": 41.0, "workers": 2, "device": "cpu"}
+
+
+def summarized(
+    folder: Path, table: pa.Table, holdout: pa.Table | None = None, **settings: Any
+) -> tuple[dict[str, Any], Audit, Analysis]:
+    """The summary of an audit whose scores are these."""
+    config = AuditConfig.build(model="demo/model", data="digits", output=str(folder), **settings)
+    data = DataInfo("digits", "train", "parquet", len(table), 1, "sha256:" + "ab" * 32)
+    held = None if holdout is None else DataInfo("held", None, "parquet", len(holdout), 1, "sha256:" + "cd" * 32)
+    manifest = json.loads(json.dumps(Manifest.plan(config, MODEL, data, held).to_json()))
+    audit = Audit(Store(str(folder)), manifest)
+    vars(audit).update(scores=table, holdout_scores=holdout)  # as if read
+    analysis = analyse(table, holdout)
+    return summarize(audit, analysis, config, RUN), audit, analysis
+
+
+def rows() -> list[dict[str, Any]]:
+    """70 scored images, three of them one picture and two another, and five rows that failed."""
+    scored = many(70)
+    for index, original in ((10, 1), (20, 1), (30, 2)):
+        scored[index] = {**scored[index], "content_hash": scored[original]["content_hash"]}
+    scored[4] = {**scored[4], "marks": [Mark.ABOVE_CEILING.value]}
+    scored[5] = {**scored[5], "marks": [Mark.ABOVE_CEILING.value, Mark.SIGN_FLIP.value]}
+    bad = [failed("undecodable"), failed("undecodable"), failed("too_large"), failed("crashed")]
+    return [*scored, *bad, failed("non_finite", content_hash=1, nfe=11)]
+
+
+def test_every_row_is_counted_once(tmp_path: Path) -> None:
+    counts = summarized(tmp_path, scores(*rows()))[0]["counts"]
+    assert counts["rows"] == 75 == sum(counts[status.value] for status in Status)
+    expected = {"ok": 70, "undecodable": 2, "wrong_shape": 0, "too_large": 1, "non_finite": 1, "crashed": 1}
+    assert counts == {"rows": 75, **expected}
+
+
+def test_marks_are_counted_each(tmp_path: Path) -> None:
+    assert summarized(tmp_path, scores(*rows()))[0]["marks"] == {"above_ceiling": 2, "sign_flip": 1}
+
+
+def test_duplicates(tmp_path: Path) -> None:
+    duplicates = summarized(tmp_path, scores(*rows()))[0]["duplicates"]
+    assert duplicates == {"clusters": 2, "rows_in_clusters": 5, "largest": 3}
+
+
+def test_no_duplicates(tmp_path: Path) -> None:
+    for table in (scores({}, {}), scores()):
+        duplicates = summarized(tmp_path, table)[0]["duplicates"]
+        assert duplicates == {"clusters": 0, "rows_in_clusters": 0, "largest": 1}
+
+
+def test_evaluations_are_those_that_were_spent(tmp_path: Path) -> None:
+    """On rows without a finite score as well, and on held-out rows; not on rows without an image."""
+    alone = summarized(tmp_path, scores(*rows()))[0]["run"]
+    assert alone == {**RUN, "evaluations": 71 * 11}
+    assert summarized(tmp_path, scores(*rows()), scores(*many(60), failed()))[0]["run"]["evaluations"] == 131 * 11
+
+
+@pytest.mark.parametrize("with_holdout", [False, True])
+def test_calibration_says_how_good_it_is(tmp_path: Path, with_holdout: bool) -> None:
+    holdout = scores(*many(90, seed=9)) if with_holdout else None
+    summary, _, analysis = summarized(tmp_path, scores(*rows()), holdout)
+    assert analysis.calibration is not None
+    assert summary["calibration"] == {
+        "method": "held-out" if with_holdout else "cross-fitted",
+        "features": list(REGRESSORS),
+        "rows": 90 if with_holdout else 67,
+        "r2": analysis.calibration.r2,
+        "residual_spread": analysis.calibration.residual_spread,
+        "outside_range": int(np.sum(analysis.calibration.outside)),
+    }
+    assert summary["calibration"]["r2"] > 0.8
+    assert (summary["holdout"] is None) != with_holdout
+
+
+def test_without_calibration_there_is_none(tmp_path: Path) -> None:
+    assert summarized(tmp_path, scores({}, {}, failed()))[0]["calibration"] is None
+
+
+def test_what_was_audited_and_how(tmp_path: Path) -> None:
+    summary, audit, _ = summarized(tmp_path, scores(*rows()), dtype="float64", measure={"preset": "paper"})
+    assert summary["model"]["dtype"] == "float64"
+    assert {name: summary["model"][name] for name in ("name", "kind", "hash", "parameters")} == {
+        "name": MODEL.name,
+        "kind": MODEL.kind,
+        "hash": MODEL.hash,
+        "parameters": MODEL.parameters,
+    }
+    assert summary["data"]["name"] == "digits"
+    assert summary["config_digest"] == audit.plan.config_digest
+    assert (summary["measure"]["preset"], summary["measure"]["evaluations"]) == ("paper", 2)
+
+
+def keys(value: Any, prefix: str = "") -> set[str]:
+    """Paths of all keys of nested dictionaries."""
+    if not isinstance(value, dict):
+        return set()
+    return {path for name, inner in value.items() for path in {prefix + name, *keys(inner, f"{prefix}{name}.")}}
+
+
+@pytest.mark.parametrize("with_holdout", [False, True])
+def test_the_page_finds_every_key_it_knows(tmp_path: Path, with_holdout: bool) -> None:
+    known = pytest.importorskip("tests.report.report_data")
+    holdout = scores(*many(60, seed=9)) if with_holdout else None
+    summary, audit, analysis = summarized(tmp_path, scores(*rows()), holdout)
+    wanted = known.summary(calibration=known.CALIBRATION)
+    assert keys({**wanted, "versions": {}}) <= keys(summary)
+    page = render(summary, audit.scores, analysis.findings, {}, analysis.holdout)
+    assert "UNet2DModel" in page
+
+
+def test_it_is_json(tmp_path: Path) -> None:
+    for table in (scores(*rows()), scores(failed())):
+        summary = summarized(tmp_path, table, scores(*many(60, seed=9)))[0]
+        assert json.loads(json.dumps(summary, allow_nan=False)) == summary

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+import volgrowth as vg
+from volgrowth.audit.measures import denoising_loss, measure_images, seeded, true_float32
+from volgrowth.config import PaperMeasure, StandardMeasure
+from volgrowth.models import load_model
+
+
+class Counting(vg.Denoiser):
+    """Counts the images whose noise it is asked for, and the backward passes through them."""
+
+    def __init__(self, inner):
+        self.inner, self.forwards, self.backwards = inner, 0, 0
+
+    def noise(self, y, noise_level):
+        self.forwards += len(y)
+        noise = self.inner.noise(y, noise_level)
+        if noise.requires_grad:
+            noise.register_hook(self._count)
+        return noise
+
+    def _count(self, gradient):
+        self.backwards += len(gradient)
+
+
+@pytest.mark.parametrize(
+    "measure", [StandardMeasure(), PaperMeasure(), StandardMeasure(levels=(0.1, 0.2), num_probes=2)]
+)
+def test_evaluations_are_what_is_spent(measure):
+    denoiser = Counting(vg.GaussianDenoiser(0.0, 0.3))
+    measured = measure_images(denoiser, torch.randn(5, 1, 4, 4), list(range(5)), measure, seed=0)
+    assert measured.nfe == measure.evaluations
+    assert denoiser.forwards + denoiser.backwards == 5 * measured.nfe
+
+
+def test_the_standard_preset_keeps_to_sixteen_evaluations():
+    assert StandardMeasure().evaluations <= 16
+
+
+def test_standard_growth_is_the_closed_form_on_gaussian_data():
+    """With a diagonal Jacobian every Rademacher probe is exact: sum of level^2 / (variance + level^2)."""
+    variance = torch.rand(1, 4, 4, dtype=torch.float64)
+    images = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    measured = measure_images(vg.GaussianDenoiser(0.0, variance), images, [0, 1, 2], StandardMeasure(), seed=0)
+    expected = [(level**2 / (variance + level**2)).sum().item() for level in (0.18, 0.0105)]
+    np.testing.assert_allclose(measured.growth, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(measured.rates, [expected] * 3, rtol=1e-6)
+
+
+def test_loss_of_a_point_mass_is_zero_at_the_point_and_grows_away_from_it():
+    point = torch.zeros(2, 1, 4, 4, dtype=torch.float64)
+    point[1] += 0.34
+    loss = denoising_loss(vg.GaussianDenoiser(0.0, 0.0), point, 0.34, 4, seed=0)
+    assert loss.tolist() == pytest.approx([0.0, 1.0], abs=1e-12)
+
+
+def test_paper_growth_is_volume_growth_with_the_row_s_own_axis(tiny_model):
+    denoiser = load_model(str(tiny_model))
+    images = torch.randn(3, 1, 8, 8)
+    measured = measure_images(denoiser, images, [4, 9, 2], PaperMeasure(num_steps=3), seed=5)
+    tangents = torch.stack([torch.randn((1, 1, 8, 8), generator=seeded(5, "tangent", row)) for row in (4, 9, 2)])
+    times = torch.tensor([1e-3, 2e-3, 3e-3, 4e-3], dtype=torch.float64)
+    with torch.no_grad():
+        direct = vg.volume_growth(denoiser, images, times=times, derivative="difference", tangents=tangents)
+    np.testing.assert_array_equal(measured.growth, direct.log_volume[:, -1].double().numpy())
+    np.testing.assert_allclose(measured.rates.sum(1), measured.growth)
+
+
+@pytest.mark.parametrize("measure", [StandardMeasure(), PaperMeasure()])
+def test_a_score_depends_on_its_row_and_not_on_its_company(tiny_model, measure):
+    denoiser = load_model(str(tiny_model), dtype="float64")
+    images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    whole = measure_images(denoiser, images, [10, 11, 12, 13], measure, seed=1)
+    part = measure_images(denoiser, images[[3, 1]], [13, 11], measure, seed=1)
+    np.testing.assert_allclose(part.growth, whole.growth[[3, 1]], rtol=1e-9)
+    np.testing.assert_allclose(part.rates, whole.rates[[3, 1]], rtol=1e-9)
+    if whole.loss is not None and part.loss is not None:
+        np.testing.assert_allclose(part.loss, whole.loss[[3, 1]], rtol=1e-9)
+
+
+def test_seeds_differ_by_purpose_and_agree_with_themselves():
+    def draw(*key):
+        return torch.randn(4, generator=seeded(*key)).tolist()
+
+    keys = [(0, "tangent", 1), (0, "tangent", 2), (0, "noise", 1), (1, "tangent", 1)]
+    assert len({tuple(draw(*key)) for key in keys}) == len(keys)
+    assert draw(*keys[0]) == draw(*keys[0])
+
+
+def test_true_float32_restores_what_it_found():
+    before = torch.backends.cudnn.allow_tf32
+    with true_float32():
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_rows_with_any_number_that_is_not_finite_are_seen():
+    class Broken(vg.Denoiser):
+        def noise(self, y, noise_level):
+            return y / torch.where(y.flatten(1).sum(1) > 0, 1.0, 0.0).reshape(-1, 1, 1, 1)
+
+    images = torch.ones(3, 1, 4, 4)
+    images[1] *= -1
+    measured = measure_images(Broken(), images, [0, 1, 2], StandardMeasure(loss_level=1e-6), seed=0)
+    assert measured.finite.tolist() == [True, False, True]

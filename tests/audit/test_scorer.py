@@ -1,0 +1,130 @@
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import volgrowth as vg
+from volgrowth.audit.scorer import GROW_AFTER, Scorer, _ahead
+from volgrowth.config import AuditConfig
+from volgrowth.demo import png
+from volgrowth.errors import EngineError
+from volgrowth.models import load_model
+from volgrowth.records import SCORES
+from volgrowth.sources import Row
+
+
+def config(**settings: object) -> AuditConfig:
+    return AuditConfig.build(model="m", data="d", output="o", **{"batch_size": 8, **settings})
+
+
+def rows(images: np.ndarray, start: int = 0) -> list[Row]:
+    return [Row(start + k, f"id-{start + k}", f"s#{start + k}", png(image)) for k, image in enumerate(images)]
+
+
+class Limited(vg.GaussianDenoiser):
+    """A device on which only so many images fit, for a while."""
+
+    image_shape = (1, 8, 8)
+
+    def __init__(self, fits: int, until: int | None = None):
+        super().__init__(0.0, 0.5)
+        self.fits, self.until, self.refused = fits, until, 0
+
+    def noise(self, y, noise_level):
+        if len(y) > self.fits and (self.until is None or self.refused < self.until):
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().noise(y, noise_level)
+
+
+def test_one_record_per_row_in_order_whatever_is_wrong(digits):
+    good = rows(digits[:6])
+    broken = [
+        Row(6, "a", "s", b""),
+        Row(7, "b", "s", b"no image"),
+        Row(8, "c", "s", png(digits[0])[:50]),
+        Row(9, "d", "s", None, "file not found"),
+        Row(10, "e", "s", png(np.zeros((2, 100), np.uint8))),
+        Row(11, "f", "s", png(np.zeros((300, 300), np.uint8))),
+    ]
+    everything = [*good[:3], *broken, *good[3:]]
+    table = Scorer(Limited(99), config(max_pixels=80_000)).score(everything)
+    assert table.schema.equals(SCORES)
+    assert table.column("row").to_pylist() == [row.row for row in everything]
+    status = dict(zip(table.column("row").to_pylist(), table.column("status").to_pylist(), strict=True))
+    assert [status[k] for k in range(6)] == ["ok"] * 6
+    assert [status[k] for k in range(6, 12)] == ["undecodable"] * 4 + ["wrong_shape", "too_large"]
+    for record in table.to_pylist():
+        assert (record["error"] is None) == (record["status"] == "ok")
+        assert (record["growth"] is None) == (record["status"] != "ok")
+        assert (record["png_bytes"] is None) == (record["status"] != "ok")
+    assert "file not found" in table.column("error").to_pylist()[6]
+
+
+def test_scores_do_not_depend_on_how_rows_are_cut_to_the_bit(tiny_model, digits):
+    denoiser = load_model(str(tiny_model))
+    whole = Scorer(denoiser, config()).score(rows(digits[:21]))
+    for cuts in ([0, 5, 21], [0, 8, 9, 17, 21], list(range(22))):
+        parts = [Scorer(denoiser, config()).score(rows(digits[a:b], a)).to_pylist() for a, b in pairwise(cuts)]
+        assert [record for part in parts for record in part] == whole.to_pylist()
+
+
+def test_bad_rows_do_not_change_their_neighbours(tiny_model, digits):
+    scorer = Scorer(load_model(str(tiny_model)), config())
+    clean = scorer.score(rows(digits[:10])).to_pylist()
+    items = rows(digits[:10])
+    mixed = scorer.score([*items[:4], Row(77, "x", "s", b"junk"), *items[4:]]).to_pylist()
+    assert [record for record in mixed if record["row"] != 77] == clean
+
+
+def test_memory_that_runs_out_halves_the_batch_and_rows_say_so(digits):
+    table = Scorer(Limited(2), config()).score(rows(digits[:9]))
+    assert table.column("batch").to_pylist() == [2] * 9
+    full = Scorer(Limited(99), config()).score(rows(digits[:9]))
+    assert full.column("batch").to_pylist() == [8] * 9
+    np.testing.assert_allclose(table.column("growth").to_numpy(), full.column("growth").to_numpy(), rtol=1e-5)
+
+
+def test_the_batch_grows_back_when_memory_returns(digits):
+    scorer = Scorer(Limited(4, until=1), config())
+    table = scorer.score(rows(np.resize(digits, (4 * (GROW_AFTER + 4), 8, 8))))
+    assert set(table.column("batch").to_pylist()) == {4, 8}
+    assert scorer.batch == 8
+
+
+def test_one_image_that_does_not_fit_is_an_error_with_a_fix(digits):
+    with pytest.raises(EngineError, match="one image does not fit"):
+        Scorer(Limited(0), config()).score(rows(digits[:3]))
+
+
+def test_other_runtime_errors_are_not_taken_for_memory(digits):
+    class Wrong(Limited):
+        def noise(self, y, noise_level):
+            raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        Scorer(Wrong(9), config()).score(rows(digits[:3]))
+
+
+def test_nothing_in_nothing_out():
+    assert Scorer(Limited(9), config()).score([]).num_rows == 0
+
+
+def test_the_decoding_thread_stays_ahead_passes_errors_on_and_ends():
+    made = []
+
+    def items():
+        for k in range(100):
+            made.append(k)
+            yield k
+        raise OSError("disk gone")
+
+    ahead = _ahead(items(), depth=2)
+    assert next(ahead) == 0
+    ahead.close()
+    assert len(made) < 10
+    assert not any(thread.name == "volgrowth-decode" for thread in threading.enumerate())
+    with pytest.raises(OSError, match="disk gone"):
+        list(_ahead(items()))

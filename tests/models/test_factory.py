@@ -1,0 +1,146 @@
+"""factory:module:function, from the working directory and from packages."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from volgrowth.models import inspect_model, load_model
+from volgrowth.numerics import EmpiricalDenoiser, GaussianDenoiser
+from volgrowth.numerics.growth import check_images
+
+from .checkpoints import problem
+
+CALLS: list[Callable[..., object]] = [load_model, inspect_model]
+MODULE = """
+import torch
+import volgrowth as vg
+
+seen = []
+
+def build(device, dtype):
+    seen.append((device, dtype))
+    denoiser = vg.GaussianDenoiser(0.25, 0.5)
+    denoiser.image_shape = (1, 8, 8)
+    return denoiser
+
+def shapeless(device, dtype):
+    return vg.GaussianDenoiser(0.0, 1.0)
+
+def flat(device, dtype):
+    return vg.EmpiricalDenoiser(torch.zeros(2, 64))
+
+def two_channels(device, dtype):
+    return vg.EmpiricalDenoiser(torch.zeros(2, 2, 8, 8))
+
+def endless(device, dtype):
+    denoiser = build(device, dtype)
+    denoiser.image_shape = (1, None, None)
+    return denoiser
+
+def listed(device, dtype):
+    denoiser = build(device, dtype)
+    denoiser.image_shape = [1, 8, 8]
+    return denoiser
+
+def network(device, dtype):
+    return torch.nn.Identity()
+
+def without_arguments():
+    return build(None, None)
+
+def broken(device, dtype):
+    raise FileNotFoundError("weights.pt")
+
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with modules of its own, forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    path, modules = list(sys.path), set(sys.modules)
+    (tmp_path / "my_models.py").write_text(MODULE)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").write_text("")
+    (tmp_path / "my_package" / "models.py").write_text("from my_models import build as make\n")
+    (tmp_path / "half_written.py").write_text("def build(device, dtype)\n    return 1\n")
+    (tmp_path / "needs_more.py").write_text("import no_such_library\n")
+    (tmp_path / "stops.py").write_text("raise RuntimeError('no GPU here')\n")
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["factory:my_models:build", "factory:my_package.models:make"])
+def test_a_users_denoiser_comes_back(name: str) -> None:
+    denoiser = load_model(name, dtype="float64")
+    assert isinstance(denoiser, GaussianDenoiser)
+    assert sys.modules["my_models"].seen == [(torch.device("cpu"), torch.float64)]
+    assert denoiser.dtype == torch.float64
+    assert denoiser.device == torch.device("cpu")
+    info = inspect_model(name)
+    assert (info.name, info.kind, info.image_shape, info.parameters) == (name, "gaussian", (1, 8, 8), None)
+
+
+def test_an_installed_module_needs_no_working_directory() -> None:
+    """This test module's own package is on the path, the working directory holds nothing of it."""
+    denoiser = load_model(f"factory:{__name__}:from_the_tests")
+    assert isinstance(denoiser, EmpiricalDenoiser)
+
+
+def from_the_tests(device: torch.device, dtype: torch.dtype) -> EmpiricalDenoiser:
+    return EmpiricalDenoiser(torch.zeros(2, 3, 8, 8, dtype=dtype, device=device))
+
+
+def test_the_digest_is_of_name_and_source(here: Path) -> None:
+    first = inspect_model("factory:my_models:build").hash
+    assert first == inspect_model("factory:my_models:build").hash
+    assert first != inspect_model("factory:my_models:listed").hash
+    del sys.modules["my_models"]
+    (here / "my_models.py").write_text(MODULE.replace("0.25", "0.75"))
+    assert inspect_model("factory:my_models:build").hash != first
+
+
+def test_a_shape_may_be_a_list() -> None:
+    denoiser = load_model("factory:my_models:listed")
+    check_images(denoiser, torch.zeros(2, 1, 8, 8))
+    assert inspect_model("factory:my_models:listed").image_shape == (1, 8, 8)
+
+
+REFUSED = {
+    "factory:": "is no factory: expected factory:module:function",
+    "factory:my_models": "is no factory: expected factory:module:function",
+    "factory:my_models:": "is no factory: expected factory:module:function",
+    "factory::build": "is no factory: expected factory:module:function",
+    "factory:my_models:build:more": "is no factory: expected factory:module:function",
+    "factory:no_such_module:build": "cannot be imported (No module named 'no_such_module'): expected a module",
+    "factory:.my_models:build": "cannot be imported",
+    "factory:my_models:biuld": "cannot be imported (module 'my_models' has no attribute 'biuld')",
+    "factory:needs_more:build": "cannot be imported (No module named 'no_such_library')",
+    "factory:half_written:build": "cannot be imported (expected ':'",
+    "factory:stops:build": "cannot be imported (no GPU here)",
+    "factory:math:cos": "cannot be imported",
+    "factory:sys:exit": "cannot be imported",
+    "factory:my_models:network": "returned Identity: expected a volgrowth.Denoiser",
+    "factory:my_models:broken": "failed with FileNotFoundError: weights.pt; it is called as function(device=",
+    "factory:my_models:without_arguments": "failed with TypeError: without_arguments() got an unexpected keyword",
+    "factory:my_models:number": "failed with TypeError: 'int' object is not callable",
+    "factory:my_models:shapeless": "image_shape None: expected (1 or 3, height, width)",
+    "factory:my_models:flat": "image_shape (64,): expected (1 or 3, height, width)",
+    "factory:my_models:two_channels": "image_shape (2, 8, 8): expected (1 or 3, height, width)",
+    "factory:my_models:endless": "image_shape (1, None, None): expected (1 or 3, height, width)",
+}
+
+
+@pytest.mark.parametrize("call", CALLS, ids=["load", "inspect"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_factories(call: Callable[..., object], name: str) -> None:
+    said = problem(call, name)
+    assert name in said
+    assert REFUSED[name] in said

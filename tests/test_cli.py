@@ -1,0 +1,152 @@
+"""What a person types, and what they read when it is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import VOLGROWTH, volgrowth
+from volgrowth.cli import run
+from volgrowth.version import VERSION
+
+
+def test_help_imports_neither_torch_nor_ray():
+    code = (
+        "import sys; from volgrowth.cli import run; run(['--help']); run(['audit', '--help']); "
+        "heavy = {'torch', 'ray', 'datasets', 'diffusers', 'sklearn', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "memorized" in finished.stdout
+    assert "Examples" in finished.stdout
+
+
+def test_importing_the_package_is_cheap_and_its_names_are_there():
+    code = (
+        "import sys, volgrowth as vg; assert 'torch' not in sys.modules; "
+        "assert vg.volume_growth and vg.load_model and vg.run_audit and vg.open_audit; "
+        "[getattr(vg, name) for name in vg.__all__]; "
+        "sys.exit(0 if 'torch' in sys.modules else 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_version():
+    finished = subprocess.run([VOLGROWTH, "--version"], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == VERSION
+
+
+@pytest.fixture
+def say(capsys, tmp_path, monkeypatch):
+    """Run a command that cannot start in an empty folder; what it says."""
+    monkeypatch.chdir(tmp_path)
+
+    def say(*arguments: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        assert run([str(a) for a in arguments]) == 2
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        assert captured.out == ""
+        assert sorted(tmp_path.rglob("*")) == before  # nothing was written
+        return " ".join(captured.err.split())
+
+    return say
+
+
+def test_a_missing_path(say, tiny_model, digit_file):
+    assert "./nowhere does not exist" in say("audit", tiny_model, "./nowhere", "--output", "out")
+    assert "model ./nowhere does not exist: expected a diffusers folder" in say(
+        "audit", "./nowhere", digit_file, "--output", "out"
+    )
+
+
+def test_a_wrong_split_or_column(say, tiny_model, digit_file):
+    said = say("audit", tiny_model, digit_file, "--output", "out", "--image-column", "picture")
+    assert "picture" in said
+    assert "image" in said
+    assert "validation" in say("audit", tiny_model, digit_file, "--output", "out", "--split", "validation")
+    assert "serial" in say("audit", tiny_model, digit_file, "--output", "out", "--id-column", "serial")
+
+
+def test_a_model_that_is_no_diffusion_model(say, digit_file, tmp_path):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert/config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
+    assert "is no diffusion model" in say("audit", tmp_path / "bert", digit_file, "--output", "out")
+
+
+def test_a_data_set_without_images(say, tiny_model, tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
+    assert "text" in say("audit", tiny_model, tmp_path / "text.parquet", "--output", "out")
+    (tmp_path / "empty").mkdir()
+    assert "image" in say("audit", tiny_model, tmp_path / "empty", "--output", "out")
+
+
+def test_an_output_with_something_else_in_it_or_that_cannot_be_written(say, tiny_model, digit_file, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    assert "is not empty and holds no audit (it has notes.txt)" in say(
+        "audit", tiny_model, digit_file, "--output", tmp_path / "full"
+    )
+    assert (tmp_path / "full/notes.txt").read_text() == "mine"
+    assert "cannot be" in say("audit", tiny_model, digit_file, "--output", tmp_path / "full/notes.txt/out")
+
+
+def test_settings_that_make_no_sense(say, tiny_model, digit_file, tmp_path):
+    command = ["audit", tiny_model, digit_file, "--output", "out"]
+    assert "setting shard_size: Input should be greater than or equal to 1, got 0" in say(*command, "--shard-size", 0)
+    assert "measure.num_prob" in say(*command, "--set", "measure.num_prob=4")
+    assert "expected NAME=VALUE" in say(*command, "--set", "seed")
+    assert "does not match any of the expected tags" in say(*command, "--preset", "fancy")
+    assert "cannot be read" in say(*command, "--config", "missing.yaml")
+    assert "No such option" in say(*command, "--sead", 1)
+    assert "Missing argument" in say("audit")
+
+
+def test_reports_of_what_is_no_audit(say, tmp_path):
+    assert "holds no audit" in say("report", tmp_path / "nowhere")
+
+
+def test_a_ray_that_is_not_there(tiny_model, digit_file, tmp_path):
+    arguments = ["audit", tiny_model, digit_file, "--output", "out", "--ray-address", "127.0.0.1:1"]
+    finished = volgrowth(*arguments, cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "Ray cannot be reached at 127.0.0.1:1" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_options_files_and_exit_code_three(ray_session, tiny_model, tmp_path, digits, capsys, monkeypatch):
+    """More failed rows than allowed: everything is written, and the exit code says so."""
+    from volgrowth.audit.result import open_audit
+    from volgrowth.demo import png
+
+    monkeypatch.chdir(tmp_path)
+    rows = [{"picture": png(image), "serial": k} for k, image in enumerate(digits[:60])]
+    rows[3]["picture"] = b"junk"
+    pq.write_table(pa.Table.from_pylist(rows), "d.parquet")
+    Path("c.yaml").write_text("seed: 4\nbatch_size: 8\nmeasure:\n  num_probes: 2\n")
+    command = [
+        "audit", str(tiny_model), "d.parquet", "--output", "out", "--config", "c.yaml", "--id-column", "serial",
+        "--set", "measure.num_noises=1", "--shard-size", "30",
+    ]  # fmt: skip
+    assert run(command) == 3
+    assert "more than --max-failed 0.01" in capsys.readouterr().err
+    assert run([*command, "--max-failed", "0.5"]) == 0
+    assert "59 of 60 images scored" in capsys.readouterr().out
+    audit = open_audit("out")
+    config = audit.manifest["config"]
+    assert (config["seed"], config["batch_size"], config["shard_size"]) == (4, 8, 30)
+    assert config["measure"]["num_probes"] == 2
+    assert config["measure"]["num_noises"] == 1
+    assert audit.scores.column("image_id").to_pylist()[:3] == ["0", "1", "2"]
+    report = Path("out/report.html").read_text()
+    Path("out/report.html").unlink()
+    assert run(["report", "out"]) == 0
+    assert Path("out/report.html").read_text() == report
+    assert run([*command, "--preset", "paper"]) == 2
+    assert "holds another audit: measure was" in capsys.readouterr().err
