@@ -148,5 +148,5 @@ def test_options_files_and_exit_code_three(ray_session, tiny_model, tmp_path, di
     Path("out/report.html").unlink()
     assert run(["report", "out"]) == 0
     assert Path("out/report.html").read_text() == report
-    assert run([*command, "--preset", "paper"]) == 2
-    assert "holds another audit: measure was" in capsys.readouterr().err
+    assert run([*command, "--set", "seed=5"]) == 2
+    assert "holds another audit: seed was 4 there and is 5 now" in capsys.readouterr().err

@@ -4,11 +4,13 @@ A setting either changes scores, and is then part of `AuditConfig.digest`, or it
 (`EXECUTION`), and may differ when an audit is resumed.
 """
 
+import glob
 import hashlib
 import json
+import os
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from volgrowth.errors import UsageError
 
@@ -112,6 +114,16 @@ class AuditConfig(Frozen):
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     ray_address: str | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+    @field_validator("model", "data", "holdout", "output")
+    @classmethod
+    def _findable(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Local paths become absolute, so that workers and later commands find them from anywhere."""
+        if value is None or "://" in value:
+            return value
+        path = os.path.expanduser(value)
+        local = info.field_name == "output" or os.path.exists(path) or glob.has_magic(path)
+        return os.path.abspath(path) if local else value
 
     @field_validator("measure", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -36,7 +37,7 @@ MARKED_POINTS = 400
 _REACH = 12.0
 """Histograms reach this many interquartile ranges beyond the quartiles; what lies further is in the last bar."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "volgrowth",
     "font.family": "sans-serif",

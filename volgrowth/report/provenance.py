@@ -15,9 +15,16 @@ def provenance(summary: Summary) -> list[tuple[str, Pairs]]:
     if summary["holdout"]:
         groups.append(("Held out", _data(summary["holdout"])))
     settings = [("Preset", measure["preset"]), ("Evaluations an image", measure["evaluations"])]
-    settings += [(_words(key), _listed(v)) for key, v in measure.items() if key not in ("preset", "evaluations")]
+    settings += [
+        (_words(key), _listed(v)) for key, v in measure.items() if key not in ("preset", "evaluations")
+    ]
     groups.append(("Measurement", settings))
     groups.append(("Calibration", _calibration(summary["calibration"])))
+    if summary["detection"]:
+        groups.append(("Detection", _detection(summary["detection"])))
+    if summary.get("truth"):
+        truth = summary["truth"]
+        groups.append(("Truth", [("Samples", number(truth["samples"])), ("Reproduced means", truth["rule"])]))
     groups.append(("Run", _run(summary)))
     groups.append(("Versions", list({"volgrowth": summary["volgrowth"], **summary["versions"]}.items())))
     return groups
@@ -56,10 +63,18 @@ def _calibration(calibration: Summary | None) -> Pairs:
     ]
 
 
+def _detection(detection: Summary) -> Pairs:
+    return [
+        ("Method", detection["method"]),
+        ("False discovery rate", percent(detection["fdr"])),
+        ("Compared with", plural(detection["calibration_rows"], "held-out row")),
+    ]
+
+
 def _run(summary: Summary) -> Pairs:
     run = summary["run"]
     return [
-        ("Started from", summary["config_digest"]),
+        ("Config digest", summary["config_digest"]),
         ("Finished", moment(summary["created"])),
         ("Took", duration(run["seconds"])),
         ("Images a second", score(run["images_per_second"])),

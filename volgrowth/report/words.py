@@ -12,7 +12,7 @@ STATUS_MEANING = {
     Status.UNDECODABLE: "The bytes are missing, truncated or no image.",
     Status.WRONG_SHAPE: "An image, but not one this model could have been trained on.",
     Status.TOO_LARGE: "More pixels than a decoder should be asked for (a decompression bomb).",
-    Status.NON_FINITE: "The measurement gave NaN or infinity.",
+    Status.NON_FINITE: "The measurement gave no finite number.",
     Status.CRASHED: "Scoring the image ended its process.",
 }
 
@@ -41,7 +41,7 @@ def title(summary: Summary) -> str:
     if not counts["rows"]:
         return "The data set holds no images"
     if not counts["ok"]:
-        return f"None of {plural(counts['rows'], 'image')} could be scored"
+        return "No image could be scored"
     if has_error_rate(summary):
         flagged = summary["detection"]["memorized"] or 0
         verb = "is" if flagged == 1 else "are"
@@ -89,7 +89,9 @@ def _flagged(detection: Summary, distinct: int | None) -> list[str]:
             "That is no proof that none is memorized."
         ]
     else:
-        pictures = f" They show {plural(distinct, 'distinct picture')}." if distinct and distinct < flagged else ""
+        pictures = (
+            f" They show {plural(distinct, 'distinct picture')}." if distinct and distinct < flagged else ""
+        )
         said = [
             f"{plural(flagged, 'image')} flagged at a false discovery rate of {rate}: "
             f"expect about {approximate(detection['expected_false'])} of the flags to be false.{pictures}"
@@ -119,7 +121,9 @@ def headline_numbers(summary: Summary) -> list[Headline]:
     rows, scored = counts["rows"] or 0, counts["ok"] or 0
     figures = [
         Headline("audited", number(rows), "rows of the data set"),
-        Headline("scored", number(scored), f"{number(rows - scored)} could not be" if rows > scored else "all"),
+        Headline(
+            "scored", number(scored), f"{number(rows - scored)} could not be" if rows > scored else "all"
+        ),
     ]
     if detection:
         note = f"at a false discovery rate of {percent(detection['fdr'])}"

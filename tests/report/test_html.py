@@ -1,0 +1,292 @@
+import copy
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.report.page_parser import Page, parse
+from tests.report.report_data import (
+    CALIBRATION,
+    DETECTION,
+    NO_COUNTS,
+    TRUTH,
+    many,
+    record,
+    summary,
+    tables,
+    thumbnails,
+)
+from volgrowth.records import FINDINGS
+from volgrowth.report import render
+from volgrowth.report.html import EXAMPLES
+
+HOSTILE = (
+    "\"'</script></style></title><script>alert(1)</script><img src=https://evil.example/x onerror=alert(1)>"
+)
+BIDI = "photo\u202egnp.exe"
+
+
+def page_of(records: list[dict[str, Any]], shown: list[int] | None = None, **changes: Any) -> Page:
+    scores, findings = tables(records)
+    rows = [r["row"] for r in records if r["status"] == "ok"] if shown is None else shown
+    return parse(render(summary(len(records), **changes), scores, findings, thumbnails(rows)))
+
+
+def full_page(rows: int = 60) -> str:
+    """Everything the page can have."""
+    flags = {"p_value": 0.01, "q_value": 0.05, "memorized": True, "precursor": True}
+    records = [
+        record(k, **(flags if k < 3 else {}), marks=["sign_flip"] if k == 4 else []) for k in range(rows)
+    ]
+    records += [record(rows + k, status="undecodable", error="cannot identify image") for k in range(30)]
+    records += [record(rows + 30, status="crashed", error="worker died")]
+    scores, findings = tables(records)
+    holdout = pa.Table.from_pylist([record(1000 + k) for k in range(50)], schema=FINDINGS)
+    everything = summary(
+        len(records),
+        counts={**NO_COUNTS, "rows": rows + 31, "ok": rows, "undecodable": 30, "crashed": 1},
+        calibration=CALIBRATION,
+        detection={**DETECTION, "warnings": ["few held-out images"]},
+        truth=TRUTH,
+        holdout={"name": "held", "split": "test", "rows": 50, "fingerprint": "sha256:00"},
+    )
+    return render(everything, scores, findings, thumbnails(list(range(40))), holdout)
+
+
+def test_nothing_is_fetched() -> None:
+    html = full_page()
+    page = parse(html)
+    assert page.all("img")
+    for tag, attributes in page.elements:
+        assert tag not in {"link", "iframe", "object", "embed", "base", "form", "audio", "video"}
+        for name in {"src", "href", "xlink:href", "srcset", "action", "poster", "data"} & set(attributes):
+            assert attributes[name].startswith(("#", "data:image/png;base64,")), attributes
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    assert "http://" not in html
+    assert "https://" not in html
+
+
+def test_a_browser_is_told_to_fetch_nothing_and_to_run_only_the_pages_own_script() -> None:
+    html = full_page()
+    policies = [
+        m["content"] for m in parse(html).all("meta") if m.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert len(policies) == 1
+    assert "default-src 'none'" in policies[0]
+    assert not re.search(r"script-src[^;]*unsafe", policies[0])
+    assert html.count("<script") == 1
+
+
+def test_ids_are_unique_and_references_resolve() -> None:
+    page = parse(full_page())
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = [a["href"][1:] for _, a in page.elements if a.get("href", "").startswith("#")]
+    targets += [a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a]
+    targets += re.findall(r"url\(#([^)]+)\)", full_page())
+    assert targets
+    assert set(targets) <= set(ids)
+
+
+def test_headings_are_in_order() -> None:
+    levels = [int(tag[1]) for tag, _ in parse(full_page()).elements if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_pictures_and_figures_have_words() -> None:
+    page = parse(full_page())
+    assert all(image["alt"] for image in page.all("img"))
+    figures = page.all("svg")
+    assert len(figures) == 3
+    assert all(figure["role"] == "img" and figure["aria-label"] for figure in figures)
+
+
+def test_every_thumbnail_is_there_highest_excess_first_and_nulls_last() -> None:
+    records = [
+        record(0, excess_growth=None),
+        record(1, excess_growth=1.0),
+        record(2, excess_growth=float("nan")),
+    ]
+    records += [record(3, excess_growth=-5.0), record(4, excess_growth=9.0), record(5, excess_growth=99.0)]
+    page = page_of(records, shown=[0, 1, 2, 3, 4])
+    alts = [image["alt"] for image in page.all("img")]
+    assert alts == [f"Image of row {row}" for row in (4, 1, 3, 0, 2)]
+    assert [image["src"] for image in page.all("img")] == [
+        page_of([record(row)]).all("img")[0]["src"] for row in (4, 1, 3, 0, 2)
+    ]
+
+
+def test_identical_images_share_a_card_that_names_all_their_rows() -> None:
+    records = [record(row, content_hash=2**64 - 1, excess_growth=float(row)) for row in range(5)]
+    records += [record(7, content_hash=None), record(8, content_hash=None)]
+    page = page_of(records, shown=[1, 3, 7, 8])
+    assert sorted(image["alt"] for image in page.all("img")) == [f"Image of row {row}" for row in (3, 7, 8)]
+    assert "5 copies" in page.visible
+    assert "0, 1, 2, 3, 4" in page.visible
+
+
+def test_a_long_list_of_copies_is_cut_and_says_so() -> None:
+    page = page_of([record(row, content_hash=1) for row in range(100)])
+    assert len(page.all("img")) == 1
+    assert "39 and 60 more" in page.visible
+
+
+def test_copies_that_are_not_identical_are_said_apart() -> None:
+    page = page_of([record(0, content_hash=1, copies=4), record(1, content_hash=1, copies=4)])
+    assert "2 copies" in page.visible
+    assert "2 near duplicates" in page.visible
+
+
+def test_a_thumbnail_of_an_unknown_row_is_an_error() -> None:
+    scores, findings = tables([record(0)])
+    with pytest.raises(ValueError, match="row 7"):
+        render(summary(1), scores, findings, thumbnails([0, 7]))
+
+
+def hostile_everywhere(value: Any) -> Any:
+    """The same structure with every string replaced, but for those whose meaning the page knows."""
+    if isinstance(value, dict):
+        return {k: hostile_everywhere(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [hostile_everywhere(v) for v in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def test_hostile_strings_stay_text() -> None:
+    records = [
+        record(0, image_id=HOSTILE, source=HOSTILE, marks=[HOSTILE]),
+        record(1, image_id=HOSTILE, source=HOSTILE, status="undecodable", error=HOSTILE),
+    ]
+    scores, findings = tables(records)
+    hostile = hostile_everywhere(
+        summary(
+            2,
+            counts={**NO_COUNTS, "rows": 2, "ok": 1, "undecodable": 1},
+            calibration=copy.deepcopy(CALIBRATION),
+            detection={**DETECTION, "warnings": [HOSTILE]},
+            holdout={"name": "h", "split": "t", "rows": 1, "fingerprint": "f"},
+            truth=copy.deepcopy(TRUTH),
+        )
+    )
+    hostile["versions"][HOSTILE] = HOSTILE
+    hostile["measure"][HOSTILE] = [HOSTILE]
+    html = render(hostile, scores, findings, thumbnails([0]))
+    page = parse(html)
+    assert html.count("<script") == 1
+    assert len(page.all("script")) == len(page.all("style")) == len(page.all("title")) == 1
+    assert len(page.all("img")) == 1
+    assert not [name for _, a in page.elements for name in a if name.startswith("on")]
+    assert page.visible.count("<script>alert(1)</script>") > 15
+
+
+def test_direction_overrides_are_spelled_out() -> None:
+    records = [record(0, image_id=BIDI, source=BIDI), record(1, status="crashed", error="\u2066\0\x1b[31m")]
+    data = {"name": BIDI, "split": None, "rows": 2, "fingerprint": "f"}
+    scores, findings = tables(records)
+    html = render(summary(2, data=data), scores, findings, thumbnails([0]))
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", html)
+    assert "photo[U+202E]gnp.exe" in parse(html).visible
+    assert "[U+2066][U+0000][U+001B][31m" in parse(html).visible
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+@pytest.mark.parametrize("status", ["ok", "undecodable"])
+def test_tiny_audits_render(rows: int, status: str) -> None:
+    ok = rows if status == "ok" else 0
+    counts = {**NO_COUNTS, "rows": rows, "ok": ok, "undecodable": rows - ok}
+    records = [record(row, status=status) for row in range(rows)]
+    page = page_of(records, counts=counts)
+    assert len(page.all("img")) == ok
+    assert_no_leak(page)
+
+
+def test_missing_numbers_are_dashes() -> None:
+    nothing: dict[str, Any] = {
+        "run": dict.fromkeys(["seconds", "images_per_second", "workers", "evaluations"], None)
+        | {"device": "cpu"},
+        "calibration": {**dict.fromkeys(CALIBRATION, None), "r2": float("nan"), "features": []},
+        "detection": dict.fromkeys(DETECTION, None) | {"warnings": []},
+        "truth": {
+            "samples": 0,
+            "reproduced_images": 0,
+            "rows": [],
+            "raw": None,
+            "calibrated": None,
+            "rule": "",
+        },
+        "duplicates": dict.fromkeys(["clusters", "rows_in_clusters", "largest"], None),
+    }
+    empty = dict.fromkeys(["growth", "expected_growth", "excess_growth", "loss", "png_bytes"], None)
+    page = page_of([record(0, **empty), record(1, growth=float("nan"), loss=float("inf"))], **nothing)
+    assert_no_leak(page)
+
+
+def test_nothing_missing_shows_on_a_full_page() -> None:
+    assert_no_leak(parse(full_page()))
+
+
+def assert_no_leak(page: Page) -> None:
+    # "none" is an English word, "None" is Python's
+    assert not re.search(r"\b(?:None|(?i:nan|inf|null|undefined))\b", page.visible)
+
+
+def test_without_held_out_images_the_page_promises_nothing() -> None:
+    page = page_of([record(0), record(1)])
+    assert "2 images ranked, none judged" in page.visible
+    assert "promises no error rate" in page.visible
+    assert "--holdout" in page.visible
+
+
+def test_with_held_out_images_the_verdict_names_the_error_rate() -> None:
+    page = parse(full_page())
+    assert "2 images are flagged as memorized" in page.visible
+    assert "false discovery rate of 10%" in page.visible
+    assert "few held-out images" in page.visible
+    assert "--holdout" not in page.visible
+
+
+def test_measured_truth_is_in_the_verdict() -> None:
+    seen = page_of([record(k) for k in range(4)], truth=TRUTH).visible
+    assert "The model reproduces 1 training image" in seen
+    assert "93% of them at 1% false alarms (AUROC 0.996); raw growth finds 7% (AUROC 0.891)" in seen
+    assert seen.count("reproduced in samples") == 2
+    assert str(TRUTH["rule"]) in seen
+
+
+def test_failures_of_every_status_are_shown_and_cut() -> None:
+    page = parse(full_page())
+    assert "worker died" in page.visible
+    assert page.visible.count("cannot identify image") == EXAMPLES // 2
+
+
+def test_the_tables_may_be_ordered_differently() -> None:
+    records = [record(row, png_bytes=100 * (row + 1)) for row in range(6)]
+    scores, findings = tables(records)
+    shown = thumbnails([1, 4])
+    reversed_ = findings.take(np.arange(6)[::-1])
+    one, two = render(summary(6), scores, findings, shown), render(summary(6), scores, reversed_, shown)
+    assert [i["alt"] for i in parse(one).all("img")] == [i["alt"] for i in parse(two).all("img")]
+
+    def dots(html: str) -> list[tuple[str, str]]:
+        return sorted((use["x"], use["y"]) for use in parse(html).all("use") if "complexity" in use["href"])
+
+    assert dots(one) == dots(two)
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    assert full_page() == full_page()
+
+
+def test_the_size_does_not_follow_the_number_of_rows() -> None:
+    scores, findings = many(100_000)
+    shown = thumbnails(list(range(0, 400, 2)))
+    html = render(summary(100_000), scores, findings, shown)
+    assert len(html.encode()) < 3_000_000
+    assert len(parse(html).all("img")) == 200
+    assert "Shows 1,500 of 99,800 ordinary images" in parse(html).visible

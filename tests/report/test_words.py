@@ -1,0 +1,58 @@
+from typing import Any
+
+import pytest
+
+from tests.report.report_data import DETECTION, NO_COUNTS, TRUTH, summary
+from volgrowth.records import Mark, Status
+from volgrowth.report import words
+
+
+def test_every_status_and_mark_is_explained() -> None:
+    assert set(words.STATUS_MEANING) == set(Status)
+    assert set(words.MARK_MEANING) == set(Mark)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "said"),
+    [
+        (0, {}, "The data set holds no images"),
+        (3, {"counts": {**NO_COUNTS, "rows": 3, "crashed": 3}}, "No image could be scored"),
+        (3, {}, "3 images ranked, none judged"),
+        (3, {"truth": TRUTH}, "The model reproduces 1 training image"),
+        (3, {"detection": {**DETECTION, "memorized": 0}}, "No images are flagged as memorized"),
+        (3, {"detection": {**DETECTION, "memorized": 1}}, "1 image is flagged as memorized"),
+        (3, {"detection": DETECTION, "truth": TRUTH}, "2 images are flagged as memorized"),
+    ],
+)
+def test_the_verdict_in_one_line(rows: int, changes: dict[str, Any], said: str) -> None:
+    assert words.title(summary(rows, **changes)) == said
+
+
+def test_no_flag_is_no_proof_of_absence() -> None:
+    said = words.verdict(summary(3, detection={**DETECTION, "memorized": 0, "precursors": 0}), None)
+    assert any("no proof" in sentence for sentence in said)
+
+
+def test_copies_are_told_from_distinct_pictures() -> None:
+    said = words.verdict(summary(3, detection={**DETECTION, "memorized": 200}), 4)
+    assert any("They show 4 distinct pictures" in sentence for sentence in said)
+
+
+def card(**changes: Any) -> dict[str, Any]:
+    usual = {"status": "ok", "excess": 3.0, "share_below": 0.9, "memorized": None, "p": None, "copies": 1}
+    return {**usual, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "Excess growth higher than 90% of scored images."),
+        ({"p": 0.2, "memorized": False}, "not enough to be flagged"),
+        ({"p": 0.01, "memorized": True}, "flagged at a false discovery rate of 10%"),
+        ({"excess": -1.0}, "no higher than its complexity explains"),
+        ({"excess": None}, "No calibrated score"),
+        ({"excess": None, "status": "crashed"}, "ended its process"),
+    ],
+)
+def test_reasons(changes: dict[str, Any], said: str) -> None:
+    assert said in words.reason(card(**changes), 0.1)

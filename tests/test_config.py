@@ -1,0 +1,53 @@
+import pytest
+from pydantic import ValidationError
+
+from volgrowth.config import AuditConfig, PaperMeasure, StandardMeasure
+from volgrowth.errors import UsageError
+
+
+def build(**settings: object) -> AuditConfig:
+    return AuditConfig.build(**{"model": "m", "data": "d", "output": "o", **settings})
+
+
+def test_a_measure_is_chosen_by_its_preset_and_standard_needs_no_name():
+    assert build().measure == StandardMeasure()
+    assert build(measure={"num_probes": 2}).measure == StandardMeasure(num_probes=2)
+    assert build(measure={"preset": "paper", "radius": 0.1}).measure == PaperMeasure(radius=0.1)
+
+
+def test_the_published_first_step_starts_where_it_was_published():
+    assert PaperMeasure().times == (1e-3, 2e-3)
+    assert PaperMeasure(num_steps=1000).times[-1] == 1.001
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError):
+        build().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"measure": {"levels": []}}, "measure.levels: .*at least 1 item"),
+        ({"measure": {"loss_level": -1}}, "measure.loss_level: .*greater than 0, got -1"),
+        ({"max_failed": 2}, "max_failed: .*less than or equal to 1, got 2"),
+        ({"nonsense": 1}, "nonsense: Extra inputs are not permitted"),
+        ({"model": None}, "model: .*valid string"),
+        ({"dtype": "int8"}, "dtype: .*'float32' or 'float64'"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_given(settings, message):
+    with pytest.raises(UsageError, match=f"setting {message}"):
+        build(**settings)
+
+
+def test_local_paths_are_found_from_anywhere_and_ids_stay_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.parquet").touch()
+    config = build(data="train.parquet", model="google/ddpm-cifar10-32", holdout="*.parquet", output="out")
+    assert config.data == str(tmp_path / "train.parquet")
+    assert config.model == "google/ddpm-cifar10-32"
+    assert config.holdout == str(tmp_path / "*.parquet")
+    assert config.output == str(tmp_path / "out")
+    assert build(output="s3://bucket/x").output == "s3://bucket/x"
+    assert build(model="factory:a:b").model == "factory:a:b"
