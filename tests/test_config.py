@@ -22,7 +22,7 @@ def test_the_published_first_step_starts_where_it_was_published():
 
 def test_settings_are_frozen():
     with pytest.raises(ValidationError):
-        build().seed = 3  # type: ignore[misc]
+        build().seed = 3
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from volgrowth.errors import ModelError
 from volgrowth.numerics import DDPMSchedule, EmpiricalDenoiser, GaussianDenoiser
 from volgrowth.verification import FALSE_SHARE, MIN_HITS, MIN_SHARE, draw_samples, find_reproduced
 
@@ -161,8 +162,8 @@ def gaussian() -> GaussianDenoiser:
 
 
 def test_samples_of_a_gaussian() -> None:
-    """With 250 steps; narrow enough that clamping to [-1, 1] touches nothing."""
-    samples = draw_samples(gaussian(), 4000, seed=0, steps=250, batch=4000)
+    """With 999 steps; narrow enough that clamping to [-1, 1] touches nothing."""
+    samples = draw_samples(gaussian(), 4000, seed=0, steps=999, batch=4000)
     assert samples.shape == (4000, 1, 2, 2)
     error = (VARIANCE / 4000).sqrt()
     assert ((samples.mean(0) - MEAN).abs() <= 4 * error + 1e-3).all()
@@ -209,3 +210,14 @@ def test_batches_are_different_draws() -> None:
 def test_whole_batches_do_not_depend_on_how_many_follow() -> None:
     few, more = (draw_samples(gaussian(), count, seed=0, steps=5, batch=10) for count in (10, 30))
     assert more[:10].equal(few)
+
+
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    assert_close(
+        draw_samples(gaussian(), 10, 1, 5, batch=3), draw_samples(gaussian(), 10, 1, 5), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_a_model_without_a_schedule_cannot_be_sampled() -> None:
+    with pytest.raises(ModelError, match="no DDPM schedule"):
+        draw_samples(GaussianDenoiser(MEAN, VARIANCE), 1, seed=0)

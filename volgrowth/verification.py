@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from volgrowth.audit.measures import seeded
-from volgrowth.numerics import Denoiser
+from volgrowth.errors import ModelError
+from volgrowth.numerics import DDPMSchedule, Denoiser
 from volgrowth.numerics.sampling import ddim_sample
 
 RATIO = 0.4
@@ -27,18 +28,25 @@ MIN_HITS = 2
 MIN_SHARE = 0.002
 FALSE_SHARE = 0.05
 
+# rows of the distance matrix held in memory
+SAMPLES_AT_ONCE = 256
+
 
 def draw_samples(denoiser: Denoiser, count: int, seed: int, steps: int = 50, batch: int = 128) -> Tensor:
-    """(count, C, H, W) samples in [-1, 1] by DDIM with `steps` steps, on the CPU."""
-    assert denoiser.schedule is not None
-    assert denoiser.image_shape is not None
-    last = len(denoiser.schedule) - 1  # type: ignore[arg-type]
-    times = torch.linspace(0, last, steps + 1, dtype=torch.float64).round()
+    """(count, C, H, W) samples in [-1, 1] by DDIM with `steps` steps, on the CPU; each has a seed of its own.
+
+    Raises:
+        ModelError: the denoiser has no schedule to sample with.
+    """
+    schedule, shape = denoiser.schedule, denoiser.image_shape
+    if not isinstance(schedule, DDPMSchedule) or shape is None:
+        raise ModelError("the model has no DDPM schedule: expected one, since samples are drawn along it")
+    times = torch.linspace(0, len(schedule) - 1, steps + 1, dtype=torch.float64).round()
     drawn = []
-    for index, start in enumerate(range(0, count, batch)):
-        shape = (min(batch, count - start), *denoiser.image_shape)
-        noise = torch.randn(shape, generator=seeded(seed, "sample", index)).to(denoiser.device, denoiser.dtype)
-        drawn.append(ddim_sample(denoiser, noise, times).clamp(-1, 1).cpu())
+    for start in range(0, count, batch):
+        indices = range(start, min(start + batch, count))
+        noise = torch.stack([torch.randn(shape, generator=seeded(seed, "sample", index)) for index in indices])
+        drawn.append(ddim_sample(denoiser, noise.to(denoiser.device, denoiser.dtype), times).clamp(-1, 1).cpu())
     return torch.cat(drawn)
 
 
@@ -83,7 +91,10 @@ def find_reproduced(samples: Tensor, images: Tensor, holdout: Tensor) -> Reprodu
 
 def _count_hits(samples: Tensor, images: Tensor) -> np.ndarray:
     """(N,) how many of the samples hit each of the distinct images (N, C, H, W)."""
-    distances = torch.cdist(samples.flatten(1).double(), images.flatten(1).double())
-    nearest, index = distances.topk(min(NEIGHBOURS, len(images)), dim=1, largest=False)
-    hit = nearest[:, 0] < RATIO * nearest.mean(1)
-    return torch.bincount(index[hit, 0], minlength=len(images)).numpy()
+    targets = images.flatten(1).double()
+    hits = torch.zeros(len(images), dtype=torch.long)
+    for chunk in samples.flatten(1).double().split(SAMPLES_AT_ONCE):
+        nearest, index = torch.cdist(chunk, targets).topk(min(NEIGHBOURS, len(images)), dim=1, largest=False)
+        hit = nearest[:, 0] < RATIO * nearest.mean(1)
+        hits += torch.bincount(index[hit, 0], minlength=len(images))
+    return hits.numpy()

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 import volgrowth as vg
 from tests.conftest import start_volgrowth, volgrowth
+from volgrowth.audit.result import Audit
 from volgrowth.demo import png, write_parquet
 from volgrowth.pipeline import run_audit
 
@@ -44,7 +47,7 @@ def broken(device, dtype):
 """
 
 
-def audit(model: Path, data: object, output: Path, **settings: object) -> vg.audit.result.Audit:  # type: ignore[name-defined]
+def audit(model: Path, data: object, output: Path, **settings: object) -> Audit:
     config = vg.AuditConfig.build(
         model=str(model), data=str(data), output=str(output), **{"batch_size": 16, "shard_size": 40, **settings}
     )
@@ -129,9 +132,9 @@ def test_held_out_rows_are_scored_beside_the_audited_ones(ray_session, tiny_mode
 
 
 def test_rows_that_fail_are_recorded_and_the_rest_is_scored(ray_session, tiny_model, digits, tmp_path):
-    rows = [{"image": {"bytes": png(image), "path": None}} for image in digits[:60]]
-    rows[7]["image"]["bytes"] = b""
-    rows[8]["image"]["bytes"] = rows[8]["image"]["bytes"][:40]
+    encoded = [png(image) for image in digits[:60]]
+    encoded[7], encoded[8] = b"", encoded[8][:40]
+    rows = [{"image": {"bytes": content, "path": None}} for content in encoded]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
     finished = audit(tiny_model, tmp_path / "d.parquet", tmp_path / "out")
     assert finished.summary["counts"] == {
@@ -151,7 +154,7 @@ def slow(tmp_path, digit_file):
     ]  # fmt: skip
 
 
-def wait_for(condition, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the audit did not get there"
@@ -162,7 +165,11 @@ def fragments(folder: Path) -> int:
     return len(list(folder.glob("out/scores/*.parquet")))
 
 
-def expected_scores(slow, folder: Path) -> pa.Table:
+def has_fragments(folder: Path, count: int) -> bool:
+    return fragments(folder) >= count
+
+
+def expected_scores(slow: list[object], folder: Path) -> pa.Table:
     assert volgrowth(*[*slow[:4], "undisturbed", *slow[5:]], cwd=folder).returncode == 0
     return vg.open_audit(str(folder / "undisturbed")).scores
 
@@ -171,7 +178,7 @@ def expected_scores(slow, folder: Path) -> pa.Table:
 def test_a_killed_driver_resumes_to_the_same_table(slow, tmp_path):
     for done in (3, 10):
         process = start_volgrowth(slow, tmp_path)
-        wait_for(lambda done=done: fragments(tmp_path) >= done)
+        wait_for(partial(has_fragments, tmp_path, done))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (tmp_path / "out/_SUCCESS").exists()
@@ -182,7 +189,7 @@ def test_a_killed_driver_resumes_to_the_same_table(slow, tmp_path):
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced(slow, tmp_path):
     process = start_volgrowth(slow, tmp_path, PIDS=str(tmp_path / "pids"))
-    wait_for(lambda: fragments(tmp_path) >= 3)
+    wait_for(partial(has_fragments, tmp_path, 3))
     # the driver calls the factory too, to look at the model
     worker = next(int(p.name) for p in (tmp_path / "pids").iterdir() if int(p.name) != process.pid)
     os.kill(worker, signal.SIGKILL)
@@ -195,7 +202,7 @@ def test_a_killed_worker_is_replaced(slow, tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_resumable_audit_and_says_so(slow, tmp_path):
     process = start_volgrowth(slow, tmp_path)
-    wait_for(lambda: fragments(tmp_path) >= 2)
+    wait_for(partial(has_fragments, tmp_path, 2))
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130

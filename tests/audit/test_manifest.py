@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from volgrowth.records import ModelInfo
 MODEL = ModelInfo("m", "UNet2DModel", (1, 8, 8), "sha256:0123456789ab", 10)
 
 
-def manifest(rows: int = 10, holdout: int = 0, fingerprint: str = "f", **settings: object) -> Manifest:
+def manifest(rows: int = 10, holdout: int = 0, fingerprint: str = "f", **settings: Any) -> Manifest:
     config = AuditConfig.build(model="m", data="d", output="o", **settings)
     data = DataInfo("d", None, "parquet", rows, 1, fingerprint)
     return Manifest.plan(config, MODEL, data, replace(data, rows=holdout) if holdout else None)
@@ -42,9 +43,9 @@ def test_a_manifest_survives_json():
 
 def test_how_an_audit_runs_does_not_change_its_digest_and_what_it_measures_does():
     digest = manifest().config_digest
-    for name, value in {"workers": 7, "gpus_per_worker": 0.5, "ray_address": "a:1", "max_failed": 0.5}.items():
-        assert name in EXECUTION
-        assert manifest(**{name: value}).config_digest == digest
+    running: dict[str, Any] = {"workers": 7, "gpus_per_worker": 0.5, "ray_address": "a:1", "max_failed": 0.5}
+    assert running.keys() | {"output"} == EXECUTION
+    assert manifest(**running).config_digest == digest
     for settings in ({"seed": 1}, {"batch_size": 8}, {"measure": {"num_probes": 5}}, {"shard_size": 3}, {"split": "x"}):
         assert manifest(**settings).config_digest != digest
 

@@ -80,9 +80,7 @@ def many(rows: int) -> tuple[pa.Table, pa.Table]:
     }
 
     def table(schema: pa.Schema) -> pa.Table:
-        arrays = [
-            pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(rows, f.type) for f in schema
-        ]
+        arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(rows, f.type) for f in schema]
         return pa.Table.from_arrays(arrays, schema=schema)
 
     return table(SCORES), table(FINDINGS)

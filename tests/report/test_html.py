@@ -23,9 +23,7 @@ from volgrowth.records import FINDINGS
 from volgrowth.report import render
 from volgrowth.report.html import EXAMPLES
 
-HOSTILE = (
-    "\"'</script></style></title><script>alert(1)</script><img src=https://evil.example/x onerror=alert(1)>"
-)
+HOSTILE = "\"'</script></style></title><script>alert(1)</script><img src=https://evil.example/x onerror=alert(1)>"
 BIDI = "photo\u202egnp.exe"
 
 
@@ -38,9 +36,7 @@ def page_of(records: list[dict[str, Any]], shown: list[int] | None = None, **cha
 def full_page(rows: int = 60) -> str:
     """Everything the page can have."""
     flags = {"p_value": 0.01, "q_value": 0.05, "memorized": True, "precursor": True}
-    records = [
-        record(k, **(flags if k < 3 else {}), marks=["sign_flip"] if k == 4 else []) for k in range(rows)
-    ]
+    records = [record(k, **(flags if k < 3 else {}), marks=["sign_flip"] if k == 4 else []) for k in range(rows)]
     records += [record(rows + k, status="undecodable", error="cannot identify image") for k in range(30)]
     records += [record(rows + 30, status="crashed", error="worker died")]
     scores, findings = tables(records)
@@ -72,9 +68,7 @@ def test_nothing_is_fetched() -> None:
 
 def test_a_browser_is_told_to_fetch_nothing_and_to_run_only_the_pages_own_script() -> None:
     html = full_page()
-    policies = [
-        m["content"] for m in parse(html).all("meta") if m.get("http-equiv") == "Content-Security-Policy"
-    ]
+    policies = [m["content"] for m in parse(html).all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     assert len(policies) == 1
     assert "default-src 'none'" in policies[0]
     assert not re.search(r"script-src[^;]*unsafe", policies[0])
@@ -208,8 +202,7 @@ def test_tiny_audits_render(rows: int, status: str) -> None:
 
 def test_missing_numbers_are_dashes() -> None:
     nothing: dict[str, Any] = {
-        "run": dict.fromkeys(["seconds", "images_per_second", "workers", "evaluations"], None)
-        | {"device": "cpu"},
+        "run": dict.fromkeys(["seconds", "images_per_second", "workers", "evaluations"], None) | {"device": "cpu"},
         "calibration": {**dict.fromkeys(CALIBRATION, None), "r2": float("nan"), "features": []},
         "detection": dict.fromkeys(DETECTION, None) | {"warnings": []},
         "truth": {

@@ -7,7 +7,7 @@ half the micro-batch, and the whole one again after a while; the column `batch` 
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,7 @@ def _groups(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
         yield group
 
 
-def _ahead(items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
+def _ahead(items: Iterable[Any], depth: int = 2) -> Generator[Any, None, None]:
     """The same items, made by a thread that stays at most `depth` ahead; its exceptions are raised here."""
     ready: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(depth)
     stopped = threading.Event()

@@ -68,7 +68,10 @@ class DiffusersModel:
     def load(self, dtype: torch.dtype, device: torch.device) -> NetworkDenoiser:
         """Load the weights, frozen."""
         schedule = _schedule(self.scheduler, self.scheduler_folder)
-        network = _load_network(self.network_folder).to(device, dtype).eval().requires_grad_(False)
+        network = _load_network(self.network_folder)
+        # diffusers' own `to` warns of a cast that is meant here
+        torch.nn.Module.to(network, device, dtype)
+        network.eval().requires_grad_(False)
         channels = self.network["in_channels"]
         denoiser = NetworkDenoiser(
             # networks that also predict a variance put it in channels of its own

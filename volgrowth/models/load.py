@@ -69,14 +69,18 @@ def _folder(name: str, revision: str | None, subfolder: str | None) -> Path:
     if path.is_file():
         raise ModelError(f"{name} is a file: expected the diffusers folder it belongs to")
     if not path.is_dir():
-        path = _snapshot(name, revision)
+        path = _snapshot(name, revision, subfolder)
+    elif revision:
+        raise ModelError(
+            f"revision {revision!r} was given for the local folder {name}: expected a hub id, or no revision"
+        )
     folder = path / subfolder if subfolder else path
     if not folder.is_dir():
         raise ModelError(f"{name} has no subfolder {subfolder!r}: it holds {_names(path)}")
     return folder
 
 
-def _snapshot(name: str, revision: str | None) -> Path:
+def _snapshot(name: str, revision: str | None, subfolder: str | None) -> Path:
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelError(
             f"model {name} does not exist: expected a diffusers folder, a hub id such as "
@@ -84,8 +88,11 @@ def _snapshot(name: str, revision: str | None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    # of a repository with other networks or precisions only the weights that `inspect_folder` looks for
+    root = f"{subfolder}/" if subfolder else ""
+    wanted = ["*.json", *(f"{root}{folder}diffusion_pytorch_model*.safetensors" for folder in ("", "unet/"))]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # hub, network and cache each raise their own kinds
         reason = type(error).__name__
         at = f" at revision {revision}" if revision else ""

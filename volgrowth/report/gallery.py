@@ -61,9 +61,7 @@ def _records(scores: pa.Table, findings: pa.Table, rows: list[int]) -> list[Card
             merged[record["row"]].update(record)
     unknown = [row for row in rows if len(merged[row]) < len({*scores.column_names, *findings.column_names})]
     if unknown:
-        raise ValueError(
-            f"thumbnails must be of audited rows, got row {unknown[0]}: not in scores and findings"
-        )
+        raise ValueError(f"thumbnails must be of audited rows, got row {unknown[0]}: not in scores and findings")
     return [merged[row] for row in rows]
 
 

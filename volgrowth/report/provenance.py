@@ -15,9 +15,7 @@ def provenance(summary: Summary) -> list[tuple[str, Pairs]]:
     if summary["holdout"]:
         groups.append(("Held out", _data(summary["holdout"])))
     settings = [("Preset", measure["preset"]), ("Evaluations an image", measure["evaluations"])]
-    settings += [
-        (_words(key), _listed(v)) for key, v in measure.items() if key not in ("preset", "evaluations")
-    ]
+    settings += [(_words(key), _listed(v)) for key, v in measure.items() if key not in ("preset", "evaluations")]
     groups.append(("Measurement", settings))
     groups.append(("Calibration", _calibration(summary["calibration"])))
     if summary["detection"]:

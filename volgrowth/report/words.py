@@ -89,9 +89,7 @@ def _flagged(detection: Summary, distinct: int | None) -> list[str]:
             "That is no proof that none is memorized."
         ]
     else:
-        pictures = (
-            f" They show {plural(distinct, 'distinct picture')}." if distinct and distinct < flagged else ""
-        )
+        pictures = f" They show {plural(distinct, 'distinct picture')}." if distinct and distinct < flagged else ""
         said = [
             f"{plural(flagged, 'image')} flagged at a false discovery rate of {rate}: "
             f"expect about {approximate(detection['expected_false'])} of the flags to be false.{pictures}"
@@ -121,9 +119,7 @@ def headline_numbers(summary: Summary) -> list[Headline]:
     rows, scored = counts["rows"] or 0, counts["ok"] or 0
     figures = [
         Headline("audited", number(rows), "rows of the data set"),
-        Headline(
-            "scored", number(scored), f"{number(rows - scored)} could not be" if rows > scored else "all"
-        ),
+        Headline("scored", number(scored), f"{number(rows - scored)} could not be" if rows > scored else "all"),
     ]
     if detection:
         note = f"at a false discovery rate of {percent(detection['fdr'])}"
