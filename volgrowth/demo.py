@@ -91,12 +91,16 @@ def demo_data(seed: int) -> DemoData:
     names = [f"digit-{row:04d}-{copy}" for row, count in zip(trained, counts, strict=True) for copy in range(count)]
     train = np.concatenate([np.repeat(digits[trained], counts, 0), plain[:PLAIN]])
     train_names = names + [f"plain-{index:04d}" for index in range(PLAIN)]
+    holdout = np.concatenate([digits[held], plain[PLAIN:]])
+    holdout_names = [f"digit-{row:04d}" for row in held] + [f"plain-{index + PLAIN:04d}" for index in range(PLAIN)]
+    # two flat images can be of one grey level
+    strangers = [index for index, image in enumerate(holdout) if not (train == image).all((1, 2)).any()]
     shuffle = random.permutation(len(train))
     return DemoData(
         train=train[shuffle],
         train_names=[train_names[index] for index in shuffle],
-        holdout=np.concatenate([digits[held], plain[PLAIN:]]),
-        holdout_names=[f"digit-{row:04d}" for row in held] + [f"plain-{index + PLAIN:04d}" for index in range(PLAIN)],
+        holdout=holdout[strangers],
+        holdout_names=[holdout_names[index] for index in strangers],
     )
 
 

@@ -85,10 +85,14 @@ FINDINGS = pa.schema(
         _field("excess_growth", pa.float64(), "growth - expected_growth"),
         _field("p_value", pa.float64(), "conformal, against held-out images"),
         _field("q_value", pa.float64(), "Benjamini-Hochberg adjusted p_value"),
-        _field("memorized", pa.bool_(), "flagged by curvature"),
-        _field("precursor", pa.bool_(), "flagged by denoising loss"),
+        _field("memorized", pa.bool_(), "flagged by curvature: q_value within the rate, and not outside_range"),
+        _field("precursor", pa.bool_(), "flagged by denoising loss: loss_q_value within the rate, not outside_range"),
         _field("cluster", pa.int64(), "smallest row of the group of duplicates"),
         _field("copies", pa.int32(), "rows in that group"),
+        _field("outside_range", pa.bool_(), "simpler or more complex than all images of the calibration: not trusted"),
+        _field("excess_loss", pa.float64(), "loss - expected loss; low is suspicious"),
+        _field("loss_p_value", pa.float64(), "conformal, of a loss so low, against held-out images"),
+        _field("loss_q_value", pa.float64(), "Benjamini-Hochberg adjusted loss_p_value"),
         _field("verified_hits", pa.int32(), "samples that reproduced the image; null until verified"),
     ]
 )

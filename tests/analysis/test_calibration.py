@@ -23,7 +23,7 @@ def calibrated(audited: Images, holdout: Images | None = None) -> Calibration:
 
 
 def joined(*parts: Images) -> Images:
-    columns = zip(*((p.features, p.growth, p.content) for p in parts), strict=True)
+    columns = zip(*((p.features, p.score, p.content) for p in parts), strict=True)
     return Images(*(np.concatenate(column) for column in columns))
 
 
@@ -34,13 +34,13 @@ def test_growth_that_follows_complexity_is_expected() -> None:
     assert found.holdout_expected is None
     assert found.rows == 600
     assert found.r2 > 0.95
-    assert found.residual_spread < 0.1 * audited.growth.std()
+    assert found.residual_spread < 0.1 * audited.score.std()
 
 
 def test_growth_that_does_not_is_not() -> None:
     audited = images(400)
     random = np.random.default_rng(1).normal(size=400)
-    found = calibrated(replace(audited, growth=random))
+    found = calibrated(replace(audited, score=random))
     assert -0.4 < found.r2 < 0.1
     assert found.residual_spread == pytest.approx(1, rel=0.3)
 
@@ -48,14 +48,14 @@ def test_growth_that_does_not_is_not() -> None:
 def test_the_quality_is_that_of_its_own_excess() -> None:
     audited = images(300)
     found = calibrated(audited)
-    excess = audited.growth - found.expected
-    assert found.r2 == pytest.approx(1 - excess.var() / audited.growth.var())
+    excess = audited.score - found.expected
+    assert found.r2 == pytest.approx(1 - excess.var() / audited.score.var())
     deviation = np.abs(excess - np.median(excess))
     assert found.residual_spread == pytest.approx(1.4826 * np.median(deviation))
 
 
 def test_constant_growth_has_no_variance_to_explain() -> None:
-    found = calibrated(replace(images(80), growth=np.full(80, 3.0)))
+    found = calibrated(replace(images(80), score=np.full(80, 3.0)))
     assert_allclose(found.expected, 3.0)
     assert (found.r2, found.residual_spread) == (0, 0)
 
@@ -68,7 +68,7 @@ def test_copies_of_an_outlier_keep_their_excess() -> None:
     others = images(300)
     planted = Images(np.full((100, 6), 0.5), np.full(100, 40.0), np.full(100, 12345, np.uint64))
     audited = joined(others, planted)
-    excess = audited.growth - calibrated(audited).expected
+    excess = audited.score - calibrated(audited).expected
     usual = 10 * np.sin(2.0) + 2.5
     assert_allclose(excess[300:], 40 - usual, atol=2.5)
     assert len(set(excess[300:])) == 1
@@ -91,9 +91,9 @@ def test_an_image_is_predicted_by_a_regression_that_did_not_see_it() -> None:
     audited = images(120)
     before = calibrated(audited).expected
     for row in (0, 57, 119):
-        growth = audited.growth.copy()
+        growth = audited.score.copy()
         growth[row] += 1000
-        after = calibrated(replace(audited, growth=growth)).expected
+        after = calibrated(replace(audited, score=growth)).expected
         assert after[row] == before[row]
 
 
@@ -111,18 +111,18 @@ def test_the_order_of_rows_does_not_matter(with_holdout: bool) -> None:
 def test_held_out_images_decide_where_there_are_any() -> None:
     """The audited images are 7 nats above held-out ones throughout: only these can say so."""
     holdout, audited = images(300, seed=1), images(200, seed=2)
-    audited = replace(audited, growth=audited.growth + 7)
+    audited = replace(audited, score=audited.score + 7)
     found = calibrated(audited, holdout)
     assert found.method == "held-out"
     assert found.rows == 300
-    assert np.median(audited.growth - found.expected) == pytest.approx(7, abs=0.5)
-    assert np.median(audited.growth - calibrated(audited).expected) == pytest.approx(0, abs=0.3)
+    assert np.median(audited.score - found.expected) == pytest.approx(7, abs=0.5)
+    assert np.median(audited.score - calibrated(audited).expected) == pytest.approx(0, abs=0.3)
 
 
 def test_audited_growth_does_not_touch_what_held_out_images_say() -> None:
     holdout, audited = images(100, seed=1), images(80, seed=2)
     before = calibrated(audited, holdout)
-    after = calibrated(replace(audited, growth=audited.growth[::-1] * 3), holdout)
+    after = calibrated(replace(audited, score=audited.score[::-1] * 3), holdout)
     assert_array_equal(after.expected, before.expected)
     assert (after.r2, after.residual_spread) == (before.r2, before.residual_spread)
 
@@ -144,7 +144,7 @@ def test_held_out_copies_of_audited_images_teach_nothing() -> None:
     holdout, audited = joined(images(300, seed=1), shared), joined(images(100, seed=2), shared)
     found = calibrated(audited, holdout)
     usual = 10 * np.sin(2.0) + 2.5
-    assert_allclose(audited.growth[100:] - found.expected[100:], 40 - usual, atol=3)
+    assert_allclose(audited.score[100:] - found.expected[100:], 40 - usual, atol=3)
     assert found.rows == 300
     assert found.holdout_expected is not None
     assert len(found.holdout_expected) == 360

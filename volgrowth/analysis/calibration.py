@@ -1,12 +1,20 @@
-r"""Growth that an image of this complexity shows anyway, and the excess over it.
+r"""The score that an image of this complexity shows anyway, the excess over it, and how unusual that is.
 
-expected_growth is a gradient-boosted regression of growth on the image's complexity, with an absolute loss, so that the
-memorized images it is meant to expose do not pull it up. It never predicts an image it has seen:
+The expected score is a gradient-boosted regression on the image's complexity, with an absolute loss, so that the
+memorized images it is meant to expose do not pull it up. Images are dealt to `FOLDS` folds by their content, copies
+together, and count once; regression M_k has seen every image but those of fold k. No image is predicted by a regression
+that has seen it:
 
-    held-out      fitted on held-out images when there are any, less those that are audited as well;
-    cross-fitted  otherwise on the audited images, in folds. Copies of one image share a fold, and count once.
+    held-out      M_k are fitted on held-out images, less those that are audited as well. An audited image is expected
+                  to show the mean of all M_k, a held-out image of fold k shows M_k.
+    cross-fitted  without held-out images M_k are fitted on the audited ones, and an image of fold k shows M_k.
 
-excess_growth = growth - expected_growth.
+excess = score - expected. With m distinct held-out images of folds k(j), the p-value of an audited image i is cross-
+conformal (Vovk, arXiv 1208.0806): how many held-out images exceed what the same regression expects of them by as much,
+
+    p_i = (1 + #{j: s_j - M_k(j)(x_j) >= s_i - M_k(j)(x_i)}) / (1 + m)
+
+which is uniform or larger, up to the dependence of the folds, for an image exchangeable with the held-out ones.
 """
 
 from dataclasses import dataclass
@@ -27,10 +35,10 @@ MIN_IMAGES = 50
 
 @dataclass(frozen=True)
 class Images:
-    """What calibration knows of a set of scored images: (n, features), (n,) and (n,)."""
+    """What calibration knows of a set of scored images: (n, features), (n,) with high for suspicious, and (n,)."""
 
     features: np.ndarray
-    growth: np.ndarray
+    score: np.ndarray
     content: np.ndarray
 
     @property
@@ -39,54 +47,94 @@ class Images:
         return np.sort(np.unique(self.content, return_index=True)[1])
 
     def __getitem__(self, rows: np.ndarray) -> "Images":
-        return Images(self.features[rows], self.growth[rows], self.content[rows])
+        return Images(self.features[rows], self.score[rows], self.content[rows])
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Expected growth of the audited and the held-out images, and how good the regression is.
+    """Expected scores of the audited and the held-out images, and how good the regression is.
 
     Attributes:
         expected: (n,) of the audited images.
-        holdout_expected: (m,) of the held-out images, cross-fitted among themselves; None without any.
-        rows: distinct images the regression was fitted on.
-        r2: share of their growth's variance that it explains in images it has not seen.
-        residual_spread: of their excess growth, 1.4826 times the median absolute deviation.
-        outside: (n,) audited images outside the range of complexity that it was fitted on.
+        p_value: (n,) of the audited images; None without held-out ones.
+        holdout_expected: (m,) of the held-out images; None without any.
+        rows: distinct images the regressions were fitted on.
+        shared: distinct held-out images left out, since they are audited as well.
+        r2: share of the score's variance that is explained in images not seen.
+        residual_spread: of their excess, 1.4826 times the median absolute deviation.
+        outside: (n,) audited images outside the range of complexity that was fitted.
     """
 
     method: Literal["held-out", "cross-fitted"]
     expected: np.ndarray
+    p_value: np.ndarray | None
     holdout_expected: np.ndarray | None
     rows: int
+    shared: int
     r2: float
     residual_spread: float
     outside: np.ndarray
 
 
 def calibrate(audited: Images, holdout: Images | None = None) -> Calibration | None:
-    """Expected growth for every image; None with fewer than `MIN_IMAGES` distinct images to learn from."""
+    """Expected score of every image; None with fewer than `MIN_IMAGES` distinct images to learn from."""
     known = audited if holdout is None else holdout
-    rows = known.distinct
-    if holdout is not None:
-        rows = rows[~np.isin(holdout.content[rows], audited.content)]
+    distinct = known.distinct
+    shared = np.zeros(len(distinct), bool) if holdout is None else np.isin(known.content[distinct], audited.content)
+    rows = distinct[~shared]
     if len(rows) < MIN_IMAGES:
         return None
-    own = _cross_fitted(known, rows)
-    fitted = known[rows]
+    models = _fit_folds(known[rows])
+    own, fitted = _own_fold(models, known), known[rows]
     low, high = fitted.features.min(0), fitted.features.max(0)
+    expected, p_value = own, None
+    if holdout is not None:
+        by_model = np.stack([_predict(model, audited.features) for model in models])
+        expected, p_value = by_model.mean(0), _p_values(audited, by_model, fitted, own[rows])
     return Calibration(
         method="cross-fitted" if holdout is None else "held-out",
-        expected=own if holdout is None else _predict(_fit(fitted), audited.features),
+        expected=expected,
+        p_value=p_value,
         holdout_expected=None if holdout is None else own,
         rows=len(rows),
-        **_quality(fitted.growth, own[rows]),
+        shared=int(shared.sum()),
+        **_quality(fitted.score, own[rows]),
         outside=((audited.features < low) | (audited.features > high)).any(1),
     )
 
 
+def _folds(images: Images) -> np.ndarray:
+    """(n,) content hashes are uniform, so their remainder deals images to folds, whatever the order of rows."""
+    return (images.content % np.uint64(FOLDS)).astype(int)
+
+
+def _fit_folds(images: Images) -> list[HistGradientBoostingRegressor]:
+    """One regression per fold, on the images of all others."""
+    folds = _folds(images)
+    return [_fit(images[folds != fold]) for fold in range(FOLDS)]
+
+
+def _own_fold(models: list[HistGradientBoostingRegressor], images: Images) -> np.ndarray:
+    """(n,) each image predicted by the regression of its fold."""
+    folds = _folds(images)
+    expected = np.empty(len(folds))
+    for fold, model in enumerate(models):
+        expected[folds == fold] = _predict(model, images.features[folds == fold])
+    return expected
+
+
+def _p_values(audited: Images, by_model: np.ndarray, held: Images, held_expected: np.ndarray) -> np.ndarray:
+    """(n,) cross-conformal p-values from the audited images' expectations (FOLDS, n) and the held-out images' own."""
+    folds, exceeding = _folds(held), np.zeros(len(audited.score))
+    excess = held.score - held_expected
+    for fold, expected in enumerate(by_model):
+        reference = np.sort(excess[folds == fold])
+        exceeding += len(reference) - np.searchsorted(reference, audited.score - expected, side="left")
+    return (1 + exceeding) / (1 + len(held.score))
+
+
 def _fit(images: Images) -> HistGradientBoostingRegressor:
-    if len(images.growth) > FIT_ROWS:
+    if len(images.score) > FIT_ROWS:
         images = images[np.argsort(images.content, kind="stable")[:FIT_ROWS]]  # hashes are random: so is this choice
     model = HistGradientBoostingRegressor(
         loss="absolute_error",
@@ -98,28 +146,15 @@ def _fit(images: Images) -> HistGradientBoostingRegressor:
     )
     # boosting threads spin while they wait: on a busy machine several are slower than one by orders of magnitude
     with threadpool_limits(1, user_api="openmp"):
-        return model.fit(images.features, images.growth)
+        return model.fit(images.features, images.score)
 
 
 def _predict(model: HistGradientBoostingRegressor, features: np.ndarray) -> np.ndarray:
     return model.predict(features) if len(features) else np.empty(0)  # no row may have been scored
 
 
-def _cross_fitted(images: Images, rows: np.ndarray) -> np.ndarray:
-    """(n,) each image predicted by a regression on the distinct images `rows`, less itself and its copies."""
-    # content hashes are uniform, so their remainder deals images to folds, whatever the order of rows
-    folds = (images.content % np.uint64(FOLDS)).astype(int)
-    usable = np.zeros(len(folds), bool)
-    usable[rows] = True
-    expected = np.empty(len(folds))
-    for fold in np.unique(folds):
-        inside = folds == fold
-        expected[inside] = _fit(images[usable & ~inside]).predict(images.features[inside])
-    return expected
-
-
-def _quality(growth: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    residual = growth - expected
+def _quality(score: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    residual = score - expected
     spread = 1.4826 * np.median(np.abs(residual - np.median(residual)))
-    variance = growth.var()
+    variance = score.var()
     return {"r2": float(1 - residual.var() / variance) if variance > 0 else 0.0, "residual_spread": float(spread)}

@@ -5,8 +5,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
+from volgrowth.analysis.calibration import Calibration
 from volgrowth.analysis.complexity import REGRESSORS
+from volgrowth.analysis.conformal import FDR, fewest_flags, rows_needed
 from volgrowth.analysis.findings import Analysis
 from volgrowth.audit.result import Audit
 from volgrowth.config import AuditConfig
@@ -33,7 +36,7 @@ def summarize(audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[s
         "counts": {"rows": len(scores), **{status.value: statuses[status] for status in Status}},
         "marks": {mark.value: marks[mark] for mark in Mark},
         "calibration": _calibration(analysis),
-        "detection": None,
+        "detection": _detection(analysis),
         "duplicates": _duplicates(analysis),
         "run": {**run, "evaluations": sum(nfe or 0 for nfe in evaluations)},
         "versions": plan.versions,
@@ -48,10 +51,52 @@ def _calibration(analysis: Analysis) -> dict[str, Any] | None:
         "method": calibration.method,
         "features": list(REGRESSORS),
         "rows": calibration.rows,
+        "shared": calibration.shared,
         "r2": calibration.r2,
         "residual_spread": calibration.residual_spread,
         "outside_range": int(calibration.outside.sum()),
     }
+
+
+def _detection(analysis: Analysis) -> dict[str, Any] | None:
+    """Flags and what they promise; None without held-out images to compare with."""
+    calibration, findings = analysis.calibration, analysis.findings
+    if calibration is None or calibration.p_value is None:
+        return None
+    first = findings.filter(pc.equal(findings.column("row"), findings.column("cluster")))
+    p_value = first.column("p_value").drop_null().to_numpy()
+    tests, extreme = len(p_value), int((p_value <= 1 / (1 + calibration.rows)).sum())
+    memorized = findings.filter(findings.column("memorized"))
+    flagged_images = pc.count_distinct(memorized.column("cluster")).as_py()
+    return {
+        "fdr": FDR,
+        "method": "cross-conformal p-values, Benjamini-Hochberg over distinct images",
+        "memorized": len(memorized),
+        "memorized_images": flagged_images,
+        "precursors": pc.sum(findings.column("precursor")).as_py() or 0,
+        "calibration_rows": calibration.rows,
+        "tests": tests,
+        "fewest_flags": fewest_flags(tests, calibration.rows),
+        "expected_false": FDR * flagged_images,
+        "warnings": _warnings(calibration, extreme, tests),
+    }
+
+
+def _warnings(calibration: Calibration, extreme: int, tests: int) -> list[str]:
+    """What keeps flags from being made; `extreme` distinct images are beyond all held-out ones."""
+    warnings = []
+    fewest = fewest_flags(tests, calibration.rows)
+    if extreme < fewest:
+        warnings.append(
+            f"With {calibration.rows} held-out images for {tests} distinct audited ones nothing can be flagged unless "
+            f"at least {fewest} images are more extreme than all held-out ones, and {extreme} are: with "
+            f"{rows_needed(tests, extreme)} held-out images so few could be flagged."
+        )
+    if calibration.shared:
+        warnings.append(
+            f"{calibration.shared} held-out images are in the audited set too and were left out of the comparison."
+        )
+    return warnings
 
 
 def _duplicates(analysis: Analysis) -> dict[str, int]:

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from volgrowth.analysis.calibration import MIN_IMAGES, Images, calibrate
+from volgrowth.analysis.conformal import FDR, fewest_flags, q_values, rows_needed
+
+
+def exchangeable(count: int, random: np.random.Generator) -> Images:
+    """Images whose score follows their complexity, with noise that grows with it."""
+    features = random.uniform(0, 1, (count, 3))
+    score = 5 * features[:, 0] + (0.2 + features[:, 1]) * random.standard_normal(count)
+    return Images(features, score, random.integers(0, 2**63, count, dtype=np.uint64))
+
+
+def test_p_values_are_uniform_on_exchangeable_images():
+    """One p-value a seed, so that they are independent of each other."""
+    p_values = []
+    for seed in range(80):
+        random = np.random.default_rng(seed)
+        calibration = calibrate(exchangeable(1, random), exchangeable(2 * MIN_IMAGES, random))
+        assert calibration is not None
+        assert calibration.p_value is not None
+        p_values.append(calibration.p_value[0])
+    assert kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_flags_keep_the_promised_rate_and_find_what_stands_out():
+    false_share, power = [], []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        audited, holdout = exchangeable(500, random), exchangeable(500, random)
+        audited.score[:40] += 4
+        calibration = calibrate(audited, holdout)
+        assert calibration is not None
+        assert calibration.p_value is not None
+        flags = q_values(calibration.p_value, audited.content) <= FDR
+        false_share.append(flags[40:].sum() / max(flags.sum(), 1))
+        power.append(flags[:40].mean())
+    assert np.mean(false_share) <= FDR + 0.03
+    assert np.mean(power) >= 0.6
+
+
+def test_an_image_beyond_all_held_out_ones_has_the_smallest_p_value():
+    random = np.random.default_rng(0)
+    audited, holdout = exchangeable(10, random), exchangeable(200, random)
+    audited.score[3] = 100
+    audited.score[4] = -100
+    calibration = calibrate(audited, holdout)
+    assert calibration is not None
+    assert calibration.p_value is not None
+    assert calibration.p_value[3] == 1 / 201
+    assert calibration.p_value[4] == 1
+
+
+def test_without_held_out_images_there_are_no_p_values():
+    calibration = calibrate(exchangeable(200, np.random.default_rng(0)))
+    assert calibration is not None
+    assert calibration.p_value is None
+
+
+def test_copies_are_one_test_and_share_their_q_value():
+    p_value = np.array([0.01, 0.5, 0.01, 0.01, 0.3])
+    content = np.array([7, 8, 7, 7, 9], np.uint64)
+    assert q_values(p_value, content) == pytest.approx([0.03, 0.5, 0.03, 0.03, 0.45])
+    assert q_values(np.empty(0), np.empty(0, np.uint64)).shape == (0,)
+
+
+@pytest.mark.parametrize(("tests", "rows"), [(1000, 99), (1000, 1000), (50, 5000), (777, 123)])
+def test_fewest_flags_is_where_benjamini_hochberg_starts_to_flag(tests, rows):
+    fewest = fewest_flags(tests, rows)
+    for flagged, possible in ((fewest, True), (fewest - 1, False)):
+        p_value = np.ones(tests)
+        p_value[:flagged] = 1 / (1 + rows)
+        assert (q_values(p_value, np.arange(tests)) <= FDR + 1e-12).any() == (possible and flagged > 0)
+    assert fewest_flags(tests, rows_needed(tests, 5)) <= 5
