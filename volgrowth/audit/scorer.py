@@ -66,14 +66,15 @@ class Scorer:
         scored = [item for item in group if item.pixels is not None]
         records = [dict(item.columns) for item in group]
         if scored:
-            measured = self._measure(scored)
+            measured = iter(self._measure(scored))
             for record in records:
                 if record["status"] == Status.OK:
                     record.update(next(measured))
         return records
 
-    def _measure(self, items: list[Prepared]) -> Iterator[dict[str, Any]]:
+    def _measure(self, items: list[Prepared]) -> list[dict[str, Any]]:
         """Columns of each item, measured in micro-batches of the size that fits."""
+        columns: list[dict[str, Any]] = []
         start = 0
         while start < len(items):
             size, chunk = self.batch, items[start : start + self.batch]
@@ -81,11 +82,12 @@ class Scorer:
             if measurement is None:
                 self._halve()
                 continue
-            yield from (_columns(measurement, index, size) for index in range(len(chunk)))
+            columns += [_columns(measurement, index, size) for index in range(len(chunk))]
             start += len(chunk)
             self._calm += 1
             if self._calm >= GROW_AFTER and self.batch < self.config.batch_size:
                 self.batch, self._calm = min(self.batch * 2, self.config.batch_size), 0
+        return columns
 
     def _try(self, chunk: list[Prepared], size: int) -> Measurement | None:
         """Measure one padded micro-batch; None when the device has no memory for it."""
