@@ -79,6 +79,16 @@ def digit_file(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
+@pytest.fixture(scope="session")
+def demo(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make demo` leaves: a model trained on the spot, its data, its audit. Takes minutes, once a run."""
+    from volgrowth.demo import run_demo
+
+    folder = tmp_path_factory.mktemp("trained") / "demo-output"
+    run_demo(folder)
+    return folder
+
+
 def volgrowth(*arguments: object, cwd: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     return subprocess.run(

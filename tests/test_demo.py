@@ -6,16 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import volgrowth as vg
-from volgrowth.demo import run_demo
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
-
-
-@pytest.fixture(scope="module")
-def demo(ray_session, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    run_demo(folder)
-    return folder
 
 
 def test_calibrated_growth_finds_what_the_model_reproduces_and_raw_growth_does_not(demo):

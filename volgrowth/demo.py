@@ -179,7 +179,7 @@ def measure_truth(audit: Audit, model: Path, data: DemoData, samples: int = SAMP
     found = find_reproduced(drawn, to_tensor(data.train[first]), to_tensor(np.unique(data.holdout, axis=0)))
     reproduced = found.images
     truth: dict[str, Any] = {"samples": samples, "reproduced_images": int(reproduced.sum()), "rule": found.rule}
-    truth["rows"] = first[reproduced].tolist()
+    truth["rows"] = np.flatnonzero(np.isin(findings.column("cluster").to_numpy(), first[reproduced])).tolist()
     for name, column in (("raw", "growth"), ("calibrated", "excess_growth")):
         score = findings.column(column).to_numpy()[first]
         truth[name] = {"auroc": auroc(score, reproduced), "tpr_at_1_fpr": tpr_at_fpr(score, reproduced)}

@@ -141,7 +141,10 @@ CALIBRATION = {
 DETECTION = {
     "fdr": 0.1,
     "method": "benjamini-hochberg",
+    "tests": 300,
+    "fewest_flags": 2,
     "memorized": 2,
+    "memorized_rows": 2,
     "precursors": 1,
     "calibration_rows": 400,
     "expected_false": 0.2,

@@ -29,13 +29,13 @@ def test_the_verdict_in_one_line(rows: int, changes: dict[str, Any], said: str) 
 
 
 def test_no_flag_is_no_proof_of_absence() -> None:
-    said = words.verdict(summary(3, detection={**DETECTION, "memorized": 0, "precursors": 0}), None)
+    said = words.verdict(summary(3, detection={**DETECTION, "memorized": 0, "precursors": 0}))
     assert any("no proof" in sentence for sentence in said)
 
 
 def test_copies_are_told_from_distinct_pictures() -> None:
-    said = words.verdict(summary(3, detection={**DETECTION, "memorized": 200}), 4)
-    assert any("They show 4 distinct pictures" in sentence for sentence in said)
+    said = words.verdict(summary(3, detection={**DETECTION, "memorized": 4, "memorized_rows": 200}))
+    assert any("With their copies they are 200 rows" in sentence for sentence in said)
 
 
 def card(**changes: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration import Calibration
@@ -66,20 +67,23 @@ def _detection(analysis: Analysis) -> dict[str, Any] | None:
     first = findings.filter(pc.equal(findings.column("row"), findings.column("cluster")))
     p_value = first.column("p_value").drop_null().to_numpy()
     tests, extreme = len(p_value), int((p_value <= 1 / (1 + calibration.rows)).sum())
-    memorized = findings.filter(findings.column("memorized"))
-    flagged_images = pc.count_distinct(memorized.column("cluster")).as_py()
+    memorized = _count(first, "memorized")
     return {
         "fdr": FDR,
         "method": "cross-conformal p-values, Benjamini-Hochberg over distinct images",
-        "memorized": len(memorized),
-        "memorized_images": flagged_images,
-        "precursors": pc.sum(findings.column("precursor")).as_py() or 0,
+        "memorized": memorized,
+        "memorized_rows": _count(findings, "memorized"),
+        "precursors": _count(first, "precursor"),
         "calibration_rows": calibration.rows,
         "tests": tests,
         "fewest_flags": fewest_flags(tests, calibration.rows),
-        "expected_false": FDR * flagged_images,
+        "expected_false": FDR * memorized,
         "warnings": _warnings(calibration, extreme, tests),
     }
+
+
+def _count(findings: pa.Table, flag: str) -> int:
+    return pc.sum(findings.column(flag)).as_py() or 0
 
 
 def _warnings(calibration: Calibration, extreme: int, tests: int) -> list[str]:

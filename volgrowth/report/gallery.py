@@ -47,12 +47,6 @@ def gallery(
     return cards
 
 
-def distinct_images(scores: pa.Table, rows: pa.Array) -> int:
-    """How many different pictures these rows show."""
-    chosen = scores.filter(pc.is_in(scores["row"], value_set=rows))["content_hash"]
-    return int(pc.count_distinct(chosen, mode="only_valid").as_py()) + chosen.null_count
-
-
 def _records(scores: pa.Table, findings: pa.Table, rows: list[int]) -> list[Card]:
     wanted = pa.array(rows, pa.int64())
     merged: dict[int, Card] = defaultdict(dict)

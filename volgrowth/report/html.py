@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from volgrowth.records import Mark, Status
 from volgrowth.report import figures, formats, words
-from volgrowth.report.gallery import distinct_images, gallery
+from volgrowth.report.gallery import gallery
 from volgrowth.report.provenance import provenance
 from volgrowth.report.words import Summary
 
@@ -53,7 +53,7 @@ def render(
     context = {
         "summary": summary,
         "title": words.title(summary),
-        "verdict": words.verdict(summary, _distinct_flagged(scores, findings)),
+        "verdict": words.verdict(summary),
         "judged": words.has_error_rate(summary),
         "headline_numbers": words.headline_numbers(summary),
         "provenance": provenance(summary),
@@ -86,11 +86,6 @@ def _environment() -> Environment:
     style = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
     environment.globals.update(style=style, script=Markup(script), script_digest=digest)
     return environment
-
-
-def _distinct_flagged(scores: pa.Table, findings: pa.Table) -> int | None:
-    flagged = findings.filter(findings["memorized"])["row"]
-    return distinct_images(scores, flagged.combine_chunks()) if len(flagged) else None
 
 
 def _figures(

@@ -51,14 +51,14 @@ def title(summary: Summary) -> str:
     return f"{plural(counts['ok'], 'image')} ranked, none judged"
 
 
-def verdict(summary: Summary, distinct: int | None) -> list[str]:
-    """The verdict in sentences; `distinct` is how many different pictures the flagged rows show."""
+def verdict(summary: Summary) -> list[str]:
+    """The verdict in sentences."""
     counts = summary["counts"]
     sentences = [_audited(counts)]
     if not counts["ok"]:
         return sentences
     if has_error_rate(summary):
-        sentences += _flagged(summary["detection"], distinct)
+        sentences += _flagged(summary["detection"])
     else:
         sentences.append(
             "This page ranks images and promises no error rate: without held-out images there is nothing to "
@@ -81,7 +81,7 @@ def _audited(counts: Summary) -> str:
     )
 
 
-def _flagged(detection: Summary, distinct: int | None) -> list[str]:
+def _flagged(detection: Summary) -> list[str]:
     flagged, rate = detection["memorized"] or 0, percent(detection["fdr"])
     if not flagged:
         said = [
@@ -89,14 +89,15 @@ def _flagged(detection: Summary, distinct: int | None) -> list[str]:
             "That is no proof that none is memorized."
         ]
     else:
-        pictures = f" They show {plural(distinct, 'distinct picture')}." if distinct and distinct < flagged else ""
+        rows = detection["memorized_rows"]
+        copies = f" With their copies they are {plural(rows, 'row')} of the data set." if rows > flagged else ""
         said = [
-            f"{plural(flagged, 'image')} flagged at a false discovery rate of {rate}: "
-            f"expect about {approximate(detection['expected_false'])} of the flags to be false.{pictures}"
+            f"{plural(flagged, 'distinct image')} flagged at a false discovery rate of {rate}: "
+            f"expect about {approximate(detection['expected_false'])} of them to be false.{copies}"
         ]
     if detection["precursors"]:
         said.append(
-            f"{plural(detection['precursors'], 'image')} flagged as precursor: the denoising loss is lower "
+            f"{plural(detection['precursors'], 'distinct image')} flagged as precursor: the denoising loss is lower "
             "than complexity explains, which plain membership in the training set can also cause."
         )
     return said
@@ -122,9 +123,9 @@ def headline_numbers(summary: Summary) -> list[Headline]:
         Headline("scored", number(scored), f"{number(rows - scored)} could not be" if rows > scored else "all"),
     ]
     if detection:
-        note = f"at a false discovery rate of {percent(detection['fdr'])}"
+        note = f"distinct images at a false discovery rate of {percent(detection['fdr'])}"
         figures.append(Headline("memorized", number(detection["memorized"]), note))
-        figures.append(Headline("precursors", number(detection["precursors"]), "low denoising loss"))
+        figures.append(Headline("precursors", number(detection["precursors"]), "distinct images of low denoising loss"))
     if summary.get("truth"):
         truth = summary["truth"]
         note = f"in {plural(truth['samples'], 'sample')}"

@@ -1,0 +1,63 @@
+"""What the README tells people to type works as it stands, in a folder with the demo's output."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import volgrowth
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line for language, block in BLOCKS if not language for line in block.splitlines() if line.startswith("volgrowth ")
+]
+PYTHON = [block for language, block in BLOCKS if language == "python"]
+
+
+@pytest.fixture(scope="module")
+def folder(demo):
+    """The working directory of a reader who has run the demo and the README's commands."""
+    for command in COMMANDS:
+        if "MODEL" not in command:
+            finished = volgrowth(*shlex.split(command)[1:], cwd=demo.parent)
+            assert finished.returncode == 0, finished.stderr
+    return demo.parent
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_commands_and_code_run_as_they_stand(folder, monkeypatch):
+    assert len(COMMANDS) >= 3
+    assert len(PYTHON) >= 3
+    assert (folder / "out/report.html").is_file()
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    for block in PYTHON:
+        if block.startswith("# my_model.py"):
+            (folder / "my_model.py").write_text(block)
+            import volgrowth as vg
+
+            assert vg.load_model("factory:my_model:load").image_shape == (3, 32, 32)
+        else:
+            exec(compile(block, "README.md", "exec"), {})
+
+
+def test_files_that_the_readme_names_are_there():
+    root = Path(__file__).parent.parent
+    for name in re.findall(r"\]\(([\w./-]+)\)", README) + re.findall(
+        r"`((?:volgrowth|tests|docs|jobs)/[\w./]+)`", README
+    ):
+        assert (root / name).exists(), name
+
+
+def test_columns_and_presets_are_the_ones_in_the_code():
+    from volgrowth.config import PaperMeasure, StandardMeasure
+
+    table = {row[0]: row[-1] for row in re.findall(r"^\| `(\w+)` \|(.*)\| (\d+) \|$", README, re.MULTILINE)}
+    assert table == {
+        "standard": str(StandardMeasure().evaluations),
+        "paper": str(PaperMeasure().evaluations),
+    }
