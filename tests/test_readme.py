@@ -54,10 +54,11 @@ def test_files_that_the_readme_names_are_there():
 
 
 def test_columns_and_presets_are_the_ones_in_the_code():
-    from volgrowth.config import PaperMeasure, StandardMeasure
+    from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
 
     table = {row[0]: row[-1] for row in re.findall(r"^\| `(\w+)` \|(.*)\| (\d+) \|$", README, re.MULTILINE)}
     assert table == {
         "standard": str(StandardMeasure().evaluations),
         "paper": str(PaperMeasure().evaluations),
+        "volume": str(VolumeMeasure().evaluations),
     }

@@ -43,7 +43,7 @@ def audit(
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="Column with your ids; else a hash of the bytes.")] = None,
     holdout: Annotated[str | None, typer.Option(help="Images like these that the model was not trained on.")] = None,
-    preset: Annotated[str | None, typer.Option(help="standard (default) or paper (as published).")] = None,
+    preset: Annotated[str | None, typer.Option(help="standard (default), paper (as published) or volume.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Rows per fragment.")] = None,
     workers: Annotated[int | None, typer.Option(help="Model replicas; default one per GPU, or per core.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")] = None,

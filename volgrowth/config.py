@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+from math import exp, log
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -51,6 +52,31 @@ class StandardMeasure(Frozen):
         return (*self.levels, self.smallest_level)
 
 
+class VolumeMeasure(Frozen):
+    """Preset `volume`: growth of the full-dimensional volume, and the log likelihood it gives.
+
+    `growth` is the log volume in y-coordinates along `num_levels` noise levels, uniform in their logarithm; the
+    default range is that of the published schedule.
+    """
+
+    preset: Literal["volume"] = "volume"
+    num_levels: Annotated[int, Field(ge=2, le=10_000)] = 19
+    smallest_level: NoiseLevel = 0.0105
+    largest_level: NoiseLevel = 150.0
+    num_probes: Count = 1
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations an image: one forward, and one backward per probe, at each level."""
+        return self.num_levels * (1 + self.num_probes)
+
+    @property
+    def rate_levels(self) -> tuple[float, ...]:
+        """The noise levels of the column `rates`, in its order."""
+        step = log(self.largest_level / self.smallest_level) / (self.num_levels - 1)
+        return tuple(self.smallest_level * exp(step * k) for k in range(self.num_levels))
+
+
 class PaperMeasure(Frozen):
     """Preset `paper`: volume growth as published (arXiv 2503.19429), one axis and one step of 1000.
 
@@ -80,8 +106,8 @@ class PaperMeasure(Frozen):
         return self.times[:-1]
 
 
-Measure = Annotated[StandardMeasure | PaperMeasure, Field(discriminator="preset")]
-PRESETS = ("standard", "paper")
+Measure = Annotated[StandardMeasure | PaperMeasure | VolumeMeasure, Field(discriminator="preset")]
+PRESETS = ("standard", "paper", "volume")
 
 EXECUTION = frozenset({"output", "workers", "gpus_per_worker", "ray_address", "max_failed"})
 

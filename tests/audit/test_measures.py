@@ -4,7 +4,7 @@ import torch
 
 import volgrowth as vg
 from volgrowth.audit.measures import denoising_loss, measure_images, seeded, true_float32
-from volgrowth.config import PaperMeasure, StandardMeasure
+from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.models import load_model
 
 
@@ -26,7 +26,7 @@ class Counting(vg.Denoiser):
 
 
 @pytest.mark.parametrize(
-    "measure", [StandardMeasure(), PaperMeasure(), StandardMeasure(levels=(0.1, 0.2), num_probes=2)]
+    "measure", [StandardMeasure(), PaperMeasure(), VolumeMeasure(), StandardMeasure(levels=(0.1, 0.2), num_probes=2)]
 )
 def test_evaluations_are_what_is_spent(measure):
     denoiser = Counting(vg.GaussianDenoiser(0.0, 0.3))
@@ -45,8 +45,8 @@ def test_standard_growth_is_the_closed_form_on_gaussian_data():
     images = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     measured = measure_images(vg.GaussianDenoiser(0.0, variance), images, [0, 1, 2], StandardMeasure(), seed=0)
     expected = [(level**2 / (variance + level**2)).sum().item() for level in (0.18, 0.0105)]
-    np.testing.assert_allclose(measured.growth, expected[0], rtol=1e-6)
-    np.testing.assert_allclose(measured.rates, [expected] * 3, rtol=1e-6)
+    np.testing.assert_allclose(measured.columns["growth"], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(measured.columns["rates"], [expected] * 3, rtol=1e-6)
 
 
 def test_loss_of_a_point_mass_is_zero_at_the_point_and_grows_away_from_it():
@@ -64,20 +64,18 @@ def test_paper_growth_is_volume_growth_with_the_row_s_own_axis(tiny_model):
     times = torch.tensor([1e-3, 2e-3, 3e-3, 4e-3], dtype=torch.float64)
     with torch.no_grad():
         direct = vg.volume_growth(denoiser, images, times=times, derivative="difference", tangents=tangents)
-    np.testing.assert_array_equal(measured.growth, direct.log_volume[:, -1].double().numpy())
-    np.testing.assert_allclose(measured.rates.sum(1), measured.growth)
+    np.testing.assert_array_equal(measured.columns["growth"], direct.log_volume[:, -1].double().numpy())
+    np.testing.assert_allclose(measured.columns["rates"].sum(1), measured.columns["growth"])
 
 
-@pytest.mark.parametrize("measure", [StandardMeasure(), PaperMeasure()])
+@pytest.mark.parametrize("measure", [StandardMeasure(), PaperMeasure(), VolumeMeasure()])
 def test_a_score_depends_on_its_row_and_not_on_its_company(tiny_model, measure):
     denoiser = load_model(str(tiny_model), dtype="float64")
     images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
     whole = measure_images(denoiser, images, [10, 11, 12, 13], measure, seed=1)
     part = measure_images(denoiser, images[[3, 1]], [13, 11], measure, seed=1)
-    np.testing.assert_allclose(part.growth, whole.growth[[3, 1]], rtol=1e-9)
-    np.testing.assert_allclose(part.rates, whole.rates[[3, 1]], rtol=1e-9)
-    if whole.loss is not None and part.loss is not None:
-        np.testing.assert_allclose(part.loss, whole.loss[[3, 1]], rtol=1e-9)
+    for name, column in whole.columns.items():
+        np.testing.assert_allclose(part.columns[name], column[[3, 1]], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_seeds_differ_by_purpose_and_agree_with_themselves():
@@ -106,3 +104,37 @@ def test_rows_with_any_number_that_is_not_finite_are_seen():
     images[1] *= -1
     measured = measure_images(Broken(), images, [0, 1, 2], StandardMeasure(loss_level=1e-6), seed=0)
     assert measured.finite.tolist() == [True, False, True]
+
+
+def test_volume_growth_and_likelihood_on_gaussian_data():
+    """Against 1/2 sum log of the variances' ratio and the density itself, to the error of the trapezoid at 201 nodes."""
+    torch.manual_seed(0)
+    denoiser = vg.GaussianDenoiser(0.0, torch.rand(1, 4, 4, dtype=torch.float64) + 0.1)
+    images = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    measure = VolumeMeasure(num_levels=201)
+    measured = measure_images(denoiser, images, [0, 1, 2], measure, seed=0)
+    low, high = (denoiser.variance + level**2 for level in (measure.smallest_level, measure.largest_level))
+    np.testing.assert_allclose(measured.columns["growth"], 0.5 * (high / low).log().sum().item(), atol=0.02)
+    exact = denoiser.log_prob(images, torch.tensor(measure.smallest_level, dtype=torch.float64))
+    np.testing.assert_allclose(measured.columns["log_likelihood"], exact.numpy(), atol=0.02)
+
+
+def test_local_dimension_counts_the_directions_that_data_fills():
+    """FLIPD of data that fills 5 of 16 dimensions, at a point of it, is 5 (arXiv 2406.03537)."""
+    variance = torch.zeros(16, dtype=torch.float64)
+    variance[:5] = 1.0
+    denoiser = vg.GaussianDenoiser(0.0, variance.reshape(1, 4, 4))
+    point = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    measured = measure_images(denoiser, point, [0], StandardMeasure(levels=(0.01,)), seed=0)
+    assert measured.columns["lid"][0] == pytest.approx(5, abs=1e-3)
+    assert measured.columns["growth"][0] == pytest.approx(11, abs=1e-3)
+    assert measured.columns["noise_norm"][0] == 0
+
+
+def test_the_standard_error_is_the_spread_over_seeds(tiny_model):
+    denoiser = load_model(str(tiny_model), dtype="float64")
+    images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    runs = [measure_images(denoiser, images, [0, 1, 2, 3], StandardMeasure(), seed) for seed in range(60)]
+    spread = np.std([run.columns["growth"] for run in runs], axis=0)
+    error = np.sqrt(np.mean([run.columns["growth_error"] ** 2 for run in runs], axis=0))
+    np.testing.assert_allclose(error, spread, rtol=0.35)

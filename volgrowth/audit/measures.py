@@ -12,17 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volgrowth.config import Measure, PaperMeasure, StandardMeasure
+from volgrowth.config import Measure, PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.numerics import Denoiser, trace_growth, volume_growth
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Columns of a micro-batch of B images, as arrays whose first axis is B."""
+    """A micro-batch of B images: columns of `records.SCORES` as float64 arrays whose first axis is B, marks, cost."""
 
-    growth: np.ndarray
-    rates: np.ndarray
-    loss: np.ndarray | None
+    columns: dict[str, np.ndarray]
     above_ceiling: np.ndarray
     sign_flip: np.ndarray
     nfe: int
@@ -30,8 +28,8 @@ class Measurement:
     @property
     def finite(self) -> np.ndarray:
         """(B,) whether every number of the row is finite."""
-        numbers = [self.growth[:, None], self.rates, *([] if self.loss is None else [self.loss[:, None]])]
-        return np.isfinite(np.concatenate(numbers, 1)).all(1)
+        rows = len(self.above_ceiling)
+        return np.isfinite(np.concatenate([column.reshape(rows, -1) for column in self.columns.values()], 1)).all(1)
 
 
 def seeded(seed: int, *purpose: int | str) -> torch.Generator:
@@ -44,24 +42,47 @@ def measure_images(denoiser: Denoiser, images: Tensor, rows: list[int], measure:
     """Measure images (B, C, H, W), which are the given rows of their data set."""
     if isinstance(measure, PaperMeasure):
         return _paper(denoiser, images, rows, measure, seed)
+    if isinstance(measure, VolumeMeasure):
+        return _volume(denoiser, images, measure, seed)
     return _standard(denoiser, images, measure, seed)
 
 
 def _standard(denoiser: Denoiser, images: Tensor, measure: StandardMeasure, seed: int) -> Measurement:
     probes = [measure.num_probes] * len(measure.levels) + [measure.smallest_num_probes]
-    traces = [
+    *middle, smallest = (
         trace_growth(denoiser, images, torch.tensor([level]), num_probes, seeded(seed, "probe", index))
         for index, (level, num_probes) in enumerate(zip(measure.rate_levels, probes, strict=True))
-    ]
-    rates = _numpy(torch.cat([trace.rate for trace in traces], 1))
+    )
+    rate = torch.cat([trace.rate for trace in middle], 1)
+    noise_norm = torch.cat([trace.noise_norm for trace in middle], 1)
+    columns = {
+        "growth": rate.mean(1),
+        "rates": torch.cat([rate, smallest.rate], 1),
+        "lid": (images.shape[1:].numel() - rate + noise_norm**2).mean(1),
+        "noise_norm": noise_norm.mean(1),
+        "loss": denoising_loss(denoiser, images, measure.loss_level, measure.num_noises, seed),
+    }
+    if measure.num_probes > 1:
+        variance = torch.stack([trace.probe_rates[:, 0].var(1) for trace in middle], 1)
+        columns["growth_error"] = (variance.sum(1) / measure.num_probes).sqrt() / len(middle)
     return Measurement(
-        growth=rates[:, : len(measure.levels)].mean(1),
-        rates=rates,
-        loss=_numpy(denoising_loss(denoiser, images, measure.loss_level, measure.num_noises, seed)),
+        columns={name: _numpy(column) for name, column in columns.items()},
         # at the smallest level networks pass the ceiling on most images; the headline is what has to be sound
-        above_ceiling=_numpy(torch.stack([trace.above_ceiling for trace in traces[:-1]]).any(0)),
+        above_ceiling=_numpy(torch.stack([trace.above_ceiling for trace in middle]).any(0)),
         sign_flip=np.zeros(len(images), bool),
         nfe=measure.evaluations,
+    )
+
+
+def _volume(denoiser: Denoiser, images: Tensor, measure: VolumeMeasure, seed: int) -> Measurement:
+    levels = torch.tensor(measure.rate_levels, dtype=torch.float64)
+    trace = trace_growth(denoiser, images, levels, measure.num_probes, seeded(seed, "probe"))
+    columns = {"growth": trace.log_volume, "rates": trace.rate, "log_likelihood": trace.log_likelihood}
+    return Measurement(
+        columns={name: _numpy(column) for name, column in columns.items()},
+        above_ceiling=_numpy(trace.above_ceiling),
+        sign_flip=np.zeros(len(images), bool),
+        nfe=trace.nfe,
     )
 
 
@@ -79,9 +100,7 @@ def _paper(denoiser: Denoiser, images: Tensor, rows: list[int], measure: PaperMe
         )
     cumulative = _numpy(growth.log_volume)
     return Measurement(
-        growth=cumulative[:, -1],
-        rates=np.diff(cumulative, axis=1, prepend=0.0),
-        loss=None,
+        columns={"growth": cumulative[:, -1], "rates": np.diff(cumulative, axis=1, prepend=0.0)},
         above_ceiling=_numpy(growth.above_ceiling),
         sign_flip=_numpy(growth.sign_flip),
         nfe=growth.nfe,

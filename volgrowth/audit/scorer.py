@@ -115,13 +115,11 @@ class Scorer:
 
 def _columns(measurement: Measurement, index: int, batch: int) -> dict[str, Any]:
     if not measurement.finite[index]:
-        error = f"the measurement gave {measurement.growth[index]}"
+        error = f"the measurement gave a growth of {measurement.columns['growth'][index]:g} or another number like it"
         return {"status": Status.NON_FINITE.value, "error": error, "nfe": measurement.nfe, "batch": batch}
     flags = {Mark.ABOVE_CEILING: measurement.above_ceiling, Mark.SIGN_FLIP: measurement.sign_flip}
     return {
-        "growth": measurement.growth[index],
-        "rates": measurement.rates[index].tolist(),
-        "loss": None if measurement.loss is None else measurement.loss[index],
+        **{name: column[index].tolist() for name, column in measurement.columns.items()},
         "marks": [mark.value for mark, rows in flags.items() if rows[index]],
         "nfe": measurement.nfe,
         "batch": batch,

@@ -11,7 +11,8 @@ volume, and
 
     log p(y at levels[0]) = log_volume + log p(endpoint at levels[-1])         (Liouville; Neural ODE, arXiv 1806.07366)
 
-with p taken as N(0, levels[-1]^2 I) at the far end. D - rate is FLIPD's trace term (arXiv 2406.03537).
+with p taken as N(0, levels[-1]^2 I) at the far end. D - rate is the trace term of FLIPD, an estimate of the local
+intrinsic dimension (arXiv 2406.03537), which in these coordinates is D - rate + |e(y)|^2.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class TraceGrowth:
     Attributes:
         rate: (B, levels) D - tr dE[x_0|y]/dy, mean over probes.
         probe_rates: (B, levels, probes) what each probe said.
+        noise_norm: (B, levels) length of the expected noise; noise_norm / level is that of the score.
         log_volume: (B,) nats, trapezoid of the rate in log noise level; 0 for a single level.
         log_likelihood: (B,) log density at `noise_levels[0]`, nats.
         endpoint: (B, *image) the images at the last level.
@@ -43,6 +45,7 @@ class TraceGrowth:
 
     rate: Float[Tensor, "batch levels"]
     probe_rates: Float[Tensor, "batch levels probes"]
+    noise_norm: Float[Tensor, "batch levels"]
     log_volume: Float[Tensor, "batch"]
     log_likelihood: Float[Tensor, "batch"]
     endpoint: Images
@@ -76,10 +79,11 @@ def trace_growth(
     if num_probes < 1:
         raise ValueError(f"num_probes is {num_probes}: expected at least 1")
     grid = nodes(VESchedule(), noise_levels)
-    y, solver, memory, rates = images, Multistep(), None, []
+    y, solver, memory, rates, norms = images, Multistep(), None, [], []
     for t, s in zip(grid, [*grid[1:], None], strict=True):
         noise, rate = _noise_and_rate(denoiser, y, t.noise_level, num_probes, generator)
         rates.append(rate)
+        norms.append(noise.flatten(1).norm(dim=1))
         if s is not None:
             stack, memory = solver.step(lambda *_, noise=noise: noise[:, None], y[:, None], t, s, memory)
             y = stack[:, 0]
@@ -91,6 +95,7 @@ def trace_growth(
     return TraceGrowth(
         rate=rate,
         probe_rates=probe_rates,
+        noise_norm=torch.stack(norms, 1),
         log_volume=log_volume,
         log_likelihood=log_volume + _log_normal(y, grid[-1].noise_level),
         endpoint=y,
