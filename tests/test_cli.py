@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import VOLGROWTH, volgrowth
 from volgrowth.cli import run
+from volgrowth.demo import write_parquet
 from volgrowth.version import VERSION
 
 
@@ -95,13 +96,21 @@ def test_an_output_with_something_else_in_it_or_that_cannot_be_written(say, tiny
     assert "cannot be" in say("audit", tiny_model, digit_file, "--output", tmp_path / "full/notes.txt/out")
 
 
-def test_settings_that_make_no_sense(say, tiny_model, digit_file, tmp_path):
+def test_settings_that_make_no_sense(say, tiny_model, digit_file, digits, tmp_path):
+    few = tmp_path / "few.parquet"
+    write_parquet(few, digits[:9], [str(row) for row in range(9)])
     command = ["audit", tiny_model, digit_file, "--output", "out"]
     assert "setting shard_size: Input should be greater than or equal to 1, got 0" in say(*command, "--shard-size", 0)
     assert "measure.num_prob" in say(*command, "--set", "measure.num_prob=4")
     assert "expected NAME=VALUE" in say(*command, "--set", "seed")
     assert "does not match any of the expected tags" in say(*command, "--preset", "fancy")
     assert "cannot be read" in say(*command, "--config", "missing.yaml")
+    assert "is no YAML value" in say(*command, "--set", "measure.num_probes=[")
+    (tmp_path / "numbers.yaml").write_text("1: 2")
+    assert "a YAML mapping of setting names" in say(*command, "--config", "numbers.yaml")
+    assert "65 axes in 64 dimensions" in say(*command, "--preset", "paper", "--set", "measure.num_tangents=65")
+    assert "largest_level must be above" in say(*command, "--preset", "volume", "--set", "measure.largest_level=0.001")
+    assert "expected at least 50" in say(*command, "--holdout", few)
     assert "No such option" in say(*command, "--sead", 1)
     assert "Missing argument" in say("audit")
 

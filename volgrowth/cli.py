@@ -1,6 +1,7 @@
 """The command line. Heavy imports wait until a command runs, so that --help answers at once."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -43,6 +44,7 @@ def audit(
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="Column with your ids; else a hash of the bytes.")] = None,
     holdout: Annotated[str | None, typer.Option(help="Images like these that the model was not trained on.")] = None,
+    holdout_split: Annotated[str | None, typer.Option(help="Split of the held-out images.")] = None,
     preset: Annotated[str | None, typer.Option(help="standard (default), paper (as published) or volume.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Rows per fragment.")] = None,
     workers: Annotated[int | None, typer.Option(help="Model replicas; default one per GPU, or per core.")] = None,
@@ -70,6 +72,7 @@ def audit(
         "image_column": image_column,
         "id_column": id_column,
         "holdout": holdout,
+        "holdout_split": holdout_split,
         "shard_size": shard_size,
         "workers": workers,
         "gpus_per_worker": gpus_per_worker,
@@ -143,7 +146,10 @@ def _settings(
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise UsageError(f"--set {assignment!r}: {parent} is no group of settings")
-        target[leaf] = yaml.safe_load(text)
+        try:
+            target[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {assignment!r}: {text!r} is no YAML value") from None
     return merged
 
 
@@ -153,8 +159,10 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"--config {file} cannot be read ({reason}): expected a YAML file of settings") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"--config {file} holds {type(content).__name__}: expected a YAML mapping of settings")
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UsageError(
+            f"--config {file} holds {type(content).__name__}: expected a YAML mapping of setting names to values"
+        )
     return content
 
 
@@ -172,4 +180,7 @@ def run(arguments: Sequence[str]) -> int:
         return Exit.NOT_STARTED
     except SystemExit as ending:
         return int(ending.code or Exit.DONE)
+    except Exception:  # a bug: 1, Python's own code for it, would say that `check` found something
+        traceback.print_exc()
+        return Exit.NOT_STARTED
     return Exit.DONE

@@ -11,7 +11,7 @@ import os
 from math import exp, log
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from volgrowth.errors import UsageError
 
@@ -65,6 +65,12 @@ class VolumeMeasure(Frozen):
     largest_level: NoiseLevel = 150.0
     num_probes: Count = 1
 
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.largest_level <= self.smallest_level:
+            raise ValueError(f"largest_level must be above smallest_level, which is {self.smallest_level:g}")
+        return self
+
     @property
     def evaluations(self) -> int:
         """Network evaluations an image: one forward, and one backward per probe, at each level."""
@@ -86,19 +92,20 @@ class PaperMeasure(Frozen):
 
     preset: Literal["paper"] = "paper"
     num_tangents: Count = 1
-    num_steps: Count = 1
+    num_steps: Annotated[int, Field(ge=1, le=1000)] = 1
     derivative: Literal["difference", "jvp"] = "difference"
     radius: Annotated[float, Field(gt=0)] = 0.05
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations an image: jvp evaluates the image again with every tangent."""
+        per_step = 2 * self.num_tangents if self.derivative == "jvp" else 1 + self.num_tangents
+        return self.num_steps * per_step
 
     @property
     def times(self) -> tuple[float, ...]:
         """The first `num_steps` + 1 of the published times 1e-3, 2e-3, ..., 1.001."""
         return tuple((1 + k) / 1000 for k in range(self.num_steps + 1))
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations an image."""
-        return self.num_steps * (1 + self.num_tangents)
 
     @property
     def rate_levels(self) -> tuple[float, ...]:

@@ -50,10 +50,12 @@ def run_demo(output: Path) -> Audit:
     data = demo_data(seed=1)
     write_parquet(output / "train.parquet", data.train, data.train_names)
     write_parquet(output / "holdout.parquet", data.holdout, data.holdout_names)
-    _say(
-        f"training a small diffusion model on {len(data.train)} images, {sum(n for n, _ in PLANTED)} of them in copies"
-    )
-    train_model(data.train, output / "model", seed=1)
+    if (output / "model" / "model_index.json").exists():
+        _say(f"taking the model of an earlier run; delete {output} to begin anew")
+    else:
+        planted = sum(images for images, _ in PLANTED)
+        _say(f"training a small diffusion model on {len(data.train)} images, {planted} of them in many copies")
+        train_model(data.train, output / "model", seed=1)
     config = AuditConfig.build(
         model=str(output / "model"),
         data=str(output / "train.parquet"),

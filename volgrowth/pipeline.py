@@ -1,14 +1,16 @@
 """A whole audit: plan, score, reconcile, analyse, report. What `volgrowth audit` and `run_audit` do."""
 
-import time
+import sys
 from collections.abc import Iterable
 from io import BytesIO
+from math import prod
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from volgrowth.analysis.calibration import MIN_IMAGES
 from volgrowth.analysis.findings import analyse
 from volgrowth.analysis.summary import summarize
 from volgrowth.audit.fragments import published, reconcile
@@ -23,9 +25,10 @@ from volgrowth.audit.result import (
     open_audit,
 )
 from volgrowth.audit.store import Store
-from volgrowth.config import AuditConfig
-from volgrowth.errors import DataError
+from volgrowth.config import AuditConfig, PaperMeasure
+from volgrowth.errors import DataError, UsageError
 from volgrowth.models import inspect_model
+from volgrowth.records import ModelInfo
 from volgrowth.report import render
 from volgrowth.sources import BadImage, decode, open_source
 
@@ -68,7 +71,19 @@ def plan(config: AuditConfig) -> Manifest:
             raise DataError(
                 f"holdout {config.holdout} is the audited set itself: give images the model was not trained on"
             )
+        if holdout.rows < MIN_IMAGES:
+            raise DataError(f"holdout {config.holdout} has {holdout.rows} images: expected at least {MIN_IMAGES}")
+    _check_tangents(config, model)
     return Manifest.plan(config, model, data, holdout)
+
+
+def _check_tangents(config: AuditConfig, model: ModelInfo) -> None:
+    dimension, measure = prod(model.image_shape), config.measure
+    if isinstance(measure, PaperMeasure) and measure.num_tangents > dimension:
+        raise UsageError(
+            f"setting measure.num_tangents: {measure.num_tangents} axes in {dimension} dimensions: expected "
+            f"at most as many"
+        )
 
 
 def failed_share(audit: Audit) -> float:
@@ -78,37 +93,44 @@ def failed_share(audit: Audit) -> float:
 
 
 def write_report(audit: Audit) -> None:
-    """Write report.html from an analysed audit's tables, with the pictures of its most suspicious images."""
-    rows = _gallery_rows(audit.findings)
-    page = render(audit.summary, audit.scores, audit.findings, _thumbnails(audit, rows), audit.holdout_findings)
+    """Write report.html from an analysed audit's tables, with the pictures of its most suspicious images.
+
+    Where the data set is no longer there, the page has no pictures, and a line on stderr says so.
+    """
+    try:
+        pictures = _thumbnails(audit, _gallery_rows(audit.findings))
+    except DataError as error:
+        print(f"the report shows no pictures: {error}", file=sys.stderr)
+        pictures = {}
+    page = render(audit.summary, audit.scores, audit.findings, pictures, audit.holdout_findings)
     audit.store.write(REPORT_FILE, page.encode())
 
 
 def _score(config: AuditConfig, store: Store, manifest: Manifest, quiet: bool) -> dict[str, Any]:
-    """Score what no fragment covers yet; how it went, for the summary."""
+    """Score what no fragment covers yet; what all of it took, for the summary."""
     from volgrowth.audit.driver import score_shards
 
-    done = published(store)
+    done = published(store, manifest)
     todo = [shard for shard in manifest.shards if shard.name not in done]
     total = sum(shard.rows for shard in manifest.shards)
-    progress = AuditProgress(
-        rows=total,
-        shards=len(manifest.shards),
-        done_rows=total - sum(shard.rows for shard in todo),
-        done_shards=len(manifest.shards) - len(todo),
-        quiet=quiet,
-    )
-    began, workers, device = time.monotonic(), 0, "cpu"
     if todo:
+        progress = AuditProgress(
+            rows=total,
+            shards=len(manifest.shards),
+            done_rows=total - sum(shard.rows for shard in todo),
+            done_shards=len(manifest.shards) - len(todo),
+            quiet=quiet,
+        )
         with progress:
-            workers, device = score_shards(config, manifest, todo, progress)
-    worker_seconds = reconcile(store, manifest)
+            score_shards(config, manifest, todo, progress)
+    effort = reconcile(store, manifest)
+    seconds = effort.worker_seconds / max(effort.workers, 1)
     return {
-        "seconds": time.monotonic() - began,
-        "worker_seconds": worker_seconds,
-        "images_per_second": total * max(workers, 1) / worker_seconds if worker_seconds else 0.0,
-        "workers": workers,
-        "device": device,
+        "seconds": seconds,
+        "worker_seconds": effort.worker_seconds,
+        "images_per_second": total / seconds if seconds else 0.0,
+        "workers": effort.workers,
+        "device": effort.device,
     }
 
 

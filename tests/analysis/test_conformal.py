@@ -1,9 +1,12 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import kstest
 
 from volgrowth.analysis.calibration import MIN_IMAGES, Images, calibrate
 from volgrowth.analysis.conformal import FDR, fewest_flags, q_values, rows_needed
+from volgrowth.analysis.findings import analyse
+from volgrowth.records import SCORES
 
 
 def exchangeable(count: int, random: np.random.Generator) -> Images:
@@ -74,3 +77,50 @@ def test_fewest_flags_is_where_benjamini_hochberg_starts_to_flag(tests, rows):
         p_value[:flagged] = 1 / (1 + rows)
         assert (q_values(p_value, np.arange(tests)) <= FDR + 1e-12).any() == (possible and flagged > 0)
     assert fewest_flags(tests, rows_needed(tests, 5)) <= 5
+
+
+def table_of(images: Images, first: int = 0) -> pa.Table:
+    """A table of scores whose complexity is the images' first two features."""
+    rows = [
+        {
+            "row": first + k,
+            "status": "ok",
+            "growth": float(images.score[k]),
+            "png_bytes": int(100 + 900 * images.features[k, 0]),
+            "variance": float(images.features[k, 1]),
+            "total_variation": 0.1,
+            "mean": 0.0,
+            "edge_density": 0.1,
+            "content_hash": int(images.content[k]),
+        }
+        for k in range(len(images.score))
+    ]
+    return pa.Table.from_pylist(rows, schema=SCORES)
+
+
+def test_images_that_cannot_be_judged_do_not_loosen_the_rate_for_the_others():
+    """Many images beyond the held-out range and far above expectation: none is flagged, nor is anything else freely."""
+    false_share, power = [], []
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        audited, holdout = exchangeable(600, random), exchangeable(600, random)
+        audited.score[:60] += 6
+        audited.features[60:260, 0] = 2
+        audited.score[60:260] += 50
+        findings = analyse(table_of(audited), table_of(holdout)).findings
+        flags = findings["memorized"].to_numpy(zero_copy_only=False).astype(bool)
+        assert findings["outside_range"].to_numpy(zero_copy_only=False)[60:260].all()
+        assert not flags[60:260].any()
+        false_share.append(flags[260:].sum() / max(flags.sum(), 1))
+        power.append(flags[:60].mean())
+    assert np.mean(false_share) <= FDR + 0.03
+    assert np.mean(power) >= 0.9
+
+
+def test_too_few_held_out_images_leave_a_cross_fitted_ranking():
+    random = np.random.default_rng(0)
+    analysis = analyse(table_of(exchangeable(200, random)), table_of(exchangeable(MIN_IMAGES - 1, random)))
+    assert analysis.calibration is not None
+    assert analysis.calibration.method == "cross-fitted"
+    assert analysis.findings["p_value"].null_count == 200
+    assert analysis.findings["excess_growth"].null_count == 0

@@ -116,10 +116,19 @@ def test_resuming_scores_only_what_is_missing(reference, tiny_model, digit_file,
     audit(tiny_model, digit_file, out)
     (out / "_SUCCESS").unlink()
     (out / "scores/part-00001.parquet").unlink()
-    (out / "scores/part-00003.parquet.abc.part").write_bytes(b"left by a writer that was killed")
+    (out / "scores/.part-00003.parquet.abc.part").write_bytes(b"left by a writer that was killed")
     kept = {name: (out / "scores" / name).stat().st_mtime_ns for name in ("part-00000.parquet", "part-00002.parquet")}
     same_scores(audit(tiny_model, digit_file, out).scores, reference.scores, ())
     assert {name: (out / "scores" / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_a_damaged_fragment_is_scored_again(reference, tiny_model, digit_file, tmp_path):
+    out = tmp_path / "out"
+    audit(tiny_model, digit_file, out)
+    (out / "_SUCCESS").unlink()
+    part = out / "scores/part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    same_scores(audit(tiny_model, digit_file, out).scores, reference.scores, ())
 
 
 def test_held_out_rows_are_scored_beside_the_audited_ones(ray_session, tiny_model, digits, digit_file, tmp_path):

@@ -64,6 +64,10 @@ def test_freezing_writes_once_and_then_compares(tmp_path):
         (manifest(seed=3), r"seed was 0 there and is 3 now"),
         (manifest(measure={"preset": "paper"}), r"measure was .*standard.* there and is .*paper"),
         (manifest(11, fingerprint="g"), r"the data set changed \(it had 10 rows in 1 files there and has 11"),
+        (
+            replace(manifest(), versions={**manifest().versions, "torch": "9"}),
+            r"begun with torch .* and would go on with 9",
+        ),
         (replace(manifest(), model=replace(MODEL, hash="sha256:ffff")), r"weights changed \(sha256:0123456789ab there"),
     ],
 )
@@ -75,6 +79,18 @@ def test_another_audit_is_refused_by_name_and_nothing_is_overwritten(tmp_path, o
         freeze(store, other)
     assert store.read("manifest.json") == before
     assert store.names() == ["manifest.json"]
+
+
+def test_a_finished_audit_may_be_looked_at_by_later_versions(tmp_path):
+    store = Store(str(tmp_path))
+    first = freeze(store, manifest())
+    store.write("_SUCCESS", b"")
+    assert freeze(store, replace(manifest(), versions={**manifest().versions, "torch": "9"})) == first
+
+
+def test_a_manifest_that_was_cut_off_is_no_obstacle(tmp_path):
+    (tmp_path / ".manifest.json.1234.part").write_text("{")
+    freeze(Store(str(tmp_path)), manifest())
 
 
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path):

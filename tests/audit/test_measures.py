@@ -107,7 +107,7 @@ def test_rows_with_any_number_that_is_not_finite_are_seen():
 
 
 def test_volume_growth_and_likelihood_on_gaussian_data():
-    """Against 1/2 sum log of the variances' ratio and the density itself, to the error of the trapezoid at 201 nodes."""
+    """Against 1/2 sum log of the variances' ratio and the density, to the error of 201 nodes."""
     torch.manual_seed(0)
     denoiser = vg.GaussianDenoiser(0.0, torch.rand(1, 4, 4, dtype=torch.float64) + 0.1)
     images = torch.randn(3, 1, 4, 4, dtype=torch.float64)

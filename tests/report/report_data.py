@@ -134,6 +134,7 @@ CALIBRATION = {
     "method": "cross-fitted",
     "features": ["png_bytes", "variance", "total_variation", "mean", "edge_density"],
     "rows": 2190,
+    "shared": 0,
     "r2": 0.83,
     "residual_spread": 1.91,
     "outside_range": 4,

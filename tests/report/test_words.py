@@ -39,7 +39,15 @@ def test_copies_are_told_from_distinct_pictures() -> None:
 
 
 def card(**changes: Any) -> dict[str, Any]:
-    usual = {"status": "ok", "excess": 3.0, "share_below": 0.9, "memorized": None, "p": None, "copies": 1}
+    usual = {
+        "status": "ok",
+        "excess": 3.0,
+        "share_below": 0.9,
+        "memorized": None,
+        "p": None,
+        "copies": 1,
+        "outside_range": None,
+    }
     return {**usual, **changes}
 
 
@@ -48,6 +56,7 @@ def card(**changes: Any) -> dict[str, Any]:
     [
         ({}, "Excess growth higher than 90% of scored images."),
         ({"p": 0.2, "memorized": False}, "not enough to be flagged"),
+        ({"p": 1.0, "memorized": False, "outside_range": True}, "not judged"),
         ({"p": 0.01, "memorized": True}, "flagged at a false discovery rate of 10%"),
         ({"excess": -1.0}, "no higher than its complexity explains"),
         ({"excess": None}, "No calibrated score"),

@@ -77,13 +77,17 @@ class Calibration:
 
 
 def calibrate(audited: Images, holdout: Images | None = None) -> Calibration | None:
-    """Expected score of every image; None with fewer than `MIN_IMAGES` distinct images to learn from."""
+    """Expected score of every image.
+
+    With fewer than `MIN_IMAGES` usable held-out images the audited ones calibrate themselves; None with fewer of
+    those.
+    """
     known = audited if holdout is None else holdout
     distinct = known.distinct
     shared = np.zeros(len(distinct), bool) if holdout is None else np.isin(known.content[distinct], audited.content)
     rows = distinct[~shared]
     if len(rows) < MIN_IMAGES:
-        return None
+        return None if holdout is None else calibrate(audited)
     models = _fit_folds(known[rows])
     own, fitted = _own_fold(models, known), known[rows]
     low, high = fitted.features.min(0), fitted.features.max(0)

@@ -22,9 +22,9 @@ def q_values(p_value: np.ndarray, content: np.ndarray) -> np.ndarray:
 
 
 def fewest_flags(tests: int, calibration_rows: int, fdr: float = FDR) -> int:
-    """How many of `tests` images must be more extreme than all held-out ones before any can be flagged.
+    """How many of `tests` images must have the smallest possible p-value before that is enough for a flag.
 
-    The smallest possible p-value is 1 / (1 + calibration_rows), and k flags need p <= fdr k / tests.
+    It is 1 / (1 + calibration_rows), and k flags need p <= fdr k / tests.
     """
     return max(1, ceil(tests / (fdr * (1 + calibration_rows))))
 

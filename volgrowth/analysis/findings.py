@@ -26,40 +26,60 @@ class Analysis:
 
 def analyse(scores: pa.Table, holdout_scores: pa.Table | None = None) -> Analysis:
     """Findings from tables like `records.SCORES`. Values are null where a row was not scored or not calibrated."""
-    growth = _calibrate(scores, holdout_scores, "growth", 1)
-    loss = None
-    if pc.any(scores.column("loss").is_valid()).as_py():
-        loss = _calibrate(scores, holdout_scores, "loss", -1)
-    known = _audited_columns(scores, growth, loss)
-    holdout = None
-    if holdout_scores is not None:
+    audited = _Scored(scores)
+    holdout = None if holdout_scores is None else _Scored(holdout_scores)
+    growth = _calibrate(audited, holdout, "growth", 1)
+    loss = _calibrate(audited, holdout, "loss", -1) if audited.measured("loss") else None
+    held_findings = None
+    if holdout is not None:
         expected = growth.holdout_expected if growth else None
-        holdout = _findings(holdout_scores, _expectation(holdout_scores, expected))
-    return Analysis(_findings(scores, known), holdout, growth, loss)
+        held_findings = _findings(holdout, {} if expected is None else _expectation(holdout, expected))
+    return Analysis(_findings(audited, _calibrated(audited, growth, loss)), held_findings, growth, loss)
 
 
-def _calibrate(scores: pa.Table, holdout_scores: pa.Table | None, column: str, sign: int) -> Calibration | None:
-    """Calibrate sign * column, so that high is suspicious."""
-    audited = _images(scores, column, sign)
-    return calibrate(audited, None if holdout_scores is None else _images(holdout_scores, column, sign))
+class _Scored:
+    """A table of scores, which of its rows were scored, and what calibration needs of those."""
+
+    def __init__(self, scores: pa.Table):
+        self.scores = scores
+        mask = pc.equal(scores.column("status"), Status.OK.value)
+        self.mask = mask.to_numpy().astype(bool)
+        self.table = scores.filter(mask)
+        self.features = regressors(self.table)
+        self.content = self.table.column("content_hash").to_numpy()
+
+    def measured(self, column: str) -> bool:
+        return self.table.num_rows > 0 and self.table.column(column).null_count == 0
+
+    def images(self, column: str, sign: int) -> Images:
+        """With sign * column as the score, so that high is suspicious."""
+        return Images(self.features, sign * self.table.column(column).to_numpy(), self.content)
+
+    def full(self, values: np.ndarray) -> pa.Array:
+        """Values of the scored rows among all rows, null elsewhere."""
+        return pa.array(values).take(pa.array(np.cumsum(self.mask) - 1, mask=~self.mask))
 
 
-def _audited_columns(scores: pa.Table, growth: Calibration | None, loss: Calibration | None) -> Columns:
+def _calibrate(audited: _Scored, holdout: _Scored | None, column: str, sign: int) -> Calibration | None:
+    return calibrate(audited.images(column, sign), holdout.images(column, sign) if holdout else None)
+
+
+def _calibrated(audited: _Scored, growth: Calibration | None, loss: Calibration | None) -> Columns:
     """The columns of the audited images' findings that calibration gives, of full length."""
     if growth is None:
         return {}
-    scored, content = _scored(scores), _images(scores, "growth", 1).content
-    columns = _expectation(scores, growth.expected)
-    columns["outside_range"] = _full(scored, growth.outside)
+    columns = _expectation(audited, growth.expected)
+    columns["outside_range"] = audited.full(growth.outside)
     if loss is not None:
-        columns["excess_loss"] = _full(scored, _images(scores, "loss", 1).score + loss.expected)
-    flags = (("memorized", "", growth), ("precursor", "loss_", loss))
-    for name, prefix, calibration in flags:
+        columns["excess_loss"] = audited.full(audited.images("loss", 1).score + loss.expected)
+    for name, prefix, calibration in (("memorized", "", growth), ("precursor", "loss_", loss)):
         if calibration is not None and calibration.p_value is not None:
-            q_value = q_values(calibration.p_value, content)
-            columns[f"{prefix}p_value"] = _full(scored, calibration.p_value)
-            columns[f"{prefix}q_value"] = _full(scored, q_value)
-            columns[name] = _full(scored, (q_value <= FDR) & ~growth.outside)
+            # taken out before the adjustment: taken out after it they would loosen the rate for all others
+            p_value = np.where(growth.outside, 1.0, calibration.p_value)
+            q_value = q_values(p_value, audited.content)
+            columns[f"{prefix}p_value"] = audited.full(p_value)
+            columns[f"{prefix}q_value"] = audited.full(q_value)
+            columns[name] = audited.full(q_value <= FDR)
     return columns
 
 
@@ -78,35 +98,19 @@ def copies(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     return cluster, count
 
 
-def _scored(scores: pa.Table) -> np.ndarray:
-    return np.array(scores.column("status").to_pylist()) == Status.OK
-
-
-def _images(scores: pa.Table, column: str, sign: int) -> Images:
-    table = scores.filter(pa.array(_scored(scores)))
-    return Images(regressors(table), sign * table.column(column).to_numpy(), table.column("content_hash").to_numpy())
-
-
-def _full(scored: np.ndarray, values: np.ndarray) -> pa.Array:
-    """Values of the scored rows among all rows, null elsewhere."""
-    index = np.cumsum(scored) - 1
-    return pa.array(values).take(pa.array(index, mask=~scored))
-
-
-def _expectation(scores: pa.Table, expected: np.ndarray | None) -> Columns:
-    if expected is None:
-        return {}
-    expected_growth = _full(_scored(scores), expected)
-    growth = scores.column("growth").combine_chunks()
+def _expectation(images: _Scored, expected: np.ndarray) -> Columns:
+    expected_growth = images.full(expected)
+    growth = images.scores.column("growth").combine_chunks()
     return {"expected_growth": expected_growth, "excess_growth": pc.subtract(growth, expected_growth)}
 
 
-def _findings(scores: pa.Table, columns: Columns) -> pa.Table:
-    cluster, count = copies(scores)
+def _findings(images: _Scored, columns: Columns) -> pa.Table:
+    cluster, count = copies(images.scores)
     known = {
-        **{name: scores.column(name) for name in ("row", "image_id", "growth")},
+        **{name: images.scores.column(name) for name in ("row", "image_id", "growth")},
         "cluster": pa.array(cluster),
         "copies": pa.array(count.astype(np.int32)),
         **columns,
     }
-    return pa.table([known.get(field.name, pa.nulls(len(scores), field.type)) for field in FINDINGS], schema=FINDINGS)
+    rows = len(images.scores)
+    return pa.table([known.get(field.name, pa.nulls(rows, field.type)) for field in FINDINGS], schema=FINDINGS)

@@ -1,6 +1,5 @@
 """The data-set memorization report for machines: every number that the page shows."""
 
-from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,11 +19,11 @@ from volgrowth.records import Mark, Status
 def summarize(audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[str, Any]) -> dict[str, Any]:
     """Summary of scored and analysed images. `run` says how the scores were made: seconds, workers, device."""
     plan, scores = audit.plan, audit.scores
-    statuses = Counter(scores.column("status").to_pylist())
-    marks = Counter(mark for marks in scores.column("marks").to_pylist() for mark in marks or ())
-    evaluations = scores.column("nfe").to_pylist()
+    statuses = _value_counts(scores.column("status"))
+    marks = _value_counts(pc.list_flatten(scores.column("marks")))
+    evaluations = _sum(scores.column("nfe"))
     if audit.holdout_scores is not None:
-        evaluations += audit.holdout_scores.column("nfe").to_pylist()
+        evaluations += _sum(audit.holdout_scores.column("nfe"))
     return {
         "schema_version": plan.schema_version,
         "volgrowth": plan.versions["volgrowth"],
@@ -34,12 +33,12 @@ def summarize(audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[s
         "data": audit.manifest["data"],
         "holdout": audit.manifest["holdout"],
         "measure": {**config.measure.model_dump(mode="json"), "evaluations": config.measure.evaluations},
-        "counts": {"rows": len(scores), **{status.value: statuses[status] for status in Status}},
-        "marks": {mark.value: marks[mark] for mark in Mark},
+        "counts": {"rows": len(scores), **{status.value: statuses.get(status, 0) for status in Status}},
+        "marks": {mark.value: marks.get(mark, 0) for mark in Mark},
         "calibration": _calibration(analysis),
         "detection": _detection(analysis),
         "duplicates": _duplicates(analysis),
-        "run": {**run, "evaluations": sum(nfe or 0 for nfe in evaluations)},
+        "run": {**run, "evaluations": evaluations},
         "versions": plan.versions,
     }
 
@@ -65,7 +64,8 @@ def _detection(analysis: Analysis) -> dict[str, Any] | None:
     if calibration is None or calibration.p_value is None:
         return None
     first = findings.filter(pc.equal(findings.column("row"), findings.column("cluster")))
-    p_value = first.column("p_value").drop_null().to_numpy()
+    judged = first.filter(pc.invert(first.column("outside_range")))
+    p_value = judged.column("p_value").to_numpy()
     tests, extreme = len(p_value), int((p_value <= 1 / (1 + calibration.rows)).sum())
     memorized = _count(first, "memorized")
     return {
@@ -78,23 +78,31 @@ def _detection(analysis: Analysis) -> dict[str, Any] | None:
         "tests": tests,
         "fewest_flags": fewest_flags(tests, calibration.rows),
         "expected_false": FDR * memorized,
-        "warnings": _warnings(calibration, extreme, tests),
+        "warnings": _warnings(calibration, memorized, extreme, tests),
     }
 
 
 def _count(findings: pa.Table, flag: str) -> int:
-    return pc.sum(findings.column(flag)).as_py() or 0
+    return _sum(findings.column(flag))
 
 
-def _warnings(calibration: Calibration, extreme: int, tests: int) -> list[str]:
-    """What keeps flags from being made; `extreme` distinct images are beyond all held-out ones."""
+def _sum(column: pa.ChunkedArray) -> int:
+    return pc.sum(column).as_py() or 0
+
+
+def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
+
+
+def _warnings(calibration: Calibration, memorized: int, extreme: int, tests: int) -> list[str]:
+    """Why nothing could be flagged, and what was left out; `extreme` distinct images are beyond all held-out ones."""
     warnings = []
     fewest = fewest_flags(tests, calibration.rows)
-    if extreme < fewest:
+    if not memorized and extreme < fewest:
         warnings.append(
-            f"With {calibration.rows} held-out images for {tests} distinct audited ones nothing can be flagged unless "
-            f"at least {fewest} images are more extreme than all held-out ones, and {extreme} are: with "
-            f"{rows_needed(tests, extreme)} held-out images so few could be flagged."
+            f"With {calibration.rows} held-out images no p-value is below {1 / (1 + calibration.rows):.2g}, which at "
+            f"least {fewest} of the {tests} images would have to reach for any flag, and {extreme} did. With "
+            f"{rows_needed(tests, extreme)} held-out images {max(extreme, 1)} would be enough."
         )
     if calibration.shared:
         warnings.append(

@@ -1,5 +1,6 @@
 """The Ray actor: one model replica, and the life cycle around a `Scorer`."""
 
+import platform
 import time
 from dataclasses import dataclass
 
@@ -11,8 +12,8 @@ from volgrowth.audit.manifest import SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.scorer import Scorer
 from volgrowth.audit.store import Store
 from volgrowth.config import AuditConfig
-from volgrowth.errors import DataError
-from volgrowth.models import load_model
+from volgrowth.errors import DataError, ModelError
+from volgrowth.models import inspect_model, load_model
 from volgrowth.records import Status
 from volgrowth.sources import Source, open_source
 
@@ -37,14 +38,20 @@ class ScoringActor:
         """Load the model; the device it is on. An answer means that this worker can take shards.
 
         Raises:
-            ModelError, OutputError: as the loaders do.
+            ModelError, OutputError: as the loaders do; the model here is not the one in the manifest.
         """
         device = "cuda" if ray.get_runtime_context().get_accelerator_ids().get("GPU") else "cpu"
         # one thread each, on every machine: the bits of a sum depend on how it is split
         torch.set_num_threads(1)
-        model = self.config
-        denoiser = load_model(model.model, model.revision, model.subfolder, model.dtype, device)
+        name = (self.config.model, self.config.revision, self.config.subfolder)
+        if inspect_model(*name).hash != self.manifest.model.hash:
+            raise ModelError(
+                f"model {self.config.model} has other weights on {platform.node()} than where the audit was started: "
+                f"expected {self.manifest.model.hash}; put the same model on every node"
+            )
+        denoiser = load_model(*name, self.config.dtype, device)
         self.scorer, self.store = Scorer(denoiser, self.config), Store(self.config.output)
+        self.device = device
         return device
 
     def score(self, shard: Shard, attempt: int) -> ShardReport:
@@ -55,7 +62,10 @@ class ScoringActor:
         """
         began = time.monotonic()
         table = self.scorer.score(self._source(shard.folder).read(shard.start, shard.stop))
-        publish(self.store, shard, table, self.manifest.config_digest, attempt, time.monotonic() - began)
+        seconds, worker = time.monotonic() - began, ray.get_runtime_context().get_actor_id() or ""
+        publish(
+            self.store, self.manifest, shard, table, attempt=attempt, seconds=seconds, worker=worker, device=self.device
+        )
         failed = sum(status != Status.OK for status in table.column("status").to_pylist())
         return ShardReport(shard, failed)
 

@@ -2,7 +2,8 @@
 
 A worker is PENDING until its `prepare` has returned, READY while it takes shards (two in flight, so that it never
 waits for the driver), and LOST when its process or node is gone; it is then replaced. A shard is done once
-its fragment is published. What fails goes back to the ledger, three times at most.
+its fragment is published. What fails goes back to the ledger and to another worker, three times at most; a node that
+was taken away is nobody's failure.
 """
 
 import logging
@@ -16,13 +17,13 @@ from enum import Enum
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from volgrowth.audit.actor import ScoringActor
+from volgrowth.audit.actor import ScoringActor, ShardReport
 from volgrowth.audit.manifest import Manifest, Shard
 from volgrowth.audit.progress import AuditProgress
 from volgrowth.config import AuditConfig
-from volgrowth.errors import EngineError, VolgrowthError
+from volgrowth.errors import EngineError, OutputError, VolgrowthError
 
 IN_FLIGHT = 2
 ATTEMPTS = 3
@@ -46,10 +47,8 @@ class Worker:
     calls: dict[ray.ObjectRef, Shard | None] = field(default_factory=dict)
 
 
-def score_shards(
-    config: AuditConfig, manifest: Manifest, todo: list[Shard], progress: AuditProgress
-) -> tuple[int, str]:
-    """Score and publish every shard of `todo`; the number of workers used, and their device.
+def score_shards(config: AuditConfig, manifest: Manifest, todo: list[Shard], progress: AuditProgress) -> None:
+    """Score and publish every shard of `todo`.
 
     Raises:
         EngineError: Ray or its workers cannot start, or a shard failed three times; what was published stays.
@@ -62,7 +61,6 @@ def score_shards(
             crew.run(workers)
         finally:
             crew.dismiss()
-    return workers, crew.device
 
 
 class Crew:
@@ -76,7 +74,7 @@ class Crew:
         self.todo, self.progress = deque(todo), progress
         self.failures: dict[str, int] = {}
         self.workers: list[Worker] = []
-        self.losses, self.device = 0, "cpu"
+        self.losses = 0
 
     def run(self, count: int) -> None:
         """Until every shard is published."""
@@ -115,37 +113,47 @@ class Crew:
         try:
             answer = ray.get(call)
         except RayTaskError as error:
-            shard = worker.calls.pop(call)
-            if isinstance(error.cause, VolgrowthError):
-                raise error.cause from None
-            if shard is None:
-                raise EngineError(f"a worker could not start ({_first_line(error.cause)})") from error
-            self._blame(shard, _first_line(error.cause))
-        except RayActorError as error:
-            self._replace(worker, call, error)
+            self._failed(worker, worker.calls.pop(call), error.cause)
+        except RayError as error:  # the actor, its node, or an object on it
+            self._lost(worker, error)
         else:
             worker.calls.pop(call)
-            worker.state = State.READY
-            if isinstance(answer, str):
-                self.device = answer
-            else:
+            worker.state, self.losses = State.READY, 0
+            if isinstance(answer, ShardReport):
                 self.progress.advance(answer.shard.rows, answer.failed)
 
-    def _replace(self, worker: Worker, call: ray.ObjectRef, error: RayActorError) -> None:
-        """A worker is gone: its oldest shard may be why, the others only return to the ledger."""
-        worker.state = State.LOST
-        self.workers.remove(worker)
-        lost = [shard for shard in worker.calls.values() if shard]
-        self.todo.extendleft(reversed(lost[1:]))
-        if lost:
-            self._blame(lost[0], _first_line(error))
-        else:
+    def _failed(self, worker: Worker, shard: Shard | None, cause: BaseException) -> None:
+        """A call raised. What would fail everywhere ends the audit; else another worker tries the shard."""
+        if isinstance(cause, VolgrowthError) and (shard is None or not isinstance(cause, OutputError)):
+            raise cause from None
+        if shard is None:
+            raise EngineError(f"a worker could not start ({_first_line(cause)})") from cause
+        self._replace(worker)
+        self._blame(shard, _first_line(cause))
+
+    def _lost(self, worker: Worker, error: RayError) -> None:
+        """A worker is gone: the shard it was at may be why, unless its node was taken away or out of reach."""
+        running = next((shard for shard in worker.calls.values() if shard), None)
+        starting = worker.state is State.PENDING
+        self._replace(worker)
+        if isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False):
+            return
+        if running:
+            self.todo.remove(running)
+            self._blame(running, _first_line(error))
+        elif starting:
             self.losses += 1
             if self.losses >= ATTEMPTS:
                 raise EngineError(
-                    f"workers die while they start ({_first_line(error)}): check memory, and the model "
-                    f"with `volgrowth.load_model`"
+                    f"workers die while they start ({_first_line(error)}): check memory, and the model with "
+                    f"`volgrowth.load_model`"
                 )
+
+    def _replace(self, worker: Worker) -> None:
+        """End a worker, give its shards back to the ledger, and hire another."""
+        worker.state = State.LOST
+        self.workers.remove(worker)
+        self.todo.extendleft(reversed([shard for shard in worker.calls.values() if shard]))
         ray.kill(worker.actor)
         self._hire()
 
@@ -156,7 +164,7 @@ class Crew:
                 f"rows {shard.start} to {shard.stop - 1} of {shard.folder} failed {ATTEMPTS} times ({reason}): "
                 f"what is published stays; mend the cause and run the same command again"
             )
-        self.todo.appendleft(shard)
+        self.todo.append(shard)
 
 
 @contextmanager

@@ -1,51 +1,104 @@
 """Fragments: one published Parquet file per shard, and what its footer says."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 
-from volgrowth.audit.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
+from volgrowth.audit.manifest import SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.store import Store
-from volgrowth.errors import OutputError
+from volgrowth.errors import DataError, OutputError
 from volgrowth.records import SCHEMA_VERSION, SCORES
 
+# fragments read at once: on an object store each waits for the network
+READERS = 16
 
-def publish(store: Store, shard: Shard, table: pa.Table, config_digest: str, attempt: int, seconds: float) -> None:
-    """Write a shard's scores in one step. `seconds` is the time the worker spent on it."""
+
+@dataclass(frozen=True)
+class Effort:
+    """What scoring took: seconds of all workers together, how many they were, and on which devices."""
+
+    worker_seconds: float
+    workers: int
+    device: str
+
+
+def publish(
+    store: Store,
+    manifest: Manifest,
+    shard: Shard,
+    table: pa.Table,
+    *,
+    attempt: int,
+    seconds: float,
+    worker: str,
+    device: str,
+) -> None:
+    """Write a shard's scores in one step. `seconds` is the time the worker spent on it.
+
+    Raises:
+        DataError: the table does not hold the shard's rows.
+    """
+    rows = table.column("row").to_numpy()
+    if not np.array_equal(rows, np.arange(shard.start, shard.stop)):
+        raise DataError(
+            f"{shard.name} got {len(rows)} rows: expected rows {shard.start} to {shard.stop - 1}, each once; the data "
+            f"set changed while it was read"
+        )
     footer = {
         "schema_version": str(SCHEMA_VERSION),
-        "shard": shard.name,
         "rows": str(shard.rows),
-        "config_digest": config_digest,
+        **_identity(manifest, shard),
         "attempt": str(attempt),
         "seconds": f"{seconds:.3f}",
+        "worker": worker,
+        "device": device,
     }
     store.write_table(shard.name, table, footer)
 
 
-def published(store: Store) -> set[str]:
-    """Names of the fragments that are there: a listing, whatever the number of rows."""
-    folders = (SCORES_FOLDER, HOLDOUT_FOLDER)
-    return {f"{folder}/{name}" for folder in folders for name in store.names(folder) if name.endswith(".parquet")}
+def _identity(manifest: Manifest, shard: Shard) -> dict[str, str]:
+    """The part of a footer that ties a fragment to its audit."""
+    return {"shard": shard.name, "config_digest": manifest.config_digest, "plan_digest": manifest.digest}
 
 
-def reconcile(store: Store, manifest: Manifest) -> float:
-    """Check that every shard's fragment is there, is of this audit and has its rows; give the seconds spent on all.
+def published(store: Store, manifest: Manifest) -> dict[str, dict[str, str]]:
+    """Footers of the shards whose fragments are there and whole: a listing and footers, never rows."""
+    folders = {shard.folder for shard in manifest.shards}
+    there = {f"{folder}/{name}" for folder in folders for name in store.names(folder)}
+    candidates = [shard for shard in manifest.shards if shard.name in there]
+
+    def footer(shard: Shard) -> dict[str, str] | None:
+        try:
+            rows, footer = store.read_footer(shard.name)
+        except OutputError:
+            return None
+        identity = _identity(manifest, shard)
+        return footer if rows == shard.rows and identity.items() <= footer.items() else None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        footers = pool.map(footer, candidates)
+    return {shard.name: footer for shard, footer in zip(candidates, footers, strict=True) if footer is not None}
+
+
+def reconcile(store: Store, manifest: Manifest) -> Effort:
+    """Check that every shard's fragment is there, is of this audit and has its rows; what scoring took.
 
     Raises:
         OutputError: naming the first fragment that does not fit.
     """
-    seconds = 0.0
+    footers = published(store, manifest)
     for shard in manifest.shards:
-        rows, footer = store.read_footer(shard.name)
-        expected = {"shard": shard.name, "config_digest": manifest.config_digest}
-        found = {key: footer.get(key) for key in expected}
-        if found != expected or rows != shard.rows:
+        if shard.name not in footers:
             raise OutputError(
-                f"{store.url}/{shard.name} has {rows} rows and footer {found}: expected {shard.rows} rows "
-                f"and {expected}; delete it and run the audit again"
+                f"{store.url}/{shard.name} is missing or not whole: expected {shard.rows} rows of this audit; "
+                f"run the audit again to score them"
             )
-        seconds += float(footer["seconds"])
-    return seconds
+    devices = sorted({footer["device"] for footer in footers.values()})
+    workers = {footer["worker"] for footer in footers.values()}
+    seconds = sum(float(footer["seconds"]) for footer in footers.values())
+    return Effort(seconds, len(workers), " and ".join(devices) or "none")
 
 
 def read_scores(store: Store, manifest: Manifest, folder: str = SCORES_FOLDER) -> pa.Table:
@@ -55,8 +108,10 @@ def read_scores(store: Store, manifest: Manifest, folder: str = SCORES_FOLDER) -
         OutputError: rows that are missing, or there twice.
     """
     shards = [shard for shard in manifest.shards if shard.folder == folder]
-    tables = [store.read_table(shard.name).replace_schema_metadata() for shard in shards]
-    table = pa.concat_tables([SCORES.remove_metadata().empty_table(), *tables])
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = list(pool.map(lambda shard: store.read_table(shard.name).replace_schema_metadata(), shards))
+    # an audit of an older version may lack columns that were added since: they are null
+    table = pa.concat_tables([SCORES.empty_table(), *tables], promote_options="permissive").select(SCORES.names)
     expected = shards[-1].stop if shards else 0
     if not np.array_equal(table.column("row").to_numpy(), np.arange(expected)):
         raise OutputError(

@@ -4,6 +4,7 @@ Resuming compares the frozen plan with what is there now. Whatever differs and c
 names it; how the audit is run (workers, address) may differ.
 """
 
+import hashlib
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
 SCORES_FOLDER = "scores"
 HOLDOUT_FOLDER = "holdout"
+COMPUTING = ("volgrowth", "torch", "diffusers")
 PACKAGES = ("torch", "diffusers", "ray", "datasets", "pyarrow", "numpy", "scikit-learn")
 
 
@@ -81,6 +83,12 @@ class Manifest:
         return cls(config.frozen, config.digest, model, data, holdout)
 
     @property
+    def digest(self) -> str:
+        """sha256 of everything that decides a score: settings, weights, rows. Every fragment carries it."""
+        parts = (self.config_digest, self.model.hash, self.data.fingerprint, self.holdout and self.holdout.fingerprint)
+        return "sha256:" + hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    @property
     def shards(self) -> list[Shard]:
         """All shards, those of the held-out rows last."""
         size = self.config["shard_size"]
@@ -124,7 +132,7 @@ def freeze(store: Store, planned: Manifest) -> Manifest:
     """
     if store.exists(MANIFEST):
         frozen = Manifest.from_json(store.read_json(MANIFEST), f"{store.url}/{MANIFEST}")
-        difference = next(_differences(frozen, planned), None)
+        difference = next(_differences(frozen, planned, finished=store.exists(SUCCESS)), None)
         if difference:
             raise OutputError(
                 f"output {store.url} holds another audit: {difference}. Choose another output, or repeat "
@@ -149,8 +157,12 @@ def environment() -> dict[str, str]:
     }
 
 
-def _differences(frozen: Manifest, planned: Manifest) -> Iterator[str]:
+def _differences(frozen: Manifest, planned: Manifest, *, finished: bool) -> Iterator[str]:
     """What differs, the most telling first, as `name was A there and is B now`."""
+    for name in () if finished else COMPUTING:
+        begun, here = frozen.versions.get(name), planned.versions.get(name)
+        if begun != here:
+            yield f"it was begun with {name} {begun} and would go on with {here}"
     for name in sorted({*frozen.config, *planned.config}):
         before, now = frozen.config.get(name), planned.config.get(name)
         if before != now:

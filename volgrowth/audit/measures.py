@@ -50,7 +50,9 @@ def measure_images(denoiser: Denoiser, images: Tensor, rows: list[int], measure:
 def _standard(denoiser: Denoiser, images: Tensor, measure: StandardMeasure, seed: int) -> Measurement:
     probes = [measure.num_probes] * len(measure.levels) + [measure.smallest_num_probes]
     *middle, smallest = (
-        trace_growth(denoiser, images, torch.tensor([level]), num_probes, seeded(seed, "probe", index))
+        trace_growth(
+            denoiser, images, torch.tensor([level], dtype=torch.float64), num_probes, seeded(seed, "probe", index)
+        )
         for index, (level, num_probes) in enumerate(zip(measure.rate_levels, probes, strict=True))
     )
     rate = torch.cat([trace.rate for trace in middle], 1)

@@ -8,6 +8,7 @@ half the micro-batch, and the whole one again after a while; the column `batch` 
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ GROW_AFTER = 32
 class Prepared:
     """A row as the model sees it: uint8 pixels (C, H, W), or why there are none."""
 
-    row: Row
+    row: int
     pixels: np.ndarray | None
     columns: dict[str, Any]
 
@@ -46,8 +47,9 @@ class Scorer:
         """One record per row, in the order of the rows, as `records.SCORES`."""
         prepared = (self._prepare(row) for row in rows)
         records: list[dict[str, Any]] = []
-        for group in _ahead(_groups(prepared, self.config.batch_size)):
-            records += self._score_group(group)
+        with closing(_ahead(_groups(prepared, self.config.batch_size))) as groups:
+            for group in groups:
+                records += self._score_group(group)
         return pa.Table.from_pylist(records, schema=SCORES)
 
     def _prepare(self, row: Row) -> Prepared:
@@ -59,8 +61,8 @@ class Scorer:
             assert shape is not None
             pixels = decode(row.data, (shape[0], shape[1], shape[2]), self.config.max_pixels)
         except BadImage as problem:
-            return Prepared(row, None, {**known, "status": problem.status.value, "error": problem.message})
-        return Prepared(row, pixels, {**known, "status": Status.OK.value, **features(pixels)})
+            return Prepared(row.row, None, {**known, "status": problem.status.value, "error": problem.message})
+        return Prepared(row.row, pixels, {**known, "status": Status.OK.value, **features(pixels)})
 
     def _score_group(self, group: list[Prepared]) -> list[dict[str, Any]]:
         scored = [item for item in group if item.pixels is not None]
@@ -93,9 +95,9 @@ class Scorer:
         """Measure one padded micro-batch; None when the device has no memory for it."""
         padded = chunk + [chunk[-1]] * (size - len(chunk))
         pixels = np.stack([item.pixels for item in padded if item.pixels is not None])
-        images = torch.from_numpy(to_unit(pixels)).to(self.denoiser.device, self.denoiser.dtype)
-        rows = [item.row.row for item in padded]
+        rows = [item.row for item in padded]
         try:
+            images = torch.from_numpy(to_unit(pixels)).to(self.denoiser.device, self.denoiser.dtype)
             return measure_images(self.denoiser, images, rows, self.config.measure, self.config.seed)
         except RuntimeError as error:
             # leave the block before anything is freed or retried: the traceback holds the tensors
@@ -115,7 +117,8 @@ class Scorer:
 
 def _columns(measurement: Measurement, index: int, batch: int) -> dict[str, Any]:
     if not measurement.finite[index]:
-        error = f"the measurement gave a growth of {measurement.columns['growth'][index]:g} or another number like it"
+        broken = [name for name, column in measurement.columns.items() if not np.isfinite(column[index]).all()]
+        error = f"not finite: {', '.join(broken)}"
         return {"status": Status.NON_FINITE.value, "error": error, "nfe": measurement.nfe, "batch": batch}
     flags = {Mark.ABOVE_CEILING: measurement.above_ceiling, Mark.SIGN_FLIP: measurement.sign_flip}
     return {
@@ -127,7 +130,8 @@ def _columns(measurement: Measurement, index: int, batch: int) -> dict[str, Any]
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "ALLOC_FAILED")  # the CPU's allocator; cuBLAS and cuDNN
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def _groups(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:

@@ -7,6 +7,8 @@ object store by a single upload. An interrupted writer leaves nothing that a rea
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import PurePosixPath
 from typing import Any
@@ -45,31 +47,41 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether a file is there."""
-        return self.files.get_file_info(self.path(name)).type == fs.FileType.File
+        with self._reading(name):
+            return self.files.get_file_info(self.path(name)).type == fs.FileType.File
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files and folders directly in a folder under OUT, sorted; none where it does not exist."""
         selector = fs.FileSelector(self.path(folder) if folder else self.root, allow_not_found=True)
-        try:
+        with self._reading(folder):
             return sorted(info.base_name for info in self.files.get_file_info(selector))
-        except OSError as error:
-            raise OutputError(f"output {self.url} cannot be listed ({_reason(error)})") from None
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(
+                f"{self.url}/{name} cannot be read ({_reason(error)}): check that it exists and that you may read it"
+            ) from None
 
     def read(self, name: str) -> bytes:
         """A whole file."""
-        with self.files.open_input_stream(self.path(name)) as stream:
+        with self._reading(name), self.files.open_input_stream(self.path(name)) as stream:
             return stream.read()
 
     def write(self, name: str, data: bytes) -> None:
         """Publish a whole file, replacing what was there."""
         path = self.path(name)
         # an exception inside `with open_output_stream` would publish what was written so far: data is whole before
-        target = f"{path}.{uuid.uuid4().hex[:8]}.part" if self.local else path
+        parent, leaf = os.path.split(path)
+        target = f"{parent}/.{leaf}.{uuid.uuid4().hex[:8]}.part" if self.local else path
         try:
-            self.files.create_dir(str(PurePosixPath(path).parent), recursive=True)
+            self.files.create_dir(parent, recursive=True)
             with self.files.open_output_stream(target) as stream:
                 stream.write(data)
             if self.local:
+                _flush_to_disk(target)
                 self.files.move(target, path)
         except OSError as error:
             if self.local and os.path.exists(target):
@@ -99,11 +111,12 @@ class Store:
 
     def read_table(self, name: str) -> pa.Table:
         """A Parquet file."""
-        return pq.read_table(BytesIO(self.read(name)))
+        with self._reading(name):
+            return pq.read_table(BytesIO(self.read(name)))
 
     def read_footer(self, name: str) -> tuple[int, dict[str, str]]:
         """Rows of a Parquet file and its own key-value metadata, without reading the rows."""
-        with self.files.open_input_file(self.path(name)) as file:
+        with self._reading(name), self.files.open_input_file(self.path(name)) as file:
             metadata = pq.read_metadata(file)
         entries = metadata.metadata or {}
         return metadata.num_rows, {k.decode(): v.decode() for k, v in entries.items() if k != b"ARROW:schema"}
@@ -113,6 +126,12 @@ class Store:
         buffer = BytesIO()
         pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
         self.write(name, buffer.getvalue())
+
+
+def _flush_to_disk(path: str) -> None:
+    """A name must not survive a power cut that its content does not."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _reason(error: BaseException) -> str:

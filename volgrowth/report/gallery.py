@@ -93,7 +93,10 @@ def _card(record: Card, rows: np.ndarray, png: bytes) -> Card:
         "loss": "loss",
     }
     return {
-        **{key: record[key] for key in ("row", "image_id", "source", "status", "memorized", "precursor")},
+        **{
+            key: record[key]
+            for key in ("row", "image_id", "source", "status", "memorized", "precursor", "outside_range")
+        },
         **{key: None if missing(record[name]) else record[name] for key, name in names.items()},
         "marks": record["marks"] or [],
         "copies": len(rows),

@@ -61,7 +61,7 @@ def verdict(summary: Summary) -> list[str]:
         sentences += _flagged(summary["detection"])
     else:
         sentences.append(
-            "This page ranks images and promises no error rate: without held-out images there is nothing to "
+            "This page ranks images and promises no error rate: without enough held-out images there is nothing to "
             "tell how high an innocent image can score."
         )
     if summary.get("truth"):
@@ -149,6 +149,8 @@ def reason(card: dict[str, Any], fdr: float | None) -> str:
         said = "Growth no higher than its complexity explains"
     elif card["memorized"]:
         said = f"{place}; flagged at a false discovery rate of {percent(fdr)}"
+    elif card["outside_range"]:
+        said = f"{place}, but not judged: no held-out image is as simple, or as complex"
     else:
         said = place if card["p"] is None else f"{place}, not enough to be flagged"
     return said + "."

@@ -79,7 +79,7 @@ def decode(data: bytes | None, image_shape: tuple[int, int, int], max_pixels: in
         raise BadImage(Status.UNDECODABLE, "no bytes")
     try:
         return _decode(data, image_shape, max_pixels)
-    except BadImage:
+    except (BadImage, MemoryError):  # a machine without memory says nothing about the image
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Raised inside some formats, where a frame or a tile is larger than the header said.
