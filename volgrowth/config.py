@@ -1,5 +1,7 @@
 """Settings of an audit: frozen, typed, validated when built, so that a wrong audit fails in a second.
 
+Noise levels beyond those a model was trained on are moved to the nearest one that it was.
+
 A setting either changes scores, and is then part of `AuditConfig.digest`, or it only says how to run
 (`EXECUTION`), and may differ when an audit is resumed.
 """
@@ -8,7 +10,6 @@ import glob
 import hashlib
 import json
 import os
-from math import exp, log
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -76,12 +77,6 @@ class VolumeMeasure(Frozen):
         """Network evaluations an image: one forward, and one backward per probe, at each level."""
         return self.num_levels * (1 + self.num_probes)
 
-    @property
-    def rate_levels(self) -> tuple[float, ...]:
-        """The noise levels of the column `rates`, in its order."""
-        step = log(self.largest_level / self.smallest_level) / (self.num_levels - 1)
-        return tuple(self.smallest_level * exp(step * k) for k in range(self.num_levels))
-
 
 class PaperMeasure(Frozen):
     """Preset `paper`: volume growth as published (arXiv 2503.19429), one axis and one step of 1000.
@@ -106,11 +101,6 @@ class PaperMeasure(Frozen):
     def times(self) -> tuple[float, ...]:
         """The first `num_steps` + 1 of the published times 1e-3, 2e-3, ..., 1.001."""
         return tuple((1 + k) / 1000 for k in range(self.num_steps + 1))
-
-    @property
-    def rate_levels(self) -> tuple[float, ...]:
-        """Times at which the steps of the column `rates` start."""
-        return self.times[:-1]
 
 
 Measure = Annotated[StandardMeasure | PaperMeasure | VolumeMeasure, Field(discriminator="preset")]

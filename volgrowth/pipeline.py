@@ -135,12 +135,12 @@ def _score(config: AuditConfig, store: Store, manifest: Manifest, quiet: bool) -
 
 
 def _gallery_rows(findings: pa.Table) -> list[int]:
-    """The first rows of the distinct images with the highest excess growth, or growth where nothing was calibrated."""
+    """The highest row of each distinct image, by excess growth, or by growth where nothing was calibrated."""
     excess = findings.column("excess_growth").to_numpy()
-    score = excess if np.isfinite(excess).any() else findings.column("growth").cast(pa.float64()).to_numpy()
-    first = findings.column("row").to_numpy() == findings.column("cluster").to_numpy()
-    candidates = np.flatnonzero(first & np.isfinite(score))
-    return candidates[np.argsort(-score[candidates], kind="stable")][:GALLERY].tolist()
+    score = excess if np.isfinite(excess).any() else findings.column("growth").to_numpy()
+    ranked = np.argsort(-score, kind="stable")[: np.isfinite(score).sum()]
+    _, highest = np.unique(findings.column("cluster").to_numpy()[ranked], return_index=True)
+    return ranked[np.sort(highest)][:GALLERY].tolist()
 
 
 def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:

@@ -150,14 +150,24 @@ def test_held_out_copies_of_audited_images_teach_nothing() -> None:
     assert len(found.holdout_expected) == 360
 
 
-@pytest.mark.parametrize("with_holdout", [False, True])
-def test_too_few_images_to_learn_from(with_holdout: bool) -> None:
+def test_too_few_images_to_learn_from() -> None:
     few, enough = images(MIN_IMAGES - 1), images(MIN_IMAGES)
-    other = images(200, seed=8)
-    assert calibrate(*((other, few) if with_holdout else (few,))) is None
-    assert calibrate(*((other, enough) if with_holdout else (enough,))) is not None
     copied = joined(few, few)  # copies are no further images
-    assert calibrate(*((other, copied) if with_holdout else (copied,))) is None
+    assert calibrate(few) is None
+    assert calibrate(copied) is None
+    assert calibrate(enough) is not None
+
+
+def test_too_few_held_out_images_leave_it_to_the_audited_ones() -> None:
+    audited, few, enough = images(200, seed=8), images(MIN_IMAGES - 1), images(MIN_IMAGES)
+    alone = calibrated(audited)
+    for holdout in (few, joined(few, few)):
+        found = calibrated(audited, holdout)
+        assert found.method == "cross-fitted"
+        assert found.p_value is None
+        np.testing.assert_array_equal(found.expected, alone.expected)
+    assert calibrated(audited, enough).method == "held-out"
+    assert calibrate(few, few) is None
 
 
 def test_no_images_at_all() -> None:

@@ -95,12 +95,14 @@ def test_held_out_findings() -> None:
     assert np.median(column(found.findings, "excess_growth")[:-1]) == pytest.approx(5, abs=0.7)
 
 
-def test_held_out_images_that_were_not_scored_calibrate_nothing() -> None:
+def test_held_out_images_that_were_not_scored_leave_it_to_the_audited_ones() -> None:
     found = analyse(scores(*many(80)), scores(*[failed()] * 60))
-    assert found.calibration is None
+    assert found.calibration is not None
+    assert found.calibration.method == "cross-fitted"
     assert found.holdout is not None
     assert found.holdout.column("excess_growth").null_count == 60
-    assert found.findings.column("excess_growth").null_count == 80
+    assert found.findings.column("excess_growth").null_count == 0
+    assert found.findings.column("p_value").null_count == 80
 
 
 def hashes(*contents: int | None) -> pa.Table:

@@ -84,6 +84,7 @@ def test_calibration_says_how_good_it_is(tmp_path: Path, with_holdout: bool) -> 
         "method": "held-out" if with_holdout else "cross-fitted",
         "features": list(REGRESSORS),
         "rows": 90 if with_holdout else 67,
+        "shared": 0,
         "r2": analysis.calibration.r2,
         "residual_spread": analysis.calibration.residual_spread,
         "outside_range": int(np.sum(analysis.calibration.outside)),

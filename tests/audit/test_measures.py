@@ -138,3 +138,20 @@ def test_the_standard_error_is_the_spread_over_seeds(tiny_model):
     spread = np.std([run.columns["growth"] for run in runs], axis=0)
     error = np.sqrt(np.mean([run.columns["growth_error"] ** 2 for run in runs], axis=0))
     np.testing.assert_allclose(error, spread, rtol=0.35)
+
+
+@pytest.mark.parametrize("measure", [StandardMeasure(smallest_level=1e-6), VolumeMeasure(largest_level=1000)])
+def test_a_model_is_not_asked_beyond_the_noise_it_was_trained_on(measure):
+    class Levels(vg.GaussianDenoiser):
+        schedule = vg.DDPMSchedule((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
+
+        def noise(self, y, noise_level):
+            asked.append(noise_level.item())
+            return super().noise(y, noise_level)
+
+    asked: list[float] = []
+    measure_images(Levels(0.0, 0.5), torch.randn(2, 1, 4, 4), [0, 1], measure, seed=0)
+    lowest, highest = Levels.schedule.log_noise_levels[[0, -1]].exp().tolist()
+    assert lowest * (1 - 1e-9) <= min(asked)
+    assert max(asked) <= highest * (1 + 1e-9)
+    assert min(asked) == pytest.approx(lowest) or max(asked) == pytest.approx(highest)

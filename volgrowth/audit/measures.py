@@ -7,13 +7,14 @@ shard, batch, worker, order or restart it came from. Probes and noises are commo
 
 import hashlib
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from volgrowth.config import Measure, PaperMeasure, StandardMeasure, VolumeMeasure
-from volgrowth.numerics import Denoiser, trace_growth, volume_growth
+from volgrowth.numerics import DDPMSchedule, Denoiser, trace_growth, volume_growth
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,20 @@ def measure_images(denoiser: Denoiser, images: Tensor, rows: list[int], measure:
     return _standard(denoiser, images, measure, seed)
 
 
+def _within(denoiser: Denoiser, noise_level: float) -> float:
+    """The noise level, or the end of the model's own table that is nearest: beyond it the network was not trained."""
+    if not isinstance(denoiser.schedule, DDPMSchedule):
+        return noise_level
+    lowest, highest = denoiser.schedule.log_noise_levels[[0, -1]].exp().tolist()
+    return min(max(noise_level, lowest), highest)
+
+
 def _standard(denoiser: Denoiser, images: Tensor, measure: StandardMeasure, seed: int) -> Measurement:
     probes = [measure.num_probes] * len(measure.levels) + [measure.smallest_num_probes]
+    levels = torch.tensor([_within(denoiser, level) for level in measure.rate_levels], dtype=torch.float64)
     *middle, smallest = (
-        trace_growth(
-            denoiser, images, torch.tensor([level], dtype=torch.float64), num_probes, seeded(seed, "probe", index)
-        )
-        for index, (level, num_probes) in enumerate(zip(measure.rate_levels, probes, strict=True))
+        trace_growth(denoiser, images, level[None], num_probes, seeded(seed, "probe", index))
+        for index, (level, num_probes) in enumerate(zip(levels, probes, strict=True))
     )
     rate = torch.cat([trace.rate for trace in middle], 1)
     noise_norm = torch.cat([trace.noise_norm for trace in middle], 1)
@@ -62,7 +70,7 @@ def _standard(denoiser: Denoiser, images: Tensor, measure: StandardMeasure, seed
         "rates": torch.cat([rate, smallest.rate], 1),
         "lid": (images.shape[1:].numel() - rate + noise_norm**2).mean(1),
         "noise_norm": noise_norm.mean(1),
-        "loss": denoising_loss(denoiser, images, measure.loss_level, measure.num_noises, seed),
+        "loss": denoising_loss(denoiser, images, _within(denoiser, measure.loss_level), measure.num_noises, seed),
     }
     if measure.num_probes > 1:
         variance = torch.stack([trace.probe_rates[:, 0].var(1) for trace in middle], 1)
@@ -77,7 +85,8 @@ def _standard(denoiser: Denoiser, images: Tensor, measure: StandardMeasure, seed
 
 
 def _volume(denoiser: Denoiser, images: Tensor, measure: VolumeMeasure, seed: int) -> Measurement:
-    levels = torch.tensor(measure.rate_levels, dtype=torch.float64)
+    low, high = (log(_within(denoiser, level)) for level in (measure.smallest_level, measure.largest_level))
+    levels = torch.linspace(low, high, measure.num_levels, dtype=torch.float64).exp()
     trace = trace_growth(denoiser, images, levels, measure.num_probes, seeded(seed, "probe"))
     columns = {"growth": trace.log_volume, "rates": trace.rate, "log_likelihood": trace.log_likelihood}
     return Measurement(

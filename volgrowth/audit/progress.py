@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 PLAIN_EVERY = 5.0
 
@@ -37,7 +37,7 @@ class AuditProgress:
                 TaskProgressColumn(),
                 TextColumn("{task.description}"),
             )
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
+            self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task(self._line(), total=self.rows, completed=self.done_rows)
 
     def __enter__(self) -> Self:
