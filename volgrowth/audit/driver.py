@@ -164,7 +164,7 @@ class Crew:
                 f"rows {shard.start} to {shard.stop - 1} of {shard.folder} failed {ATTEMPTS} times ({reason}): "
                 f"what is published stays; mend the cause and run the same command again"
             )
-        self.todo.append(shard)
+        self.todo.appendleft(shard)
 
 
 @contextmanager
