@@ -79,7 +79,7 @@ def test_the_flow_needs_no_generator_and_ancestral_sampling_repeats_with_one() -
 
 def test_what_cannot_be_sampled_is_said() -> None:
     noise, times = torch.zeros(1, 4, dtype=torch.float64), torch.tensor([0.1, 1.0])
-    with pytest.raises(ValueError, match="eta is 2.0: expected 0"):
+    with pytest.raises(ValueError, match=r"eta is 2\.0: expected 0"):
         ddim_sample(model(), noise, times, 2.0)
     with pytest.raises(ValueError, match="no schedule"):
         ddim_sample(GaussianDenoiser(0.0, 1.0), noise, times)

@@ -4,8 +4,8 @@ With D = E[x_0 | y] and e the expected noise at level t, a step of DDIM (arXiv 2
 
     y_s = D + sqrt(s^2 - v^2) e + v z,      v = eta s sqrt(t^2 - s^2) / t,      z ~ N(0, I)
 
-in y = x / alpha, where eq. 16 of the paper loses its alphas. eta = 0 is the probability flow; eta = 1 draws y_s given y_t
-and x_0 = D from its true distribution, which is ancestral (DDPM) sampling with the smaller of its two variances.
+in y = x / alpha, where eq. 16 of the paper loses its alphas. eta = 0 is the probability flow; eta = 1 draws y_s given
+y_t and x_0 = D from its true distribution, which is ancestral (DDPM) sampling with the smaller of its two variances.
 """
 
 from itertools import pairwise
