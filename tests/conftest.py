@@ -41,8 +41,8 @@ def ray_session(ray_folder: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits() -> np.ndarray:
-    """(1797, 8, 8) uint8."""
-    from volgrowth.demo import digit_images
+    """(1797, 1, 8, 8) uint8."""
+    from volgrowth.lab.cases import digit_images
 
     return digit_images()
 
@@ -72,7 +72,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digit_file(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """150 digits as Parquet."""
-    from volgrowth.demo import write_parquet
+    from volgrowth.lab.cases import write_parquet
 
     path = tmp_path_factory.mktemp("data") / "digits.parquet"
     write_parquet(path, digits[:150], [f"digit-{row:04d}" for row in range(150)])

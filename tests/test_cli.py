@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import VOLGROWTH, volgrowth
 from volgrowth.cli import run
-from volgrowth.demo import write_parquet
+from volgrowth.lab.cases import write_parquet
 from volgrowth.version import VERSION
 
 
@@ -132,10 +132,10 @@ def test_a_ray_that_is_not_there(tiny_model, digit_file, tmp_path):
 def test_options_files_and_exit_code_three(ray_session, tiny_model, tmp_path, digits, capsys, monkeypatch):
     """More failed rows than allowed: everything is written, and the exit code says so."""
     from volgrowth.audit.result import open_audit
-    from volgrowth.demo import png
+    from volgrowth.sources import encode_png
 
     monkeypatch.chdir(tmp_path)
-    rows = [{"picture": png(image), "serial": k} for k, image in enumerate(digits[:60])]
+    rows = [{"picture": encode_png(image), "serial": k} for k, image in enumerate(digits[:60])]
     rows[3]["picture"] = b"junk"
     pq.write_table(pa.Table.from_pylist(rows), "d.parquet")
     Path("c.yaml").write_text("seed: 4\nbatch_size: 8\nmeasure:\n  num_probes: 2\n")

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_calibrated_growth_finds_what_the_model_reproduces_and_raw_growth_does_not(demo):
-    truth = vg.open_audit(str(demo / "audit")).summary["truth"]
+    truth = vg.open_audit(str(demo / "audit")).summary["verification"]
     assert 15 <= truth["reproduced_images"] <= 25
     assert truth["calibrated"]["auroc"] >= 0.97
     assert truth["calibrated"]["tpr_at_1_fpr"] >= 0.85
@@ -57,11 +57,11 @@ def test_the_demo_s_scores_do_not_depend_on_source_shards_workers_or_batch(demo)
 def test_the_report_names_the_reproduced_images(demo):
     page = (demo / "audit/report.html").read_text()
     audit = vg.open_audit(str(demo / "audit"))
-    findings = audit.findings.take(audit.summary["truth"]["rows"])
+    findings = audit.findings.take(audit.summary["verification"]["rows"])
     shown = {
         cluster
         for cluster, name in zip(findings["cluster"].to_pylist(), findings["image_id"].to_pylist(), strict=True)
         if name in page
     }
     assert shown == set(findings["cluster"].to_pylist())
-    assert len(shown) == audit.summary["truth"]["reproduced_images"]
+    assert len(shown) == audit.summary["verification"]["reproduced_images"]

@@ -65,6 +65,7 @@ SCORES = pa.schema(
         _field("loss", pa.float64(), "denoising loss: mean squared error of the predicted noise"),
         _field("lid", pa.float64(), "FLIPD estimate of the local intrinsic dimension, mean over the headline's levels"),
         _field("noise_norm", pa.float64(), "length of the expected noise at the image, mean over those levels"),
+        _field("sharpness", pa.float64(), "curvature of the log density around the image, mean over those levels"),
         _field("log_likelihood", pa.float64(), "log density at the smallest level, nats (preset volume)"),
         _field("marks", pa.list_(pa.string()), "why the score should not be taken at face value"),
         _field("png_bytes", pa.int32(), "size of the model's view of the image as PNG"),
@@ -97,5 +98,27 @@ FINDINGS = pa.schema(
         _field("loss_p_value", pa.float64(), "conformal, of a loss so low, against held-out images"),
         _field("loss_q_value", pa.float64(), "Benjamini-Hochberg adjusted loss_p_value"),
         _field("verified_hits", pa.int32(), "samples that reproduced the image; null until verified"),
+    ]
+)
+
+SAMPLES = pa.schema(
+    [
+        _field("number", pa.int64(), "of the sample, which with the audit's seed decides its noise"),
+        _field("nearest_row", pa.int64(), "first row of the nearest audited image, where that is nearest"),
+        _field("nearest_holdout_row", pa.int64(), "the same of the held-out set"),
+        _field("distance", pa.float64(), "Euclidean, for pixels in [-1, 1]"),
+        _field("ratio", pa.float64(), "distance over the mean distance to the 50 nearest images"),
+        _field("hit", pa.bool_(), "whether the ratio is so small that the sample is a copy"),
+    ]
+)
+
+RETURNS = pa.schema(
+    [
+        _field("row", pa.int64(), "the image that was noised and decoded"),
+        _field("flagged", pa.bool_(), "or a control of the same complexity"),
+        _field("matched_row", pa.int64(), "its control, or what it is the control of"),
+        _field("noise_level", pa.float64(), "to which it was noised"),
+        _field("draws", pa.int32(), "noises"),
+        _field("returned", pa.int32(), "how many of them were decoded into the image again"),
     ]
 )

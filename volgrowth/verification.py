@@ -1,100 +1,326 @@
-r"""Proof by sampling: which training images a model really reproduces.
+"""`volgrowth verify`: samples of the model, what they reproduce, and what that says of an audit's flags.
 
-A sample hits the image nearest to it when it is much nearer to that one than to the others around it: distance to the
-nearest over the mean distance to the `NEIGHBOURS` nearest below `RATIO` (the rule of FINDINGS section 2, after Carlini
-et al., arXiv 2301.13188), among the distinct images of the training set and of a held-out set together. Held-out images
-cannot be memorized, so their hits are what the rule finds by chance, most of all between plain images, which lie
-close to one another. An image is reproduced with at least h hits, h the smallest number that is at least 2, at least a
-share `MIN_SHARE` of the samples, and at which
-
-    (held-out images with h hits) * (training images / held-out images) <= FALSE_SHARE * (training images with h hits)
+Everything runs through the audit's own engine. Images are drawn and published first, each with a seed of its own, so
+that an interrupted verification goes on and a later one with more samples draws only what is new. Then every range
+of rows is searched for what is near to any of them, and the neighbours of all ranges are merged. Flagged images are
+also noised to several levels and decoded: a memorized image is returned to from levels at which others are forgotten.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from volgrowth.audit.measures import seeded
-from volgrowth.errors import ModelError
-from volgrowth.numerics import DDPMSchedule, Denoiser
-from volgrowth.numerics.sampling import ddim_sample
+from volgrowth.analysis.complexity import regressors
+from volgrowth.analysis.detection import auroc, tpr_at_fpr
+from volgrowth.analysis.controls import controls
+from volgrowth.analysis.verification import (
+    MIN_SHARE,
+    NEIGHBOURS,
+    POWER,
+    Reproduced,
+    chance_to_see,
+    clopper_pearson,
+    hit_groups,
+    judge,
+    samples_needed,
+)
+from volgrowth.audit.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
+from volgrowth.audit.neighbours import Neighbours
+from volgrowth.audit.progress import AuditProgress
+from volgrowth.audit.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit
+from volgrowth.audit.sampling import DECODED, SAMPLE, SAMPLER, Drawing, Start, drawings, is_drawn
+from volgrowth.config import AuditConfig
+from volgrowth.errors import UsageError
+from volgrowth.pipeline import write_report
+from volgrowth.records import RETURNS, SAMPLES
 
-RATIO = 0.4
-NEIGHBOURS = 50
-MIN_HITS = 2
-MIN_SHARE = 0.002
-FALSE_SHARE = 0.05
+SAMPLES_FILE = "verification/samples.parquet"
+RETURNS_FILE = "verification/returns.parquet"
 
-# rows of the distance matrix held in memory
-SAMPLES_AT_ONCE = 256
+# flagged images that are noised and decoded, the highest first, as many controls beside them
+TARGETS = 40
+LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+DRAWS = 4
 
-
-def draw_samples(denoiser: Denoiser, count: int, seed: int, steps: int = 50, batch: int = 128) -> Tensor:
-    """(count, C, H, W) samples in [-1, 1] by DDIM with `steps` steps, on the CPU; each has a seed of its own.
-
-    Raises:
-        ModelError: the denoiser has no schedule to sample with.
-    """
-    schedule, shape = denoiser.schedule, denoiser.image_shape
-    if not isinstance(schedule, DDPMSchedule) or shape is None:
-        raise ModelError("the model has no DDPM schedule: expected one, since samples are drawn along it")
-    times = torch.linspace(0, len(schedule) - 1, steps + 1, dtype=torch.float64).round()
-    drawn = []
-    for start in range(0, count, batch):
-        indices = range(start, min(start + batch, count))
-        noise = torch.stack([torch.randn(shape, generator=seeded(seed, "sample", index)) for index in indices])
-        drawn.append(ddim_sample(denoiser, noise.to(denoiser.device, denoiser.dtype), times).clamp(-1, 1).cpu())
-    return torch.cat(drawn)
+# rows that one call searches: enough to be worth a call, few enough to be repeated when a worker dies
+RANGE = 65_536
 
 
 @dataclass(frozen=True)
-class Reproduced:
-    """What samples hit.
+class Targets:
+    """Flagged images and the controls matched to them: rows, of equal length."""
 
-    Attributes:
-        hits: (N,) of each training image.
-        holdout_hits: (M,) of each held-out image.
-        min_hits: from how many hits on an image counts as reproduced.
+    flagged: np.ndarray
+    controls: np.ndarray
+
+    @property
+    def starts(self) -> list[Start]:
+        """What is to be decoded, in the order of `returned`: images, levels, draws."""
+        rows = [*self.flagged.tolist(), *self.controls.tolist()]
+        return [Start(draw, row, level) for row in rows for level in LEVELS for draw in range(DRAWS)]
+
+
+def verify_audit(
+    output: str,
+    samples: int,
+    *,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    ray_address: str | None = None,
+    quiet: bool = False,
+) -> Audit:
+    """Verify a finished audit by so many samples; fills `verified_hits`, the summary's `verification`, the report.
+
+    Raises:
+        UsageError: no samples asked for.
+        VolgrowthError: as `run_audit`; what was drawn stays, and the same call goes on.
     """
+    if samples < 1:
+        raise UsageError(f"--samples {samples}: expected at least 1; {samples_needed():,} say something")
+    audit = open_audit(output)
+    running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address}
+    config = AuditConfig.build(**audit.manifest["config"], output=output, **running)
+    targets = choose_targets(audit)
+    asked = drawings(SAMPLE, [Start(number) for number in range(samples)]) + drawings(DECODED, targets.starts)
+    from volgrowth.audit.driver import ray_running
 
-    hits: np.ndarray
-    holdout_hits: np.ndarray
-    min_hits: int
+    with ray_running(config.ray_address):
+        _draw(config, audit, asked, quiet)
+        found = _search(config, audit, asked, quiet)
+    hit = hit_groups(np.sqrt(found.squared), found.group)
+    _write(audit, targets, samples, hit, found)
+    verified = open_audit(output)
+    write_report(verified)
+    return verified
 
-    @property
-    def images(self) -> np.ndarray:
-        """(N,) whether each training image is reproduced."""
-        return self.hits >= self.min_hits
 
-    @property
-    def rule(self) -> str:
-        """The rule in words."""
-        return (
-            f"a sample hits an image when it is nearer to it than {RATIO:g} times the mean distance to its "
-            f"{NEIGHBOURS} nearest; {self.min_hits} hits make an image reproduced, since so many held-out images have: "
-            f"{int((self.holdout_hits >= self.min_hits).sum())}"
+def choose_targets(audit: Audit) -> Targets:
+    """The flagged images of highest excess, one row each, and unflagged ones of the same complexity."""
+    findings = audit.findings
+    first = pc.equal(findings["row"], findings["cluster"]).to_numpy()
+    scored = findings["excess_growth"].is_valid().to_numpy() & first
+    flagged = pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)
+    rows = np.flatnonzero(scored & flagged)
+    rows = rows[np.argsort(-findings["excess_growth"].to_numpy()[rows], kind="stable")][:TARGETS]
+    partners = controls(regressors(audit.scores), rows, np.flatnonzero(scored & ~flagged))
+    return Targets(rows[partners >= 0], partners[partners >= 0])
+
+
+def _draw(config: AuditConfig, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
+    """Draw what no file holds yet."""
+    from volgrowth.audit.actor import VerifyingActor
+    from volgrowth.audit.driver import Task, run_tasks
+
+    todo = [drawing for drawing in asked if not is_drawn(audit.store, audit.plan, drawing)]
+    if not todo:
+        return
+    total, left = (sum(len(drawing.starts) for drawing in some) for some in (asked, todo))
+    done = len(asked) - len(todo)
+    progress = AuditProgress(total, len(asked), total - left, done, quiet=quiet, doing="sampling", unit="samples")
+
+    def task(drawing: Drawing) -> Task:
+        def finished(drawn: int) -> None:
+            progress.advance(drawn, 0)
+
+        return Task(drawing.name, lambda actor, _: actor.draw.remote(drawing), finished)
+
+    with progress:
+        run_tasks(VerifyingActor, config, audit.plan, [task(drawing) for drawing in todo], progress)
+
+
+def _search(config: AuditConfig, audit: Audit, asked: list[Drawing], quiet: bool) -> Neighbours:
+    """The nearest groups of every drawn image, among all audited and held-out ones."""
+    from volgrowth.audit.actor import VerifyingActor
+    from volgrowth.audit.driver import Task, run_tasks
+
+    groups, ranges = _groups(audit), _ranges(audit.plan)
+    count = sum(len(np.unique(numbers[numbers >= 0])) for numbers in groups.values())
+    k, names = min(NEIGHBOURS, max(count, 1)), [drawing.name for drawing in asked]
+    found = Neighbours(np.empty((sum(len(drawing.starts) for drawing in asked), 0)), k)
+    rows = sum(part.rows for part in ranges)
+    progress = AuditProgress(rows, len(ranges), quiet=quiet, doing="comparing", unit="images")
+
+    def task(part: Shard) -> Task:
+        mine = groups[part.folder][part.start : part.stop]
+
+        def finished(answer: tuple[np.ndarray, np.ndarray]) -> None:
+            found.merge(*answer)
+            progress.advance(part.rows, 0)
+
+        name = f"the search in rows {part.start} to {part.stop - 1} of {part.folder}"
+        return Task(name, lambda actor, _: actor.nearest.remote(names, part, mine, k), finished)
+
+    with progress:
+        run_tasks(VerifyingActor, config, audit.plan, [task(part) for part in ranges], progress)
+    return found
+
+
+def _groups(audit: Audit) -> dict[str, np.ndarray]:
+    """The group of each row of both sets, -1 for rows without an image and for copies of a row before.
+
+    Audited rows have the number of their cluster, held-out ones come after all of those. Held-out images that are
+    audited as well are left out: they can be memorized.
+    """
+    audited = audit.scores["content_hash"]
+    groups = {SCORES_FOLDER: _first_of_each(audited, audit.findings["cluster"].to_numpy(), pa.array([], pa.uint64()))}
+    if audit.holdout_scores is not None and audit.holdout_findings is not None:
+        numbers = audit.holdout_findings["cluster"].to_numpy() + audit.plan.data.rows
+        groups[HOLDOUT_FOLDER] = _first_of_each(audit.holdout_scores["content_hash"], numbers, audited)
+    return groups
+
+
+def _first_of_each(hashes: pa.ChunkedArray, numbers: np.ndarray, left_out: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    wanted = pc.and_(hashes.is_valid(), pc.invert(pc.is_in(hashes, value_set=pc.drop_null(left_out))))
+    rows = np.flatnonzero(wanted.to_numpy())
+    _, first = np.unique(hashes.to_numpy()[rows].astype(np.uint64), return_index=True)
+    result = np.full(len(numbers), -1)
+    result[rows[first]] = numbers[rows[first]]
+    return result
+
+
+def _ranges(plan: Manifest) -> list[Shard]:
+    folders = [(SCORES_FOLDER, plan.data.rows), *([(HOLDOUT_FOLDER, plan.holdout.rows)] if plan.holdout else [])]
+    ranges = []
+    for folder, rows in folders:
+        size = min(RANGE, max(1024, ceil(rows / 16)))
+        ranges += [Shard(folder, i, start, min(start + size, rows)) for i, start in enumerate(range(0, rows, size))]
+    return ranges
+
+
+def _write(audit: Audit, targets: Targets, samples: int, hit: np.ndarray, found: Neighbours) -> None:
+    """The tables of samples and returns, `verified_hits` of every row, and the summary."""
+    groups, rows = _groups(audit), audit.plan.data.rows
+    counts = np.bincount(hit[:samples][hit[:samples] >= 0], minlength=rows + len(groups.get(HOLDOUT_FOLDER, ())))
+    train, held = (np.unique(numbers[numbers >= 0]) for numbers in (groups[SCORES_FOLDER], _held(groups)))
+    reproduced = judge(counts[train], counts[held], samples)
+    footer = {"schema_version": str(audit.plan.schema_version), "plan_digest": audit.plan.digest}
+    audit.store.write_table(SAMPLES_FILE, _samples(found, hit, samples, rows), footer)
+    returns = _returns(audit, targets, hit[samples:])
+    audit.store.write_table(RETURNS_FILE, returns, footer)
+    cluster = audit.findings["cluster"].to_numpy()
+    hits = pa.array(counts[cluster].astype(np.int32), mask=audit.scores["content_hash"].is_null().to_numpy())
+    column = audit.findings.schema.get_field_index("verified_hits")
+    findings = audit.findings.set_column(column, audit.findings.field("verified_hits"), hits)
+    metadata = {"schema_version": footer["schema_version"], "config_digest": audit.plan.config_digest}
+    audit.store.write_table(FINDINGS_FILE, findings, metadata)
+    verification = _summary(findings, train[reproduced.images], reproduced, samples)
+    verification["returns"] = _shares(returns)
+    audit.store.write_json(SUMMARY_FILE, {**audit.summary, "verification": verification})
+
+
+def _held(groups: dict[str, np.ndarray]) -> np.ndarray:
+    return groups.get(HOLDOUT_FOLDER, np.empty(0, int))
+
+
+def _samples(found: Neighbours, hit: np.ndarray, samples: int, rows: int) -> pa.Table:
+    """One row a sample: its nearest image, audited or held out, and whether it is a hit."""
+    distance, nearest = np.sqrt(found.squared[:samples]), found.group[:samples, 0]
+    held, none = nearest >= rows, nearest < 0
+    finite = np.where(np.isfinite(distance), distance, np.nan)
+    columns = {
+        "number": pa.array(np.arange(samples)),
+        "nearest_row": pa.array(nearest, pa.int64(), mask=held | none),
+        "nearest_holdout_row": pa.array(nearest - rows, pa.int64(), mask=~held),
+        "distance": pa.array(distance[:, 0] / 127.5, pa.float64(), mask=none),
+        "ratio": pa.array(distance[:, 0] / np.maximum(np.nanmean(finite, 1), 1e-12), pa.float64(), mask=none),
+        "hit": pa.array(hit[:samples] >= 0),
+    }
+    return pa.table(columns, schema=SAMPLES)
+
+
+def _returns(audit: Audit, targets: Targets, hit: np.ndarray) -> pa.Table:
+    """One row for each image and level: how many of its decoded versions hit it."""
+    rows = np.concatenate([targets.flagged, targets.controls])
+    cluster = audit.findings["cluster"].to_numpy()[rows]
+    back = hit.reshape(len(rows), len(LEVELS), DRAWS) == cluster[:, None, None]
+    partner = np.concatenate([targets.controls, targets.flagged])
+    columns = {
+        "row": np.repeat(rows, len(LEVELS)),
+        "flagged": np.repeat(np.arange(len(rows)) < len(targets.flagged), len(LEVELS)),
+        "matched_row": np.repeat(partner, len(LEVELS)),
+        "noise_level": np.tile(LEVELS, len(rows)),
+        "draws": np.full(back.shape[0] * len(LEVELS), DRAWS),
+        "returned": back.sum(2).ravel(),
+    }
+    return pa.table({name: pa.array(column) for name, column in columns.items()}).cast(RETURNS)
+
+
+def _shares(returns: pa.Table) -> dict[str, Any] | None:
+    """Share of returns by level, of flagged images and of their controls; None where nothing was flagged."""
+    if not len(returns):
+        return None
+    flagged = returns["flagged"].to_numpy()
+    returned = returns["returned"].to_numpy() / DRAWS
+
+    def share(which: np.ndarray) -> list[float]:
+        return returned[which].reshape(-1, len(LEVELS)).mean(0).tolist()
+
+    images = int(flagged.sum()) // len(LEVELS)
+    return {
+        "images": images,
+        "draws": DRAWS,
+        "levels": list(LEVELS),
+        "flagged": share(flagged),
+        "controls": share(~flagged),
+    }
+
+
+def _summary(findings: pa.Table, clusters: np.ndarray, reproduced: Reproduced, samples: int) -> dict[str, Any]:
+    """What samples prove, of distinct images; `clusters` are those reproduced."""
+    first = findings.filter(pc.equal(findings["row"], findings["cluster"]))
+    truth = np.isin(first["row"].to_numpy(), clusters)
+    flagged = pc.fill_null(first["memorized"], False).to_numpy().astype(bool)
+    hits = pc.fill_null(first["verified_hits"], 0).to_numpy()
+    proved = int((flagged & truth).sum())
+    return {
+        "samples": samples,
+        "sampler": SAMPLER,
+        "rule": reproduced.rule,
+        "min_hits": reproduced.min_hits,
+        "hits": int(reproduced.hits.sum()),
+        "holdout_images": len(reproduced.holdout_hits),
+        "holdout_hits": int(reproduced.holdout_hits.sum()),
+        "holdout_reproduced": int((reproduced.holdout_hits >= reproduced.min_hits).sum()),
+        "reproduced_images": int(truth.sum()),
+        "rows": findings["row"].to_numpy()[np.isin(findings["cluster"].to_numpy(), clusters)].tolist(),
+        "flagged": int(flagged.sum()),
+        "flagged_reproduced": proved,
+        "precision_interval": list(clopper_pearson(proved, int(flagged.sum()))),
+        "recall_interval": list(clopper_pearson(proved, int(truth.sum()))),
+        "unhit_rows": first["row"].to_numpy()[flagged & (hits == 0)].tolist(),
+        "raw": _detects(first["growth"], truth),
+        "calibrated": _detects(first["excess_growth"], truth),
+        "warnings": _warnings(samples, len(reproduced.holdout_hits), int(flagged.sum())),
+    }
+
+
+def _detects(column: pa.ChunkedArray, truth: np.ndarray) -> dict[str, float | None]:
+    """How well a score finds what is reproduced, among images that have it; null where there is nothing to tell apart."""
+    known = column.is_valid().to_numpy()
+    score, positive = column.to_numpy()[known], truth[known]
+
+    def number(measure: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
+        value = measure(score, positive) if len(score) else float("nan")
+        return value if np.isfinite(value) else None
+
+    return {"auroc": number(auroc), "tpr_at_1_fpr": number(tpr_at_fpr)}
+
+
+def _warnings(samples: int, holdout: int, flagged: int) -> list[str]:
+    warnings = []
+    chance = chance_to_see(samples)
+    if chance < POWER:
+        warnings.append(
+            f"{samples:,} samples are few: an image that fills {MIN_SHARE:.1%} of what the model makes is seen with a "
+            f"chance of {chance:.0%}. {samples_needed():,} samples see it with {POWER:.0%}."
         )
-
-
-def find_reproduced(samples: Tensor, images: Tensor, holdout: Tensor) -> Reproduced:
-    """Apply the rule to samples (S, C, H, W) with the distinct training (N, ...) and held-out (M, ...) images."""
-    hits = _count_hits(samples, torch.cat([images, holdout]))
-    train, held = hits[: len(images)], hits[len(images) :]
-    min_hits = max(MIN_HITS, ceil(MIN_SHARE * len(samples)))
-    while (held >= min_hits).sum() * len(train) > FALSE_SHARE * (train >= min_hits).sum() * max(len(held), 1):
-        min_hits += 1
-    return Reproduced(train, held, min_hits)
-
-
-def _count_hits(samples: Tensor, images: Tensor) -> np.ndarray:
-    """(N,) how many of the samples hit each of the distinct images (N, C, H, W)."""
-    targets = images.flatten(1).double()
-    hits = torch.zeros(len(images), dtype=torch.long)
-    for chunk in samples.flatten(1).double().split(SAMPLES_AT_ONCE):
-        nearest, index = torch.cdist(chunk, targets).topk(min(NEIGHBOURS, len(images)), dim=1, largest=False)
-        hit = nearest[:, 0] < RATIO * nearest.mean(1)
-        hits += torch.bincount(index[hit, 0], minlength=len(images))
-    return hits.numpy()
+    if not holdout:
+        warnings.append("Without held-out images it is not known how many hits chance makes.")
+    if not flagged:
+        warnings.append("The audit flagged no image, so there are no flags to verify.")
+    return warnings

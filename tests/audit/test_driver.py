@@ -15,7 +15,8 @@ import pytest
 import volgrowth as vg
 from tests.conftest import start_volgrowth, volgrowth
 from volgrowth.audit.result import Audit
-from volgrowth.demo import png, write_parquet
+from volgrowth.lab.cases import write_parquet
+from volgrowth.sources import encode_png
 from volgrowth.pipeline import run_audit
 
 pytestmark = pytest.mark.ray
@@ -93,7 +94,7 @@ def test_scores_are_the_same_to_the_bit_whatever_the_shards_and_workers(
 def test_every_kind_of_source_gives_the_same_scores(reference, tiny_model, digits, tmp_path):
     import datasets
 
-    encoded = [png(image) for image in digits[:150]]
+    encoded = [encode_png(image) for image in digits[:150]]
     features = datasets.Features({"image": datasets.Image()})
     data = datasets.Dataset.from_dict({"image": [{"bytes": b, "path": None} for b in encoded]}, features=features)
     data.save_to_disk(tmp_path / "saved")
@@ -141,7 +142,7 @@ def test_held_out_rows_are_scored_beside_the_audited_ones(ray_session, tiny_mode
 
 
 def test_rows_that_fail_are_recorded_and_the_rest_is_scored(ray_session, tiny_model, digits, tmp_path):
-    encoded = [png(image) for image in digits[:60]]
+    encoded = [encode_png(image) for image in digits[:60]]
     encoded[7], encoded[8] = b"", encoded[8][:40]
     rows = [{"image": {"bytes": content, "path": None}} for content in encoded]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")

@@ -8,7 +8,7 @@ import torch
 import volgrowth as vg
 from volgrowth.audit.scorer import GROW_AFTER, Scorer, _ahead
 from volgrowth.config import AuditConfig
-from volgrowth.demo import png
+from volgrowth.sources import encode_png
 from volgrowth.errors import EngineError
 from volgrowth.models import load_model
 from volgrowth.records import SCORES
@@ -20,7 +20,7 @@ def config(**settings: object) -> AuditConfig:
 
 
 def rows(images: np.ndarray, start: int = 0) -> list[Row]:
-    return [Row(start + k, f"id-{start + k}", f"s#{start + k}", png(image)) for k, image in enumerate(images)]
+    return [Row(start + k, f"id-{start + k}", f"s#{start + k}", encode_png(image)) for k, image in enumerate(images)]
 
 
 class Limited(vg.GaussianDenoiser):
@@ -44,10 +44,10 @@ def test_one_record_per_row_in_order_whatever_is_wrong(digits):
     broken = [
         Row(6, "a", "s", b""),
         Row(7, "b", "s", b"no image"),
-        Row(8, "c", "s", png(digits[0])[:50]),
+        Row(8, "c", "s", encode_png(digits[0])[:50]),
         Row(9, "d", "s", None, "file not found"),
-        Row(10, "e", "s", png(np.zeros((2, 100), np.uint8))),
-        Row(11, "f", "s", png(np.zeros((300, 300), np.uint8))),
+        Row(10, "e", "s", encode_png(np.zeros((1, 2, 100), np.uint8))),
+        Row(11, "f", "s", encode_png(np.zeros((1, 300, 300), np.uint8))),
     ]
     everything = [*good[:3], *broken, *good[3:]]
     table = Scorer(Limited(99), config(max_pixels=80_000)).score(everything)
@@ -89,7 +89,7 @@ def test_memory_that_runs_out_halves_the_batch_and_rows_say_so(digits):
 
 def test_the_batch_grows_back_when_memory_returns(digits):
     scorer = Scorer(Limited(4, until=1), config())
-    table = scorer.score(rows(np.resize(digits, (4 * (GROW_AFTER + 4), 8, 8))))
+    table = scorer.score(rows(np.resize(digits, (4 * (GROW_AFTER + 4), 1, 8, 8))))
     assert set(table.column("batch").to_pylist()) == {4, 8}
     assert scorer.batch == 8
 

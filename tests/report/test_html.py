@@ -46,7 +46,7 @@ def full_page(rows: int = 60) -> str:
         counts={**NO_COUNTS, "rows": rows + 31, "ok": rows, "undecodable": 30, "crashed": 1},
         calibration=CALIBRATION,
         detection={**DETECTION, "warnings": ["few held-out images"]},
-        truth=TRUTH,
+        verification=TRUTH,
         holdout={"name": "held", "split": "test", "rows": 50, "fingerprint": "sha256:00"},
     )
     return render(everything, scores, findings, thumbnails(list(range(40))), holdout)
@@ -165,7 +165,7 @@ def test_hostile_strings_stay_text() -> None:
             calibration=copy.deepcopy(CALIBRATION),
             detection={**DETECTION, "warnings": [HOSTILE]},
             holdout={"name": "h", "split": "t", "rows": 1, "fingerprint": "f"},
-            truth=copy.deepcopy(TRUTH),
+            verification=copy.deepcopy(TRUTH),
         )
     )
     hostile["versions"][HOSTILE] = HOSTILE
@@ -205,7 +205,7 @@ def test_missing_numbers_are_dashes() -> None:
         "run": dict.fromkeys(["seconds", "images_per_second", "workers", "evaluations"], None) | {"device": "cpu"},
         "calibration": {**dict.fromkeys(CALIBRATION, None), "r2": float("nan"), "features": []},
         "detection": dict.fromkeys(DETECTION, None) | {"warnings": []},
-        "truth": {
+        "verification": {
             "samples": 0,
             "reproduced_images": 0,
             "rows": [],
@@ -245,7 +245,7 @@ def test_with_held_out_images_the_verdict_names_the_error_rate() -> None:
 
 
 def test_measured_truth_is_in_the_verdict() -> None:
-    seen = page_of([record(k) for k in range(4)], truth=TRUTH).visible
+    seen = page_of([record(k) for k in range(4)], verification=TRUTH).visible
     assert "The model reproduces 1 training image" in seen
     assert "93% of them at 1% false alarms (AUROC 0.996); raw growth finds 7% (AUROC 0.891)" in seen
     assert seen.count("reproduced in samples") == 2

@@ -18,10 +18,10 @@ def test_every_status_and_mark_is_explained() -> None:
         (0, {}, "The data set holds no images"),
         (3, {"counts": {**NO_COUNTS, "rows": 3, "crashed": 3}}, "No image could be scored"),
         (3, {}, "3 images ranked, none judged"),
-        (3, {"truth": TRUTH}, "The model reproduces 1 training image"),
+        (3, {"verification": TRUTH}, "The model reproduces 1 training image"),
         (3, {"detection": {**DETECTION, "memorized": 0}}, "No images are flagged as memorized"),
         (3, {"detection": {**DETECTION, "memorized": 1}}, "1 image is flagged as memorized"),
-        (3, {"detection": DETECTION, "truth": TRUTH}, "2 images are flagged as memorized"),
+        (3, {"detection": DETECTION, "verification": TRUTH}, "2 images are flagged as memorized"),
     ],
 )
 def test_the_verdict_in_one_line(rows: int, changes: dict[str, Any], said: str) -> None:

@@ -1,16 +1,16 @@
-"""The driver: owns the ledger of shards and hands them to actors that have answered.
+"""The driver: owns the ledger of tasks and hands them to actors that have answered.
 
-A worker is PENDING until its `prepare` has returned, READY while it takes shards (two in flight, so that it never
-waits for the driver), and LOST when its process or node is gone; it is then replaced. A shard is done once
-its fragment is published. What fails goes back to the ledger and to another worker, three times at most; a node that
-was taken away is nobody's failure.
+A worker is PENDING until its `prepare` has returned, READY while it takes tasks (two in flight, so that it never
+waits for the driver), and LOST when its process or node is gone; it is then replaced. What fails goes back to the
+ledger and to another worker, three times at most; a node that was taken away is nobody's failure. A task may therefore
+run more than once, and must leave the same behind each time: a scored shard is a published fragment.
 """
 
 import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,9 +19,10 @@ from typing import Any, cast
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from volgrowth.audit.actor import ScoringActor, ShardReport
+from volgrowth.audit.actor import ScoringActor
 from volgrowth.audit.manifest import Manifest, Shard
 from volgrowth.audit.progress import AuditProgress
+from volgrowth.audit.refine import Refinement
 from volgrowth.config import AuditConfig
 from volgrowth.errors import EngineError, OutputError, VolgrowthError
 
@@ -38,25 +39,59 @@ class State(Enum):
     LOST = "lost"
 
 
+@dataclass(frozen=True)
+class Task:
+    """Work for one worker: `start(actor, attempt)` makes the call, `done` is given its answer; `name` is for errors."""
+
+    name: str
+    start: Callable[[Any, int], ray.ObjectRef]
+    done: Callable[[Any], None]
+
+
 @dataclass
 class Worker:
-    """An actor and the calls it has not answered, oldest first."""
+    """An actor and the calls it has not answered, oldest first; the first of all is `prepare`."""
 
     actor: Any
     state: State = State.PENDING
-    calls: dict[ray.ObjectRef, Shard | None] = field(default_factory=dict)
+    calls: dict[ray.ObjectRef, Task | None] = field(default_factory=dict)
 
 
-def score_shards(config: AuditConfig, manifest: Manifest, todo: list[Shard], progress: AuditProgress) -> None:
-    """Score and publish every shard of `todo`.
+def score_shards(
+    config: AuditConfig,
+    manifest: Manifest,
+    todo: Sequence[Shard],
+    progress: AuditProgress,
+    refine: Refinement | None = None,
+) -> None:
+    """Score and publish every shard of `todo`, or measure again what `refine` says of them.
 
     Raises:
         EngineError: Ray or its workers cannot start, or a shard failed three times; what was published stays.
         VolgrowthError: what a worker's loaders or writers raised.
     """
-    with _ray(config.ray_address):
-        workers, gpus = _resources(config, len(todo))
-        crew = Crew(config, manifest, gpus, todo, progress)
+
+    def task(shard: Shard) -> Task:
+        def start(actor: Any, attempt: int) -> ray.ObjectRef:
+            if refine is None:
+                return actor.score.remote(shard, attempt)
+            return actor.refine.remote(shard, refine.rows(shard), refine.num_probes, attempt)
+
+        def done(failed: int) -> None:
+            progress.advance(shard.rows, failed)
+
+        return Task(f"rows {shard.start} to {shard.stop - 1} of {shard.folder}", start, done)
+
+    run_tasks(ScoringActor, config, manifest, [task(shard) for shard in todo], progress)
+
+
+def run_tasks(
+    actor: Any, config: AuditConfig, manifest: Manifest, tasks: Sequence[Task], progress: AuditProgress
+) -> None:
+    """Have every task done by actors `actor(config, manifest)`. Raises as `score_shards`."""
+    with ray_running(config.ray_address):
+        workers, gpus = _resources(config, len(tasks))
+        crew = Crew(cast(Any, actor).options(num_cpus=1, num_gpus=gpus), (config, manifest), tasks, progress)
         try:
             crew.run(workers)
         finally:
@@ -66,21 +101,18 @@ def score_shards(config: AuditConfig, manifest: Manifest, todo: list[Shard], pro
 class Crew:
     """The workers of one run, and the ledger."""
 
-    def __init__(
-        self, config: AuditConfig, manifest: Manifest, gpus: float, todo: list[Shard], progress: AuditProgress
-    ):
-        self.remote: Any = cast(Any, ScoringActor).options(num_cpus=1, num_gpus=gpus)
-        self.arguments = ray.put(config), ray.put(manifest)
-        self.todo, self.progress = deque(todo), progress
+    def __init__(self, remote: Any, arguments: Sequence[Any], tasks: Sequence[Task], progress: AuditProgress):
+        self.remote, self.arguments = remote, [ray.put(argument) for argument in arguments]
+        self.todo, self.progress = deque(tasks), progress
         self.failures: dict[str, int] = {}
         self.workers: list[Worker] = []
         self.losses = 0
 
     def run(self, count: int) -> None:
-        """Until every shard is published."""
+        """Until every task is done."""
         for _ in range(count):
             self._hire()
-        while self.todo or any(shard for worker in self.workers for shard in worker.calls.values()):
+        while self.todo or any(task for worker in self.workers for task in worker.calls.values()):
             self._dispatch()
             owners = {call: worker for worker in self.workers for call in worker.calls}
             ready, _ = ray.wait(list(owners), num_returns=1, timeout=POLL_SECONDS)
@@ -90,7 +122,7 @@ class Crew:
             self.progress.show()
 
     def dismiss(self) -> None:
-        """End the workers; fragments are atomic, so this may happen at any moment."""
+        """End the workers; what they publish is published whole, so this may happen at any moment."""
         for worker in self.workers:
             ray.kill(worker.actor)
 
@@ -103,9 +135,8 @@ class Crew:
         for depth in range(1, IN_FLIGHT + 1):
             for worker in self.workers:
                 if self.todo and worker.state is State.READY and len(worker.calls) < depth:
-                    shard = self.todo.popleft()
-                    attempt = self.failures.get(shard.name, 0) + 1
-                    worker.calls[worker.actor.score.remote(shard, attempt)] = shard
+                    task = self.todo.popleft()
+                    worker.calls[task.start(worker.actor, self.failures.get(task.name, 0) + 1)] = task
 
     def _collect(self, worker: Worker, call: ray.ObjectRef) -> None:
         if call not in worker.calls:  # lost together with a worker that was handled a moment ago
@@ -117,23 +148,23 @@ class Crew:
         except RayError as error:  # the actor, its node, or an object on it
             self._lost(worker, error)
         else:
-            worker.calls.pop(call)
+            task = worker.calls.pop(call)
             worker.state, self.losses = State.READY, 0
-            if isinstance(answer, ShardReport):
-                self.progress.advance(answer.shard.rows, answer.failed)
+            if task:
+                task.done(answer)
 
-    def _failed(self, worker: Worker, shard: Shard | None, cause: BaseException) -> None:
-        """A call raised. What would fail everywhere ends the audit; else another worker tries the shard."""
-        if isinstance(cause, VolgrowthError) and (shard is None or not isinstance(cause, OutputError)):
+    def _failed(self, worker: Worker, task: Task | None, cause: BaseException) -> None:
+        """A call raised. What would fail everywhere ends the run; else another worker tries the task."""
+        if isinstance(cause, VolgrowthError) and (task is None or not isinstance(cause, OutputError)):
             raise cause from None
-        if shard is None:
+        if task is None:
             raise EngineError(f"a worker could not start ({_first_line(cause)})") from cause
         self._replace(worker)
-        self._blame(shard, _first_line(cause))
+        self._blame(task, _first_line(cause))
 
     def _lost(self, worker: Worker, error: RayError) -> None:
-        """A worker is gone: the shard it was at may be why, unless its node was taken away or out of reach."""
-        running = next((shard for shard in worker.calls.values() if shard), None)
+        """A worker is gone: the task it was at may be why, unless its node was taken away or out of reach."""
+        running = next((task for task in worker.calls.values() if task), None)
         starting = worker.state is State.PENDING
         self._replace(worker)
         if isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False):
@@ -150,26 +181,26 @@ class Crew:
                 )
 
     def _replace(self, worker: Worker) -> None:
-        """End a worker, give its shards back to the ledger, and hire another."""
+        """End a worker, give its tasks back to the ledger, and hire another."""
         worker.state = State.LOST
         self.workers.remove(worker)
-        self.todo.extendleft(reversed([shard for shard in worker.calls.values() if shard]))
+        self.todo.extendleft(reversed([task for task in worker.calls.values() if task]))
         ray.kill(worker.actor)
         self._hire()
 
-    def _blame(self, shard: Shard, reason: str) -> None:
-        self.failures[shard.name] = self.failures.get(shard.name, 0) + 1
-        if self.failures[shard.name] >= ATTEMPTS:
+    def _blame(self, task: Task, reason: str) -> None:
+        self.failures[task.name] = self.failures.get(task.name, 0) + 1
+        if self.failures[task.name] >= ATTEMPTS:
             raise EngineError(
-                f"rows {shard.start} to {shard.stop - 1} of {shard.folder} failed {ATTEMPTS} times ({reason}): "
-                f"what is published stays; mend the cause and run the same command again"
+                f"{task.name} failed {ATTEMPTS} times ({reason}): what is published stays; mend the cause and run the "
+                f"same command again"
             )
-        self.todo.appendleft(shard)
+        self.todo.appendleft(task)
 
 
 @contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """A Ray to run on: the caller's, the cluster at `address` or RAY_ADDRESS, or one started here for this audit."""
+def ray_running(address: str | None) -> Iterator[None]:
+    """A Ray to run on: the caller's, the cluster at `address` or RAY_ADDRESS, or one started here meanwhile."""
     if ray.is_initialized():
         yield
         return
@@ -204,7 +235,7 @@ def _check_reachable(address: str) -> None:
         ) from None
 
 
-def _resources(config: AuditConfig, shards: int) -> tuple[int, float]:
+def _resources(config: AuditConfig, tasks: int) -> tuple[int, float]:
     """How many workers to start, and the share of a GPU for each: one worker a GPU, or one a core without any."""
     total = ray.cluster_resources()
     gpus, cores = total.get("GPU", 0.0), total.get("CPU", 0.0)
@@ -217,7 +248,7 @@ def _resources(config: AuditConfig, shards: int) -> tuple[int, float]:
             f"CPUs, or give it a cluster with GPUs"
         )
     room = int(gpus / share) if share else int(cores)
-    return max(1, min(config.workers or room, shards)), share
+    return max(1, min(config.workers or room, tasks)), share
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,18 +24,8 @@ class Effort:
     device: str
 
 
-def publish(
-    store: Store,
-    manifest: Manifest,
-    shard: Shard,
-    table: pa.Table,
-    *,
-    attempt: int,
-    seconds: float,
-    worker: str,
-    device: str,
-) -> None:
-    """Write a shard's scores in one step. `seconds` is the time the worker spent on it.
+def publish(store: Store, manifest: Manifest, shard: Shard, table: pa.Table, run: dict[str, str]) -> None:
+    """Write a shard's scores in one step. `run` goes into the footer: attempt, seconds of work, worker, device.
 
     Raises:
         DataError: the table does not hold the shard's rows.
@@ -50,10 +40,7 @@ def publish(
         "schema_version": str(SCHEMA_VERSION),
         "rows": str(shard.rows),
         **_identity(manifest, shard),
-        "attempt": str(attempt),
-        "seconds": f"{seconds:.3f}",
-        "worker": worker,
-        "device": device,
+        **run,
     }
     store.write_table(shard.name, table, footer)
 

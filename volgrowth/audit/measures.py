@@ -65,11 +65,13 @@ def _standard(denoiser: Denoiser, images: Tensor, measure: StandardMeasure, seed
     )
     rate = torch.cat([trace.rate for trace in middle], 1)
     noise_norm = torch.cat([trace.noise_norm for trace in middle], 1)
+    sharpness = torch.cat([trace.sharpness for trace in middle], 1)
     columns = {
         "growth": rate.mean(1),
         "rates": torch.cat([rate, smallest.rate], 1),
         "lid": (images.shape[1:].numel() - rate + noise_norm**2).mean(1),
         "noise_norm": noise_norm.mean(1),
+        "sharpness": sharpness.mean(1),
         "loss": denoising_loss(denoiser, images, _within(denoiser, measure.loss_level), measure.num_noises, seed),
     }
     if measure.num_probes > 1:

@@ -14,7 +14,10 @@ PLAIN_EVERY = 5.0
 
 @dataclass
 class AuditProgress:
-    """Counts shards, rows and failures. `rows` and `shards` are totals; `done_*` what earlier runs had finished."""
+    """Counts shards, rows and failures. `rows` and `shards` are totals; `done_*` what earlier runs had finished.
+
+    `doing` and `unit` say what is done, and to what.
+    """
 
     rows: int
     shards: int
@@ -23,6 +26,8 @@ class AuditProgress:
     failed: int = 0
     workers: int = 0
     quiet: bool = False
+    doing: str = "auditing"
+    unit: str = "images"
     _began: float = field(default_factory=time.monotonic)
     _printed: float = field(default_factory=time.monotonic)
 
@@ -32,7 +37,7 @@ class AuditProgress:
         self._bar: Progress | None = None
         if console.is_terminal and not self.quiet:
             columns = (
-                TextColumn("auditing"),
+                TextColumn(self.doing),
                 BarColumn(),
                 TaskProgressColumn(),
                 TextColumn("{task.description}"),
@@ -70,9 +75,9 @@ class AuditProgress:
     def _line(self) -> str:
         scored = self.done_rows - self._resumed_rows
         rate = scored / max(time.monotonic() - self._began, 1e-9)
-        left = f"{_clock((self.rows - self.done_rows) / rate)} left" if scored else "waiting for the first shard"
+        left = f"{_clock((self.rows - self.done_rows) / rate)} left" if scored else "starting"
         return (
-            f"{self.done_shards}/{self.shards} shards, {rate:,.0f} images/s, {left}, {self.failed} failed, "
+            f"{self.done_shards}/{self.shards} shards, {rate:,.0f} {self.unit}/s, {left}, {self.failed} failed, "
             f"{self.workers} workers"
         )
 

@@ -13,6 +13,10 @@ volume, and
 
 with p taken as N(0, levels[-1]^2 I) at the far end. D - rate is the trace term of FLIPD, an estimate of the local
 intrinsic dimension (arXiv 2406.03537), which in these coordinates is D - rate + |e(y)|^2.
+
+The same product gives |(de/dy)^T u|^2, whose mean over probes is the squared Frobenius norm of de/dy. With the score
+-e / level, level de/dy is minus level^2 times the Hessian of the log density: `sharpness` is the length of that Hessian
+in units of the noise, what arXiv 2412.04140 calls sharp around memorized images.
 """
 
 from dataclasses import dataclass
@@ -36,6 +40,7 @@ class TraceGrowth:
         rate: (B, levels) D - tr dE[x_0|y]/dy, mean over probes.
         probe_rates: (B, levels, probes) what each probe said.
         noise_norm: (B, levels) length of the expected noise; noise_norm / level is that of the score.
+        sharpness: (B, levels) Frobenius norm of level de/dy, estimated from the probes; sqrt(D) for a point mass.
         log_volume: (B,) nats, trapezoid of the rate in log noise level; 0 for a single level.
         log_likelihood: (B,) log density at `noise_levels[0]`, nats.
         endpoint: (B, *image) the images at the last level.
@@ -46,6 +51,7 @@ class TraceGrowth:
     rate: Float[Tensor, "batch levels"]
     probe_rates: Float[Tensor, "batch levels probes"]
     noise_norm: Float[Tensor, "batch levels"]
+    sharpness: Float[Tensor, "batch levels"]
     log_volume: Float[Tensor, "batch"]
     log_likelihood: Float[Tensor, "batch"]
     endpoint: Images
@@ -79,10 +85,11 @@ def trace_growth(
     if num_probes < 1:
         raise ValueError(f"num_probes is {num_probes}: expected at least 1")
     grid = nodes(VESchedule(), noise_levels)
-    y, solver, memory, rates, norms = images, Multistep(), None, [], []
+    y, solver, memory, rates, norms, sharps = images, Multistep(), None, [], [], []
     for t, s in zip(grid, [*grid[1:], None], strict=True):
-        noise, rate = _noise_and_rate(denoiser, y, t.noise_level, num_probes, generator)
+        noise, rate, sharpness = _noise_and_rate(denoiser, y, t.noise_level, num_probes, generator)
         rates.append(rate)
+        sharps.append(sharpness)
         norms.append(noise.flatten(1).norm(dim=1))
         if s is not None:
             stack, memory = solver.step(lambda *_, noise=noise: noise[:, None], y[:, None], t, s, memory)
@@ -96,6 +103,7 @@ def trace_growth(
         rate=rate,
         probe_rates=probe_rates,
         noise_norm=torch.stack(norms, 1),
+        sharpness=torch.stack(sharps, 1),
         log_volume=log_volume,
         log_likelihood=log_volume + _log_normal(y, grid[-1].noise_level),
         endpoint=y,
@@ -106,18 +114,19 @@ def trace_growth(
 
 def _noise_and_rate(
     denoiser: Denoiser, y: Images, noise_level: float, num_probes: int, generator: torch.Generator | None
-) -> tuple[Images, Float[Tensor, "batch probes"]]:
-    """The expected noise at y, and level * u . (de/dy) u for fresh Rademacher probes u."""
+) -> tuple[Images, Float[Tensor, "batch probes"], Float[Tensor, "batch"]]:
+    """The expected noise at y, level * u . (de/dy) u for fresh Rademacher probes u, and the sharpness."""
     probes = torch.randint(0, 2, (num_probes, *y.shape[1:]), generator=generator).to(y) * 2 - 1
     with torch.enable_grad():
         point = y.detach().requires_grad_()
         noise = denoiser.noise(point, torch.tensor(noise_level, dtype=torch.float64))
-        rates = []
+        rates, squares = [], []
         for probe in probes:
             # images of a batch do not mix, so one backward pass serves them all
             (product,) = torch.autograd.grad(noise, point, probe.expand_as(noise), retain_graph=True)
             rates.append(noise_level * (product * probe).flatten(1).sum(1))
-    return noise.detach(), torch.stack(rates, 1)
+            squares.append((noise_level * product).flatten(1).square().sum(1))
+    return noise.detach(), torch.stack(rates, 1), torch.stack(squares, 1).mean(1).sqrt()
 
 
 def _log_normal(y: Images, scale: float) -> Float[Tensor, "batch"]:

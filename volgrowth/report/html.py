@@ -48,7 +48,7 @@ def render(
     Raises:
         ValueError: a thumbnail is of a row that the tables do not have.
     """
-    truth = summary.get("truth") or {}
+    truth = summary.get("verification") or {}
     detection = summary["detection"] or {}
     context = {
         "summary": summary,
@@ -96,7 +96,7 @@ def _figures(
     holdout: pa.Table | None,
 ) -> dict[str, Any]:
     """The figures as SVG, and what has to be said beside them."""
-    truth = summary.get("truth")
+    truth = summary.get("verification")
     points = _points(scores, findings, truth, thumbnails)
     name = "reproduced" if truth else "flagged"
     unit = "collapsed directions" if summary["measure"].get("preset") == "standard" else "nats"

@@ -20,9 +20,9 @@ def provenance(summary: Summary) -> list[tuple[str, Pairs]]:
     groups.append(("Calibration", _calibration(summary["calibration"])))
     if summary["detection"]:
         groups.append(("Detection", _detection(summary["detection"])))
-    if summary.get("truth"):
-        truth = summary["truth"]
-        groups.append(("Truth", [("Samples", number(truth["samples"])), ("Reproduced means", truth["rule"])]))
+    if summary.get("verification"):
+        truth = summary["verification"]
+        groups.append(("Verification", [("Samples", number(truth["samples"])), ("Reproduced means", truth["rule"])]))
     groups.append(("Run", _run(summary)))
     groups.append(("Versions", list({"volgrowth": summary["volgrowth"], **summary["versions"]}.items())))
     return groups

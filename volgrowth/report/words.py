@@ -37,7 +37,7 @@ def has_error_rate(summary: Summary) -> bool:
 
 def title(summary: Summary) -> str:
     """The verdict in one line."""
-    counts, truth = summary["counts"], summary.get("truth")
+    counts, truth = summary["counts"], summary.get("verification")
     if not counts["rows"]:
         return "The data set holds no images"
     if not counts["ok"]:
@@ -64,8 +64,8 @@ def verdict(summary: Summary) -> list[str]:
             "This page ranks images and promises no error rate: without enough held-out images there is nothing to "
             "tell how high an innocent image can score."
         )
-    if summary.get("truth"):
-        sentences += _measured(summary["truth"])
+    if summary.get("verification"):
+        sentences += proof(summary["verification"])
     return sentences
 
 
@@ -103,15 +103,38 @@ def _flagged(detection: Summary) -> list[str]:
     return said
 
 
-def _measured(truth: Summary) -> list[str]:
-    raw, calibrated = truth["raw"] or {}, truth["calibrated"] or {}
-    return [
-        f"Checked against {plural(truth['samples'], 'sample')} drawn from the model: it really reproduces "
-        f"{number(truth['reproduced_images'])} of these images. Excess growth finds "
-        f"{percent(calibrated.get('tpr_at_1_fpr'))} of them at 1% false alarms "
-        f"(AUROC {score(calibrated.get('auroc'))}); raw growth finds {percent(raw.get('tpr_at_1_fpr'))} "
-        f"(AUROC {score(raw.get('auroc'))})."
+def proof(verification: Summary) -> list[str]:
+    """What samples proved, in sentences."""
+    raw, calibrated = verification["raw"] or {}, verification["calibrated"] or {}
+    reproduced, flagged = verification["reproduced_images"], verification["flagged"]
+    said = [
+        f"{plural(verification['samples'], 'sample')} drawn from the model reproduce {plural(reproduced, 'image')} of "
+        f"the data set."
     ]
+    if reproduced and calibrated.get("auroc") is not None:
+        said[0] += (
+            f" Excess growth finds {percent(calibrated['tpr_at_1_fpr'])} of them at 1% false alarms (AUROC "
+            f"{score(calibrated['auroc'])}); raw growth finds {percent(raw['tpr_at_1_fpr'])} (AUROC "
+            f"{score(raw['auroc'])})."
+        )
+    if flagged:
+        low, high = verification["precision_interval"]
+        unhit = len(verification["unhit_rows"])
+        said.append(
+            f"Of {plural(flagged, 'flagged image')} {number(verification['flagged_reproduced'])} are reproduced: a "
+            f"precision of {percent(verification['flagged_reproduced'] / flagged)}, 95% interval {percent(low)} to "
+            f"{percent(high)}. {number(unhit) if unhit else 'None'} of the flagged images had no hit at all"
+            f"{', which more samples may still change' if unhit else ''}."
+        )
+    returns = verification["returns"]
+    if returns:
+        best = max(range(len(returns["levels"])), key=lambda k: returns["flagged"][k] - returns["controls"][k])
+        said.append(
+            f"Noised to level {returns['levels'][best]:g} and decoded, flagged images come back in "
+            f"{percent(returns['flagged'][best])} of the draws, unflagged ones of the same complexity in "
+            f"{percent(returns['controls'][best])}."
+        )
+    return said
 
 
 def headline_numbers(summary: Summary) -> list[Headline]:
@@ -126,8 +149,8 @@ def headline_numbers(summary: Summary) -> list[Headline]:
         note = f"distinct images at a false discovery rate of {percent(detection['fdr'])}"
         figures.append(Headline("memorized", number(detection["memorized"]), note))
         figures.append(Headline("precursors", number(detection["precursors"]), "distinct images of low denoising loss"))
-    if summary.get("truth"):
-        truth = summary["truth"]
+    if summary.get("verification"):
+        truth = summary["verification"]
         note = f"in {plural(truth['samples'], 'sample')}"
         figures.append(Headline("really reproduced", number(truth["reproduced_images"]), note))
     duplicates = summary["duplicates"]

@@ -7,7 +7,7 @@ and into the measures of complexity that calibration needs.
 
 from volgrowth.sources.base import Row, Source, SourceFile, content_id
 from volgrowth.sources.decode import BadImage, decode, to_unit
-from volgrowth.sources.features import features
+from volgrowth.sources.features import encode_png, features
 from volgrowth.sources.opening import open_source
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "SourceFile",
     "content_id",
     "decode",
+    "encode_png",
     "features",
     "open_source",
     "to_unit",

@@ -40,7 +40,7 @@ def features(pixels: np.ndarray) -> dict[str, float | int]:
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or pixels.dtype != np.uint8:
         raise ValueError(f"pixels {pixels.shape} {pixels.dtype}: expected (1 or 3, H, W) uint8")
     image = _image(pixels)
-    return {"png_bytes": _png_bytes(image), **_statistics(pixels), "phash": _phash(image), **_content(pixels)}
+    return {"png_bytes": len(encode_png(pixels)), **_statistics(pixels), "phash": _phash(image), **_content(pixels)}
 
 
 def _statistics(pixels: np.ndarray) -> dict[str, float]:
@@ -66,10 +66,11 @@ def _image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def _png_bytes(image: Image.Image) -> int:
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Pixels (C, H, W) uint8, C 1 or 3, as PNG."""
     stream = io.BytesIO()
-    image.save(stream, "PNG", compress_level=PNG_COMPRESS_LEVEL)
-    return stream.tell()
+    _image(pixels).save(stream, "PNG", compress_level=PNG_COMPRESS_LEVEL)
+    return stream.getvalue()
 
 
 def _phash(image: Image.Image) -> int:

@@ -1,25 +1,17 @@
-"""What samples prove, on constructed ones and on samples of a distribution that is known."""
+"""The rule of proof on constructed samples."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
-from torch.testing import assert_close
 
-from volgrowth.errors import ModelError
-from volgrowth.numerics import DDPMSchedule, EmpiricalDenoiser, GaussianDenoiser
-from volgrowth.verification import FALSE_SHARE, MIN_HITS, MIN_SHARE, draw_samples, find_reproduced
+from volgrowth.analysis.verification import FALSE_SHARE, MIN_HITS, MIN_SHARE, Reproduced
+from volgrowth.lab import truth
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def find_reproduced(samples: Tensor, images: Tensor, holdout: Tensor) -> Reproduced:
+    return truth.find_reproduced(samples.numpy(), images.numpy(), holdout.numpy())
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -149,75 +141,12 @@ def test_fewer_images_than_neighbours() -> None:
     assert find_reproduced(images[[0, 0]], images, NOTHING).images.tolist() == [True, False, False]
 
 
-MEAN = torch.linspace(-0.3, 0.3, 4, dtype=torch.float64).reshape(1, 2, 2)
-VARIANCE = torch.tensor([0.0, 0.005, 0.01, 0.02], dtype=torch.float64).reshape(1, 2, 2)
-
-
-def gaussian() -> GaussianDenoiser:
-    denoiser = GaussianDenoiser(MEAN, VARIANCE)
-    denoiser.schedule = DDPMSchedule((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
-    denoiser.image_shape = (1, 2, 2)
-    denoiser.dtype = torch.float64
-    return denoiser
-
-
-def test_samples_of_a_gaussian() -> None:
-    """With 999 steps; narrow enough that clamping to [-1, 1] touches nothing."""
-    samples = draw_samples(gaussian(), 4000, seed=0, steps=999, batch=4000)
-    assert samples.shape == (4000, 1, 2, 2)
-    error = (VARIANCE / 4000).sqrt()
-    assert ((samples.mean(0) - MEAN).abs() <= 4 * error + 1e-3).all()
-    assert_close(samples.var(0), VARIANCE, rtol=0.15, atol=1e-6)
-
-
-def test_more_steps_come_nearer_to_the_variance() -> None:
-    """The same noises, so that what is left is the error of the discrete flow: first order."""
-    wide = {steps: draw_samples(gaussian(), 500, 0, steps, batch=500).std(0)[0, 1, 1].item() for steps in (25, 50, 999)}
-    errors = [abs(wide[steps] - wide[999]) for steps in (25, 50)]
-    assert errors[0] > 1.5 * errors[1] > 0
-
-
-def test_samples_of_two_images_are_those_images() -> None:
-    points = torch.stack([torch.full((1, 2, 2), -0.5), torch.full((1, 2, 2), 0.5)])
-    denoiser = EmpiricalDenoiser(points)
-    denoiser.schedule = gaussian().schedule
-    samples = draw_samples(denoiser, 200, seed=1)
-    distance, which = torch.cdist(samples.flatten(1), points.flatten(1)).min(1)
-    assert distance.max() < 1e-3
-    assert 60 < which.sum() < 140
-
-
-def test_samples_stay_in_range() -> None:
-    denoiser = gaussian()
-    denoiser.mean, denoiser.variance = torch.tensor(0.9).double(), torch.tensor(0.5).double()
-    samples = draw_samples(denoiser, 200, seed=0, steps=10)
-    assert samples.max() == 1
-    assert samples.min() >= -1
-
-
-def test_samples_are_their_seeds() -> None:
-    first, again, other = (draw_samples(gaussian(), 10, seed, steps=5) for seed in (1, 1, 2))
-    assert first.equal(again)
-    assert (first - other).abs().max() > 1e-3
-
-
-def test_batches_are_different_draws() -> None:
-    samples = draw_samples(gaussian(), 25, seed=0, steps=5, batch=10)
-    assert samples.shape == (25, 1, 2, 2)
-    assert len(samples[:, 0, 1, 1].unique()) == 25
-
-
-def test_whole_batches_do_not_depend_on_how_many_follow() -> None:
-    few, more = (draw_samples(gaussian(), count, seed=0, steps=5, batch=10) for count in (10, 30))
-    assert more[:10].equal(few)
-
-
-def test_a_sample_does_not_depend_on_its_batch() -> None:
-    assert_close(
-        draw_samples(gaussian(), 10, 1, 5, batch=3), draw_samples(gaussian(), 10, 1, 5), rtol=1e-12, atol=1e-12
-    )
-
-
-def test_a_model_without_a_schedule_cannot_be_sampled() -> None:
-    with pytest.raises(ModelError, match="no DDPM schedule"):
-        draw_samples(GaussianDenoiser(MEAN, VARIANCE), 1, seed=0)
+def test_a_family_is_hit_in_any_of_its_forms() -> None:
+    """Two samples near the second form of image 0: alone neither form has its fifty neighbours' distance to itself."""
+    images, holdout = scattered(80, 1), scattered(60, 2)
+    forms = torch.cat([images, images[:1] + 0.05 * scattered(1, 7)])
+    samples = torch.cat([forms[-1:], forms[-1:], scattered(20, 3)])
+    family = np.arange(81)
+    family[80] = 0
+    found = truth.find_reproduced(samples.numpy(), forms.numpy(), holdout.numpy(), family)
+    assert found.hits.tolist() == [2] + [0] * 79

@@ -1,0 +1,107 @@
+"""Exact nearest neighbours of a set of queries, kept while any number of images passes by.
+
+Memory is that of the queries, of k neighbours for each, and of one block of distances. Distances are computed as
+|q|^2 + |x|^2 - 2 q.x in float64, which for uint8 pixels is integer arithmetic without rounding: what is found does not
+depend on blocks, shards or devices. Images belong to groups (an image and its copies); a group is as near as its
+nearest member and counts once.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+QUERIES_AT_ONCE = 2048
+IMAGES_AT_ONCE = 2048
+
+
+class Neighbours:
+    """The k nearest groups of each query.
+
+    Args:
+        queries: (S, ...) of any shape and number type.
+        k: neighbours to keep.
+        device: where distances are computed.
+
+    Attributes:
+        squared: (S, k) squared Euclidean distances, rising, infinite where there were fewer groups.
+        group: (S, k) int64, -1 there.
+    """
+
+    def __init__(self, queries: np.ndarray, k: int, device: torch.device | str = "cpu"):
+        self._queries = _flat(queries, device)
+        self._squared = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=device)
+        self._group = torch.full((len(queries), k), -1, dtype=torch.long, device=device)
+        self.k, self.device = k, device
+
+    def add(self, images: np.ndarray, groups: np.ndarray) -> None:
+        """Let images (n, ...) of groups (n,), which are not negative, compete."""
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            block = _flat(images[start : start + IMAGES_AT_ONCE], self.device)
+            number = _tensor(groups[start : start + IMAGES_AT_ONCE]).to(self.device)
+            present, member = number.unique(return_inverse=True)
+            for first in range(0, len(self._queries), QUERIES_AT_ONCE):
+                rows = slice(first, first + QUERIES_AT_ONCE)
+                squared = _by_group(_squared_distances(self._queries[rows], block), member, len(present))
+                self._compete(rows, squared, present)
+
+    def merge(self, squared: np.ndarray, group: np.ndarray) -> None:
+        """Let the neighbours (S, k) that were found elsewhere among other images compete."""
+        candidates = torch.cat([self._squared, _tensor(squared).to(self._squared)], 1)
+        numbers = torch.cat([self._group, _tensor(group).to(self._group)], 1)
+        # by group, and within it by distance: all but the nearest of a group drop out
+        order = candidates.argsort(dim=1)
+        order = order.gather(1, numbers.gather(1, order).argsort(dim=1, stable=True))
+        candidates, numbers = candidates.gather(1, order), numbers.gather(1, order)
+        candidates[:, 1:][numbers[:, 1:] == numbers[:, :-1]] = torch.inf
+        self._keep(slice(None), candidates, numbers)
+
+    def _compete(self, rows: slice, squared: Tensor, present: Tensor) -> None:
+        """Squared distances (rows, groups) of sorted groups (groups,) against what is kept of these rows."""
+        kept, group = self._squared[rows], self._group[rows]
+        position = torch.searchsorted(present, group).clamp(max=len(present) - 1)
+        again = present[position] == group  # a group that was met before competes as one
+        squared = squared.scatter_reduce(1, position, torch.where(again, kept, torch.inf), "amin")
+        candidates = torch.cat([torch.where(again, torch.inf, kept), squared], 1)
+        numbers = torch.cat([group, present.expand(len(group), -1)], 1)
+        self._keep(rows, candidates, numbers)
+
+    def _keep(self, rows: slice, squared: Tensor, numbers: Tensor) -> None:
+        best, chosen = squared.topk(self.k, dim=1, largest=False)
+        self._squared[rows] = best
+        self._group[rows] = torch.where(best.isinf(), -1, numbers.gather(1, chosen))
+
+    @property
+    def squared(self) -> np.ndarray:
+        return np.take_along_axis(self._squared.cpu().numpy(), self._order, 1)
+
+    @property
+    def group(self) -> np.ndarray:
+        return np.take_along_axis(self._group.cpu().numpy(), self._order, 1)
+
+    @property
+    def _order(self) -> np.ndarray:
+        """By distance, then by group, so that ties do not tell in which order images came."""
+        return np.lexsort((self._group.cpu().numpy(), self._squared.cpu().numpy()), axis=1)
+
+
+def _flat(images: np.ndarray, device: torch.device | str) -> Tensor:
+    return _tensor(images).to(device).flatten(1)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """A copy: what comes from Ray's store may not be written to, which torch does not know."""
+    return torch.from_numpy(np.array(array))
+
+
+def _squared_distances(queries: Tensor, images: Tensor) -> Tensor:
+    queries, images = queries.double(), images.double()
+    lengths = (queries**2).sum(1)[:, None] + (images**2).sum(1)
+    return (lengths - 2 * queries @ images.T).clamp(min=0)
+
+
+def _by_group(squared: Tensor, member: Tensor, groups: int) -> Tensor:
+    """(S, groups) the smallest of each group."""
+    if groups == squared.shape[1]:
+        return torch.empty_like(squared).scatter_(1, member.expand_as(squared), squared)
+    nearest = torch.full((len(squared), groups), torch.inf, dtype=squared.dtype, device=squared.device)
+    return nearest.scatter_reduce(1, member.expand_as(squared), squared, "amin")

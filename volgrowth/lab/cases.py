@@ -1,0 +1,153 @@
+"""Labelled training sets: some images planted in many copies, plain ones beside them, others held out.
+
+Copies are what makes a model memorize; plain images (flat, gradient, faint) are what a raw score takes for memorized.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from sklearn.datasets import load_digits
+
+from volgrowth.sources import encode_png
+
+Variation = Literal["exact", "shifted", "near"]
+
+# (images, copies of each)
+Planting = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training set and images held out. Images are uint8 (C, H, W); a family is an image with all of its copies.
+
+    Attributes:
+        train: (n, C, H, W) in the order of training.
+        family: (n,) which image each row is a copy of.
+        names: (families,) what the image is called; plain ones begin with `plain`.
+        holdout: (m, C, H, W) images of the same kinds, none of them trained on.
+        holdout_names: (m,)
+    """
+
+    train: np.ndarray
+    family: np.ndarray
+    names: np.ndarray
+    holdout: np.ndarray
+    holdout_names: np.ndarray
+
+    @property
+    def copies(self) -> np.ndarray:
+        """(families,) rows of each."""
+        return np.bincount(self.family, minlength=len(self.names))
+
+    @property
+    def first(self) -> np.ndarray:
+        """(families,) the first row of each: the image itself where copies vary."""
+        return np.unique(self.family, return_index=True)[1]
+
+    @property
+    def row_names(self) -> list[str]:
+        """(n,) the family's name and the number of the copy."""
+        counts: dict[int, int] = {}
+        names = []
+        for family in self.family.tolist():
+            copy = counts[family] = counts.get(family, -1) + 1
+            names.append(f"{self.names[family]}-{copy}")
+        return names
+
+
+def plant(
+    images: np.ndarray,
+    seed: int,
+    *,
+    trained: int,
+    planting: Planting,
+    plain: int,
+    prefix: str,
+    held_out: int | None = None,
+    variation: Variation = "exact",
+) -> Case:
+    """Deal images (n, C, H, W) to training and held out, plant copies of the first, add `plain` plain ones to both.
+
+    With a variation, every second planted image has copies that differ: moved by up to a pixel (`shifted`), or in
+    brightness, contrast and noise (`near`); its first row is the image itself.
+    """
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(images))
+    mine, others = order[:trained], order[trained:][:held_out]
+    simple = plain_images(images[others], 2 * plain, random)
+    copies = np.ones(trained + plain, int)
+    copies[: sum(n for n, _ in planting)] = np.repeat([c for _, c in planting], [n for n, _ in planting])
+    family = np.repeat(np.arange(trained + plain), copies)
+    train = np.concatenate([images[mine], simple[:plain]])[family]
+    names = [f"{prefix}-{index:04d}" for index in mine] + [f"plain-{index:04d}" for index in range(plain)]
+    holdout = np.concatenate([images[others], simple[plain:]])
+    holdout_names = [f"{prefix}-{index:04d}" for index in others]
+    holdout_names += [f"plain-{index + plain:04d}" for index in range(plain)]
+    first = np.unique(family, return_index=True)[1]
+    if variation != "exact":
+        for row in np.flatnonzero(np.isin(family, np.flatnonzero(copies > 1)[1::2])):
+            if row not in first:
+                train[row] = _vary(train[row], variation, random)
+    # two flat images can be of one grey level, and real sets hold copies
+    seen = {image.tobytes() for image in train}
+    strangers = [index for index, image in enumerate(holdout) if image.tobytes() not in seen]
+    shuffle = random.permutation(len(train))
+    if variation != "exact":  # so that the first row of a family stays the image itself
+        shuffle = np.concatenate([first[random.permutation(len(first))], np.setdiff1d(shuffle, first)])
+    return Case(
+        train=train[shuffle],
+        family=family[shuffle],
+        names=np.array(names),
+        holdout=holdout[strangers],
+        holdout_names=np.array(holdout_names)[strangers],
+    )
+
+
+def digit_images() -> np.ndarray:
+    """Scikit-learn's digits, (1797, 1, 8, 8) uint8."""
+    return np.round(load_digits().images * (255 / 16)).astype(np.uint8)[:, None]
+
+
+def plain_images(images: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Flat images, gradients, and faint versions of `images` in turn, (count, C, H, W) uint8."""
+    channels, height, width = images.shape[1:]
+    down, right = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
+    made = []
+    for index in range(count):
+        image = np.broadcast_to(random.uniform(20, 235, channels)[:, None, None], images.shape[1:]).copy()
+        if index % 3 == 1:
+            angle = random.uniform(0, 2 * np.pi)
+            image += random.uniform(10, 60) * (np.cos(angle) * down + np.sin(angle) * right)
+        elif index % 3 == 2:
+            image += random.uniform(0.05, 0.15) * images[random.integers(len(images))]
+        made.append(image)
+    return np.clip(np.round(made), 0, 255).astype(np.uint8)
+
+
+def _vary(image: np.ndarray, variation: Variation, random: np.random.Generator) -> np.ndarray:
+    if variation == "shifted":
+        down, right = random.integers(-1, 2, 2)
+        padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), mode="edge")
+        return padded[:, 1 - down : padded.shape[1] - 1 - down, 1 - right : padded.shape[2] - 1 - right]
+    changed = image * random.uniform(0.9, 1.1) + random.uniform(-10, 10) + random.normal(0, 4, image.shape)
+    return np.clip(np.round(changed), 0, 255).astype(np.uint8)
+
+
+def write_parquet(path: Path, images: np.ndarray, names: Sequence[str]) -> None:
+    """A Hugging Face style Parquet file of images (n, C, H, W): column `image` with PNG bytes, column `name`."""
+    rows = [
+        {"image": {"bytes": encode_png(image), "path": f"{name}.png"}, "name": str(name)}
+        for image, name in zip(images, names, strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=256)
+
+
+def to_tensor(images: np.ndarray) -> torch.Tensor:
+    """(n, C, H, W) float32 in [-1, 1] from uint8."""
+    return torch.from_numpy(images / 127.5 - 1).float()
