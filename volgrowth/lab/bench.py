@@ -22,10 +22,11 @@ from volgrowth.analysis.complexity import regressors
 from volgrowth.analysis.conformal import q_values
 from volgrowth.analysis.detection import auroc
 from volgrowth.analysis.verification import Reproduced
+from volgrowth.errors import UsageError
 from volgrowth.lab.cases import Case, to_tensor
 from volgrowth.lab.metrics import METRICS, PROMISED, detect, draw_replicates, interval, realised
 from volgrowth.lab.scores import SCORES, Preset, Score, evaluate, evaluate_preset
-from volgrowth.lab.suite import Setup, Trained, each, trained
+from volgrowth.lab.suite import Setup, Trained, available, each, trained
 from volgrowth.lab.truth import measure_truth
 from volgrowth.models import load_model
 from volgrowth.records import SCORES as COLUMNS
@@ -115,6 +116,19 @@ class Subject:
         return known[rows[:n]], known[rows[n:]]
 
 
+def choose(data: Path, names: Sequence[str] | None) -> list[Setup]:
+    """The named cases of those whose images are there; without names all of them.
+
+    Raises:
+        UsageError: an unknown name, or one whose file is missing.
+    """
+    known = {setup.name: setup for setup in available(data)}
+    for name in names or ():
+        if name not in known:
+            raise UsageError(f"case {name!r} is not to be had with --data {data}: expected one of {', '.join(known)}")
+    return [known[name] for name in names or known]
+
+
 def run_bench(
     setups: list[Setup],
     seeds: int,
@@ -123,7 +137,13 @@ def run_bench(
     own: Sequence[Score] = (),
     say: Callable[[str], None] = print,
 ) -> tuple[list[Result], list[Subject]]:
-    """Train what is not cached under `output`/models, measure every score on it, and pool over seeds."""
+    """Train what is not cached under `output`/models, measure every score on it, and pool over seeds.
+
+    Raises:
+        UsageError: no seeds, or a user's score that is none.
+    """
+    if seeds < 1:
+        raise UsageError(f"seeds is {seeds}: expected 1 or more")
     results, subjects = [], []
     for setup, seed in each(setups, seeds):
         subject = Subject.of(trained(setup, seed, data, output / "models", say))
@@ -239,7 +259,7 @@ def _mean(group: list[Result]) -> Result:
 
 
 def table(results: list[Result]) -> pa.Table:
-    """All results with the columns of `RESULTS`."""
+    """All results with the columns of `RESULTS`; null where there is no value."""
     rows: list[dict[str, Any]] = [
         {
             "case": result.case,
@@ -247,7 +267,7 @@ def table(results: list[Result]) -> pa.Table:
             "score": result.score.name,
             "calibrated": result.calibrated,
             "nfe": result.score.nfe,
-            **result.values,
+            **{name: None if np.isnan(value) else value for name, value in result.values.items()},
         }
         for result in results
     ]
