@@ -1,11 +1,12 @@
 import io
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from volgrowth.lab.cases import Case, digit_images, plain_images, plant, to_tensor, write_parquet
+from volgrowth.lab.cases import Case, Variation, digit_images, plain_images, plant, to_tensor, write_parquet
 from volgrowth.lab.suite import DIGITS, SUITE, Setup, available, each
 from volgrowth.lab.training import Recipe
 
@@ -17,7 +18,7 @@ def images() -> np.ndarray:
     return digit_images()[:400]
 
 
-def make(images, variation="exact", seed=1, **settings) -> Case:
+def make(images: np.ndarray, variation: Variation = "exact", seed: int = 1, **settings: Any) -> Case:
     asked = {"trained": 200, "planting": PLANTING, "plain": 30, "prefix": "digit", **settings}
     return plant(images, seed, variation=variation, **asked)
 

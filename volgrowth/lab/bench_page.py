@@ -45,7 +45,8 @@ TEMPLATE = """<!DOCTYPE html>
 <meta name="color-scheme" content="light dark">
 <title>{{ title }}</title>
 <style>{{ style }}
-th, td { padding-right: 18px; }
+table { font-size: 0.8125rem; }
+th, td { padding-right: 14px; }
 td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td:last-child { padding-right: 0; }</style>
 </head>
@@ -160,9 +161,9 @@ def _title(found: list[Verdict]) -> str:
 def _sentences(found: list[Verdict]) -> list[str]:
     kept = sum(verdict.kept for verdict in found)
     return [
-        f"{_title(found)}, and keeps its promise of 20% false flags, with enough power, in {kept} of {len(found)}.",
-        "Models are trained on sets with planted copies, what they reproduce is found by sampling them, and every "
+        "Models were trained on sets with planted copies, what they reproduce was found by sampling them, and every "
         "score is judged by how well it tells the reproduced images from all others in the training set.",
+        f"{_title(found)}. Its flags at a promised 20% keep that promise, and find enough, in {kept} of {len(found)}.",
     ]
 
 
