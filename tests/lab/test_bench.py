@@ -14,12 +14,12 @@ from tests.report.page_parser import Page
 from volgrowth.analysis.verification import Reproduced
 from volgrowth.errors import UsageError
 from volgrowth.lab import bench, bench_page
-from volgrowth.lab.bench import RESULTS, Result, Subject, choose, describe, judge, pool, run_bench, table
+from volgrowth.lab.bench import RESULTS, Result, Subject, choose, describe, judge, pool, run_bench, score_images, table
 from volgrowth.lab.bench_tables import detection_table, markdown, verdicts
 from volgrowth.lab.cases import digit_images, plant
 from volgrowth.lab.metrics import draw_replicates
 from volgrowth.lab.scores import SCORES, Score, user_score
-from volgrowth.lab.suite import Setup, Trained
+from volgrowth.lab.suite import Setup, Trained, trained
 from volgrowth.lab.training import Recipe
 from volgrowth.sources.features import features
 
@@ -175,6 +175,19 @@ def test_presets_that_are_shared_are_measured_once(tiny):
     """standard and flipd are columns of one measurement, and a user's own score is not cached."""
     (cache,) = (tiny / "models").glob("tiny-1-*/scores")
     assert len(list(cache.iterdir())) == 1
+
+
+def test_cached_scores_that_the_code_no_longer_gives_are_measured_again(tiny, monkeypatch):
+    (cache,) = (tiny / "models").glob("tiny-1-*/scores/*.npz")
+    monkeypatch.setattr(bench, "SCORES", CHEAP)
+    subject = Subject.of(trained(TINY, 1, tiny, tiny / "models", print))
+    sound = score_images(subject, CHEAP[0])
+    before = cache.stat().st_mtime_ns
+    with np.load(cache) as columns:
+        np.savez(cache, **{**columns, "growth": columns["growth"] + columns["growth"].std()})
+    np.testing.assert_allclose(score_images(subject, CHEAP[0]), sound, rtol=1e-4)
+    assert cache.stat().st_mtime_ns > before
+    np.testing.assert_allclose(score_images(subject, CHEAP[0]), sound, rtol=1e-4)
 
 
 def test_the_page_is_self_contained_and_holds_every_table(tiny):
