@@ -1,0 +1,113 @@
+"""Dropping copies and training again: what is dropped, what is counted, and whether it helps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from volgrowth.lab.cases import Case, digit_images, plant
+from volgrowth.lab.curation import (
+    SampleHits,
+    compare_curation,
+    copies_of,
+    mean_loss,
+    random_rows,
+    retrain_without,
+    sample_hits,
+)
+from volgrowth.lab.training import Recipe, train_model
+from volgrowth.models import load_model
+
+TINY = Recipe(channels=(8, 8), steps=60, batch=8)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return plant(digit_images()[:120], 0, trained=40, planting=((2, 10), (3, 4)), plain=6, prefix="digit")
+
+
+@pytest.fixture(scope="module")
+def model(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("curated") / "model"
+    train_model(case.train, folder, 0, TINY)
+    return folder
+
+
+def test_one_image_of_each_flagged_family_stays(case: Case) -> None:
+    flagged = np.zeros(len(case.names), bool)
+    flagged[[0, 3, 30]] = True  # ten copies, four copies, one
+    rows = copies_of(case, flagged)
+    left = np.bincount(np.delete(case.family, rows), minlength=len(case.names))
+    assert (left[flagged] == 1).all()
+    assert (left[~flagged] == case.copies[~flagged]).all()
+    assert len(rows) == 9 + 3
+
+
+def test_random_rows_are_rows_once_each_and_repeat_with_the_seed(case: Case) -> None:
+    rows = random_rows(case, 12, seed=3)
+    assert len(set(rows.tolist())) == 12
+    assert rows.max() < len(case.train)
+    assert rows.tolist() == random_rows(case, 12, seed=3).tolist() != random_rows(case, 12, seed=4).tolist()
+
+
+def test_dropping_nothing_trains_the_same_model(case: Case, model: Path, tmp_path: Path) -> None:
+    again = retrain_without(case, np.empty(0, int), tmp_path / "again", 0, TINY)
+    first, second = (mean_loss(load_model(str(folder)), case.holdout) for folder in (model, again))
+    assert first == pytest.approx(second, rel=1e-5)
+    assert retrain_without(case, np.arange(5), again, 0, TINY) == again  # what is there is not trained again
+
+
+@pytest.mark.parametrize("rows", [np.array([10_000]), np.arange(1000)])
+def test_rows_that_cannot_be_dropped_are_refused(case: Case, rows: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rows to drop of"):
+        retrain_without(case, rows, tmp_path / "never", 0, TINY)
+
+
+def test_samples_that_are_training_images_all_hit(case: Case, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampler that copies: every sample hits the set, none hits a held-out image; and the other way round."""
+    for source, hits, null in ((case.train[case.first], 40, 0), (case.holdout, 0, 40)):
+        drawn = source[:40]
+        monkeypatch.setattr("volgrowth.lab.curation.draw_samples", lambda *_, drawn=drawn, **__: drawn)
+        counted = sample_hits("copies", model, case, len(case.train), 40)
+        assert counted.hits == hits
+        assert counted.null_hits == pytest.approx(null * len(case.names) / len(case.holdout))
+
+
+def test_shares_and_standard_errors() -> None:
+    hits = SampleHits("", rows=1, samples=400, hits=100, null_hits=44.0, reproduced=0, loss=0.1, holdout_loss=0.1)
+    assert (hits.share, hits.null) == (0.25, 0.11)
+    assert hits.excess == pytest.approx(56 / 12)
+
+
+def test_the_control_drops_as_many_rows(case: Case, model: Path, tmp_path: Path) -> None:
+    flagged = case.copies > 1
+    said: list[str] = []
+    whole, dropped, random = compare_curation(case, flagged, model, tmp_path, 0, TINY, samples=16, say=said.append)
+    assert whole.rows == len(case.train)
+    assert dropped.rows == random.rows == len(case.names)
+    assert {whole.samples, dropped.samples, random.samples} == {16}
+    assert len(said) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1800)
+def test_deduplicating_flagged_images_ends_memorization_and_a_random_drop_does_not(demo: Path, tmp_path: Path) -> None:
+    """On the demo's audit: calibrated flags in, two models trained again, hits out."""
+    import pyarrow.parquet as pq
+
+    from volgrowth.lab.suite import DIGITS
+
+    case = DIGITS.case(Path(), seed=1)
+    findings = pq.read_table(demo / "audit" / "findings.parquet").sort_by("row")
+    flagged = np.zeros(len(case.names), bool)
+    flagged[case.family[findings.column("memorized").to_numpy().astype(bool)]] = True
+    assert 0 < flagged.sum() < 60  # flags point at a few images, not at the set
+    whole, dropped, random = compare_curation(
+        case, flagged, demo / "model", tmp_path, seed=1, recipe=DIGITS.recipe, samples=1000
+    )
+    assert whole.excess > 10
+    assert dropped.excess < 3
+    assert random.excess > 10
+    assert random.share > 5 * dropped.share
+    assert dropped.reproduced <= 2 < random.reproduced
