@@ -407,7 +407,10 @@ def test_what_cannot_be_compared():
     assert "does not vary" in refused(one, other(spread=0.0), kind=OutputError)
     torn = other()
     vars(torn)["findings"] = torn.findings.slice(1)
-    assert "of different rows" in refused(one, torn, kind=OutputError)
+    assert "is of other rows than scores" in refused(one, torn, kind=OutputError)
+    old = other()
+    vars(old)["findings"] = old.findings.drop_columns(["outside_range"])
+    assert "has no column outside_range" in refused(one, old, kind=OutputError)
 
 
 def test_what_can_be_compared():

@@ -1,6 +1,7 @@
 """A comparison of two audits in words, as `volgrowth diff` prints it."""
 
 from collections.abc import Iterator
+from textwrap import wrap
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,9 @@ LISTED = 20
 # characters of an id: those that are hashes say nothing more beyond
 ID_WIDTH = 28
 
+# characters of a line of prose
+WIDTH = 110
+
 MEANING = {
     Verdict.BECAME: "memorized: a significant rise, flagged in B and not in A",
     Verdict.CEASED: "to be memorized: a significant fall, flagged in A and not in B",
@@ -26,7 +30,8 @@ MEANING = {
 
 def describe(comparison: Comparison) -> str:
     """Counts, what they promise, and up to `LISTED` images of each kind of change."""
-    blocks = [_counts(comparison), _promise(comparison), [f"Note: {warning}" for warning in comparison.warnings]]
+    notes = [line for warning in comparison.warnings for line in wrap(f"Note: {warning}", WIDTH)]
+    blocks = [_counts(comparison), wrap(_promise(comparison), WIDTH), notes]
     blocks += [list(_images(comparison, verdict)) for verdict in list(Verdict)[:4]]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
@@ -43,18 +48,18 @@ def _counts(comparison: Comparison) -> list[str]:
     ]
 
 
-def _promise(comparison: Comparison) -> list[str]:
+def _promise(comparison: Comparison) -> str:
     if comparison.null == "held-out":
         null = f"the {comparison.null_rows:,} held-out images that both audits share and neither model was trained on"
     else:
         null = f"the mirror image of the {comparison.null_rows:,} changes themselves (an assumption: see the note)"
-    false = comparison.fdr * comparison.significant
-    return [
-        f"Changes are compared with {null}.",
-        f"Of the {comparison.significant:,} significant ones at most {comparison.fdr:.1%} ({false:.1f}) are expected "
-        f"to be chance; that holds for all four kinds",
-        "together, not for each alone. z is excess growth in units of its own audit's residual spread.",
-    ]
+    said = [f"Changes are compared with {null}."]
+    if found := comparison.significant:
+        said.append(
+            f"Of the {found:,} significant ones at most {comparison.fdr:.1%} ({comparison.fdr * found:.1f}) are "
+            f"expected to be chance; that holds for all four kinds together, not for each alone."
+        )
+    return " ".join([*said, "z is excess growth in units of its own audit's residual spread."])
 
 
 def _images(comparison: Comparison, verdict: Verdict) -> Iterator[str]:

@@ -121,10 +121,12 @@ def match(a: Audit, b: Audit) -> Matched:
 
 def _distinct(audit: Audit, scores: pa.Table, findings: pa.Table) -> Distinct:
     """Each image once, by its first row with a score, which is the one that decided its flag."""
-    if not scores.column("row").equals(findings.column("row")):
+    lacking = sorted({"outside_range", "memorized"} - set(findings.column_names))
+    if lacking or not scores.column("row").equals(findings.column("row")):
+        what = f"has no column {lacking[0]} (an older version wrote it)" if lacking else "is of other rows than scores"
         raise OutputError(
-            f"findings and scores in {audit.store.url} are of different rows: delete {audit.store.url}/_SUCCESS and "
-            f"run the same `volgrowth audit` again"
+            f"findings in {audit.store.url} {what}: delete {audit.store.url}/_SUCCESS and run the same `volgrowth "
+            f"audit` again, which keeps the scores"
         )
     known = scores.column("content_hash").is_valid()
     scores, findings = scores.filter(known), findings.filter(known)
