@@ -6,6 +6,7 @@ set alone changes what is memorized. Hits are counted on the distinct images of 
 was trained on. Hits on held-out images are the null: what the rule finds where nothing can be memorized.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
@@ -138,7 +139,9 @@ def compare_curation(
     results = [sample_hits("the whole set", model, case, len(case.train), samples)]
     for name, rows in drops.items():
         say(f"training again with {name}: {len(rows)} of {len(case.train)} rows")
-        retrained = retrain_without(case, rows, folder / name.replace(" ", "-"), seed, recipe)
+        # named after what it lacks, so that other flags do not find this model
+        digest = hashlib.sha256(np.sort(rows).tobytes()).hexdigest()[:8]
+        retrained = retrain_without(case, rows, folder / f"{name.replace(' ', '-')}-{digest}", seed, recipe)
         results.append(sample_hits(name, retrained, case, len(case.train) - len(rows), samples))
     first, second, third = results
     return first, second, third

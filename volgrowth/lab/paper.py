@@ -19,11 +19,13 @@ import numpy as np
 import torch
 
 from volgrowth.errors import UsageError, VolgrowthError
+from volgrowth.lab.paper_ablation import ablation
 from volgrowth.lab.paper_open import curation, stochastic
 from volgrowth.lab.paper_overfit import degrees, overfit
 from volgrowth.lab.paper_page import html, markdown
-from volgrowth.lab.paper_planted import ablation, memorized, scores, trajectory
+from volgrowth.lab.paper_planted import memorized, scores
 from volgrowth.lab.paper_sections import FULL, QUICK, Scale, Section, Workshop, read, timed, write
+from volgrowth.lab.paper_trajectory import trajectory
 from volgrowth.lab.suite import DIGITS, SUITE, Setup
 from volgrowth.version import VERSION
 

@@ -4,6 +4,8 @@ stochastic   are the flagged images those that ancestral sampling reproduces too
 curation     do samples stop hitting training images when flagged copies are dropped, and not otherwise?
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -16,7 +18,7 @@ from volgrowth.errors import ModelError
 from volgrowth.lab.curation import SampleHits, compare_curation
 from volgrowth.lab.paper_figures import bars
 from volgrowth.lab.paper_planted import excess, flags, planted
-from volgrowth.lab.paper_sections import Chart, Section, Workshop, table
+from volgrowth.lab.paper_sections import Chart, Row, Section, Workshop, table
 from volgrowth.lab.truth import find_reproduced
 from volgrowth.numerics import DDPMSchedule, Denoiser
 from volgrowth.numerics.sampling import ddim_sample
@@ -74,9 +76,7 @@ def stochastic(shop: Workshop) -> Section:
     )
 
 
-def truth_row(
-    shop: Workshop, sampler: str, truth: Reproduced, samples: int, flagged: np.ndarray
-) -> dict[str, float | int | str]:
+def truth_row(shop: Workshop, sampler: str, truth: Reproduced, samples: int, flagged: np.ndarray) -> Row:
     """What a sampler hits, and how well the calibrated score and the flags find it."""
     score = excess(shop, "standard")
     return {
@@ -106,8 +106,6 @@ def curation(shop: Workshop) -> Section:
         shop.say,
     )
     whole, dropped, random = results
-    names = [hits.name for hits in results]
-    shares, nulls = np.array([hits.share for hits in results]), np.array([hits.null for hits in results])
     return Section(
         name="curation",
         title="Curation and retraining",
@@ -118,17 +116,10 @@ def curation(shop: Workshop) -> Section:
             table(
                 "curation",
                 "Samples that hit an image of the whole set, against held-out ones.",
-                [hit_row(h) for h in results],
+                [hit_row(hits) for hits in results],
             )
         ],
-        charts=[
-            Chart(
-                "curation",
-                "Bars: share of samples that hit an image of the set. Ticks: what would by chance.",
-                "Share of samples that hit a training image before curation, after it, and after a random drop.",
-                lambda palette: bars(palette, names, shares, nulls, "share of samples that hit"),
-            )
-        ],
+        charts=[curation_chart(results)],
         findings=[
             f"Hits fall from {whole.share:.1%} to {dropped.share:.1%} without the flagged copies, where chance gives "
             f"{dropped.null:.1%}; without as many random rows they are at {random.share:.1%}.",
@@ -140,7 +131,19 @@ def curation(shop: Workshop) -> Section:
     )
 
 
-def hit_row(hits: SampleHits) -> dict[str, float | int | str]:
+def curation_chart(results: Sequence[SampleHits]) -> Chart:
+    """Hits of each model against its null."""
+    names = [hits.name for hits in results]
+    shares, nulls = np.array([hits.share for hits in results]), np.array([hits.null for hits in results])
+    return Chart(
+        "curation",
+        "Bars: share of samples that hit an image of the set. Ticks: what would by chance.",
+        "Share of samples that hit a training image before curation, after it, and after a random drop.",
+        lambda palette: bars(palette, names, shares, nulls, "share of samples that hit"),
+    )
+
+
+def hit_row(hits: SampleHits) -> Row:
     """A model's hits."""
     return {
         "trained on": hits.name,

@@ -17,7 +17,7 @@ from volgrowth.lab.cases import digit_images
 from volgrowth.lab.curation import mean_loss
 from volgrowth.lab.paper_figures import Line, curves, dots
 from volgrowth.lab.paper_growth import Growth, published_growth
-from volgrowth.lab.paper_sections import Chart, Section, Workshop, table
+from volgrowth.lab.paper_sections import Chart, Row, Section, Workshop, table
 from volgrowth.lab.suite import Setup
 from volgrowth.lab.training import Recipe, train_model
 from volgrowth.lab.truth import find_reproduced
@@ -117,7 +117,7 @@ def overfit(shop: Workshop) -> Section:
     )
 
 
-def overfit_row(name: str, growth: Growth) -> dict[str, object]:
+def overfit_row(name: str, growth: Growth) -> Row:
     """One side's numbers."""
     volume, edges = growth.volume[:, -1], growth.edges[:, -1]
     return {
@@ -134,7 +134,7 @@ def overfit_row(name: str, growth: Growth) -> dict[str, object]:
     }
 
 
-def published_rows(axes: int, steps: int) -> list[dict[str, object]]:
+def published_rows(axes: int, steps: int) -> list[Row]:
     """What others measured, where it can stand beside it."""
     if (axes, steps) != (100, 1000):
         return []
@@ -145,7 +145,7 @@ def published_rows(axes: int, steps: int) -> list[dict[str, object]]:
     return rows
 
 
-def image_rows(measured: dict[str, Growth]) -> list[dict[str, object]]:
+def image_rows(measured: dict[str, Growth]) -> list[Row]:
     """Every image, by its place in its set."""
     return [
         {"images": name, "place": place, "log volume": growth.volume[place, -1], "log edges": growth.edges[place, -1]}
@@ -208,7 +208,7 @@ def degrees(shop: Workshop) -> Section:
     )
 
 
-def onset(rows: list[dict[str, float]]) -> list[str]:
+def onset(rows: list[Row]) -> list[str]:
     """Which of growth and samples shows overfitting first."""
     told = next((row["training steps"] for row in rows if row["AUROC"] >= 0.95), None)
     copied = next((row["training steps"] for row in rows if row["hits, trained"] >= 0.1), None)
@@ -221,7 +221,7 @@ def onset(rows: list[dict[str, float]]) -> list[str]:
     ]
 
 
-def degree_row(shop: Workshop, steps: int) -> dict[str, float]:
+def degree_row(shop: Workshop, steps: int) -> Row:
     """One network."""
     pair, denoiser = sides(shop), network(shop, steps)
     shop.say(f"measuring the network of {steps} steps")
@@ -244,7 +244,7 @@ def degree_row(shop: Workshop, steps: int) -> dict[str, float]:
     }
 
 
-def degree_chart(rows: list[dict[str, float]]) -> Chart:
+def degree_chart(rows: list[Row]) -> Chart:
     """Growth and hits over training."""
 
     def line(column: str, name: str, role: str, dashed: bool = False) -> Line:

@@ -20,6 +20,7 @@ from volgrowth.lab.suite import Setup
 from volgrowth.report.figures import inline_svg
 
 Say = Callable[[str], None]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def timed(run: Callable[[], Section]) -> tuple[Section, float]:
     return run(), time.perf_counter() - start
 
 
-def table(name: str, caption: str, rows: Sequence[dict[str, Any]]) -> Table:
+def table(name: str, caption: str, rows: Sequence[Row]) -> Table:
     """A table from rows; a key that a row lacks is a null."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return Table(name, caption, pa.table({column: [row.get(column) for row in rows] for column in columns}))
