@@ -1,11 +1,19 @@
 """The demo, whole: what it prints is measured here, and its model serves audits of every kind of source."""
 
+from math import log10
+
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from scipy.stats import spearmanr
 
 import volgrowth as vg
+from volgrowth.audit.measures import measure_images
+from volgrowth.config import VolumeMeasure
+from volgrowth.lab.cases import to_tensor
+from volgrowth.lab.suite import DIGITS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -16,6 +24,38 @@ def test_calibrated_growth_finds_what_the_model_reproduces_and_raw_growth_does_n
     assert truth["calibrated"]["auroc"] >= 0.97
     assert truth["calibrated"]["tpr_at_1_fpr"] >= 0.85
     assert truth["raw"]["tpr_at_1_fpr"] <= 0.5
+
+
+def test_volume_ranks_as_the_exact_volume_of_the_dense_jacobian(demo):
+    """Preset `volume` (19 levels, one probe) against the QR of a full frame of 64 tangents: Spearman >= .99."""
+    case, model = DIGITS.case(demo, seed=1), vg.load_model(str(demo / "model"))
+    plain = np.char.startswith(case.names, "plain")
+    kinds = (case.copies > 1, plain, ~plain & (case.copies == 1))
+    chosen = np.concatenate([np.flatnonzero(kind)[:10] for kind in kinds])
+    images = to_tensor(case.train[case.first[chosen]])
+    measure = VolumeMeasure()
+    levels = torch.logspace(log10(measure.smallest_level), log10(measure.largest_level), 19, dtype=torch.float64)
+    exact = vg.volume_growth(
+        model, images, vg.VESchedule(), levels, solver="multistep", num_tangents=64, coordinates="y"
+    ).log_volume[:, -1]
+    growth = measure_images(model, images, list(range(30)), measure, seed=0).columns["growth"]
+    assert spearmanr(exact.detach(), growth).statistic >= 0.99
+
+
+def test_without_held_out_images_flags_rest_on_an_assumption(demo):
+    """And the page says so; what they find is the same, what is false among them may be more than was asked for."""
+    audit = vg.open_audit(str(demo / "audit"))
+    config = vg.AuditConfig.build(
+        model=str(demo / "model"), data=str(demo / "train.parquet"), output=str(demo / "alone"), id_column="name"
+    )
+    alone = vg.run_audit(config, quiet=True)
+    assert "the error rate is an assumption" in " ".join(alone.summary["detection"]["warnings"])
+    assert "on an assumption" in (demo / "alone/report.html").read_text()
+    first = alone.findings["row"].to_numpy() == alone.findings["cluster"].to_numpy()
+    flags = alone.findings["memorized"].to_numpy(zero_copy_only=False)[first].astype(bool)
+    truth = np.isin(alone.findings["row"].to_numpy(), audit.summary["verification"]["rows"])[first]
+    assert (flags & truth).sum() >= 0.85 * truth.sum()
+    assert (flags & ~truth).sum() <= 0.4 * flags.sum()
 
 
 def test_single_copies_look_like_held_out_images(demo):

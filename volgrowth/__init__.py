@@ -26,12 +26,14 @@ if TYPE_CHECKING:
         volume_growth,
     )
     from volgrowth.pipeline import run_audit
+    from volgrowth.verification import verify_audit
 
 _HOMES = {
     "volgrowth.audit.result": ("open_audit",),
     "volgrowth.config": ("AuditConfig",),
     "volgrowth.models": ("load_model",),
     "volgrowth.pipeline": ("run_audit",),
+    "volgrowth.verification": ("verify_audit",),
     "volgrowth.numerics": (
         "DDPMSchedule",
         "Denoiser",

@@ -45,7 +45,11 @@ def audit(
     id_column: Annotated[str | None, typer.Option(help="Column with your ids; else a hash of the bytes.")] = None,
     holdout: Annotated[str | None, typer.Option(help="Images like these that the model was not trained on.")] = None,
     holdout_split: Annotated[str | None, typer.Option(help="Split of the held-out images.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Audit of the same rows under a model not trained on them, for calibration.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="standard (default), paper (as published) or volume.")] = None,
+    adaptive: Annotated[bool, typer.Option("--adaptive", help="More probes for rows near the threshold.")] = False,
     shard_size: Annotated[int | None, typer.Option(help="Rows per fragment.")] = None,
     workers: Annotated[int | None, typer.Option(help="Model replicas; default one per GPU, or per core.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")] = None,
@@ -73,6 +77,8 @@ def audit(
         "id_column": id_column,
         "holdout": holdout,
         "holdout_split": holdout_split,
+        "reference": reference,
+        "adaptive": adaptive or None,
         "shard_size": shard_size,
         "workers": workers,
         "gpus_per_worker": gpus_per_worker,
@@ -109,6 +115,62 @@ def report(output: Annotated[str, typer.Argument(help="Output of a finished audi
     finished = open_audit(output)
     write_report(finished)
     print(finished.store.path("report.html"))
+
+
+@app.command()
+def diff(
+    out_a: Annotated[str, typer.Argument(help="Output of a finished audit: the earlier checkpoint or data set.")],
+    out_b: Annotated[str, typer.Argument(help="Output of the audit to compare it with.")],
+    fdr: Annotated[float, typer.Option(help="Rate of false discoveries among all significant changes.")] = 0.1,
+    table: Annotated[
+        str | None, typer.Option(help="Parquet file or URL for the whole table, one row per image.")
+    ] = None,
+) -> None:
+    """Say which images became or ceased to be memorized from audit OUT_A to audit OUT_B.
+
+    Example:
+
+      volgrowth diff out-before out-after --table changes.parquet
+    """
+    from volgrowth.analysis.comparison import compare, save
+    from volgrowth.analysis.comparison_text import describe
+    from volgrowth.audit.result import open_audit
+
+    comparison = compare(open_audit(out_a), open_audit(out_b), fdr)
+    if table:
+        save(comparison, table)
+    print(describe(comparison))
+
+
+@app.command()
+def verify(
+    output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
+    samples: Annotated[int, typer.Option(help="Images to draw from the model; 2500 or more say most.")],
+    workers: Annotated[int | None, typer.Option(help="Model replicas; default one per GPU, or per core.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster; one is started here otherwise.")] = None,
+) -> None:
+    """Draw SAMPLES from the audited model and see which training images they reproduce.
+
+    Fills the column verified_hits of findings, says how many of the flags are proved, and writes the report again.
+    A later call with more samples keeps those drawn before.
+
+    Example:
+
+      volgrowth verify out --samples 5000
+    """
+    from volgrowth.report.words import proof
+    from volgrowth.verification import verify_audit
+
+    try:
+        audit = verify_audit(output, samples, workers=workers, gpus_per_worker=gpus_per_worker, ray_address=ray_address)
+    except KeyboardInterrupt:
+        print(f"interrupted: samples drawn are kept in {output}; the same command goes on", file=sys.stderr)
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    found = audit.summary["verification"]
+    print("\n".join([*proof(found), f"report: {audit.store.path('report.html')}"]))
+    for warning in found["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 @app.command()

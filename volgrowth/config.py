@@ -127,6 +127,8 @@ class AuditConfig(Frozen):
     holdout: str | None = None
     holdout_split: str | None = None
     measure: Measure = StandardMeasure()
+    adaptive: bool = False
+    reference: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     shard_size: Count = 1024
     batch_size: Count = 64
@@ -138,7 +140,7 @@ class AuditConfig(Frozen):
     ray_address: str | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.01
 
-    @field_validator("model", "data", "holdout", "output")
+    @field_validator("model", "data", "holdout", "reference", "output")
     @classmethod
     def _findable(cls, value: str | None, info: ValidationInfo) -> str | None:
         """Local paths become absolute, so that workers and later commands find them from anywhere."""
@@ -147,6 +149,12 @@ class AuditConfig(Frozen):
         path = os.path.expanduser(value)
         local = info.field_name == "output" or os.path.exists(path) or glob.has_magic(path)
         return os.path.abspath(path) if local else value
+
+    @model_validator(mode="after")
+    def _refinable(self) -> Self:
+        if self.adaptive and not (isinstance(self.measure, StandardMeasure) and self.measure.num_probes > 1):
+            raise ValueError("adaptive needs the standard error of preset standard with several probes")
+        return self
 
     @field_validator("measure", mode="before")
     @classmethod
@@ -161,7 +169,7 @@ class AuditConfig(Frozen):
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"] if part not in PRESETS) or "settings"
-            given = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+            given = "" if problem["type"] == "missing" or not problem["loc"] else f", got {problem['input']!r}"
             raise UsageError(f"setting {where}: {problem['msg']}{given}") from None
 
     @property

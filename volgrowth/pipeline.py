@@ -2,20 +2,30 @@
 
 import sys
 from collections.abc import Iterable
-from io import BytesIO
+from contextlib import ExitStack
 from math import prod
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration import MIN_IMAGES
-from volgrowth.analysis.findings import analyse
+from volgrowth.analysis.findings import Analysis, Reference, analyse
 from volgrowth.analysis.summary import summarize
 from volgrowth.audit.fragments import published, reconcile
-from volgrowth.audit.manifest import MANIFEST, SUCCESS, DataInfo, Manifest, freeze
+from volgrowth.audit.manifest import (
+    HOLDOUT_FOLDER,
+    MANIFEST,
+    SCORES_FOLDER,
+    SUCCESS,
+    DataInfo,
+    Manifest,
+    Shard,
+    freeze,
+)
 from volgrowth.audit.progress import AuditProgress
+from volgrowth.audit.refine import FACTOR, Refinement, near
 from volgrowth.audit.result import (
     FINDINGS_FILE,
     HOLDOUT_FINDINGS_FILE,
@@ -25,12 +35,12 @@ from volgrowth.audit.result import (
     open_audit,
 )
 from volgrowth.audit.store import Store
-from volgrowth.config import AuditConfig, PaperMeasure
+from volgrowth.config import AuditConfig, PaperMeasure, StandardMeasure
 from volgrowth.errors import DataError, UsageError
 from volgrowth.models import inspect_model
 from volgrowth.records import ModelInfo
 from volgrowth.report import render
-from volgrowth.sources import BadImage, decode, open_source
+from volgrowth.sources import BadImage, decode, encode_png, open_source
 
 GALLERY = 60
 
@@ -46,14 +56,32 @@ def run_audit(config: AuditConfig, *, quiet: bool = False) -> Audit:
     manifest = freeze(store, plan(config))
     if store.exists(SUCCESS):
         return open_audit(config.output)
-    run = _score(config, store, manifest, quiet)
-    audit = Audit(store, store.read_json(MANIFEST))
-    analysis = analyse(audit.scores, audit.holdout_scores)
+    from volgrowth.audit.driver import ray_running, score_shards
+
+    with ExitStack() as engine:
+
+        def score(todo: list[Shard], refinement: Refinement | None = None) -> None:
+            if todo:
+                engine.enter_context(ray_running(config.ray_address))
+                with _progress(manifest, todo, refinement, quiet) as progress:
+                    score_shards(config, manifest, todo, progress, refinement)
+
+        done = published(store, manifest)
+        score([shard for shard in manifest.shards if shard.name not in done])
+        audit, analysis = _analysed(config, store)
+        if config.adaptive:
+            refinement = Refinement.load(store)
+            if refinement is None:
+                refinement = _choose(config, audit, analysis)
+                refinement.save(store)
+            done = published(store, manifest)
+            score([s for s in refinement.shards(manifest) if "refined" not in done[s.name]], refinement)
+            audit, analysis = _analysed(config, store)
     metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
     store.write_table(FINDINGS_FILE, analysis.findings, metadata)
     if analysis.holdout is not None:
         store.write_table(HOLDOUT_FINDINGS_FILE, analysis.holdout, metadata)
-    store.write_json(SUMMARY_FILE, summarize(audit, analysis, config, run))
+    store.write_json(SUMMARY_FILE, summarize(audit, analysis, config, _run(store, manifest)))
     write_report(audit)
     store.write(SUCCESS, b"")
     return open_audit(config.output)
@@ -74,7 +102,10 @@ def plan(config: AuditConfig) -> Manifest:
         if holdout.rows < MIN_IMAGES:
             raise DataError(f"holdout {config.holdout} has {holdout.rows} images: expected at least {MIN_IMAGES}")
     _check_tangents(config, model)
-    return Manifest.plan(config, model, data, holdout)
+    manifest = Manifest.plan(config, model, data, holdout)
+    if config.reference:
+        _check_reference(config.reference, manifest)
+    return manifest
 
 
 def _check_tangents(config: AuditConfig, model: ModelInfo) -> None:
@@ -83,6 +114,31 @@ def _check_tangents(config: AuditConfig, model: ModelInfo) -> None:
         raise UsageError(
             f"setting measure.num_tangents: {measure.num_tangents} axes in {dimension} dimensions: expected "
             f"at most as many"
+        )
+
+
+def _check_reference(reference: str, manifest: Manifest) -> None:
+    """The reference must have measured the same rows by the same measure, under another model.
+
+    Raises:
+        UsageError, OutputError: it has not.
+    """
+    other = open_audit(reference).plan
+    pairs = {
+        "data": (other.data.fingerprint, manifest.data.fingerprint),
+        "held-out": (other.holdout and other.holdout.fingerprint, manifest.holdout and manifest.holdout.fingerprint),
+        "measure": (other.config["measure"], manifest.config["measure"]),
+    }
+    for name, (there, here) in pairs.items():
+        if there != here:
+            what = "measure is another" if name == "measure" else f"{name} set is another"
+            raise UsageError(
+                f"--reference {reference}: its {what}; expected an audit of the same rows, with the same held-out "
+                f"set and preset, by a model that was not trained on them"
+            )
+    if other.model.hash == manifest.model.hash:
+        raise UsageError(
+            f"--reference {reference}: it audits the same model; expected one that was not trained on these images"
         )
 
 
@@ -106,32 +162,57 @@ def write_report(audit: Audit) -> None:
     audit.store.write(REPORT_FILE, page.encode())
 
 
-def _score(config: AuditConfig, store: Store, manifest: Manifest, quiet: bool) -> dict[str, Any]:
-    """Score what no fragment covers yet; what all of it took, for the summary."""
-    from volgrowth.audit.driver import score_shards
+def _progress(manifest: Manifest, todo: list[Shard], refinement: Refinement | None, quiet: bool) -> AuditProgress:
+    """Of the whole audit, or of what is measured again."""
+    shards = manifest.shards if refinement is None else todo
+    total = sum(shard.rows for shard in shards)
+    return AuditProgress(
+        rows=total,
+        shards=len(shards),
+        done_rows=total - sum(shard.rows for shard in todo),
+        done_shards=len(shards) - len(todo),
+        quiet=quiet,
+        doing="auditing" if refinement is None else "refining",
+    )
 
-    done = published(store, manifest)
-    todo = [shard for shard in manifest.shards if shard.name not in done]
-    total = sum(shard.rows for shard in manifest.shards)
-    if todo:
-        progress = AuditProgress(
-            rows=total,
-            shards=len(manifest.shards),
-            done_rows=total - sum(shard.rows for shard in todo),
-            done_shards=len(manifest.shards) - len(todo),
-            quiet=quiet,
-        )
-        with progress:
-            score_shards(config, manifest, todo, progress)
-    effort = reconcile(store, manifest)
+
+def _analysed(config: AuditConfig, store: Store) -> tuple[Audit, Analysis]:
+    audit, reference = Audit(store, store.read_json(MANIFEST)), None
+    if config.reference:
+        other = open_audit(config.reference)
+        reference = Reference(other.scores, other.holdout_scores)
+    return audit, analyse(audit.scores, audit.holdout_scores, reference)
+
+
+def _run(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """What scoring took, for the summary; checks that every fragment is there."""
+    effort, refinement = reconcile(store, manifest), Refinement.load(store)
     seconds = effort.worker_seconds / max(effort.workers, 1)
+    rows = sum(shard.rows for shard in manifest.shards)
     return {
         "seconds": seconds,
         "worker_seconds": effort.worker_seconds,
-        "images_per_second": total / seconds if seconds else 0.0,
+        "images_per_second": rows / seconds if seconds else 0.0,
         "workers": effort.workers,
         "device": effort.device,
+        "refined_rows": sum(len(rows) for rows in refinement.chosen.values()) if refinement else 0,
     }
+
+
+def _choose(config: AuditConfig, audit: Audit, analysis: Analysis) -> Refinement:
+    """Rows of both sets whose excess is near to where flags begin, or would, when none has been raised."""
+    measure = config.measure
+    assert isinstance(measure, StandardMeasure)  # the config has seen to it
+    findings, null = analysis.findings, analysis.findings if analysis.holdout is None else analysis.holdout
+    excess = findings["excess_growth"].to_numpy()
+    flagged = excess[pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)]
+    known = null["excess_growth"].drop_null().to_numpy()
+    threshold = flagged.min() if len(flagged) else known.max(initial=-np.inf)
+    chosen = {SCORES_FOLDER: near(excess, audit.scores["growth_error"].to_numpy(), threshold)}
+    if analysis.holdout is not None and audit.holdout_scores is not None:
+        held = analysis.holdout["excess_growth"].to_numpy(), audit.holdout_scores["growth_error"].to_numpy()
+        chosen[HOLDOUT_FOLDER] = near(*held, threshold)
+    return Refinement(float(threshold), FACTOR * measure.num_probes, chosen)
 
 
 def _gallery_rows(findings: pa.Table) -> list[int]:
@@ -157,7 +238,5 @@ def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:
             pixels = decode(record.data or b"", (channels, height, width), config["max_pixels"])
         except BadImage:
             continue
-        buffer = BytesIO()
-        Image.fromarray(pixels[0] if channels == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
-        pictures[row] = buffer.getvalue()
+        pictures[row] = encode_png(pixels)
     return pictures

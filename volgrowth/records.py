@@ -87,7 +87,7 @@ FINDINGS = pa.schema(
         _field("growth", pa.float64(), "as in scores"),
         _field("expected_growth", pa.float64(), "what an image of this complexity shows anyway"),
         _field("excess_growth", pa.float64(), "growth - expected_growth"),
-        _field("p_value", pa.float64(), "conformal, against held-out images; 1 where outside_range"),
+        _field("p_value", pa.float64(), "against held-out images, else of an assumed tail; 1 where outside_range"),
         _field("q_value", pa.float64(), "Benjamini-Hochberg adjusted p_value"),
         _field("memorized", pa.bool_(), "flagged by curvature: q_value within the rate"),
         _field("precursor", pa.bool_(), "flagged by denoising loss: loss_q_value within the rate"),
@@ -95,8 +95,10 @@ FINDINGS = pa.schema(
         _field("copies", pa.int32(), "rows in that group"),
         _field("outside_range", pa.bool_(), "a regressor is beyond all images of the calibration: not judged"),
         _field("excess_loss", pa.float64(), "loss - expected loss; low is suspicious"),
-        _field("loss_p_value", pa.float64(), "conformal, of a loss so low, against held-out images"),
+        _field("q_value_by", pa.float64(), "Benjamini-Yekutieli adjusted p_value: holds under any dependence"),
+        _field("loss_p_value", pa.float64(), "as p_value, of a loss so low"),
         _field("loss_q_value", pa.float64(), "Benjamini-Hochberg adjusted loss_p_value"),
+        _field("loss_q_value_by", pa.float64(), "Benjamini-Yekutieli adjusted loss_p_value"),
         _field("verified_hits", pa.int32(), "samples that reproduced the image; null until verified"),
     ]
 )

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.complexity import regressors
-from volgrowth.analysis.detection import auroc, tpr_at_fpr
 from volgrowth.analysis.controls import controls
+from volgrowth.analysis.detection import auroc, tpr_at_fpr
 from volgrowth.analysis.verification import (
     MIN_SHARE,
     NEIGHBOURS,
@@ -44,7 +44,7 @@ RETURNS_FILE = "verification/returns.parquet"
 
 # flagged images that are noised and decoded, the highest first, as many controls beside them
 TARGETS = 40
-LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+LEVELS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 DRAWS = 4
 
 # rows that one call searches: enough to be worth a call, few enough to be repeated when a worker dies
@@ -300,7 +300,7 @@ def _summary(findings: pa.Table, clusters: np.ndarray, reproduced: Reproduced, s
 
 
 def _detects(column: pa.ChunkedArray, truth: np.ndarray) -> dict[str, float | None]:
-    """How well a score finds what is reproduced, among images that have it; null where there is nothing to tell apart."""
+    """How well a score finds what is reproduced, among images that have it; null with nothing to tell apart."""
     known = column.is_valid().to_numpy()
     score, positive = column.to_numpy()[known], truth[known]
 

@@ -30,7 +30,14 @@ NO_IMAGE = dict.fromkeys(
 def scores(*rows: dict[str, Any]) -> pa.Table:
     """A table like `records.SCORES`; the content of a row is its own unless it says otherwise."""
     records = [
-        {**PLAIN, "row": index, "image_id": f"image-{index}", "content_hash": 1000 + index, **row}
+        {
+            **PLAIN,
+            "row": index,
+            "image_id": f"image-{index}",
+            "content_hash": 1000 + index,
+            "phash": 1000 + index,
+            **row,
+        }
         for index, row in enumerate(rows)
     ]
     return pa.Table.from_pylist(records, schema=SCORES)

@@ -164,7 +164,7 @@ def test_too_few_held_out_images_leave_it_to_the_audited_ones() -> None:
     for holdout in (few, joined(few, few)):
         found = calibrated(audited, holdout)
         assert found.method == "cross-fitted"
-        assert found.p_value is None
+        assert found.p_value.tolist() == alone.p_value.tolist()
         np.testing.assert_array_equal(found.expected, alone.expected)
     assert calibrated(audited, enough).method == "held-out"
     assert calibrate(few, few) is None

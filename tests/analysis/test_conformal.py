@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import kstest
 
 from volgrowth.analysis.calibration import MIN_IMAGES, Images, calibrate
-from volgrowth.analysis.conformal import FDR, fewest_flags, q_values, rows_needed
+from volgrowth.analysis.conformal import FDR, fewest_flags, q_values, rows_needed, tail_p_values
 from volgrowth.analysis.findings import analyse
 from volgrowth.records import SCORES
 
@@ -56,10 +56,12 @@ def test_an_image_beyond_all_held_out_ones_has_the_smallest_p_value():
     assert calibration.p_value[4] == 1
 
 
-def test_without_held_out_images_there_are_no_p_values():
-    calibration = calibrate(exchangeable(200, np.random.default_rng(0)))
+def test_without_held_out_images_p_values_are_those_of_the_tail():
+    images = exchangeable(200, np.random.default_rng(0))
+    calibration = calibrate(images)
     assert calibration is not None
-    assert calibration.p_value is None
+    expected = tail_p_values(images.score - calibration.expected, np.arange(200))
+    assert calibration.p_value.tolist() == expected.tolist()
 
 
 def test_copies_are_one_test_and_share_their_q_value():
@@ -122,5 +124,41 @@ def test_too_few_held_out_images_leave_a_cross_fitted_ranking():
     analysis = analyse(table_of(exchangeable(200, random)), table_of(exchangeable(MIN_IMAGES - 1, random)))
     assert analysis.calibration is not None
     assert analysis.calibration.method == "cross-fitted"
-    assert analysis.findings["p_value"].null_count == 200
+    assert analysis.findings["p_value"].null_count == 0
     assert analysis.findings["excess_growth"].null_count == 0
+
+
+def test_yekutieli_is_hochberg_times_the_harmonic_sum():
+    random = np.random.default_rng(0)
+    p_value, content = random.uniform(0, 0.02, 40), np.arange(40)
+    harmonic = (1 / np.arange(1, 41)).sum()
+    expected = np.minimum(q_values(p_value, content) * harmonic, 1)
+    np.testing.assert_allclose(q_values(p_value, content, "by"), expected, rtol=1e-12)
+
+
+def test_the_tail_is_exact_where_its_assumption_holds():
+    """Exponential beyond the upper quartile: p-values there are uniform (Kolmogorov-Smirnov over seeds)."""
+    smallest = []
+    for seed in range(20):
+        excess = np.random.default_rng(seed).exponential(3.0, 4000)
+        p_value = tail_p_values(excess, np.arange(4000))
+        below = p_value[p_value < 0.25] / 0.25
+        smallest.append(kstest(below, "uniform").statistic)
+    assert np.median(smallest) < 0.04
+
+
+def test_the_tail_keeps_its_promise_on_lighter_ones_and_finds_what_stands_out():
+    false_share, power = [], []
+    for seed in range(10):
+        excess = np.random.default_rng(seed).normal(0, 1, 2000)
+        excess[:40] += 12
+        flags = q_values(tail_p_values(excess, np.arange(2000)), np.arange(2000)) <= FDR
+        false_share.append(flags[40:].sum() / max(flags.sum(), 1))
+        power.append(flags[:40].mean())
+    assert np.mean(false_share) <= FDR
+    assert np.mean(power) >= 0.95
+
+
+def test_a_tail_without_spread_flags_nothing():
+    assert (tail_p_values(np.zeros(60), np.arange(60)) == 1).all()
+    assert tail_p_values(np.arange(60.0), np.arange(60))[:40].tolist() == [1.0] * 40

@@ -30,8 +30,8 @@ def summarized(
     held = None if holdout is None else DataInfo("held", None, "parquet", len(holdout), 1, "sha256:" + "cd" * 32)
     manifest = json.loads(json.dumps(Manifest.plan(config, MODEL, data, held).to_json()))
     audit = Audit(Store(str(folder)), manifest)
-    vars(audit).update(scores=table, holdout_scores=holdout)  # as if read
     analysis = analyse(table, holdout)
+    vars(audit).update(scores=table, holdout_scores=holdout, findings=analysis.findings)  # as if read
     return summarize(audit, analysis, config, RUN), audit, analysis
 
 
@@ -83,6 +83,7 @@ def test_calibration_says_how_good_it_is(tmp_path: Path, with_holdout: bool) -> 
     assert summary["calibration"] == {
         "method": "held-out" if with_holdout else "cross-fitted",
         "features": list(REGRESSORS),
+        "reference": None,
         "rows": 90 if with_holdout else 67,
         "shared": 0,
         "r2": analysis.calibration.r2,
@@ -133,3 +134,38 @@ def test_it_is_json(tmp_path: Path) -> None:
     for table in (scores(*rows()), scores(failed())):
         summary = summarized(tmp_path, table, scores(*many(60, seed=9)))[0]
         assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def warnings(folder: Path, audited: list[dict[str, Any]], held: list[dict[str, Any]] | None) -> str:
+    detection = summarized(folder, scores(*audited), None if held is None else scores(*held))[0]["detection"]
+    return " ".join(detection["warnings"])
+
+
+def test_without_held_out_images_the_assumption_is_said(tmp_path: Path) -> None:
+    assert "the error rate is an assumption" in warnings(tmp_path, many(80), None)
+
+
+def test_a_good_held_out_set_needs_no_words(tmp_path: Path) -> None:
+    marked = many(60)
+    for index in range(30):
+        marked[index]["growth"] += 100
+    held = [{**row, "phash": 10_000 + k} for k, row in enumerate(many(200, seed=9))]
+    assert warnings(tmp_path, marked, held) == ""
+
+
+def test_too_few_held_out_images_are_told_how_many_would_do(tmp_path: Path) -> None:
+    said = warnings(tmp_path, many(2000), many(60, seed=9))
+    assert "With 60 held-out images no p-value is below 0.016" in said
+    assert "held-out images 1 would be enough" in said or "would be enough" in said
+
+
+def test_held_out_images_that_could_not_serve(tmp_path: Path) -> None:
+    said = warnings(tmp_path, many(80), [*many(20, seed=9), *many(80)[:40], *[failed()] * 5])
+    assert "Of 65 held-out images 20 could be scored and are not in the audited set" in said
+    assert "50 are needed, and 799 to flag a single image" in said
+
+
+def test_shared_images_are_counted(tmp_path: Path) -> None:
+    assert "3 held-out images are in the audited set too" in warnings(
+        tmp_path, many(80), [*many(90, seed=9), *many(80)[:3]]
+    )

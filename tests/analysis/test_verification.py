@@ -41,7 +41,7 @@ def test_intervals_cover() -> None:
 
 def test_the_samples_needed_are_the_fewest() -> None:
     needed = samples_needed(0.002, 0.95)
-    assert needed == 2370
+    assert needed == 2371
     assert chance_to_see(needed, 0.002) >= 0.95 > chance_to_see(needed - 1, 0.002)
     assert samples_needed(0.9, 0.5) == MIN_HITS
 

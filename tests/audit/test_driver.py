@@ -16,8 +16,8 @@ import volgrowth as vg
 from tests.conftest import start_volgrowth, volgrowth
 from volgrowth.audit.result import Audit
 from volgrowth.lab.cases import write_parquet
-from volgrowth.sources import encode_png
 from volgrowth.pipeline import run_audit
+from volgrowth.sources import encode_png
 
 pytestmark = pytest.mark.ray
 

@@ -8,11 +8,10 @@ import torch
 import volgrowth as vg
 from volgrowth.audit.scorer import GROW_AFTER, Scorer, _ahead
 from volgrowth.config import AuditConfig
-from volgrowth.sources import encode_png
 from volgrowth.errors import EngineError
 from volgrowth.models import load_model
 from volgrowth.records import SCORES
-from volgrowth.sources import Row
+from volgrowth.sources import Row, encode_png
 
 
 def config(**settings: object) -> AuditConfig:

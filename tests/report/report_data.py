@@ -141,7 +141,9 @@ CALIBRATION = {
 }
 DETECTION = {
     "fdr": 0.1,
+    "null": "held-out",
     "method": "benjamini-hochberg",
+    "memorized_any_dependence": 1,
     "tests": 300,
     "fewest_flags": 2,
     "memorized": 2,
@@ -153,6 +155,13 @@ DETECTION = {
 }
 TRUTH = {
     "samples": 4000,
+    "sampler": "DDIM, 50 steps",
+    "flagged": 2,
+    "flagged_reproduced": 1,
+    "precision_interval": [0.013, 0.987],
+    "unhit_rows": [3],
+    "warnings": [],
+    "returns": {"images": 2, "draws": 4, "levels": [0.5, 1, 2], "flagged": [1.0, 0.6, 0.2], "controls": [0.4, 0, 0]},
     "reproduced_images": 1,
     "rows": [1, 2],
     "raw": {"auroc": 0.891, "tpr_at_1_fpr": 0.07},

@@ -97,7 +97,7 @@ def test_pictures_and_figures_have_words() -> None:
     page = parse(full_page())
     assert all(image["alt"] for image in page.all("img"))
     figures = page.all("svg")
-    assert len(figures) == 3
+    assert len(figures) == 4
     assert all(figure["role"] == "img" and figure["aria-label"] for figure in figures)
 
 
@@ -209,9 +209,16 @@ def test_missing_numbers_are_dashes() -> None:
             "samples": 0,
             "reproduced_images": 0,
             "rows": [],
-            "raw": None,
-            "calibrated": None,
+            "raw": {"auroc": None, "tpr_at_1_fpr": None},
+            "calibrated": {"auroc": None, "tpr_at_1_fpr": None},
             "rule": "",
+            "sampler": "",
+            "flagged": 0,
+            "flagged_reproduced": 0,
+            "precision_interval": [0.0, 1.0],
+            "unhit_rows": [],
+            "returns": None,
+            "warnings": [],
         },
         "duplicates": dict.fromkeys(["clusters", "rows_in_clusters", "largest"], None),
     }

@@ -14,7 +14,8 @@ conformal (Vovk, arXiv 1208.0806): how many held-out images exceed what the same
 
     p_i = (1 + #{j: s_j - M_k(j)(x_j) >= s_i - M_k(j)(x_i)}) / (1 + m)
 
-which is uniform or larger, up to the dependence of the folds, for an image exchangeable with the held-out ones.
+which is uniform or larger, up to the dependence of the folds, for an image exchangeable with the held-out ones. Without
+held-out images p-values are those of `conformal.tail_p_values`.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from typing import Literal
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
+
+from volgrowth.analysis.conformal import tail_p_values
 
 FOLDS = 5
 
@@ -35,7 +38,10 @@ MIN_IMAGES = 50
 
 @dataclass(frozen=True)
 class Images:
-    """What calibration knows of a set of scored images: (n, features), (n,) with high for suspicious, and (n,)."""
+    """What calibration knows of a set of scored images: (n, features), (n,) with high for suspicious, and (n,).
+
+    A feature may be NaN where it is not known.
+    """
 
     features: np.ndarray
     score: np.ndarray
@@ -56,7 +62,7 @@ class Calibration:
 
     Attributes:
         expected: (n,) of the audited images.
-        p_value: (n,) of the audited images; None without held-out ones.
+        p_value: (n,) of the audited images; with held-out images conformal, otherwise of an assumed tail.
         holdout_expected: (m,) of the held-out images; None without any.
         rows: distinct images the regressions were fitted on.
         shared: distinct held-out images left out, since they are audited as well.
@@ -67,7 +73,7 @@ class Calibration:
 
     method: Literal["held-out", "cross-fitted"]
     expected: np.ndarray
-    p_value: np.ndarray | None
+    p_value: np.ndarray
     holdout_expected: np.ndarray | None
     rows: int
     shared: int
@@ -90,9 +96,10 @@ def calibrate(audited: Images, holdout: Images | None = None) -> Calibration | N
         return None if holdout is None else calibrate(audited)
     models = _fit_folds(known[rows])
     own, fitted = _own_fold(models, known), known[rows]
-    low, high = fitted.features.min(0), fitted.features.max(0)
-    expected, p_value = own, None
-    if holdout is not None:
+    low, high = np.nanmin(fitted.features, 0), np.nanmax(fitted.features, 0)
+    if holdout is None:
+        expected, p_value = own, tail_p_values(audited.score - own, rows)
+    else:
         by_model = np.stack([_predict(model, audited.features) for model in models])
         expected, p_value = by_model.mean(0), _p_values(audited, by_model, fitted, own[rows])
     return Calibration(

@@ -2,23 +2,42 @@
 
 Tests are distinct images: copies of one image are one discovery, not many. Benjamini-Hochberg keeps the expected share
 of false flags below the rate for p-values that are independent or, as conformal ones against a common calibration set,
-positively dependent (Bates et al., arXiv 2104.08279).
+positively dependent (Bates et al., arXiv 2104.08279). Benjamini-Yekutieli keeps it whatever the dependence, at the
+price of a factor 1 + 1/2 + ... + 1/tests.
+
+Without held-out images there is only an empirical null, and what it promises is an assumption: that at most a share
+1 - `TAIL[1]` of the images are memorized, and that the excess e of all others falls off at least exponentially beyond
+its upper quartile. With the quantiles q_a, q_b of the distinct images' excess at a, b = `TAIL`, which memorized images
+hardly move,
+
+    p = (1 - a) exp(-(e - q_a) / beta),      beta = (q_b - q_a) / log((1 - a) / (1 - b))
 """
 
-from math import ceil
+from math import ceil, log
+from typing import Literal
 
 import numpy as np
 from scipy.stats import false_discovery_control
 
 FDR = 0.1
+TAIL = (0.75, 0.95)
 
 
-def q_values(p_value: np.ndarray, content: np.ndarray) -> np.ndarray:
-    """(n,) Benjamini-Hochberg adjusted p-values over distinct images; copies share that of their first row."""
+def q_values(p_value: np.ndarray, content: np.ndarray, method: Literal["bh", "by"] = "bh") -> np.ndarray:
+    """(n,) adjusted p-values over distinct images; copies share that of their first row."""
     if not len(p_value):
         return np.empty(0)
     _, first, inverse = np.unique(content, return_index=True, return_inverse=True)
-    return false_discovery_control(p_value[first], method="bh")[inverse]
+    return false_discovery_control(p_value[first], method=method)[inverse]
+
+
+def tail_p_values(excess: np.ndarray, distinct: np.ndarray) -> np.ndarray:
+    """(n,) p-values of an exponential tail, its scale from the rows `distinct`; 1 up to the upper quartile."""
+    low, high = np.quantile(excess[distinct], TAIL)
+    scale = (high - low) / log((1 - TAIL[0]) / (1 - TAIL[1]))
+    if not scale > 0:
+        return np.ones(len(excess))
+    return np.where(excess <= low, 1.0, (1 - TAIL[0]) * np.exp(-np.maximum(excess - low, 0) / scale))
 
 
 def fewest_flags(tests: int, calibration_rows: int, fdr: float = FDR) -> int:

@@ -24,10 +24,20 @@ class Analysis:
     loss_calibration: Calibration | None
 
 
-def analyse(scores: pa.Table, holdout_scores: pa.Table | None = None) -> Analysis:
+@dataclass(frozen=True)
+class Reference:
+    """The same rows as measured under a reference model, which adds its score to the regressors."""
+
+    scores: pa.Table
+    holdout: pa.Table | None
+
+
+def analyse(scores: pa.Table, holdout_scores: pa.Table | None = None, reference: Reference | None = None) -> Analysis:
     """Findings from tables like `records.SCORES`. Values are null where a row was not scored or not calibrated."""
-    audited = _Scored(scores)
-    holdout = None if holdout_scores is None else _Scored(holdout_scores)
+    audited = _Scored(scores, reference.scores if reference else None)
+    holdout = None
+    if holdout_scores is not None:
+        holdout = _Scored(holdout_scores, reference.holdout if reference else None)
     growth = _calibrate(audited, holdout, "growth", 1)
     loss = _calibrate(audited, holdout, "loss", -1) if audited.measured("loss") else None
     held_findings = None
@@ -40,12 +50,12 @@ def analyse(scores: pa.Table, holdout_scores: pa.Table | None = None) -> Analysi
 class _Scored:
     """A table of scores, which of its rows were scored, and what calibration needs of those."""
 
-    def __init__(self, scores: pa.Table):
+    def __init__(self, scores: pa.Table, reference: pa.Table | None):
         self.scores = scores
         mask = pc.equal(scores.column("status"), Status.OK.value)
         self.mask = mask.to_numpy().astype(bool)
         self.table = scores.filter(mask)
-        self.features = regressors(self.table)
+        self.reference = None if reference is None else reference.filter(mask)
         self.content = self.table.column("content_hash").to_numpy()
 
     def measured(self, column: str) -> bool:
@@ -53,7 +63,10 @@ class _Scored:
 
     def images(self, column: str, sign: int) -> Images:
         """With sign * column as the score, so that high is suspicious."""
-        return Images(self.features, sign * self.table.column(column).to_numpy(), self.content)
+        features = regressors(self.table)
+        if self.reference is not None:
+            features = np.column_stack([features, self.reference.column(column).to_numpy()])
+        return Images(features, sign * self.table.column(column).to_numpy(), self.content)
 
     def full(self, values: np.ndarray) -> pa.Array:
         """Values of the scored rows among all rows, null elsewhere."""
@@ -73,12 +86,13 @@ def _calibrated(audited: _Scored, growth: Calibration | None, loss: Calibration 
     if loss is not None:
         columns["excess_loss"] = audited.full(audited.images("loss", 1).score + loss.expected)
     for name, prefix, calibration in (("memorized", "", growth), ("precursor", "loss_", loss)):
-        if calibration is not None and calibration.p_value is not None:
+        if calibration is not None:
             # taken out before the adjustment: taken out after it they would loosen the rate for all others
             p_value = np.where(growth.outside, 1.0, calibration.p_value)
             q_value = q_values(p_value, audited.content)
             columns[f"{prefix}p_value"] = audited.full(p_value)
             columns[f"{prefix}q_value"] = audited.full(q_value)
+            columns[f"{prefix}q_value_by"] = audited.full(q_values(p_value, audited.content, "by"))
             columns[name] = audited.full(q_value <= FDR)
     return columns
 

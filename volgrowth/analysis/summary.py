@@ -7,13 +7,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.calibration import Calibration
+from volgrowth.analysis.calibration import MIN_IMAGES, Calibration
 from volgrowth.analysis.complexity import REGRESSORS
-from volgrowth.analysis.conformal import FDR, fewest_flags, rows_needed
+from volgrowth.analysis.conformal import FDR, TAIL, fewest_flags, rows_needed
 from volgrowth.analysis.findings import Analysis
+from volgrowth.analysis.overlap import least_alike, near_duplicates
 from volgrowth.audit.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, Status
+
+METHOD = {
+    "held-out": "cross-conformal p-values, Benjamini-Hochberg over distinct images",
+    "cross-fitted": "p-values of an exponential tail, Benjamini-Hochberg over distinct images",
+}
+ASSUMPTION = (
+    f"Without held-out images the error rate is an assumption: that at least {TAIL[1]:.0%} of the images are not "
+    f"memorized, and that their excess falls off exponentially beyond its upper quartile. Rare kinds of images can "
+    f"break it; held-out images would tell."
+)
 
 
 def summarize(audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[str, Any]) -> dict[str, Any]:
@@ -35,21 +46,22 @@ def summarize(audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[s
         "measure": {**config.measure.model_dump(mode="json"), "evaluations": config.measure.evaluations},
         "counts": {"rows": len(scores), **{status.value: statuses.get(status, 0) for status in Status}},
         "marks": {mark.value: marks.get(mark, 0) for mark in Mark},
-        "calibration": _calibration(analysis),
-        "detection": _detection(analysis),
+        "calibration": _calibration(analysis, config),
+        "detection": _detection(audit, analysis),
         "duplicates": _duplicates(analysis),
         "run": {**run, "evaluations": evaluations},
         "versions": plan.versions,
     }
 
 
-def _calibration(analysis: Analysis) -> dict[str, Any] | None:
+def _calibration(analysis: Analysis, config: AuditConfig) -> dict[str, Any] | None:
     calibration = analysis.calibration
     if calibration is None:
         return None
     return {
         "method": calibration.method,
-        "features": list(REGRESSORS),
+        "features": [*REGRESSORS, *(["reference"] if config.reference else [])],
+        "reference": config.reference,
         "rows": calibration.rows,
         "shared": calibration.shared,
         "r2": calibration.r2,
@@ -58,27 +70,35 @@ def _calibration(analysis: Analysis) -> dict[str, Any] | None:
     }
 
 
-def _detection(analysis: Analysis) -> dict[str, Any] | None:
-    """Flags and what they promise; None without held-out images to compare with."""
+def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
+    """Flags and what they promise; None where nothing was calibrated."""
     calibration, findings = analysis.calibration, analysis.findings
-    if calibration is None or calibration.p_value is None:
+    if calibration is None:
         return None
     first = findings.filter(pc.equal(findings.column("row"), findings.column("cluster")))
     judged = first.filter(pc.invert(first.column("outside_range")))
-    p_value = judged.column("p_value").to_numpy()
-    tests, extreme = len(p_value), int((p_value <= 1 / (1 + calibration.rows)).sum())
-    memorized = _count(first, "memorized")
-    return {
+    flagged = first.filter(first.column("memorized"))
+    memorized = len(flagged)
+    detection = {
         "fdr": FDR,
-        "method": "cross-conformal p-values, Benjamini-Hochberg over distinct images",
+        "null": calibration.method,
+        "method": METHOD[calibration.method],
         "memorized": memorized,
         "memorized_rows": _count(findings, "memorized"),
+        "memorized_any_dependence": int((flagged.column("q_value_by").to_numpy() <= FDR).sum()),
         "precursors": _count(first, "precursor"),
-        "calibration_rows": calibration.rows,
-        "tests": tests,
-        "fewest_flags": fewest_flags(tests, calibration.rows),
+        "tests": len(judged),
         "expected_false": FDR * memorized,
-        "warnings": _warnings(calibration, memorized, extreme, tests),
+    }
+    if calibration.method == "cross-fitted":
+        return {**detection, "warnings": [ASSUMPTION, *_left_out(audit)]}
+    p_value = judged.column("p_value").to_numpy()
+    extreme = int((p_value <= 1 / (1 + calibration.rows)).sum())
+    return {
+        **detection,
+        "calibration_rows": calibration.rows,
+        "fewest_flags": fewest_flags(len(p_value), calibration.rows),
+        "warnings": _warnings(audit, calibration, memorized, extreme, len(p_value)),
     }
 
 
@@ -94,8 +114,11 @@ def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
 
 
-def _warnings(calibration: Calibration, memorized: int, extreme: int, tests: int) -> list[str]:
-    """Why nothing could be flagged, and what was left out; `extreme` distinct images are beyond all held-out ones."""
+def _warnings(audit: Audit, calibration: Calibration, memorized: int, extreme: int, tests: int) -> list[str]:
+    """Why nothing could be flagged, and what is wrong with the held-out set.
+
+    `extreme` distinct images are beyond all held-out ones.
+    """
     warnings = []
     fewest = fewest_flags(tests, calibration.rows)
     if not memorized and extreme < fewest:
@@ -108,7 +131,36 @@ def _warnings(calibration: Calibration, memorized: int, extreme: int, tests: int
         warnings.append(
             f"{calibration.shared} held-out images are in the audited set too and were left out of the comparison."
         )
+    held = audit.holdout_scores
+    assert held is not None  # it calibrated
+    near = near_duplicates(audit.scores, held)
+    if near:
+        warnings.append(
+            f"{near} held-out images look like audited ones (by perceptual hash, brightness and contrast): if the "
+            f"model knows those, fewer images can be flagged. Hold out images without near duplicates in the data set."
+        )
+    different = least_alike(audit.scores, held)
+    if different:
+        warnings.append(
+            f"The held-out images are of another kind: their {different[0]} is distributed differently (distance of "
+            f"Kolmogorov and Smirnov {different[1]:.2f}). The error rate is promised only for images of the same "
+            f"kinds: hold out a random part of the data set."
+        )
     return warnings
+
+
+def _left_out(audit: Audit) -> list[str]:
+    """Why the held-out images that there are did not serve."""
+    held = audit.holdout_scores
+    if held is None:
+        return []
+    scored = held.filter(pc.equal(held["status"], Status.OK.value))["content_hash"].unique()
+    new = len(scored) - _sum(pc.is_in(scored, value_set=audit.scores["content_hash"].drop_null().unique()))
+    return [
+        f"Of {len(held)} held-out images {new} could be scored and are not in the audited set, too few to calibrate "
+        f"with: {MIN_IMAGES} are needed, and {rows_needed(len(audit.findings['cluster'].unique()), 1)} to flag a "
+        f"single image."
+    ]
 
 
 def _duplicates(analysis: Analysis) -> dict[str, int]:

@@ -128,7 +128,12 @@ class VerifyingActor(ModelActor):
     def draw(self, drawing: Drawing) -> int:
         """Draw images and publish them; how many."""
         source = self.source(SCORES_FOLDER)
-        clean = {row: self.pixels(next(iter(source.read(row, row + 1)))) for row in drawing.rows}
+        clean = {}
+        for row in drawing.rows:
+            pixels = self.pixels(next(iter(source.read(row, row + 1))))
+            if pixels is None:
+                raise DataError(f"row {row} of {self.manifest.data.name} was scored and can no longer be read")
+            clean[row] = pixels
         images = drawing.images(self.denoiser, self.config.seed, clean)
         write_images(self.store, self.manifest, drawing, images)
         return len(images)

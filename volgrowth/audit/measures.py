@@ -33,7 +33,7 @@ class Measurement:
         return np.isfinite(np.concatenate([column.reshape(rows, -1) for column in self.columns.values()], 1)).all(1)
 
 
-def seeded(seed: int, *purpose: int | str) -> torch.Generator:
+def seeded(seed: int, *purpose: float | str) -> torch.Generator:
     """A CPU generator for one purpose of an audit, independent of all others."""
     digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -120,7 +120,8 @@ def plain_images(images: np.ndarray, count: int, random: np.random.Generator) ->
     down, right = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
     made = []
     for index in range(count):
-        image = np.broadcast_to(random.uniform(20, 235, channels)[:, None, None], images.shape[1:]).copy()
+        colour = random.uniform(20, 235, (channels, 1, 1))
+        image = np.broadcast_to(colour, images.shape[1:]).copy()
         if index % 3 == 1:
             angle = random.uniform(0, 2 * np.pi)
             image += random.uniform(10, 60) * (np.cos(angle) * down + np.sin(angle) * right)

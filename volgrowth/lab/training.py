@@ -22,7 +22,7 @@ class Recipe:
     learning_rate: float = 2e-3
 
 
-def train_model(images: np.ndarray, folder: Path, seed: int, recipe: Recipe = Recipe()) -> None:  # noqa: B008  frozen
+def train_model(images: np.ndarray, folder: Path, seed: int, recipe: Recipe = Recipe()) -> None:
     """Train a UNet2DModel on images (n, C, H, W) uint8 by the DDPM loss, and save it as a pipeline folder."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 

@@ -147,6 +147,18 @@ def complexity_scatter(points: Points, notable_name: str, ylabel: str) -> tuple[
     return figure, ordinary.size, int(np.count_nonzero(known & ~special))
 
 
+def returns(levels: list[float], flagged: list[float], controls: list[float]) -> Figure:
+    """Share of noised and decoded images that come back, by noise level."""
+    with _axes(3.0) as (figure, axes):
+        axes.plot(levels, flagged, "o-", color=ACCENT, markersize=4, label="flagged")
+        axes.plot(levels, controls, "o-", color=BAR, markersize=4, label="controls")
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="noise level", ylabel="share that returns", ylim=(-0.02, 1.05))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _legend(axes)
+    return figure
+
+
 def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     """The figure as an `<svg>` element for an HTML page; the same figure gives the same bytes."""
     buffer = io.StringIO()

@@ -55,6 +55,7 @@ def render(
         "title": words.title(summary),
         "verdict": words.verdict(summary),
         "judged": words.has_error_rate(summary),
+        "warnings": [*detection.get("warnings", ()), *truth.get("warnings", ())],
         "headline_numbers": words.headline_numbers(summary),
         "provenance": provenance(summary),
         "figures": _figures(summary, scores, findings, thumbnails, holdout),
@@ -115,6 +116,14 @@ def _figures(
             alt += f" Held out: {figures.describe(heldout)}."
         drawn[key] = figures.inline_svg(figure, key.replace("_", "-"), alt)
         drawn[f"{key}_beyond"] = figures.beyond_reach(values, heldout)
+    returns = truth["returns"] if truth else None
+    drawn["returns"] = None
+    if returns:
+        alt = (
+            f"Share of draws that return, by noise level: flagged {returns['flagged']}, controls {returns['controls']}."
+        )
+        figure = figures.returns(returns["levels"], returns["flagged"], returns["controls"])
+        drawn["returns"] = figures.inline_svg(figure, "returns", alt)
     figure, drawn["dots"], drawn["ordinary"] = figures.complexity_scatter(points, name, f"growth, {unit}")
     alt = "Growth against the size of the image as PNG, with the growth expected at that size."
     drawn["complexity"] = figures.inline_svg(figure, "complexity", alt)

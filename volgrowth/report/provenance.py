@@ -22,7 +22,8 @@ def provenance(summary: Summary) -> list[tuple[str, Pairs]]:
         groups.append(("Detection", _detection(summary["detection"])))
     if summary.get("verification"):
         truth = summary["verification"]
-        groups.append(("Verification", [("Samples", number(truth["samples"])), ("Reproduced means", truth["rule"])]))
+        pairs = [("Samples", f"{number(truth['samples'])}, {truth['sampler']}"), ("Reproduced means", truth["rule"])]
+        groups.append(("Verification", pairs))
     groups.append(("Run", _run(summary)))
     groups.append(("Versions", list({"volgrowth": summary["volgrowth"], **summary["versions"]}.items())))
     return groups
@@ -62,10 +63,14 @@ def _calibration(calibration: Summary | None) -> Pairs:
 
 
 def _detection(detection: Summary) -> Pairs:
+    compared = []
+    if detection["null"] == "held-out":
+        compared = [("Compared with", plural(detection["calibration_rows"], "held-out row"))]
     return [
         ("Method", detection["method"]),
         ("False discovery rate", percent(detection["fdr"])),
-        ("Compared with", plural(detection["calibration_rows"], "held-out row")),
+        *compared,
+        ("Flagged under any dependence", f"{number(detection['memorized_any_dependence'])} (Benjamini–Yekutieli)"),
     ]
 
 

@@ -31,8 +31,8 @@ class Headline(NamedTuple):
 
 
 def has_error_rate(summary: Summary) -> bool:
-    """Whether held-out images gave p-values, so that flags carry a promise."""
-    return summary["detection"] is not None
+    """Whether held-out images gave p-values, so that flags carry a promise and not an assumption."""
+    return summary["detection"] is not None and summary["detection"]["null"] == "held-out"
 
 
 def title(summary: Summary) -> str:
@@ -42,10 +42,11 @@ def title(summary: Summary) -> str:
         return "The data set holds no images"
     if not counts["ok"]:
         return "No image could be scored"
-    if has_error_rate(summary):
+    if summary["detection"]:
         flagged = summary["detection"]["memorized"] or 0
         verb = "is" if flagged == 1 else "are"
-        return f"{plural(flagged, 'image') if flagged else 'No images'} {verb} flagged as memorized"
+        assumed = "" if has_error_rate(summary) else ", on an assumption"
+        return f"{plural(flagged, 'image') if flagged else 'No images'} {verb} flagged as memorized{assumed}"
     if truth:
         return f"The model reproduces {plural(truth['reproduced_images'], 'training image')}"
     return f"{plural(counts['ok'], 'image')} ranked, none judged"
@@ -57,12 +58,12 @@ def verdict(summary: Summary) -> list[str]:
     sentences = [_audited(counts)]
     if not counts["ok"]:
         return sentences
-    if has_error_rate(summary):
+    if summary["detection"]:
         sentences += _flagged(summary["detection"])
     else:
         sentences.append(
-            "This page ranks images and promises no error rate: without enough held-out images there is nothing to "
-            "tell how high an innocent image can score."
+            "This page ranks images and promises no error rate: there are too few to tell how high an innocent image "
+            "can score."
         )
     if summary.get("verification"):
         sentences += proof(summary["verification"])
@@ -85,7 +86,7 @@ def _flagged(detection: Summary) -> list[str]:
     flagged, rate = detection["memorized"] or 0, percent(detection["fdr"])
     if not flagged:
         said = [
-            f"At a false discovery rate of {rate} no image stands out from the held-out ones. "
+            f"At a false discovery rate of {rate} no image stands out from the others. "
             "That is no proof that none is memorized."
         ]
     else:
@@ -105,13 +106,13 @@ def _flagged(detection: Summary) -> list[str]:
 
 def proof(verification: Summary) -> list[str]:
     """What samples proved, in sentences."""
-    raw, calibrated = verification["raw"] or {}, verification["calibrated"] or {}
+    raw, calibrated = verification["raw"], verification["calibrated"]
     reproduced, flagged = verification["reproduced_images"], verification["flagged"]
     said = [
         f"{plural(verification['samples'], 'sample')} drawn from the model reproduce {plural(reproduced, 'image')} of "
         f"the data set."
     ]
-    if reproduced and calibrated.get("auroc") is not None:
+    if reproduced and calibrated["auroc"] is not None:
         said[0] += (
             f" Excess growth finds {percent(calibrated['tpr_at_1_fpr'])} of them at 1% false alarms (AUROC "
             f"{score(calibrated['auroc'])}); raw growth finds {percent(raw['tpr_at_1_fpr'])} (AUROC "

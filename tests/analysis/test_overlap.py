@@ -1,0 +1,59 @@
+from typing import Any
+
+import numpy as np
+
+from tests.analysis.tables import failed, many, scores
+from volgrowth.analysis.overlap import least_alike, near_duplicates
+
+
+def look(phash: int, content: int, **changes: Any) -> dict[str, Any]:
+    return {"phash": phash, "content_hash": content, "mean": 0.1, "variance": 0.25, **changes}
+
+
+AUDITED = scores(look(1, 1), look(2, 2), look(2, 3, mean=-0.5), look(9, 4, variance=0.0), failed())
+
+
+def near(*held: dict[str, Any]) -> int:
+    return near_duplicates(AUDITED, scores(*held))
+
+
+def test_one_hash_and_one_brightness_are_a_near_duplicate() -> None:
+    assert near(look(1, 50), look(2, 51), look(7, 52)) == 2
+
+
+def test_another_brightness_or_contrast_is_another_image() -> None:
+    assert near(look(1, 50, mean=0.4), look(1, 51, variance=0.5)) == 0
+    assert near(look(2, 52, mean=-0.45)) == 1
+
+
+def test_exact_copies_are_counted_elsewhere_and_once() -> None:
+    assert near(look(1, 1)) == 0
+    assert near(look(1, 50), look(1, 50)) == 1
+
+
+def test_flat_images_share_a_hash_and_are_passed_over() -> None:
+    assert near(look(9, 50, variance=0.0), failed()) == 0
+
+
+def test_sets_of_one_kind() -> None:
+    assert least_alike(scores(*many(300)), scores(*many(200, seed=1))) is None
+    assert least_alike(scores(failed()), scores(*many(60))) is None
+
+
+def test_a_set_of_another_kind_is_named_by_what_tells_it_apart() -> None:
+    bright = [{**row, "mean": float(np.tanh(2 + row["mean"]))} for row in many(200, seed=1)]
+    found = least_alike(scores(*many(300)), scores(*bright))
+    assert found is not None
+    assert found[0] == "mean"
+    assert found[1] > 0.5
+
+
+def test_few_images_differ_by_chance() -> None:
+    for seed in range(20):
+        assert least_alike(scores(*many(300)), scores(*many(20, seed=seed + 1))) is None
+
+
+def test_copies_count_once() -> None:
+    rows = many(300)
+    copied = rows + [rows[0]] * 500
+    assert least_alike(scores(*copied), scores(*many(200, seed=1))) is None

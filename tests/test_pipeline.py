@@ -1,0 +1,95 @@
+"""Audits that measure twice, or beside a reference model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import volgrowth as vg
+from tests.models.checkpoints import save_pipeline, unet
+from volgrowth.audit.refine import ADAPTIVE_FILE, FACTOR
+from volgrowth.audit.result import Audit
+from volgrowth.errors import OutputError, UsageError
+from volgrowth.lab.cases import write_parquet
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def held(digits, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("held") / "held.parquet"
+    write_parquet(path, digits[200:320], [f"held-{row}" for row in range(120)])
+    return path
+
+
+@pytest.fixture
+def audit(ray_session, tiny_model, digit_file, held):
+    def run(output: Path, **settings: object) -> Audit:
+        given = {"model": str(tiny_model), "data": str(digit_file), "holdout": str(held), "shard_size": 40, **settings}
+        return vg.run_audit(vg.AuditConfig.build(output=str(output), **given), quiet=True)
+
+    return run
+
+
+def test_rows_near_the_threshold_get_more_probes(audit, tmp_path):
+    plain, adaptive = audit(tmp_path / "plain"), audit(tmp_path / "adaptive", adaptive=True)
+    refined = adaptive.scores["nfe"].to_numpy() > 11
+    held = adaptive.holdout_scores["nfe"].to_numpy() > 11
+    assert refined.sum() + held.sum() == adaptive.summary["run"]["refined_rows"] > 0
+    assert held.any()
+    assert not refined.all()
+    # 4 times the probes at the one level: 5 evaluations become 17, beside the 6 of the smallest level and the loss
+    assert set(adaptive.scores["nfe"].to_pylist()) <= {11, 11 + 17 + 6}
+    same = plain.scores.filter(~refined).drop_columns("batch")
+    assert adaptive.scores.filter(~refined).drop_columns("batch").equals(same)
+    better, before = (a.holdout_scores["growth_error"].to_numpy()[held].mean() for a in (adaptive, plain))
+    assert better < 0.9 * before
+    assert FACTOR == 4
+
+
+def test_an_interrupted_refinement_refines_the_same_rows(audit, tmp_path):
+    first = audit(tmp_path / "out", adaptive=True)
+    before = first.holdout_scores
+    (tmp_path / "out/_SUCCESS").unlink()
+    for path in (tmp_path / "out/holdout").iterdir():  # as if it had been interrupted before any of them
+        path.unlink()
+    chosen = (tmp_path / "out" / ADAPTIVE_FILE).read_bytes()
+    again = audit(tmp_path / "out", adaptive=True)
+    assert again.holdout_scores.equals(before)
+    assert (tmp_path / "out" / ADAPTIVE_FILE).read_bytes() == chosen
+
+
+def test_refining_needs_an_error_to_go_by():
+    for measure in ({"preset": "paper"}, {"preset": "volume"}, {"num_probes": 1}):
+        with pytest.raises(UsageError, match="adaptive needs the standard error of preset standard"):
+            vg.AuditConfig.build(model="m", data="d", output="o", adaptive=True, measure=measure)
+
+
+@pytest.fixture
+def other_model(tmp_path) -> Path:
+    save_pipeline(tmp_path / "other", unet(seed=7))
+    return tmp_path / "other"
+
+
+def test_a_reference_model_adds_its_score_to_the_regressors(audit, other_model, tmp_path):
+    audit(tmp_path / "reference", model=str(other_model))
+    plain = audit(tmp_path / "plain").summary["calibration"]
+    with_it = audit(tmp_path / "out", reference=str(tmp_path / "reference")).summary["calibration"]
+    assert with_it["features"] == [*plain["features"], "reference"]
+    assert with_it["reference"] == str(tmp_path / "reference")
+    assert with_it["r2"] != plain["r2"]
+
+
+def test_a_reference_that_does_not_fit(audit, other_model, held, digits, tmp_path):
+    audit(tmp_path / "same")
+    with pytest.raises(UsageError, match="it audits the same model"):
+        audit(tmp_path / "out", reference=str(tmp_path / "same"))
+    with pytest.raises(OutputError, match="holds no audit"):
+        audit(tmp_path / "out", reference=str(tmp_path / "nothing"))
+    audit(tmp_path / "paper", model=str(other_model), measure={"preset": "paper"})
+    with pytest.raises(UsageError, match="its measure is another"):
+        audit(tmp_path / "out", reference=str(tmp_path / "paper"))
+    audit(tmp_path / "alone", model=str(other_model), holdout=None)
+    with pytest.raises(UsageError, match="its held-out set is another"):
+        audit(tmp_path / "out", reference=str(tmp_path / "alone"))
+    assert not np.any([path.name == "manifest.json" for path in (tmp_path).glob("out/*")])
