@@ -72,12 +72,13 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path.with_suffix(".svg"), facecolor="white", metadata={"Date": None})
 
 
-def _legend(axes: Axes, columns: int = 4) -> None:
+def _legend(axes: Axes, columns: int = 4, tall: bool = False) -> None:
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(-0.01, 1.0),
         ncols=columns,
-        handlelength=1.3,
+        handlelength=2.2,
+        markerscale=0.5 if tall else 1.0,
         columnspacing=1.2,
         borderaxespad=0.2,
     )
@@ -131,6 +132,9 @@ def trajectories(palette: Palette, whole: Sequence[Line], rates: Sequence[Line])
         _legend(left, 3)
         _draw(right, palette, steps, rates)
         right.set(xscale="log", xlabel="step of 1000, log scale", ylabel="below the point mass, nats per axis")
+        shown = [step for step in (1, 10, 100, 1000) if step <= len(steps)]
+        right.set_xticks(shown, [str(step) for step in shown])
+        right.minorticks_off()
     return figure
 
 
@@ -160,7 +164,7 @@ def bars(palette: Palette, names: Sequence[str], values: np.ndarray, nulls: np.n
             yticks=place, yticklabels=list(names), xlabel=xlabel, xlim=(0, max(values.max(), nulls.max(), 0.01) * 1.18)
         )
         axes.tick_params(axis="y", length=0)
-        _legend(axes)
+        _legend(axes, tall=True)
     return figure
 
 
