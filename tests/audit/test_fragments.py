@@ -15,7 +15,8 @@ def scores(shard: Shard) -> pa.Table:
 
 
 def put(store: Store, plan: Manifest, shard: Shard, worker: str = "w", device: str = "cpu") -> None:
-    publish(store, plan, shard, scores(shard), attempt=1, seconds=2.0, worker=worker, device=device)
+    run = {"attempt": "1", "seconds": "2.0", "worker": worker, "device": device}
+    publish(store, plan, shard, scores(shard), run)
 
 
 @pytest.fixture
@@ -67,9 +68,7 @@ def test_a_fragment_that_is_not_whole_or_not_of_this_audit_is_scored_again(store
 
 def test_rows_that_a_source_did_not_give_are_not_published(store, plan):
     with pytest.raises(DataError, match=r"got 9 rows: expected rows 10 to 19"):
-        publish(
-            store, plan, plan.shards[1], scores(plan.shards[1]).slice(1), attempt=1, seconds=1, worker="", device=""
-        )
+        publish(store, plan, plan.shards[1], scores(plan.shards[1]).slice(1), {})
 
 
 def test_columns_that_were_added_later_are_null_in_older_audits(store, plan):
