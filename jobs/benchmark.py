@@ -11,14 +11,13 @@ from pathlib import Path
 from volgrowth.errors import VolgrowthError
 from volgrowth.lab.bench import choose, run_bench
 from volgrowth.lab.bench_page import write
-from volgrowth.lab.scores import user_score
+from volgrowth.lab.scores import choose_scores
 
 
 def detection(options: argparse.Namespace) -> None:
     """Every score on every case, as a table, a page and Markdown."""
-    own = [user_score(name) for name in options.score]
-    setups = choose(options.data, options.cases)
-    write(options.output, *run_bench(setups, options.seeds, options.data, options.output, own))
+    setups, scores = choose(options.data, options.cases), choose_scores(options.only, options.score)
+    write(options.output, *run_bench(setups, options.seeds, options.data, options.output, scores))
 
 
 if __name__ == "__main__":
@@ -29,6 +28,7 @@ if __name__ == "__main__":
     bench.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of mnist12.npz, emoji32.npz")
     bench.add_argument("--cases", nargs="+", help="cases of the bench; all by default")
     bench.add_argument("--seeds", type=int, default=2, help="seeds of each case")
+    bench.add_argument("--only", nargs="+", help="built-in scores; all by default")
     bench.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")
     try:
         (given := parser.parse_args()).run(given)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def held(digits, tmp_path_factory) -> Path:
+def held(digits, tmp_path_factory):
     path = tmp_path_factory.mktemp("held") / "held.parquet"
     write_parquet(path, digits[200:320], [f"held-{row}" for row in range(120)])
     return path
@@ -66,7 +66,7 @@ def test_refining_needs_an_error_to_go_by():
 
 
 @pytest.fixture
-def other_model(tmp_path) -> Path:
+def other_model(tmp_path):
     save_pipeline(tmp_path / "other", unet(seed=7))
     return tmp_path / "other"
 

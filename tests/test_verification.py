@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def audited(ray_session, tiny_model, digits, digit_file, tmp_path_factory) -> Path:
+def audited(ray_session, tiny_model, digits, digit_file, tmp_path_factory):
     """An audit with a model that knows nothing."""
     folder = tmp_path_factory.mktemp("verified")
     write_parquet(folder / "held.parquet", digits[200:290], [f"held-{row}" for row in range(90)])

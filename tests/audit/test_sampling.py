@@ -1,6 +1,7 @@
 """Drawn images: of distributions that are known, by their seeds, and as files."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_draws_of_a_level_are_their_own() -> None:
     assert len(np.unique(drawn.reshape(6, 4), axis=0)) == 6
 
 
-def test_files_hold_what_was_drawn_and_tell_when_it_was_something_else(tmp_path) -> None:
+def test_files_hold_what_was_drawn_and_tell_when_it_was_something_else(tmp_path: Path) -> None:
     store, plan = Store(str(tmp_path)), manifest(25, shard_size=10)
     (first, second) = drawings(SAMPLE, [Start(number) for number in range(AT_ONCE + 5)])
     assert [len(first.starts), len(second.starts)] == [AT_ONCE, 5]

@@ -145,14 +145,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "def brightness(denoiser, images, seed):\n    return images.flatten(1).mean(1)\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "SCORES", CHEAP)
         patch.syspath_prepend(str(folder))
-        own = [user_score("my_tiny_scores:brightness")]
+        scores = [*CHEAP, user_score("my_tiny_scores:brightness")]
         said: list[str] = []
-        first = run_bench([TINY], 1, folder, folder, own, said.append)
+        first = run_bench([TINY], 1, folder, folder, scores, said.append)
         assert any("training tiny" in line for line in said)
         said.clear()
-        again = run_bench([TINY], 1, folder, folder, own, said.append)
+        again = run_bench([TINY], 1, folder, folder, scores, said.append)
         assert not any("training" in line or "sampling" in line for line in said)
         assert table(first[0]).equals(table(again[0]))
         bench_page.write(folder, *first)
@@ -177,9 +176,8 @@ def test_presets_that_are_shared_are_measured_once(tiny):
     assert len(list(cache.iterdir())) == 1
 
 
-def test_cached_scores_that_the_code_no_longer_gives_are_measured_again(tiny, monkeypatch):
+def test_cached_scores_that_the_code_no_longer_gives_are_measured_again(tiny):
     (cache,) = (tiny / "models").glob("tiny-1-*/scores/*.npz")
-    monkeypatch.setattr(bench, "SCORES", CHEAP)
     subject = Subject.of(trained(TINY, 1, tiny, tiny / "models", print))
     sound = score_images(subject, CHEAP[0])
     before = cache.stat().st_mtime_ns

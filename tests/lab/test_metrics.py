@@ -67,11 +67,14 @@ def test_without_a_class_there_is_no_metric(positive):
 
 def test_realised_rates_by_hand():
     q_value = np.array([0.01, 0.04, 0.08, 0.15, 0.6])
-    positive = np.array([True, False, True, True, True])
-    found = realised(q_value, positive)
+    positive, planted = np.array([True, False, True, False, True]), np.array([True, False, True, True, True])
+    found = realised(q_value, positive, planted, promised=(0.05, 0.2))
     assert found == pytest.approx(
-        {"fdr_5": 1 / 2, "power_5": 1 / 4, "fdr_10": 1 / 3, "power_10": 1 / 2, "fdr_20": 1 / 4, "power_20": 3 / 4}
+        {
+            **{"fdr_5": 1 / 2, "fdr_clear_5": 1 / 2, "power_5": 1 / 3},
+            **{"fdr_20": 2 / 4, "fdr_clear_20": 1 / 4, "power_20": 2 / 3},
+        }
     )
-    nothing = realised(np.ones(3), np.array([True, False, False]))
-    assert nothing["fdr_20"] == nothing["power_20"] == 0
-    assert np.isnan(realised(np.ones(3), np.zeros(3, bool))["power_20"])
+    nothing = realised(np.ones(3), np.array([True, False, False]), np.ones(3, bool))
+    assert nothing["fdr_20"] == nothing["fdr_clear_20"] == nothing["power_20"] == 0
+    assert np.isnan(realised(np.ones(3), np.zeros(3, bool), np.zeros(3, bool))["power_20"])

@@ -7,7 +7,7 @@ import torch
 
 import volgrowth as vg
 from volgrowth.errors import UsageError
-from volgrowth.lab.scores import SCORES, STANDARD, TABLE, Score, evaluate, user_score
+from volgrowth.lab.scores import SCORES, STANDARD, TABLE, Score, choose_scores, evaluate, user_score
 from volgrowth.models import load_model
 
 BY_NAME = {score.name: score for score in SCORES}
@@ -154,3 +154,10 @@ def test_a_score_that_is_no_function_is_said_in_one_sentence(name):
 def test_values_are_numbers_of_python_s_precision(images):
     score = Score("half", lambda denoiser, images, seed: images.flatten(1).mean(1).float(), 0, "")
     assert evaluate(score, vg.GaussianDenoiser(0.0, 0.3), images, 0).dtype == np.float64
+
+
+def test_built_in_scores_can_be_chosen():
+    assert choose_scores(None, []) == list(SCORES)
+    assert [score.name for score in choose_scores(["loss", "pia"], ["math:sqrt"])] == ["loss", "pia", "math:sqrt"]
+    with pytest.raises(UsageError, match="score 'lust' is not built in: expected some of standard, vgr"):
+        choose_scores(["lust"], [])

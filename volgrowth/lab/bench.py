@@ -1,8 +1,8 @@
 """The detection bench: every score, raw and calibrated, on models whose memorization is measured by sampling.
 
 An image with all of its copies is one family, represented by its first row; families that samples reproduce are the
-positives, all others the negatives. Planted families that no sample reproduces are negatives as well, though they are
-trained on many times over: `auroc_clear` leaves them out. Calibration and p-values are those of the audit, against the
+positives, all others the negatives. Planted families that samples do not reproduce are negatives as well, though they
+are trained on many times over: `auroc_clear` leaves them out, `fdr_clear` does not count them as false. Calibration and p-values are those of the audit, against the
 case's held-out images, and q-values are over families. Raw scores of built-in functions are cached beside the model.
 """
 
@@ -36,7 +36,7 @@ SEED = 0
 AGAIN, SAME = 8, 1e-3
 
 _METRIC_COLUMNS = tuple(f"{name}{end}" for name in METRICS for end in ("", "_low", "_high"))
-_RATE_COLUMNS = tuple(f"{name}_{100 * rate:.0f}" for rate in PROMISED for name in ("fdr", "power"))
+_RATE_COLUMNS = tuple(f"{name}_{100 * rate:.0f}" for rate in PROMISED for name in ("fdr", "fdr_clear", "power"))
 VALUES = (*_METRIC_COLUMNS, "auroc_clear", "member_auroc", *_RATE_COLUMNS, "r2", "outside")
 RESULTS = pa.schema(
     [
@@ -132,7 +132,7 @@ def run_bench(
     seeds: int,
     data: Path,
     output: Path,
-    own: Sequence[Score] = (),
+    scores: Sequence[Score] = SCORES,
     say: Callable[[str], None] = print,
 ) -> tuple[list[Result], list[Subject]]:
     """Train what is not cached under `output`/models, measure every score on it, and pool over seeds.
@@ -147,7 +147,7 @@ def run_bench(
         subject = Subject.of(trained(setup, seed, data, output / "models", say))
         subjects.append(subject)
         say(f"scoring {setup.name}, seed {seed}: {int(subject.positive.sum())} images reproduced")
-        for score in (*SCORES, *own):
+        for score in scores:
             results += judge(subject, score, score_images(subject, score))
     return results + pool(results), subjects
 
@@ -226,7 +226,7 @@ def _result(
     if calibration is not None and calibration.p_value is not None:
         # images beyond the held-out ones' complexity are not judged, as in `analysis.findings`
         p_value = np.where(calibration.outside, 1.0, calibration.p_value)
-        values |= realised(q_values(p_value, subject.content[: len(positive)]), positive)
+        values |= realised(q_values(p_value, subject.content[: len(positive)]), positive, case.copies > 1)
         values |= {"r2": calibration.r2, "outside": float(calibration.outside.sum())}
     setup = subject.trained.setup
     return Result(setup.name, subject.trained.seed, score, calibration is not None, values, replicates)

@@ -63,12 +63,19 @@ def interval(replicates: np.ndarray, level: float = 0.95) -> tuple[float, float]
     return float(low), float(high)
 
 
-def realised(q_value: np.ndarray, positive: np.ndarray, promised: Sequence[float] = PROMISED) -> dict[str, float]:
-    """Share of flags that are false (0 without flags) and of positives that are flagged, at each promised rate."""
+def realised(
+    q_value: np.ndarray, positive: np.ndarray, planted: np.ndarray, promised: Sequence[float] = PROMISED
+) -> dict[str, float]:
+    """What the flags at each promised rate are.
+
+    Share of flags that are no positives (`fdr`), of flags that are neither positives nor planted (`fdr_clear`), both 0
+    without flags, and share of positives that are flagged (`power`).
+    """
     found = {}
     for rate in promised:
-        flagged = q_value <= rate
-        percent = f"{100 * rate:.0f}"
-        found[f"fdr_{percent}"] = float((flagged & ~positive).sum() / max(flagged.sum(), 1))
+        flagged, percent = q_value <= rate, f"{100 * rate:.0f}"
+        false, flags = flagged & ~positive, max(flagged.sum(), 1)
+        found[f"fdr_{percent}"] = float(false.sum() / flags)
+        found[f"fdr_clear_{percent}"] = float((false & ~planted).sum() / flags)
         found[f"power_{percent}"] = float((flagged & positive).sum() / positive.sum()) if positive.any() else np.nan
     return found

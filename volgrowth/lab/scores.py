@@ -17,7 +17,7 @@ import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,6 +150,19 @@ SCORES = (
     Score("pia", pia, 2, "PIA (arXiv 2305.18355)"),
     Score("secmi", secmi, 12, "SecMI, t-error (arXiv 2302.01316)"),
 )
+
+
+def choose_scores(names: Sequence[str] | None, own: Sequence[str]) -> list[Score]:
+    """The named built-in scores, all without names, and a user's own.
+
+    Raises:
+        UsageError: an unknown name, or as `user_score`.
+    """
+    known = {score.name: score for score in SCORES}
+    for name in names or ():
+        if name not in known:
+            raise UsageError(f"score {name!r} is not built in: expected some of {', '.join(known)}")
+    return [known[name] for name in names or known] + [user_score(name) for name in own]
 
 
 def user_score(name: str) -> Score:
