@@ -2,8 +2,9 @@
 
 An image with all of its copies is one family, represented by its first row; families that samples reproduce are the
 positives, all others the negatives. Planted families that samples do not reproduce are negatives as well, though they
-are trained on many times over: `auroc_clear` leaves them out, `fdr_clear` does not count them as false. Calibration and p-values are those of the audit, against the
-case's held-out images, and q-values are over families. Raw scores of built-in functions are cached beside the model.
+are trained on many times over: `auroc_clear` leaves them out, `fdr_clear` does not count them as false. Calibration and
+p-values are those of the audit, against the case's held-out images, and q-values are over families. Raw scores of
+built-in functions are cached beside the model.
 """
 
 import hashlib

@@ -219,8 +219,8 @@ def promise_table(results: list[Result], case: str) -> Table:
     ]
     return Table(
         f"{case}: promised rates, and membership",
-        "At each promised rate: share of flags that are not reproduced / that are neither reproduced nor planted / share "
-        "of reproduced images that are flagged. Variance of the score that complexity explains. AUROC of images "
+        "At each promised rate: share of flags that are not reproduced / that are neither reproduced nor planted / "
+        "share of reproduced images that are flagged. Variance of the score that complexity explains. AUROC of images "
         "trained on once against held-out ones, plain images apart: .5 is blind to mere membership.",
         [
             "score",
