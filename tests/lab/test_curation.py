@@ -13,6 +13,7 @@ from volgrowth.lab.curation import (
     SampleHits,
     compare_curation,
     copies_of,
+    highest,
     mean_loss,
     random_rows,
     retrain_without,
@@ -46,7 +47,7 @@ def model(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_image_of_each_flagged_family_stays(case: Case) -> None:
+def test_one_image_of_each_suspected_family_stays(case: Case) -> None:
     flagged = np.zeros(len(case.names), bool)
     flagged[[0, 3, 30]] = True  # ten copies, four copies, one
     rows = copies_of(case, flagged)
@@ -54,6 +55,11 @@ def test_one_image_of_each_flagged_family_stays(case: Case) -> None:
     assert (left[flagged] == 1).all()
     assert (left[~flagged] == case.copies[~flagged]).all()
     assert len(rows) == 9 + 3
+
+
+def test_suspects_are_the_highest_few() -> None:
+    assert np.flatnonzero(highest(np.array([0.1, 5.0, -2.0, 3.0]), share=0.3)).tolist() == [1, 3]
+    assert highest(np.arange(1050.0)).sum() == 53
 
 
 def test_random_rows_are_rows_once_each_and_repeat_with_the_seed(case: Case) -> None:
@@ -105,19 +111,19 @@ def test_the_control_drops_as_many_rows(case: Case, model: Path, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
-def test_deduplicating_flagged_images_ends_memorization_and_a_random_drop_does_not(demo: Path, tmp_path: Path) -> None:
-    """On the demo's audit: calibrated flags in, two models trained again, hits out."""
+def test_deduplicating_by_calibrated_growth_ends_memorization_and_a_random_drop_does_not(
+    demo: Path, tmp_path: Path
+) -> None:
+    """On the demo's audit: calibrated growth in, two models trained again, hits out."""
     import pyarrow.parquet as pq
 
     from volgrowth.lab.suite import DIGITS
 
     case = DIGITS.case(Path(), seed=1)
     findings = pq.read_table(demo / "audit" / "findings.parquet").sort_by("row")
-    flagged = np.zeros(len(case.names), bool)
-    flagged[case.family[findings.column("memorized").to_numpy().astype(bool)]] = True
-    assert 0 < flagged.sum() < 60  # flags point at a few images, not at the set
+    suspects = highest(findings.column("excess_growth").to_numpy()[case.first])
     whole, dropped, random = compare_curation(
-        case, flagged, demo / "model", tmp_path, seed=1, recipe=DIGITS.recipe, samples=1000
+        case, suspects, demo / "model", tmp_path, seed=1, recipe=DIGITS.recipe, samples=1000
     )
     assert whole.excess > 10
     assert dropped.excess < 3

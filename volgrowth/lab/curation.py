@@ -1,15 +1,17 @@
-"""Does curation help? Copies of flagged images are dropped, the model is trained again, and samples say what is left.
+"""Does curation help? Copies of suspects are dropped, the model is trained again, and samples say what is left.
 
-Three models are compared by the same rule (`analysis.verification`): the one that was audited, one trained without the
-copies of flagged images (one of each stays), and one trained without as many rows taken at random, since a smaller
-set alone changes what is memorized. Hits are counted on the distinct images of the whole set, whichever of them a model
-was trained on. Hits on held-out images are the null: what the rule finds where nothing can be memorized.
+Suspects are the images highest in calibrated growth, more of them than are flagged at a false-discovery rate: an image
+without copies loses nothing by being among them, and a missed one keeps being reproduced. Three models are compared by
+the same rule (`analysis.verification`): the one that was audited, one trained without the copies of suspects (one of
+each stays), and one trained without as many rows taken at random, since a smaller set alone changes what is memorized.
+Hits are counted on the distinct images of the whole set, whichever of them a model was trained on. Hits on held-out
+images are the null: what the rule finds where nothing can be memorized.
 """
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,9 @@ from volgrowth.lab.training import Recipe, train_model
 from volgrowth.lab.truth import find_reproduced
 from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
+
+# of the distinct images, those highest in calibrated growth
+SUSPECTS = 0.05
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,16 @@ class SampleHits:
         return (self.hits - self.null_hits) / sqrt(max(self.hits + self.null_hits, 1.0))
 
 
-def copies_of(case: Case, flagged: np.ndarray) -> np.ndarray:
-    """Rows to drop so that of each flagged family, (families,) bool, one image stays."""
-    rows = np.flatnonzero(flagged[case.family])
+def highest(score: np.ndarray, share: float = SUSPECTS) -> np.ndarray:
+    """(families,) bool: this share of the families, those with the highest scores."""
+    chosen = np.zeros(len(score), bool)
+    chosen[np.argsort(-score, kind="stable")[: ceil(share * len(score))]] = True
+    return chosen
+
+
+def copies_of(case: Case, suspects: np.ndarray) -> np.ndarray:
+    """Rows to drop so that of each suspected family, (families,) bool, one image stays."""
+    rows = np.flatnonzero(suspects[case.family])
     return np.setdiff1d(rows, case.first)
 
 
@@ -119,7 +131,7 @@ def mean_loss(denoiser: Denoiser, images: np.ndarray, noises: int = 4) -> float:
 
 def compare_curation(
     case: Case,
-    flagged: np.ndarray,
+    suspects: np.ndarray,
     model: Path,
     folder: Path,
     seed: int,
@@ -127,15 +139,18 @@ def compare_curation(
     samples: int = 1000,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[SampleHits, SampleHits, SampleHits]:
-    """The audited model, one without the copies of flagged families, and one without as many random rows.
+    """The audited model, one without the copies of suspects, and one without as many random rows.
 
     Args:
-        flagged: (families,) bool.
+        suspects: (families,) bool.
         model: what was audited, trained on all of `case` from `seed` by `recipe`.
         folder: for the two models trained here.
     """
-    copies = copies_of(case, flagged)
-    drops = {"flagged copies dropped": copies, "as many rows dropped at random": random_rows(case, len(copies), seed)}
+    copies = copies_of(case, suspects)
+    drops = {
+        "copies of suspects dropped": copies,
+        "as many rows dropped at random": random_rows(case, len(copies), seed),
+    }
     results = [sample_hits("the whole set", model, case, len(case.train), samples)]
     for name, rows in drops.items():
         say(f"training again with {name}: {len(rows)} of {len(case.train)} rows")

@@ -1,7 +1,7 @@
 """What the paper leaves open, on the planted case: stochastic sampling, and curation with retraining.
 
 stochastic   are the flagged images those that ancestral sampling reproduces too?
-curation     do samples stop hitting training images when flagged copies are dropped, and not otherwise?
+curation     do samples stop hitting training images when copies of suspects are dropped, and not otherwise?
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from volgrowth.analysis.verification import Reproduced
 from volgrowth.audit.measures import seeded
 from volgrowth.audit.sampling import STEPS, to_pixels
 from volgrowth.errors import ModelError
-from volgrowth.lab.curation import SampleHits, compare_curation
+from volgrowth.lab.curation import SUSPECTS, SampleHits, compare_curation, highest
 from volgrowth.lab.paper_figures import bars
 from volgrowth.lab.paper_planted import excess, flags, planted
 from volgrowth.lab.paper_sections import Chart, Row, Section, Workshop, table
@@ -93,11 +93,11 @@ def truth_row(shop: Workshop, sampler: str, truth: Reproduced, samples: int, fla
 
 
 def curation(shop: Workshop) -> Section:
-    """De-duplicate what is flagged, retrain; drop as many rows at random, retrain; count hits."""
-    case, flagged = planted(shop), flags(shop)
+    """De-duplicate the images highest in calibrated growth, retrain; drop as many rows at random, retrain; count."""
+    case, suspects = planted(shop), highest(excess(shop, "standard"))
     results = compare_curation(
         case.trained.case,
-        flagged,
+        suspects,
         case.trained.model,
         shop.models / f"curation-{case.trained.model.parent.name}",
         shop.seed,
@@ -109,9 +109,9 @@ def curation(shop: Workshop) -> Section:
     return Section(
         name="curation",
         title="Curation and retraining",
-        setting=f"{case.setting()} Of {int(flagged.sum())} flagged images all copies but one are dropped, "
-        f"{whole.rows - dropped.rows} rows; the control drops as many at random. Both are trained as the audited model "
-        f"was. {shop.scale.curation_samples} samples of each.",
+        setting=f"{case.setting()} Of the {int(suspects.sum())} images highest in calibrated growth (preset standard, "
+        f"{SUSPECTS:.0%} of all) all copies but one are dropped, {whole.rows - dropped.rows} rows; the control drops as "
+        f"many at random. Both are trained as the audited model was. {shop.scale.curation_samples} samples of each.",
         tables=[
             table(
                 "curation",
@@ -121,7 +121,7 @@ def curation(shop: Workshop) -> Section:
         ],
         charts=[curation_chart(results)],
         findings=[
-            f"Hits fall from {whole.share:.1%} to {dropped.share:.1%} without the flagged copies, where chance gives "
+            f"Hits fall from {whole.share:.1%} to {dropped.share:.1%} without copies of suspects, where chance gives "
             f"{dropped.null:.1%}; without as many random rows they are at {random.share:.1%}.",
             f"Reproduced images: {whole.reproduced} before, {dropped.reproduced} after, {random.reproduced} after the "
             f"random drop. Held-out loss: {whole.holdout_loss:.4f}, {dropped.holdout_loss:.4f}, "
