@@ -9,6 +9,7 @@ import volgrowth as vg
 from tests.models.checkpoints import save_pipeline, unet
 from volgrowth.audit.refine import ADAPTIVE_FILE, FACTOR
 from volgrowth.audit.result import Audit
+from volgrowth.cli import run
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.lab.cases import write_parquet
 
@@ -93,3 +94,25 @@ def test_a_reference_that_does_not_fit(audit, other_model, held, digits, tmp_pat
     with pytest.raises(UsageError, match="its held-out set is another"):
         audit(tmp_path / "out", reference=str(tmp_path / "alone"))
     assert not np.any([path.name == "manifest.json" for path in (tmp_path).glob("out/*")])
+
+
+@pytest.mark.parametrize("preset", ["paper", "volume"])
+def test_every_preset_ends_in_a_report(audit, preset, tmp_path):
+    finished = audit(tmp_path / "out", measure={"preset": preset})
+    assert f">{preset}<" in (tmp_path / "out/report.html").read_text()
+    assert finished.findings["p_value"].null_count == 0
+    assert finished.findings["loss_p_value"].null_count == 150
+
+
+def test_held_out_sets_that_do_not_fit_are_said(ray_session, tiny_model, digit_file, digits, tmp_path, capsys):
+    """Shared images by their pixels, near duplicates by their looks, another kind by its distribution."""
+    brighter = digits[150:260] // 2 + 128
+    near = np.where(digits[:40] > 0, digits[:40] - 1, 0).astype(np.uint8)
+    write_parquet(tmp_path / "bad.parquet", np.concatenate([digits[:5], near, brighter]), [str(k) for k in range(155)])
+    command = ["audit", str(tiny_model), str(digit_file), "--output", str(tmp_path / "out"), "--holdout"]
+    assert run([*command, str(tmp_path / "bad.parquet")]) == 0
+    said = capsys.readouterr().err
+    assert "warning: 5 held-out images are in the audited set too" in said
+    assert "held-out images look like audited ones" in said
+    assert "The held-out images are of another kind" in said
+    assert "held-out images 1 would be enough" in said or "would be enough" in said

@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,6 +89,7 @@ def audit(
     audit_config = AuditConfig.build(**merged)
 
     from volgrowth.pipeline import failed_share, run_audit
+    from volgrowth.report.words import title
 
     try:
         finished = run_audit(audit_config)
@@ -97,6 +98,8 @@ def audit(
         raise typer.Exit(Exit.INTERRUPTED) from None
     counts, failed = finished.summary["counts"], failed_share(finished)
     print(f"{counts['ok']} of {counts['rows']} images scored; report: {finished.store.path('report.html')}")
+    print(title(finished.summary))
+    _warn((finished.summary["detection"] or {}).get("warnings", ()))
     if failed > audit_config.max_failed:
         print(
             f"{failed:.1%} of the rows have no score, more than --max-failed {audit_config.max_failed:g}: the column "
@@ -169,8 +172,7 @@ def verify(
         raise typer.Exit(Exit.INTERRUPTED) from None
     found = audit.summary["verification"]
     print("\n".join([*proof(found), f"report: {audit.store.path('report.html')}"]))
-    for warning in found["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+    _warn(found["warnings"])
 
 
 @app.command()
@@ -186,6 +188,11 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         print(VERSION)
         raise typer.Exit
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _settings(

@@ -138,6 +138,7 @@ def whole(shop: Workshop) -> Path:
         )
         patch.setattr(paper_planted, "flags", lambda shop: paper_planted.planted(shop).memorized)
         patch.setattr("volgrowth.lab.paper_open.flags", lambda shop: paper_planted.planted(shop).memorized)
+        patch.setattr("volgrowth.lab.paper_open.highest", lambda score: paper_planted.planted(shop).memorized)
         return paper.reproduce(
             shop.models.parent, scale=TINY, models=shop.models, setup=SETUP, command="python <b>&amp;</b>"
         )

@@ -110,8 +110,8 @@ def curation(shop: Workshop) -> Section:
         name="curation",
         title="Curation and retraining",
         setting=f"{case.setting()} Of the {int(suspects.sum())} images highest in calibrated growth (preset standard, "
-        f"{SUSPECTS:.0%} of all) all copies but one are dropped, {whole.rows - dropped.rows} rows; the control drops as "
-        f"many at random. Both are trained as the audited model was. {shop.scale.curation_samples} samples of each.",
+        f"{SUSPECTS:.0%} of all) all copies but one are dropped, {whole.rows - dropped.rows} rows; the control drops "
+        f"as many at random. Both are trained as the audited model was. {shop.scale.curation_samples} samples of each.",
         tables=[
             table(
                 "curation",
