@@ -3,7 +3,7 @@
 Copies are what makes a model memorize; plain images (flat, gradient, faint) are what a raw score takes for memorized.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,15 +85,15 @@ def plant(
     copies[: sum(n for n, _ in planting)] = np.repeat([c for _, c in planting], [n for n, _ in planting])
     family = np.repeat(np.arange(trained + plain), copies)
     train = np.concatenate([images[mine], simple[:plain]])[family]
-    names = [f"{prefix}-{index:04d}" for index in mine] + [f"plain-{index:04d}" for index in range(plain)]
+    names = _names(prefix, mine, range(plain))
     holdout = np.concatenate([images[others], simple[plain:]])
-    holdout_names = [f"{prefix}-{index:04d}" for index in others]
-    holdout_names += [f"plain-{index + plain:04d}" for index in range(plain)]
+    holdout_names = _names(prefix, others, range(plain, 2 * plain))
     first = np.unique(family, return_index=True)[1]
     if variation != "exact":
-        for row in np.flatnonzero(np.isin(family, np.flatnonzero(copies > 1)[1::2])):
-            if row not in first:
-                train[row] = _vary(train[row], variation, random)
+        varied = np.isin(family, np.flatnonzero(copies > 1)[1::2])
+        varied[first] = False
+        for row in np.flatnonzero(varied):
+            train[row] = _vary(train[row], variation, random)
     # two flat images can be of one grey level, and real sets hold copies
     seen = {image.tobytes() for image in train}
     strangers = [index for index, image in enumerate(holdout) if image.tobytes() not in seen]
@@ -103,10 +103,14 @@ def plant(
     return Case(
         train=train[shuffle],
         family=family[shuffle],
-        names=np.array(names),
+        names=names,
         holdout=holdout[strangers],
-        holdout_names=np.array(holdout_names)[strangers],
+        holdout_names=holdout_names[strangers],
     )
+
+
+def _names(prefix: str, images: np.ndarray, plain: Iterable[int]) -> np.ndarray:
+    return np.array([*(f"{prefix}-{index:04d}" for index in images), *(f"plain-{index:04d}" for index in plain)])
 
 
 def digit_images() -> np.ndarray:

@@ -32,7 +32,7 @@ from volgrowth.numerics.tangents import noise_stack
 
 ScoreFunction = Callable[[Denoiser, Tensor, int], Tensor]
 
-STANDARD, VOLUME = StandardMeasure(), VolumeMeasure()
+STANDARD, VOLUME = StandardMeasure(), VolumeMeasure(num_probes=1)
 TABLE = DDPMSchedule(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))
 PIA_TIME, PIA_NORM = 200, 4
 SECMI_TIME, SECMI_STEP = 100, 10
@@ -140,7 +140,9 @@ SCORES = (
     Score("vgr", Preset(PAPER, "growth"), PAPER.evaluations, "volume growth, one axis, one step (arXiv 2503.19429)"),
     Score("vgr_common_axis", common_axis, PAPER.evaluations, "the same, one axis for all images"),
     Score("vgr_10x10", Preset(PAPER_LONG, "growth"), PAPER_LONG.evaluations, "the same, 10 axes, 10 steps"),
-    Score("volume", Preset(VOLUME, "growth"), VOLUME.evaluations, "preset volume: full-dimensional growth by traces"),
+    Score(
+        "volume", Preset(VOLUME, "growth"), VOLUME.evaluations, "preset volume with one probe: full growth by traces"
+    ),
     Score("likelihood", Preset(VOLUME, "log_likelihood"), VOLUME.evaluations, "log density that volume gives"),
     Score("loss", negative_loss, STANDARD.num_noises, "denoising loss at level 0.34, 4 noises"),
     Score("flipd", Preset(STANDARD, "lid", -1), STANDARD.evaluations, "local dimension, by FLIPD (arXiv 2406.03537)"),
