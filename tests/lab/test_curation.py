@@ -126,7 +126,8 @@ def test_deduplicating_by_calibrated_growth_ends_memorization_and_a_random_drop_
         case, suspects, demo / "model", tmp_path, seed=1, recipe=DIGITS.recipe, samples=1000
     )
     assert whole.excess > 10
-    assert dropped.excess < 3
+    # 3000 samples of models like these: .435 before, .019 against a null of .009 after, .472 after the random drop
+    assert dropped.share < dropped.null + 0.03
     assert random.excess > 10
     assert random.share > 5 * dropped.share
     assert dropped.reproduced <= 2 < random.reproduced

@@ -34,7 +34,8 @@ _PAGE = """<!DOCTYPE html>
 .points li { margin: 6px 0; }
 .setting { max-width: 52em; color: var(--muted); font-size: 0.9375rem; }
 h3 { margin: 24px 0 8px; }
-td, th { white-space: nowrap; }
+td, th { white-space: nowrap; padding-right: 14px; }
+table { font-size: 0.875rem; }
 td.words, th.words { white-space: normal; min-width: 13em; }
 </style>
 </head>
