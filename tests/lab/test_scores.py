@@ -7,7 +7,7 @@ import torch
 
 import volgrowth as vg
 from volgrowth.errors import UsageError
-from volgrowth.lab.scores import SCORES, STANDARD, TABLE, Score, choose_scores, evaluate, user_score
+from volgrowth.lab.scores import LEVEL, SCORES, TABLE, Score, choose_scores, evaluate, user_score
 from volgrowth.models import load_model
 
 BY_NAME = {score.name: score for score in SCORES}
@@ -98,7 +98,7 @@ def test_secmi_on_a_gaussian_is_the_product_of_its_linear_steps(images):
 
 def test_sharpness_and_curvature_of_a_point_mass(images):
     """J = I / level: the first is the length of the noise over the level, the second sqrt(D)."""
-    denoiser, level = vg.GaussianDenoiser(0.0, 0.0), STANDARD.levels[0]
+    denoiser, level = vg.GaussianDenoiser(0.0, 0.0), LEVEL
     point = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     noise = value("sharpness", denoiser, point, seed=7) * level
     assert 0 < noise[0] < 4 * sqrt(16)

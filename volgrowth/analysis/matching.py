@@ -12,7 +12,7 @@ from volgrowth.audit.result import Audit
 from volgrowth.errors import OutputError, UsageError
 
 # settings of a measure that say how often it is repeated, not what is measured
-REPEATS = frozenset({"num_probes", "smallest_num_probes", "num_noises"})
+REPEATS = frozenset({"num_probes", "num_noises"})
 
 
 @dataclass(frozen=True)

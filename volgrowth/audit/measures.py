@@ -15,6 +15,7 @@ from torch import Tensor
 
 from volgrowth.config import Measure, PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.numerics import DDPMSchedule, Denoiser, trace_growth, volume_growth
+from volgrowth.numerics.sampling import encode
 
 
 @dataclass(frozen=True)
@@ -57,33 +58,32 @@ def _within(denoiser: Denoiser, noise_level: float) -> float:
 
 
 def _standard(denoiser: Denoiser, images: Tensor, measure: StandardMeasure, seed: int) -> Measurement:
-    probes = [measure.num_probes] * len(measure.levels) + [measure.smallest_num_probes]
-    levels = torch.tensor([_within(denoiser, level) for level in measure.rate_levels], dtype=torch.float64)
-    *middle, smallest = (
-        trace_growth(denoiser, images, level[None], num_probes, seeded(seed, "probe", index))
-        for index, (level, num_probes) in enumerate(zip(levels, probes, strict=True))
-    )
-    rate = torch.cat([trace.rate for trace in middle], 1)
-    noise_norm = torch.cat([trace.noise_norm for trace in middle], 1)
-    sharpness = torch.cat([trace.sharpness for trace in middle], 1)
+    levels = _rising(denoiser, measure.levels)
+    start = encode(denoiser, images, _rising(denoiser, (*measure.run_in, measure.levels[0])))
+    trace = trace_growth(denoiser, start, levels, measure.num_probes, seeded(seed, "probe"))
+    lid = images.shape[1:].numel() - trace.rate + trace.noise_norm**2
     columns = {
-        "growth": rate.mean(1),
-        "rates": torch.cat([rate, smallest.rate], 1),
-        "lid": (images.shape[1:].numel() - rate + noise_norm**2).mean(1),
-        "noise_norm": noise_norm.mean(1),
-        "sharpness": sharpness.mean(1),
+        "growth": trace.rate.mean(1),
+        "rates": trace.rate,
+        "lid": lid.mean(1),
+        "noise_norm": trace.noise_norm.mean(1),
+        "sharpness": trace.sharpness.mean(1),
         "loss": denoising_loss(denoiser, images, _within(denoiser, measure.loss_level), measure.num_noises, seed),
     }
     if measure.num_probes > 1:
-        variance = torch.stack([trace.probe_rates[:, 0].var(1) for trace in middle], 1)
-        columns["growth_error"] = (variance.sum(1) / measure.num_probes).sqrt() / len(middle)
+        variance = trace.probe_rates.var(2)
+        columns["growth_error"] = (variance.sum(1) / measure.num_probes).sqrt() / len(levels)
     return Measurement(
         columns={name: _numpy(column) for name, column in columns.items()},
-        # at the smallest level networks pass the ceiling on most images; the headline is what has to be sound
-        above_ceiling=_numpy(torch.stack([trace.above_ceiling for trace in middle]).any(0)),
+        above_ceiling=_numpy(trace.above_ceiling),
         sign_flip=np.zeros(len(images), bool),
         nfe=measure.evaluations,
     )
+
+
+def _rising(denoiser: Denoiser, levels: tuple[float, ...]) -> Tensor:
+    """The levels within the model's table, each once."""
+    return torch.tensor(sorted({_within(denoiser, level) for level in levels}), dtype=torch.float64)
 
 
 def _volume(denoiser: Denoiser, images: Tensor, measure: VolumeMeasure, seed: int) -> Measurement:

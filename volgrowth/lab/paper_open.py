@@ -122,7 +122,8 @@ def curation(shop: Workshop) -> Section:
         charts=[curation_chart(results)],
         findings=[
             f"Samples that hit: {whole.share:.1%} before; {dropped.share:.1%} without copies of suspects, where chance "
-            f"gives {dropped.null:.1%}; {random.share:.1%} without as many random rows, where it gives {random.null:.1%}.",
+            f"gives {dropped.null:.1%}; {random.share:.1%} without as many random rows, where it gives "
+            f"{random.null:.1%}.",
             f"Reproduced images: {whole.reproduced} before, {dropped.reproduced} after, {random.reproduced} after the "
             f"random drop. Held-out loss: {whole.holdout_loss:.4f}, {dropped.holdout_loss:.4f}, "
             f"{random.holdout_loss:.4f}.",

@@ -32,6 +32,9 @@ from volgrowth.numerics.tangents import noise_stack
 
 ScoreFunction = Callable[[Denoiser, Tensor, int], Tensor]
 
+# where single-level scores are taken
+LEVEL = 0.18
+
 STANDARD, VOLUME = StandardMeasure(), VolumeMeasure(num_probes=1)
 TABLE = DDPMSchedule(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))
 PIA_TIME, PIA_NORM = 200, 4
@@ -89,13 +92,13 @@ def negative_loss(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
 @torch.no_grad()
 def negative_noise_norm(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
     """The length of the expected noise at the image, negated."""
-    return -_noise(denoiser, images, STANDARD.levels[0]).flatten(1).norm(dim=1)
+    return -_noise(denoiser, images, LEVEL).flatten(1).norm(dim=1)
 
 
 @torch.no_grad()
 def sharpness(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
     """|J e| at the noised image, with the same noise for all."""
-    level = STANDARD.levels[0]
+    level = LEVEL
     y = images + level * torch.randn(images.shape[1:], generator=seeded(seed, "noise", 0)).to(images)
     stack = torch.stack([y, _noise(denoiser, y, level)], 1)
     return noise_stack(denoiser, stack, level, "jvp", radius=0.0)[:, 1].flatten(1).norm(dim=1)
@@ -136,7 +139,7 @@ def _number(image: np.ndarray) -> int:
 
 PAPER, PAPER_LONG = PaperMeasure(), PaperMeasure(num_tangents=10, num_steps=10)
 SCORES = (
-    Score("standard", Preset(STANDARD, "growth"), STANDARD.evaluations, "preset standard: trace at level 0.18"),
+    Score("standard", Preset(STANDARD, "growth"), STANDARD.evaluations, "preset standard: traces, levels 0.16 to 0.45"),
     Score("vgr", Preset(PAPER, "growth"), PAPER.evaluations, "volume growth, one axis, one step (arXiv 2503.19429)"),
     Score("vgr_common_axis", common_axis, PAPER.evaluations, "the same, one axis for all images"),
     Score("vgr_10x10", Preset(PAPER_LONG, "growth"), PAPER_LONG.evaluations, "the same, 10 axes, 10 steps"),
@@ -146,7 +149,7 @@ SCORES = (
     Score("likelihood", Preset(VOLUME, "log_likelihood"), VOLUME.evaluations, "log density that volume gives"),
     Score("loss", negative_loss, STANDARD.num_noises, "denoising loss at level 0.34, 4 noises"),
     Score("flipd", Preset(STANDARD, "lid", -1), STANDARD.evaluations, "local dimension, by FLIPD (arXiv 2406.03537)"),
-    Score("curvature", Preset(STANDARD, "sharpness"), STANDARD.evaluations, "|J|, Frobenius norm at level 0.18"),
+    Score("curvature", Preset(STANDARD, "sharpness"), STANDARD.evaluations, "|J|, Frobenius norm at those levels"),
     Score("sharpness", sharpness, 3, "|J e| at level 0.18, Hessian times score (after arXiv 2412.04140)"),
     Score("noise_norm", negative_noise_norm, 1, "length of the expected noise at level 0.18"),
     Score("pia", pia, 2, "PIA (arXiv 2305.18355)"),

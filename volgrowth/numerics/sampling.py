@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volgrowth.numerics.denoisers import Denoiser, Images
-from volgrowth.numerics.schedules import Schedule
+from volgrowth.numerics.schedules import Schedule, VESchedule
+from volgrowth.numerics.solvers import Multistep, nodes
 
 
 def ddim_sample(
@@ -56,3 +57,14 @@ def decode(
         if eta:
             y = y + fresh * torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y)
     return denoiser(y, levels[-1])
+
+
+@torch.no_grad()
+def encode(denoiser: Denoiser, y: Images, noise_levels: Float[Tensor, "nodes"]) -> Images:
+    """Images carried by the probability flow from the first to the last of the rising `noise_levels`, by multistep."""
+    grid, solver, memory = nodes(VESchedule(), noise_levels), Multistep(), None
+    for t, s in pairwise(grid):
+        noise = denoiser.noise(y, torch.tensor(t.noise_level, dtype=torch.float64))
+        stack, memory = solver.step(lambda *_, noise=noise: noise[:, None], y[:, None], t, s, memory)
+        y = stack[:, 0]
+    return y
