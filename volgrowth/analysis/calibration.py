@@ -161,7 +161,10 @@ def _fit(images: Images) -> HistGradientBoostingRegressor:
 
 
 def _predict(model: HistGradientBoostingRegressor, features: np.ndarray) -> np.ndarray:
-    return model.predict(features) if len(features) else np.empty(0)  # no row may have been scored
+    if not len(features):  # no row may have been scored
+        return np.empty(0)
+    with threadpool_limits(1, user_api="openmp"):
+        return model.predict(features)
 
 
 def _quality(score: np.ndarray, expected: np.ndarray) -> dict[str, float]:
