@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.analysis.tables import failed, many, scores
 from volgrowth.analysis.complexity import REGRESSORS
+from volgrowth.analysis.conformal import rows_needed
 from volgrowth.analysis.findings import Analysis, analyse
 from volgrowth.analysis.summary import summarize
 from volgrowth.audit.manifest import DataInfo, Manifest
@@ -156,7 +158,13 @@ def test_a_good_held_out_set_needs_no_words(tmp_path: Path) -> None:
 def test_too_few_held_out_images_are_told_how_many_would_do(tmp_path: Path) -> None:
     said = warnings(tmp_path, many(2000), many(60, seed=9))
     assert "With 60 held-out images no p-value is below 0.016" in said
-    assert "held-out images 1 would be enough" in said or "would be enough" in said
+    counted = re.search(
+        r"of the (\d+) images .* and (\d+) did\. With (\d+) held-out images (\d+) would be enough", said
+    )
+    assert counted is not None
+    tests, extreme, enough, flags = map(int, counted.groups())
+    assert flags == extreme > 1
+    assert enough == rows_needed(tests, extreme)
 
 
 def test_held_out_images_that_could_not_serve(tmp_path: Path) -> None:
