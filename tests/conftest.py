@@ -39,6 +39,19 @@ def ray_session(ray_folder: Path) -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks so small gain nothing from threads, which spin while they wait where a machine is busy."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def digits() -> np.ndarray:
     """(1797, 1, 8, 8) uint8."""

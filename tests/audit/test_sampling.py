@@ -1,6 +1,5 @@
 """Drawn images: of distributions that are known, by their seeds, and as files."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,7 @@ from volgrowth.audit.store import Store
 from volgrowth.errors import ModelError
 from volgrowth.numerics import DDPMSchedule, EmpiricalDenoiser, GaussianDenoiser
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MEAN = torch.linspace(-0.3, 0.3, 4, dtype=torch.float64).reshape(1, 2, 2)
 VARIANCE = torch.tensor([0.0, 0.005, 0.01, 0.02], dtype=torch.float64).reshape(1, 2, 2)

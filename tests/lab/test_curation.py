@@ -1,12 +1,9 @@
 """Dropping copies and training again: what is dropped, what is counted, and whether it helps."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from threadpoolctl import threadpool_limits
 
 from volgrowth.lab.cases import Case, digit_images, plant
 from volgrowth.lab.curation import (
@@ -22,17 +19,9 @@ from volgrowth.lab.curation import (
 from volgrowth.lab.training import Recipe, train_model
 from volgrowth.models import load_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = Recipe(channels=(8, 8), steps=40, batch=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks so small gain nothing from threads, which spin while they wait where a machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from threadpoolctl import threadpool_limits
 
 from tests.report.page_parser import parse
 from volgrowth.analysis import calibration
@@ -27,6 +25,8 @@ from volgrowth.lab.suite import Setup
 from volgrowth.lab.training import Recipe
 from volgrowth.models import load_model
 from volgrowth.numerics import EmpiricalDenoiser, GaussianDenoiser
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = Scale(
     images=3,
@@ -47,16 +47,6 @@ TINY = Scale(
     curation_samples=12,
 )
 SETUP = Setup("tiny-exact", None, 100, ((4, 10),), Recipe((8, 8), 60, 8), plain=20, held_out=120, samples=12)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks so small gain nothing from threads, which spin while they wait where a machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(before)
 
 
 def exact(points: np.ndarray) -> EmpiricalDenoiser:
