@@ -1,6 +1,7 @@
-r"""From noise to images: the probability flow run backwards, or its stochastic relatives.
+r"""From noise to images and back: the probability flow in both directions, and stochastic relatives of its way down.
 
-With D = E[x_0 | y] and e the expected noise at level t, a step of DDIM (arXiv 2010.02502, eq. 12) to the level s < t is
+`encode` carries images up the flow, to more noise; `decode` and `ddim_sample` go down to images. With D = E[x_0 | y]
+and e the expected noise at level t, a step of DDIM (arXiv 2010.02502, eq. 12) to the level s < t is
 
     y_s = D + sqrt(s^2 - v^2) e + v z,      v = eta s sqrt(t^2 - s^2) / t,      z ~ N(0, I)
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from volgrowth.numerics.denoisers import Denoiser, Images
 from volgrowth.numerics.schedules import Schedule, VESchedule
-from volgrowth.numerics.solvers import Multistep, nodes
+from volgrowth.numerics.solvers import Node, nodes
+from volgrowth.numerics.traces import carry
 
 
 def ddim_sample(
@@ -62,9 +64,8 @@ def decode(
 @torch.no_grad()
 def encode(denoiser: Denoiser, y: Images, noise_levels: Float[Tensor, "nodes"]) -> Images:
     """Images carried by the probability flow from the first to the last of the rising `noise_levels`, by multistep."""
-    grid, solver, memory = nodes(VESchedule(), noise_levels), Multistep(), None
-    for t, s in pairwise(grid):
-        noise = denoiser.noise(y, torch.tensor(t.noise_level, dtype=torch.float64))
-        stack, memory = solver.step(lambda *_, noise=noise: noise[:, None], y[:, None], t, s, memory)
-        y = stack[:, 0]
-    return y
+
+    def noise(y: Images, node: Node) -> Images:
+        return denoiser.noise(y, torch.tensor(node.noise_level, dtype=torch.float64))
+
+    return carry(noise, y, nodes(VESchedule(), noise_levels))

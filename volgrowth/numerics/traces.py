@@ -19,7 +19,9 @@ The same product gives |(de/dy)^T u|^2, whose mean over probes is the squared Fr
 in units of the noise, what arXiv 2412.04140 calls sharp around memorized images.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import log, pi
 
 import torch
@@ -29,7 +31,7 @@ from torch import Tensor
 from volgrowth.numerics.denoisers import Denoiser, Images
 from volgrowth.numerics.growth import check_images
 from volgrowth.numerics.schedules import VESchedule
-from volgrowth.numerics.solvers import Multistep, nodes
+from volgrowth.numerics.solvers import Multistep, Node, nodes
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,15 @@ def trace_growth(
     if num_probes < 1:
         raise ValueError(f"num_probes is {num_probes}: expected at least 1")
     grid = nodes(VESchedule(), noise_levels)
-    y, solver, memory, rates, norms, sharps = images, Multistep(), None, [], [], []
-    for t, s in zip(grid, [*grid[1:], None], strict=True):
-        noise, rate, sharpness = _noise_and_rate(denoiser, y, t.noise_level, num_probes, generator)
-        rates.append(rate)
-        sharps.append(sharpness)
-        norms.append(noise.flatten(1).norm(dim=1))
-        if s is not None:
-            stack, memory = solver.step(lambda *_, noise=noise: noise[:, None], y[:, None], t, s, memory)
-            y = stack[:, 0]
+    measured = []
+
+    def noise(y: Images, node: Node) -> Images:
+        measured.append(_noise_and_rate(denoiser, y, node.noise_level, num_probes, generator))
+        return measured[-1][0]
+
+    y = carry(noise, images, grid)
+    noise(y, grid[-1])
+    noises, rates, sharps = zip(*measured, strict=True)
     probe_rates = torch.stack(rates, 1)
     rate = probe_rates.mean(2)
     log_levels = torch.tensor([node.noise_level for node in grid], dtype=torch.float64).log()
@@ -102,7 +104,7 @@ def trace_growth(
     return TraceGrowth(
         rate=rate,
         probe_rates=probe_rates,
-        noise_norm=torch.stack(norms, 1),
+        noise_norm=torch.stack([each.flatten(1).norm(dim=1) for each in noises], 1),
         sharpness=torch.stack(sharps, 1),
         log_volume=log_volume,
         log_likelihood=log_volume + _log_normal(y, grid[-1].noise_level),
@@ -110,6 +112,17 @@ def trace_growth(
         above_ceiling=(rate > dimension * (1 + CEILING_TOLERANCE)).any(1),
         nfe=len(grid) * (1 + num_probes),
     )
+
+
+def carry(noise: Callable[[Images, Node], Images], y: Images, grid: list[Node]) -> Images:
+    """Images carried along the flow from the first to the last node by multistep.
+
+    `noise` gives the expected noise at the images and a node, and is asked once at each node but the last.
+    """
+    solver, memory, stack = Multistep(), None, y[:, None]
+    for t, s in pairwise(grid):
+        stack, memory = solver.step(lambda points, node: noise(points[:, 0], node)[:, None], stack, t, s, memory)
+    return stack[:, 0]
 
 
 def _noise_and_rate(
