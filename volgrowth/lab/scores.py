@@ -14,9 +14,6 @@ are those of the linear DDPM table (arXiv 2006.11239) and stand for its noise le
 """
 
 import hashlib
-import importlib
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +24,7 @@ from torch import Tensor
 from volgrowth.audit.measures import denoising_loss, measure_images, seeded
 from volgrowth.config import Measure, PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.errors import UsageError
+from volgrowth.models.user_code import import_function
 from volgrowth.numerics import DDPMSchedule, Denoiser
 from volgrowth.numerics.tangents import noise_stack
 
@@ -179,16 +177,7 @@ def user_score(name: str) -> Score:
     module, _, function = name.partition(":")
     if not module or not function or ":" in function:
         raise UsageError(f"score {name!r} names no function: expected module:function")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module may fail in its own ways, a broken one with SyntaxError
-        reason = str(error) or type(error).__name__
-        raise UsageError(
-            f"score {name!r} cannot be imported ({reason}): expected a module on the Python path or in {os.getcwd()} "
-            f"with that function"
-        ) from None
+    found, _ = import_function(module, function, UsageError, f"score {name!r}")
     if not callable(found):
         raise UsageError(f"score {name!r} is {type(found).__name__}: expected a function of denoiser, images and seed")
     return Score(name, found, getattr(found, "nfe", None), f"given as {name}")

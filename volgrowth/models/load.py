@@ -1,11 +1,8 @@
 """From what a user names a model by to a Denoiser, with errors a user can act on."""
 
 import hashlib
-import importlib
 import inspect
-import os
 import re
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +10,7 @@ import torch
 
 from volgrowth.errors import ModelError
 from volgrowth.models.diffusers import inspect_folder
+from volgrowth.models.user_code import import_function
 from volgrowth.numerics import Denoiser
 from volgrowth.records import ModelInfo
 
@@ -111,16 +109,13 @@ def _factory(name: str) -> tuple[object, str]:
     parts = name.removeprefix(FACTORY).split(":")
     if len(parts) != 2 or not all(parts):
         raise ModelError(f"model {name!r} is no factory: expected factory:module:function")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    function, module = import_function(parts[0], parts[1], ModelError, f"model {name!r}")
     try:
-        module = importlib.import_module(parts[0])
-        return getattr(module, parts[1]), inspect.getsource(module)
-    except Exception as error:  # a module may fail in its own ways, a broken one with SyntaxError
-        reason = str(error) or type(error).__name__
+        return function, inspect.getsource(module)
+    except (OSError, TypeError) as error:
         raise ModelError(
-            f"model {name!r} cannot be imported ({reason}): expected a module on the Python path or in "
-            f"{os.getcwd()} with that function"
+            f"model {name!r} cannot be imported from source ({error}): expected a Python file, which stands for the "
+            f"weights in the manifest"
         ) from None
 
 
