@@ -6,7 +6,6 @@ of rows is searched for what is near to any of them, and the neighbours of all r
 also noised to several levels and decoded: a memorized image is returned to from levels at which others are forgotten.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -17,18 +16,7 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.complexity import regressors
 from volgrowth.analysis.controls import controls
-from volgrowth.analysis.detection import auroc, tpr_at_fpr
-from volgrowth.analysis.verification import (
-    MIN_SHARE,
-    NEIGHBOURS,
-    POWER,
-    Reproduced,
-    chance_to_see,
-    clopper_pearson,
-    hit_groups,
-    judge,
-    samples_needed,
-)
+from volgrowth.analysis.verification import NEIGHBOURS, hit_groups, judge, samples_needed, summarize
 from volgrowth.audit.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.neighbours import Neighbours
 from volgrowth.audit.progress import AuditProgress
@@ -60,7 +48,7 @@ class Targets:
 
     @property
     def starts(self) -> list[Start]:
-        """What is to be decoded, in the order of `returned`: images, levels, draws."""
+        """What is to be decoded, in the order that `_returns` takes them: images, levels, draws."""
         rows = [*self.flagged.tolist(), *self.controls.tolist()]
         return [Start(draw, row, level) for row in rows for level in LEVELS for draw in range(DRAWS)]
 
@@ -91,9 +79,9 @@ def verify_audit(
 
     with ray_running(config.ray_address):
         _draw(config, audit, asked, quiet)
-        found = _search(config, audit, asked, quiet)
-    hit = hit_groups(np.sqrt(found.squared), found.group)
-    _write(audit, targets, samples, hit, found)
+        groups = _groups(audit)
+        found = _search(config, audit, asked, groups, quiet)
+    _write(audit, targets, samples, groups, found)
     verified = open_audit(output)
     write_report(verified)
     return verified
@@ -133,12 +121,14 @@ def _draw(config: AuditConfig, audit: Audit, asked: list[Drawing], quiet: bool) 
         run_tasks(VerifyingActor, config, audit.plan, [task(drawing) for drawing in todo], progress)
 
 
-def _search(config: AuditConfig, audit: Audit, asked: list[Drawing], quiet: bool) -> Neighbours:
+def _search(
+    config: AuditConfig, audit: Audit, asked: list[Drawing], groups: dict[str, np.ndarray], quiet: bool
+) -> Neighbours:
     """The nearest groups of every drawn image, among all audited and held-out ones."""
     from volgrowth.audit.actor import VerifyingActor
     from volgrowth.audit.driver import Task, run_tasks
 
-    groups, ranges = _groups(audit), _ranges(audit.plan)
+    ranges = _ranges(audit.plan)
     count = sum(len(np.unique(numbers[numbers >= 0])) for numbers in groups.values())
     k, names = min(NEIGHBOURS, max(count, 1)), [drawing.name for drawing in asked]
     found = Neighbours(np.empty((sum(len(drawing.starts) for drawing in asked), 0)), k)
@@ -192,9 +182,9 @@ def _ranges(plan: Manifest) -> list[Shard]:
     return ranges
 
 
-def _write(audit: Audit, targets: Targets, samples: int, hit: np.ndarray, found: Neighbours) -> None:
+def _write(audit: Audit, targets: Targets, samples: int, groups: dict[str, np.ndarray], found: Neighbours) -> None:
     """The tables of samples and returns, `verified_hits` of every row, and the summary."""
-    groups, rows = _groups(audit), audit.plan.data.rows
+    hit, rows = hit_groups(np.sqrt(found.squared), found.group), audit.plan.data.rows
     counts = np.bincount(hit[:samples][hit[:samples] >= 0], minlength=rows + len(groups.get(HOLDOUT_FOLDER, ())))
     train, held = (np.unique(numbers[numbers >= 0]) for numbers in (groups[SCORES_FOLDER], _held(groups)))
     reproduced = judge(counts[train], counts[held], samples)
@@ -208,8 +198,8 @@ def _write(audit: Audit, targets: Targets, samples: int, hit: np.ndarray, found:
     findings = audit.findings.set_column(column, audit.findings.field("verified_hits"), hits)
     metadata = {"schema_version": footer["schema_version"], "config_digest": audit.plan.config_digest}
     audit.store.write_table(FINDINGS_FILE, findings, metadata)
-    verification = _summary(findings, train[reproduced.images], reproduced, samples)
-    verification["returns"] = _shares(returns)
+    verification = summarize(findings, train[reproduced.images], reproduced, samples)
+    verification |= {"sampler": SAMPLER, "returns": _shares(returns)}
     audit.store.write_json(SUMMARY_FILE, {**audit.summary, "verification": verification})
 
 
@@ -268,59 +258,3 @@ def _shares(returns: pa.Table) -> dict[str, Any] | None:
         "flagged": share(flagged),
         "controls": share(~flagged),
     }
-
-
-def _summary(findings: pa.Table, clusters: np.ndarray, reproduced: Reproduced, samples: int) -> dict[str, Any]:
-    """What samples prove, of distinct images; `clusters` are those reproduced."""
-    first = findings.filter(pc.equal(findings["row"], findings["cluster"]))
-    truth = np.isin(first["row"].to_numpy(), clusters)
-    flagged = pc.fill_null(first["memorized"], False).to_numpy().astype(bool)
-    hits = pc.fill_null(first["verified_hits"], 0).to_numpy()
-    proved = int((flagged & truth).sum())
-    return {
-        "samples": samples,
-        "sampler": SAMPLER,
-        "rule": reproduced.rule,
-        "min_hits": reproduced.min_hits,
-        "hits": int(reproduced.hits.sum()),
-        "holdout_images": len(reproduced.holdout_hits),
-        "holdout_hits": int(reproduced.holdout_hits.sum()),
-        "holdout_reproduced": int((reproduced.holdout_hits >= reproduced.min_hits).sum()),
-        "reproduced_images": int(truth.sum()),
-        "rows": findings["row"].to_numpy()[np.isin(findings["cluster"].to_numpy(), clusters)].tolist(),
-        "flagged": int(flagged.sum()),
-        "flagged_reproduced": proved,
-        "precision_interval": list(clopper_pearson(proved, int(flagged.sum()))),
-        "recall_interval": list(clopper_pearson(proved, int(truth.sum()))),
-        "unhit_rows": first["row"].to_numpy()[flagged & (hits == 0)].tolist(),
-        "raw": _detects(first["growth"], truth),
-        "calibrated": _detects(first["excess_growth"], truth),
-        "warnings": _warnings(samples, len(reproduced.holdout_hits), int(flagged.sum())),
-    }
-
-
-def _detects(column: pa.ChunkedArray, truth: np.ndarray) -> dict[str, float | None]:
-    """How well a score finds what is reproduced, among images that have it; null with nothing to tell apart."""
-    known = column.is_valid().to_numpy()
-    score, positive = column.to_numpy()[known], truth[known]
-
-    def number(measure: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
-        value = measure(score, positive) if len(score) else float("nan")
-        return value if np.isfinite(value) else None
-
-    return {"auroc": number(auroc), "tpr_at_1_fpr": number(tpr_at_fpr)}
-
-
-def _warnings(samples: int, holdout: int, flagged: int) -> list[str]:
-    warnings = []
-    chance = chance_to_see(samples)
-    if chance < POWER:
-        warnings.append(
-            f"{samples:,} samples are few: an image that fills {MIN_SHARE:.1%} of what the model makes is seen with a "
-            f"chance of {chance:.0%}. {samples_needed():,} samples see it with {POWER:.0%}."
-        )
-    if not holdout:
-        warnings.append("Without held-out images it is not known how many hits chance makes.")
-    if not flagged:
-        warnings.append("The audit flagged no image, so there are no flags to verify.")
-    return warnings

@@ -1,6 +1,7 @@
 """Intervals and numbers of samples against their definitions."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import binom
 
@@ -12,6 +13,7 @@ from volgrowth.analysis.verification import (
     hit_groups,
     judge,
     samples_needed,
+    summarize,
 )
 
 
@@ -56,3 +58,26 @@ def test_a_hit_is_far_nearer_than_the_others() -> None:
 def test_two_hits_of_few_samples() -> None:
     found = judge(np.array([0, 1, 2, 9]), np.array([0, 1]), samples=100)
     assert found.images.tolist() == [False, False, True, True]
+
+
+def test_what_samples_prove_is_counted_over_distinct_images() -> None:
+    """Row 1 copies row 0, which is flagged and reproduced; 2 is flagged only, 3 reproduced only, 5 has no image."""
+    findings = pa.table(
+        {
+            "row": [0, 1, 2, 3, 4, 5],
+            "cluster": [0, 0, 2, 3, 4, 5],
+            "memorized": [True, True, True, False, False, None],
+            "verified_hits": [5, 5, 0, 3, 1, None],
+            "growth": [1.0, 1.0, 2.0, 3.0, 4.0, None],
+            "excess_growth": [9.0, 9.0, 8.0, 7.0, 0.0, None],
+        }
+    )
+    reproduced = judge(np.array([5, 0, 3, 1]), np.array([0, 1]), samples=100)
+    found = summarize(findings, np.array([0, 3]), reproduced, samples=100)
+    assert (found["reproduced_images"], found["rows"]) == (2, [0, 1, 3])
+    assert (found["flagged"], found["flagged_reproduced"], found["unhit_rows"]) == (2, 1, [2])
+    assert (found["hits"], found["holdout_images"], found["holdout_hits"]) == (9, 2, 1)
+    assert found["precision_interval"] == list(clopper_pearson(1, 2))
+    assert (found["raw"]["auroc"], found["calibrated"]["auroc"]) == (0.25, 0.75)
+    (warning,) = found["warnings"]
+    assert warning.startswith("100 samples are few")

@@ -14,11 +14,17 @@ The share of flagged images that are reproduced is a binomial proportion; its in
 next ones.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.stats import binom, binomtest
+
+from volgrowth.analysis.detection import auroc, tpr_at_fpr
 
 RATIO = 0.4
 NEIGHBOURS = 50
@@ -101,3 +107,58 @@ def samples_needed(share: float = MIN_SHARE, power: float = POWER) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if chance_to_see(middle, share) >= power else (middle, high)
     return high
+
+
+def summarize(findings: pa.Table, clusters: np.ndarray, reproduced: Reproduced, samples: int) -> dict[str, Any]:
+    """What samples prove, of distinct images; `clusters` are those reproduced."""
+    first = findings.filter(pc.equal(findings["row"], findings["cluster"]))
+    truth = np.isin(first["row"].to_numpy(), clusters)
+    flagged = pc.fill_null(first["memorized"], False).to_numpy().astype(bool)
+    hits = pc.fill_null(first["verified_hits"], 0).to_numpy()
+    proved = int((flagged & truth).sum())
+    return {
+        "samples": samples,
+        "rule": reproduced.rule,
+        "min_hits": reproduced.min_hits,
+        "hits": int(reproduced.hits.sum()),
+        "holdout_images": len(reproduced.holdout_hits),
+        "holdout_hits": int(reproduced.holdout_hits.sum()),
+        "holdout_reproduced": int((reproduced.holdout_hits >= reproduced.min_hits).sum()),
+        "reproduced_images": int(truth.sum()),
+        "rows": findings["row"].to_numpy()[np.isin(findings["cluster"].to_numpy(), clusters)].tolist(),
+        "flagged": int(flagged.sum()),
+        "flagged_reproduced": proved,
+        "precision_interval": list(clopper_pearson(proved, int(flagged.sum()))),
+        "recall_interval": list(clopper_pearson(proved, int(truth.sum()))),
+        "unhit_rows": first["row"].to_numpy()[flagged & (hits == 0)].tolist(),
+        "raw": _detects(first["growth"], truth),
+        "calibrated": _detects(first["excess_growth"], truth),
+        "warnings": _warnings(samples, len(reproduced.holdout_hits), int(flagged.sum())),
+    }
+
+
+def _detects(column: pa.ChunkedArray, truth: np.ndarray) -> dict[str, float | None]:
+    """How well a score finds what is reproduced, among images that have it; null with nothing to tell apart."""
+    known = column.is_valid().to_numpy()
+    score, positive = column.to_numpy()[known], truth[known]
+
+    def number(measure: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
+        value = measure(score, positive) if len(score) else float("nan")
+        return value if np.isfinite(value) else None
+
+    return {"auroc": number(auroc), "tpr_at_1_fpr": number(tpr_at_fpr)}
+
+
+def _warnings(samples: int, holdout: int, flagged: int) -> list[str]:
+    warnings = []
+    chance = chance_to_see(samples)
+    if chance < POWER:
+        warnings.append(
+            f"{samples:,} samples are few: an image that fills {MIN_SHARE:.1%} of what the model makes is seen with a "
+            f"chance of {chance:.0%}. {samples_needed():,} samples see it with {POWER:.0%}."
+        )
+    if not holdout:
+        warnings.append("Without held-out images it is not known how many hits chance makes.")
+    if not flagged:
+        warnings.append("The audit flagged no image, so there are no flags to verify.")
+    return warnings
