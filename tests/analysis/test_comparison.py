@@ -44,7 +44,7 @@ def empty_audit(name: str, holdout: bool = True, shape: tuple[int, ...] = (1, 8,
 
 
 def tables(
-    content: Any, z: Any, spread: float, flagged: Any = (), outside: Any = (), ranked: bool = False
+    content: Any, z: Any, spread: float, flagged: Any = (), outside: Any = (), judged: bool = True
 ) -> tuple[pa.Table, pa.Table]:
     """Scores and findings of images whose excess is `z` spreads; NaN is an image without a score."""
     excess, content = spread * np.asarray(z, float), np.asarray(content, np.uint64)
@@ -56,7 +56,7 @@ def tables(
         "growth": pa.array(excess, from_pandas=True),
         "content_hash": content,
         "excess_growth": pa.array(excess, from_pandas=True),
-        "memorized": None if ranked else pa.array(np.isin(content, flagged), mask=~scored),
+        "memorized": pa.array(np.isin(content, flagged), mask=~scored) if judged else None,
         "outside_range": pa.array(np.isin(content, outside), mask=~scored),
     }
     made = [
@@ -84,10 +84,10 @@ def audit(
     marks: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Audit:
-    """A finished audit; `held` are contents and z of held-out images; without any it is a ranking."""
+    """A finished audit; `held` are contents and z of held-out images."""
     made = empty_audit(name, held is not None, **settings)
-    table, findings = tables(content, z, spread, ranked=held is None, **(marks or {}))
-    held_scores, held_findings = (None, None) if held is None else tables(*held, spread, ranked=True)
+    table, findings = tables(content, z, spread, **(marks or {}))
+    held_scores, held_findings = (None, None) if held is None else tables(*held, spread, judged=False)
     summary = {"calibration": {"residual_spread": spread}}
     vars(made).update(scores=table, findings=findings, holdout_scores=held_scores, holdout_findings=held_findings)
     vars(made).update(summary=summary)  # as if read
@@ -280,18 +280,17 @@ def test_beyond_the_range_is_no_part_of_a_mirrored_null():
     assert found.significant <= 3
 
 
-def test_an_audit_that_cannot_flag_names_nothing():
+def test_flags_without_held_out_images_name_changes_too():
     random = np.random.default_rng(7)
     before, after = unchanged(random, 600)
     after[:60] += 9
-    one, other = audit("a", range(600), before), audit("b", range(600), after, held_out(random)[0])
-    vars(other)["findings"] = tables(range(600), after, 1.0, flagged=range(60))[1]
-    found = compare(one, other)
-    assert found.null == "mirrored"
-    assert found.counts[Verdict.BECAME] == 0
-    assert found.counts[Verdict.ROSE] >= 50
-    assert any("/nowhere/a flags no image" in warning for warning in found.warnings)
-    assert not any("/nowhere/b flags no image" in warning for warning in found.warnings)
+    flagged = audit("b", range(600), after, marks={"flagged": range(50)})
+    for one in (audit("a", range(600), before), audit("a", range(600), before, held_out(random)[0])):
+        found = compare(one, flagged)
+        assert found.null == "mirrored"
+        names = found.table.sort_by("content_hash")["verdict"].to_pylist()
+        assert names[:60] == ["became"] * 50 + ["rose"] * 10
+        assert len(found.warnings) == 1
 
 
 def test_held_out_images_that_either_audits_are_no_null():

@@ -45,7 +45,6 @@ class Matched:
         only_flagged: how many of those their audit flags.
         held_sizes: distinct held-out images of A, of B.
         draws_moved: see `_draws_moved`.
-        silent: where the audits are that could flag nothing, for want of p-values.
     """
 
     a: Distinct
@@ -56,7 +55,6 @@ class Matched:
     only_flagged: tuple[int, int]
     held_sizes: tuple[int, int]
     draws_moved: bool
-    silent: tuple[str, ...]
 
 
 def check_comparable(a: Audit, b: Audit, fdr: float) -> None:
@@ -115,7 +113,6 @@ def match(a: Audit, b: Audit) -> Matched:
         only_flagged=(int(all_a.flagged.sum() - one.flagged.sum()), int(all_b.flagged.sum() - other.flagged.sum())),
         held_sizes=(len(all_held[0]), len(all_held[1])),
         draws_moved=_draws_moved(a, b, one, other),
-        silent=tuple(audit.store.url for audit in (a, b) if not _can_flag(audit)),
     )
 
 
@@ -170,12 +167,6 @@ def _spread(audit: Audit) -> float:
             f"{calibration['residual_spread']:g}), so that changes have no unit: audit again with a trained model"
         )
     return calibration["residual_spread"]
-
-
-def _can_flag(audit: Audit) -> bool:
-    """Whether the audit could flag anything: without held-out images it is a ranking only."""
-    column = audit.findings.column("memorized")
-    return column.null_count < len(column)
 
 
 def _common(one: Distinct, other: Distinct) -> tuple[Distinct, Distinct]:

@@ -224,7 +224,7 @@ def _result(
             np.concatenate([members, strangers]), np.arange(len(members) + len(strangers)) < len(members)
         ),
     }
-    if calibration is not None and calibration.p_value is not None:
+    if calibration is not None:
         # images beyond the held-out ones' complexity are not judged, as in `analysis.findings`
         p_value = np.where(calibration.outside, 1.0, calibration.p_value)
         values |= realised(q_values(p_value, subject.content[: len(positive)]), positive, case.copies > 1)
