@@ -116,3 +116,16 @@ def test_held_out_sets_that_do_not_fit_are_said(ray_session, tiny_model, digit_f
     assert "held-out images look like audited ones" in said
     assert "The held-out images are of another kind" in said
     assert "With 1399 held-out images 1 would be enough" in said
+
+
+def test_a_report_of_an_older_version_is_refused_in_one_sentence(audit, tmp_path, capsys):
+    store = audit(tmp_path / "out").store
+    summary = store.read_json("summary.json")
+    for lacking in ("detection", "duplicates", "run"):  # the template reads the last one, code the others
+        known = {name: value for name, value in summary.items() if name != lacking}
+        store.write_json("summary.json", {**known, "volgrowth": "0.0.9"})
+        assert run(["report", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith(f"volgrowth: {tmp_path}/out was summarised by volgrowth 0.0.9, which did not write")
+        assert lacking in said
+        assert said.endswith(f"delete {tmp_path}/out/_SUCCESS and run the same `volgrowth audit` again")

@@ -152,13 +152,23 @@ def write_report(audit: Audit) -> None:
     """Write report.html from an analysed audit's tables, with the pictures of its most suspicious images.
 
     Where the data set is no longer there, the page has no pictures, and a line on stderr says so.
+
+    Raises:
+        UsageError: the summary or the tables are of an older version and lack what the page shows.
     """
     try:
         pictures = _thumbnails(audit, _gallery_rows(audit.findings))
     except DataError as error:
         print(f"the report shows no pictures: {error}", file=sys.stderr)
         pictures = {}
-    page = render(audit.summary, audit.scores, audit.findings, pictures, audit.holdout_findings)
+    try:
+        page = render(audit.summary, audit.scores, audit.findings, pictures, audit.holdout_findings)
+    except KeyError as error:
+        url, version = audit.store.url, audit.summary.get("volgrowth", "of unknown version")
+        raise UsageError(
+            f"{url} was summarised by volgrowth {version}, which did not write what the report now shows "
+            f"({error.args[0]}): to keep the scores, delete {url}/_SUCCESS and run the same `volgrowth audit` again"
+        ) from error
     audit.store.write(REPORT_FILE, page.encode())
 
 

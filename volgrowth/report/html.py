@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from volgrowth.records import Mark, Status
@@ -47,6 +47,7 @@ def render(
 
     Raises:
         ValueError: a thumbnail is of a row that the tables do not have.
+        KeyError: the summary or a table lacks what the page shows, as those of another version may.
     """
     truth = summary.get("verification") or {}
     detection = summary["detection"] or {}
@@ -65,7 +66,10 @@ def render(
         "marks": [(m.value, summary["marks"][m.value], words.MARK_MEANING[m]) for m in Mark],
         "failures": _failures(scores),
     }
-    return _environment().get_template("page.html.j2").render(context)
+    try:
+        return _environment().get_template("page.html.j2").render(context)
+    except UndefinedError as error:
+        raise KeyError(error.message) from error
 
 
 def _environment() -> Environment:
