@@ -11,6 +11,10 @@ from rich.progress import track
 
 from volgrowth.lab.cases import to_tensor
 
+# share of the steps in which the learning rate rises, and the fewest steps of a cycle: 5% of 20 are the first step
+# alone, and OneCycleLR divides by the steps after it
+WARM_UP, FEWEST = 0.05, 21
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -42,7 +46,7 @@ def train_model(images: np.ndarray, folder: Path, seed: int, recipe: Recipe = Re
     data = to_tensor(images)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate)
     decay = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=recipe.learning_rate, total_steps=recipe.steps, pct_start=0.05
+        optimizer, max_lr=recipe.learning_rate, total_steps=max(recipe.steps, FEWEST), pct_start=WARM_UP
     )
     console = Console(stderr=True)
     for _ in track(range(recipe.steps), "training", console=console, disable=not sys.stderr.isatty()):
