@@ -119,28 +119,6 @@ def verdict_table(found: list[Verdict]) -> Table:
 
 def case_table(subjects: Sequence[Subject]) -> Table:
     """What was planted, and what samples reproduce."""
-    rows = []
-    for subject in subjects:
-        copies, positive = subject.case.copies, subject.positive
-        planted = [
-            f"{positive[copies == count].sum()} of {(copies == count).sum()} at ×{count}"
-            for count in np.unique(copies)[::-1]
-            if count > 1
-        ]
-        rows.append(
-            [
-                subject.trained.setup.name,
-                str(subject.trained.seed),
-                " × ".join(map(str, subject.case.train.shape[1:])),
-                str(len(copies)),
-                str(len(subject.case.holdout)),
-                ", ".join(planted),
-                str(int(positive[copies == 1].sum())),
-                str(len(subject.trained.samples)),
-                str(subject.truth.min_hits),
-                " / ".join(str(count) for count in _fewest_flags(subject)),
-            ]
-        )
     return Table(
         "Cases",
         "Reproduced: hit by at least the hits needed, a number that leaves at most one false hit in twenty by the rate "
@@ -158,8 +136,29 @@ def case_table(subjects: Sequence[Subject]) -> Table:
             "hits needed",
             f"flags needed at {' / '.join(f'{rate:.0%}' for rate in PROMISED)}",
         ],
-        rows,
+        [_case_row(subject) for subject in subjects],
     )
+
+
+def _case_row(subject: Subject) -> list[str]:
+    copies, positive = subject.case.copies, subject.positive
+    planted = [
+        f"{positive[copies == count].sum()} of {(copies == count).sum()} at ×{count}"
+        for count in np.unique(copies)[::-1]
+        if count > 1
+    ]
+    return [
+        subject.trained.setup.name,
+        str(subject.trained.seed),
+        " × ".join(map(str, subject.case.train.shape[1:])),
+        str(len(copies)),
+        str(len(subject.case.holdout)),
+        ", ".join(planted),
+        str(int(positive[copies == 1].sum())),
+        str(len(subject.trained.samples)),
+        str(subject.truth.min_hits),
+        " / ".join(str(count) for count in _fewest_flags(subject)),
+    ]
 
 
 def _fewest_flags(subject: Subject) -> list[int]:

@@ -85,28 +85,41 @@ def plant(
     copies[: sum(n for n, _ in planting)] = np.repeat([c for _, c in planting], [n for n, _ in planting])
     family = np.repeat(np.arange(trained + plain), copies)
     train = np.concatenate([images[mine], simple[:plain]])[family]
-    names = _names(prefix, mine, range(plain))
     holdout = np.concatenate([images[others], simple[plain:]])
     holdout_names = _names(prefix, others, range(plain, 2 * plain))
-    first = np.unique(family, return_index=True)[1]
     if variation != "exact":
-        varied = np.isin(family, np.flatnonzero(copies > 1)[1::2])
-        varied[first] = False
-        for row in np.flatnonzero(varied):
+        for row in _second_copies(family, copies):
             train[row] = _vary(train[row], variation, random)
-    # two flat images can be of one grey level, and real sets hold copies
-    seen = {image.tobytes() for image in train}
-    strangers = [index for index, image in enumerate(holdout) if image.tobytes() not in seen]
+    strangers = _unseen(holdout, train)
     shuffle = random.permutation(len(train))
-    if variation != "exact":  # so that the first row of a family stays the image itself
-        shuffle = np.concatenate([first[random.permutation(len(first))], np.setdiff1d(shuffle, first)])
+    if variation != "exact":
+        shuffle = _first_rows_ahead(shuffle, family, random)
     return Case(
         train=train[shuffle],
         family=family[shuffle],
-        names=names,
+        names=_names(prefix, mine, range(plain)),
         holdout=holdout[strangers],
         holdout_names=holdout_names[strangers],
     )
+
+
+def _second_copies(family: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Rows that are copies of every second planted image, without its first row. `copies` (families,)."""
+    varied = np.isin(family, np.flatnonzero(copies > 1)[1::2])
+    varied[np.unique(family, return_index=True)[1]] = False
+    return np.flatnonzero(varied)
+
+
+def _first_rows_ahead(shuffle: np.ndarray, family: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """An order of rows in which the first of each family, the image itself, stays its first."""
+    first = np.unique(family, return_index=True)[1]
+    return np.concatenate([first[random.permutation(len(first))], np.setdiff1d(shuffle, first)])
+
+
+def _unseen(holdout: np.ndarray, train: np.ndarray) -> list[int]:
+    """Held-out images that are not trained on too: flat ones can be of one grey level, and real sets hold copies."""
+    seen = {image.tobytes() for image in train}
+    return [index for index, image in enumerate(holdout) if image.tobytes() not in seen]
 
 
 def _names(prefix: str, images: np.ndarray, plain: Iterable[int]) -> np.ndarray:
