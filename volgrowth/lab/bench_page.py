@@ -7,13 +7,11 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -31,26 +29,19 @@ from volgrowth.lab.bench_tables import (
 )
 from volgrowth.lab.scores import Score
 from volgrowth.report import figures
+from volgrowth.report.html import environment
 from volgrowth.version import VERSION
 
 NAME = "detection"
 PACKAGES = ("torch", "diffusers", "numpy", "scikit-learn", "scipy", "pyarrow")
 
-TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ title }}</title>
-<style>{{ style }}
+TEMPLATE = """{% extends "shell.html.j2" %}
+{% block style %}
 table { font-size: 0.8125rem; }
 th, td { padding-right: 14px; }
 td { font-variant-numeric: tabular-nums; white-space: nowrap; }
-td:last-child { padding-right: 0; }</style>
-</head>
-<body>
+td:last-child { padding-right: 0; }
+{% endblock %}
 {% macro show(table) %}
   <div class="scroll" tabindex="0" role="region" aria-label="{{ table.title }}">
   <table>
@@ -63,6 +54,7 @@ td:last-child { padding-right: 0; }</style>
   </table>
   </div>
 {% endmacro %}
+{% block body %}
 <header><p class="eyebrow">Detection bench</p></header>
 <main>
 <section class="verdict"><h1>{{ title }}</h1>
@@ -87,9 +79,7 @@ td:last-child { padding-right: 0; }</style>
   <div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>{% endfor %}</dl>
 </section>
 </main>
-<footer><p>Made by volgrowth {{ version }}. This page holds everything it shows and fetches nothing.</p></footer>
-</body>
-</html>
+{% endblock %}
 """
 
 
@@ -128,7 +118,7 @@ def write(output: Path, results: list[Result], subjects: list[Subject]) -> None:
     text = "# Detection bench\n\n" + "\n\n".join(_sentences(found)) + "\n\n" + "\n".join(map(markdown, parts))
     text += "\n## Provenance\n\n" + "".join(f"- {name}: `{value}`\n" for name, value in origin.items())
     (output / f"{NAME}.md").write_text(text, encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(TEMPLATE)
+    page = environment().from_string(TEMPLATE)
     html = page.render(
         title=_title(found),
         sentences=_sentences(found),
@@ -137,7 +127,6 @@ def write(output: Path, results: list[Result], subjects: list[Subject]) -> None:
         scores=scores,
         provenance=origin,
         version=VERSION,
-        style=Markup(files("volgrowth.report").joinpath("page.css").read_text(encoding="utf-8")),
     )
     (output / f"{NAME}.html").write_text(html, encoding="utf-8")
 
@@ -179,7 +168,7 @@ def _figures(results: list[Result], case: str) -> list[Markup]:
 
 def _dumbbells(results: list[Result], case: str, metric: str, label: str) -> Figure:
     kinds = (("raw", pooled(results, case, calibrated=False)), ("calibrated", pooled(results, case, calibrated=True)))
-    with figures._axes(0.8 + 0.27 * len(kinds[0][1])) as (figure, axes):
+    with figures.plot(0.8 + 0.27 * len(kinds[0][1])) as (figure, axes):
         names = [result.score.name for result in kinds[0][1]]
         for (kind, chosen), colour, shift in zip(kinds, (figures.BAR, figures.ACCENT), (-0.14, 0.14), strict=True):
             rows = np.array([names.index(result.score.name) for result in chosen]) + shift
@@ -193,5 +182,5 @@ def _dumbbells(results: list[Result], case: str, metric: str, label: str) -> Fig
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x")
         axes.set(xlabel=label)
-        figures._legend(axes)
+        figures.legend(axes)
     return figure

@@ -2,15 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-import volgrowth.report
 from volgrowth.lab.paper_sections import Written
 from volgrowth.report.formats import MISSING, duration, score
+from volgrowth.report.html import environment
+from volgrowth.version import VERSION
 
 TITLE = "Volume growth: the paper's experiments, repeated"
 INTRODUCTION = (
@@ -18,15 +15,8 @@ INTRODUCTION = (
     "paper leaves open. Numbers of the paper itself are quoted; everything else was measured by this run."
 )
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ title }}</title>
-<style>{{ style }}
+_PAGE = """{% extends "shell.html.j2" %}
+{% block style %}
 .charts { display: grid; gap: 28px; margin: 24px 0; }
 .charts figure { max-width: 860px; }
 .charts figure.narrow { max-width: 560px; }
@@ -37,9 +27,8 @@ h3 { margin: 24px 0 8px; }
 td, th { white-space: nowrap; padding-right: 14px; }
 table { font-size: 0.875rem; }
 td.words, th.words { white-space: normal; min-width: 13em; }
-</style>
-</head>
-<body>
+{% endblock %}
+{% block body %}
 <header>
   <p class="eyebrow">volgrowth, arXiv 2503.19429</p>
   <h1>{{ title }}</h1>
@@ -85,7 +74,7 @@ td.words, th.words { white-space: normal; min-width: 13em; }
   <ul class="points">{% for line in section.differences %}<li>{{ line }}</li>{% endfor %}</ul>
   {% endif %}
   <h3>What was run</h3>
-  <p class="setting">{{ section.setting }} It took {{ duration(section.seconds) }}.</p>
+  <p class="setting">{{ section.setting }} It took {{ section.seconds|duration }}.</p>
 </section>
 {% endfor %}
 <section aria-labelledby="provenance">
@@ -95,9 +84,7 @@ td.words, th.words { white-space: normal; min-width: 13em; }
   </dl>
 </section>
 </main>
-<footer></footer>
-</body>
-</html>
+{% endblock %}
 """
 
 
@@ -124,17 +111,15 @@ def kind(table: dict[str, Any], column: int) -> str:
 
 def html(sections: Sequence[Written]) -> str:
     """The page."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    style = (Path(volgrowth.report.__file__).parent / "page.css").read_text(encoding="utf-8")
-    return environment.from_string(_PAGE).render(
+    page = environment().from_string(_PAGE)
+    return page.render(
         title=TITLE,
         introduction=INTRODUCTION,
-        style=Markup(style),
+        version=VERSION,
         sections=sections,
         provenance=provenance(sections),
         cell=cell,
         kind=kind,
-        duration=duration,
         narrow=_narrow,
     )
 

@@ -77,7 +77,8 @@ class Points:
 
 
 @contextmanager
-def _axes(height: float) -> Iterator[tuple[Figure, Axes]]:
+def plot(height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of one plot in the page's style, which holds while it is drawn; `height` in inches."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, height), layout="constrained")
         axes = figure.add_subplot()
@@ -99,7 +100,7 @@ def histogram(
     low, high = edges[0], edges[-1]
     plain = np.histogram(np.clip(values[finite & ~notable], low, high), edges)[0]
     special = np.histogram(np.clip(values[finite & notable], low, high), edges)[0]
-    with _axes(3.0) as (figure, axes):
+    with plot(3.0) as (figure, axes):
         axes.stairs(plain, edges, fill=True, color=BAR, label="audited")
         if special.any():
             axes.stairs(plain + special, edges, baseline=plain, fill=True, color=ACCENT, label=notable_name)
@@ -121,7 +122,7 @@ def histogram(
         axes.set(xlabel=xlabel, ylabel="images", xlim=(low, high))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _legend(axes)
+        legend(axes)
     return figure
 
 
@@ -134,7 +135,7 @@ def complexity_scatter(points: Points, notable_name: str, ylabel: str) -> tuple[
     known = np.isfinite(points.growth) & (points.png_bytes > 0)
     special = known & (points.notable | points.shown)
     ordinary = _sample(np.flatnonzero(known & ~special), SCATTER_POINTS)
-    with _axes(3.6) as (figure, axes):
+    with plot(3.6) as (figure, axes):
         _dots(axes, points, ordinary, "audited", color=BAR, markersize=2.6)
         _draw_expected(axes, points, known)
         notable = _sample(np.flatnonzero(known & points.notable), MARKED_POINTS)
@@ -143,19 +144,19 @@ def complexity_scatter(points: Points, notable_name: str, ylabel: str) -> tuple[
         _dots(axes, points, shown, "in the gallery", color="none", markeredgecolor=ACCENT, markersize=5.6)
         _scale_sizes(axes, points.png_bytes[known])
         axes.set(xlabel="size as PNG, bytes", ylabel=ylabel)
-        _legend(axes)
+        legend(axes)
     return figure, ordinary.size, int(np.count_nonzero(known & ~special))
 
 
 def returns(levels: list[float], flagged: list[float], controls: list[float]) -> Figure:
     """Share of noised and decoded images that come back, by noise level."""
-    with _axes(3.0) as (figure, axes):
+    with plot(3.0) as (figure, axes):
         axes.plot(levels, flagged, "o-", color=ACCENT, markersize=4, label="flagged")
         axes.plot(levels, controls, "o-", color=BAR, markersize=4, label="controls")
         axes.set_xscale("log", base=2)
         axes.set(xlabel="noise level", ylabel="share that returns", ylim=(-0.02, 1.05))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        _legend(axes)
+        legend(axes)
     return figure
 
 
@@ -252,7 +253,8 @@ def _scale_sizes(axes: Axes, sizes: np.ndarray) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """What has a label, in a row above the plot."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(

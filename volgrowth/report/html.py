@@ -53,6 +53,7 @@ def render(
     detection = summary["detection"] or {}
     context = {
         "summary": summary,
+        "version": summary["volgrowth"],
         "title": words.title(summary),
         "verdict": words.verdict(summary),
         "judged": words.has_error_rate(summary),
@@ -67,13 +68,14 @@ def render(
         "failures": _failures(scores),
     }
     try:
-        return _environment().get_template("page.html.j2").render(context)
+        return environment().get_template("page.html.j2").render(context)
     except UndefinedError as error:
         raise KeyError(error.message) from error
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Where templates find filters, style and `shell.html.j2`, which every page extends and tells a `version`."""
+    made = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
@@ -85,12 +87,12 @@ def _environment() -> Environment:
         *(formats.number, formats.score, formats.signed, formats.percent, formats.plural),
         *(formats.moment, formats.duration, formats.visible, formats.untrusted),
     ):
-        environment.filters[each.__name__] = each
+        made.filters[each.__name__] = each
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
-    environment.globals.update(style=style, script=Markup(script), script_digest=digest)
-    return environment
+    made.globals.update(style=style, script=Markup(script), script_digest=digest)
+    return made
 
 
 def _figures(
