@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+from tests import s3
+
 install_import_hook("volgrowth.numerics", "beartype.beartype")
 
 VOLGROWTH = Path(sys.executable).parent / "volgrowth"
@@ -50,6 +52,29 @@ def one_thread() -> Iterator[None]:
     with threadpool_limits(1):
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A real S3 server on loopback, one for the whole run; its URL."""
+    with s3.s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> s3.Bucket:
+    """A fresh bucket of that server, to which this process's environment, and that of those it starts, points."""
+    s3.use(monkeypatch, s3_endpoint)
+    return s3.Bucket(s3_endpoint)
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str, bucket: s3.Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3.Proxy]:
+    """The environment points to a proxy before the server, which breaks requests when it is told to."""
+    proxy = s3.Proxy(s3_endpoint)
+    s3.use(monkeypatch, proxy.url)
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture(scope="session")
