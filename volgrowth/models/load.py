@@ -3,16 +3,20 @@
 import hashlib
 import inspect
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from volgrowth.errors import ModelError
-from volgrowth.models.diffusers import inspect_folder
+from volgrowth.models.diffusers import DiffusersModel, inspect_folder
+from volgrowth.models.remote import local_folder
 from volgrowth.models.user_code import import_function
 from volgrowth.numerics import Denoiser
 from volgrowth.records import ModelInfo
+from volgrowth.storage import is_url
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 DType = Literal["float32", "float64"]
@@ -30,8 +34,9 @@ def load_model(
     """Load a model as a Denoiser with frozen weights.
 
     Args:
-        name: a diffusers folder, a hub id (`google/ddpm-cifar10-32`), or `factory:module:function` for a function
-            `function(device, dtype)` that returns a Denoiser; its module is looked for in the working directory too.
+        name: a diffusers folder or its URL (`s3://bucket/model`), a hub id (`google/ddpm-cifar10-32`), or
+            `factory:module:function` for a function `function(device, dtype)` that returns a Denoiser; its module is
+            looked for in the working directory too.
         revision: of a hub id: branch, tag or commit.
         subfolder: where in the folder or repository the model lies.
         dtype: precision of weights and states.
@@ -44,7 +49,8 @@ def load_model(
         raise ModelError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
     if name.startswith(FACTORY):
         return _from_factory(name, DTYPES[dtype], torch.device(device))
-    return inspect_folder(_folder(name, revision, subfolder)).load(DTYPES[dtype], torch.device(device))
+    with _inspected(name, revision, subfolder) as model:
+        return model.load(DTYPES[dtype], torch.device(device))
 
 
 def inspect_model(name: str, revision: str | None = None, subfolder: str | None = None) -> ModelInfo:
@@ -57,21 +63,32 @@ def inspect_model(name: str, revision: str | None = None, subfolder: str | None 
         denoiser = _from_factory(name, torch.float32, torch.device("cpu"))
         assert denoiser.image_shape is not None
         return ModelInfo(name, denoiser.kind, denoiser.image_shape, _factory_digest(name), None)
-    model = inspect_folder(_folder(name, revision, subfolder))
-    return ModelInfo(name, model.network["_class_name"], model.image_shape, model.digest, model.num_parameters)
+    with _inspected(name, revision, subfolder) as model:
+        return ModelInfo(name, model.network["_class_name"], model.image_shape, model.digest, model.num_parameters)
+
+
+@contextmanager
+def _inspected(name: str, revision: str | None, subfolder: str | None) -> Iterator[DiffusersModel]:
+    """A checked folder; what is said of a local copy names the URL that it was downloaded from."""
+    folder = _folder(name, revision, subfolder)
+    try:
+        yield inspect_folder(folder)
+    except ModelError as error:
+        if not is_url(name):
+            raise
+        given = "/".join(part.strip("/") for part in (name, subfolder) if part)
+        raise ModelError(str(error).replace(str(folder), given)) from None
 
 
 def _folder(name: str, revision: str | None, subfolder: str | None) -> Path:
-    """The local folder of a path, or of a hub id after its JSON and safetensors files are in the local cache."""
-    path = Path(name).expanduser()
+    """The local folder of a path, or of a hub id or URL after its JSON and safetensors files are in a local cache."""
+    if revision and (is_url(name) or Path(name).expanduser().is_dir()):
+        raise ModelError(f"revision {revision!r} was given for the folder {name}: expected a hub id, or no revision")
+    path = local_folder(name, subfolder) if is_url(name) else Path(name).expanduser()
     if path.is_file():
         raise ModelError(f"{name} is a file: expected the diffusers folder it belongs to")
     if not path.is_dir():
         path = _snapshot(name, revision, subfolder)
-    elif revision:
-        raise ModelError(
-            f"revision {revision!r} was given for the local folder {name}: expected a hub id, or no revision"
-        )
     folder = path / subfolder if subfolder else path
     if not folder.is_dir():
         raise ModelError(f"{name} has no subfolder {subfolder!r}: it holds {_names(path)}")
