@@ -109,7 +109,7 @@ class Proxy:
     """Passes requests on to the server, except those that a fault strikes.
 
     cut: the connection breaks half-way through the body; lost: the request is done and the answer never comes;
-    slow: the request waits; denied, expired, broken, busy: the answers of S3 with these meanings.
+    torn: it comes by half; slow: the request waits; denied, expired, broken, busy: S3's answers with these meanings.
     """
 
     target: str
@@ -161,7 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
         answer, content = self._forward(body)
         if kind == "lost":
             return self._reset(self.connection)
-        self._answer(answer, content)
+        self._answer(answer, content[: len(content) // 2] if kind == "torn" else content)
+        if kind == "torn":
+            self._reset(self.connection)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any  # noqa: N815, the names that the base class calls
 

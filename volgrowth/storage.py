@@ -16,8 +16,8 @@ import fsspec
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 
 # One request for a whole object: ranges fetched side by side can come from two versions of it, and parts still on
-# their way outlive the upload that was given up. Three attempts of five seconds each to connect; an answer that says
-# to slow down, or a connection that breaks, is tried five times as often (s3fs around botocore).
+# their way outlive the upload that was given up. Three attempts of five seconds each to connect (AWS_MAX_ATTEMPTS);
+# an answer that says to slow down is heeded five times as often (s3fs around botocore).
 S3 = {"max_concurrency": 1, "config_kwargs": {"retries": {"mode": "standard"}}}
 OPTIONS: dict[str, dict[str, Any]] = {"s3": S3, "s3a": S3}
 

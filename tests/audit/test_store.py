@@ -342,11 +342,35 @@ def test_reading_without_the_right_to(kind: str, bucket: Bucket, proxy: Proxy) -
             use()
 
 
-def test_a_read_that_breaks_off_is_taken_up_again(bucket: Bucket, proxy: Proxy) -> None:
+@pytest.mark.parametrize("kind", ["lost", "torn", "broken", "busy"])
+def test_a_read_that_breaks_off_is_taken_up_again(kind: str, bucket: Bucket, proxy: Proxy) -> None:
     store = Store(bucket.url)
     store.write("f", bytes(300_000))
-    proxy.fail("lost", method="GET", times=2)
-    assert store.read("f") == bytes(300_000)
+    store.write_table("t", pa.table({"row": range(100_000)}), {"k": "v"})
+    for read in (partial(store.read, "f"), partial(store.read_footer, "t")):
+        proxy.fail(kind, method="GET", times=2)
+        assert read() in (bytes(300_000), (100_000, {"k": "v"}))
+
+
+def test_half_an_answer_is_no_file(bucket: Bucket, proxy: Proxy) -> None:
+    store = Store(bucket.url)
+    store.write("f", bytes(300_000))
+    proxy.fail("torn", method="GET")
+    with pytest.raises(OutputError, match=r"/f cannot be read"):
+        store.read("f")
+
+
+def test_other_stores_go_the_same_way() -> None:
+    """One that has no conditional writes, no tags and no clock of its own."""
+    store = Store("memory://bucket/out")
+    assert store.names() == []
+    store.write_table("a/t", pa.table({"row": [1]}), {"k": "v"})
+    assert (store.names(), store.names("a"), store.read_footer("a/t")) == (["a"], ["t"], (1, {"k": "v"}))
+    assert store.create("lock", b"mine")
+    assert not store.create("lock", b"theirs")
+    assert store.modified("lock") == pytest.approx(time.time(), abs=60)
+    store.delete("lock")
+    assert not store.exists("lock")
 
 
 def test_an_endpoint_that_nobody_listens_at(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
