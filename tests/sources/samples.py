@@ -1,6 +1,8 @@
 """The same images in every kind of data set."""
 
 import io
+import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +49,21 @@ def write_folder(folder: Path, images: list[bytes]) -> None:
 def dataset(images: list[bytes], **columns: list[Any]) -> Any:
     rows = {"image": [{"bytes": data, "path": None} for data in images], **columns}
     return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]], format_: int = tarfile.USTAR_FORMAT) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format_) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def pairs(images: list[bytes], first: int = 0) -> list[tuple[str, bytes]]:
+    """Members of a webdataset: a caption and an image each."""
+    return [
+        member
+        for number, data in enumerate(images, first)
+        for member in ((f"{number:04}.txt", b"a digit"), (f"{number:04}.png", data))
+    ]

@@ -8,7 +8,7 @@ import pytest
 
 from volgrowth.errors import DataError
 from volgrowth.sources import open_source
-from volgrowth.sources.columns import read_file
+from volgrowth.sources.places import read_file
 
 from .samples import dataset, values
 

@@ -1,10 +1,12 @@
 import os
+import tracemalloc
 
 import pytest
 
 from volgrowth.errors import DataError
-from volgrowth.sources import open_source
-from volgrowth.sources.folder import FolderSource
+from volgrowth.sources import Listing, SourceFile, open_source
+from volgrowth.sources.ordering import Sorted
+from volgrowth.sources.places import LocalPlace
 
 from .samples import write_folder
 
@@ -41,15 +43,49 @@ def test_links_are_followed_but_not_in_circles(tmp_path, images):
 
 
 def test_files_that_cannot_be_read_are_rows(tmp_path, images):
-    write_folder(tmp_path, images[:3])
+    write_folder(tmp_path, images[:1])
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "empty.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.png")
+    rows = list(open_source(str(tmp_path)).read(0, 4))
+    assert [row.data for row in rows] == [images[0], None, b"", None]
+    assert [row.error for row in rows] == [
+        None,
+        "the file does not exist",
+        "the file is empty",
+        "not a regular file",
+    ]
+
+
+def test_a_file_that_changed_or_went_since_it_was_listed_is_an_error(tmp_path, images):
+    write_folder(tmp_path, images[:3])
+    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
     source = open_source(str(tmp_path))
     (tmp_path / "0001.png").unlink()
-    rows = list(source.read(0, 5))
-    assert [row.data for row in rows] == [images[0], None, images[2], None, b""]
-    assert [row.error for row in rows[3:]] == ["the file does not exist", "the file is empty"]
-    assert rows[0].error is None
+    (tmp_path / "0002.png").write_bytes(b"x")
+    assert next(source.read(0, 1)).data == images[0]
+    for row, now in ((1, "nothing"), (2, "1 bytes")):
+        with pytest.raises(DataError, match=f"000{row}.png holds {now}, and .* when .* it has changed"):
+            list(source.read(row, 3))
+    (tmp_path / "nowhere").write_bytes(images[0])
+    with pytest.raises(DataError, match=r"broken\.png holds .* bytes, and 0 when"):
+        list(source.read(3, 4))
+
+
+def test_a_huge_folder_is_walked_in_bounded_memory(tmp_path):
+    peaks = []
+    for folder, count in (("warm", 3_000), ("small", 8_000), ("large", 24_000)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            os.mknod(tmp_path / folder / f"{number * 7919 % count:06}-{'x' * 40}.png")
+        tracemalloc.start()
+        files = Sorted.of(LocalPlace(tmp_path / folder).walk(frozenset({".png"})), 2000)
+        listing = Listing.build("folder", (SourceFile(file.name, file.size, 1) for file in files), 2000)
+        assert all(row == first for row, (_, first) in enumerate(listing.entries(0, count)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert listing.num_rows == count
+    assert peaks[2] < 1.3 * peaks[1]
 
 
 def test_a_name_that_is_not_utf_8_stays_readable(tmp_path, images):
@@ -89,7 +125,7 @@ def test_a_split_is_a_folder_in_it(tmp_path, images):
     assert open_source(str(tmp_path)).num_rows == 5
     assert names(open_source(str(tmp_path), split="test")) == ["test/0000.png", "test/0001.png"]
     with pytest.raises(DataError, match=r"no split 'dev'.* it has: test, train"):
-        FolderSource(tmp_path, split="dev")
+        open_source(str(tmp_path), split="dev")
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from volgrowth.errors import DataError
-from volgrowth.sources import content_id, open_source
-from volgrowth.sources.parquet import ParquetSource
+from volgrowth.sources import Listing, content_id, open_source
 
 from .samples import digits, values, write_parquet
 
@@ -154,7 +153,13 @@ def test_the_fingerprint_follows_names_sizes_and_rows(tmp_path, images):
 def test_a_file_that_changed_or_went_since_opening_is_an_error(tmp_path, images):
     write_parquet(tmp_path / "a.parquet", images[:9])
     source = open_source(str(tmp_path))
+    size = (tmp_path / "a.parquet").stat().st_size
     write_parquet(tmp_path / "a.parquet", images[:8])
+    with pytest.raises(DataError, match=f"holds .* bytes, and {size} when .* it has changed"):
+        list(source.read(0, 2))
+    (file,) = source.listing
+    size = (tmp_path / "a.parquet").stat().st_size
+    source = open_source(str(tmp_path), listing=Listing.build("parquet", [file._replace(size=size)]))
     with pytest.raises(DataError, match="holds 8 rows, and 9 when"):
         list(source.read(0, 2))
     (tmp_path / "a.parquet").unlink()
@@ -179,4 +184,4 @@ def test_files_must_agree_on_their_columns(tmp_path, images):
     write_parquet(tmp_path / "a.parquet", images[:2])
     pq.write_table(pa.table({"picture": values(images)}), tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"column 'image' holds nothing in b\.parquet"):
-        ParquetSource(tmp_path, ["a.parquet", "b.parquet"])
+        open_source(str(tmp_path))

@@ -15,8 +15,10 @@ from typing import Any
 import pyarrow as pa
 
 from volgrowth.errors import DataError
-from volgrowth.sources.base import Row, Source, SourceFile
-from volgrowth.sources.columns import BATCH_ROWS, check_range, choose_columns, rows_of
+from volgrowth.sources.base import Request, Row, Source, check_range
+from volgrowth.sources.columns import BATCH_ROWS, choose_columns, rows_of
+from volgrowth.sources.listing import Listing, SourceFile
+from volgrowth.sources.places import LocalPlace
 from volgrowth.sources.splits import DEFAULT_SPLIT, choose_split
 
 
@@ -28,19 +30,13 @@ class DatasetSource(Source):
 
     where: str
     split: str
-    root: Path
+    place: LocalPlace
 
     @abstractmethod
     def _load(self) -> Any:
         """The `datasets.Dataset`; DataError if it cannot be loaded."""
 
     def read(self, start: int, stop: int) -> Iterator[Row]:
-        """Yield the rows start..stop-1.
-
-        Raises:
-            ValueError: `start` and `stop` are not a range of this source.
-            DataError: the data set is missing or has changed since it was opened.
-        """
         check_range(start, stop, self.num_rows)
         return self._read(start, stop)
 
@@ -48,29 +44,34 @@ class DatasetSource(Source):
         tables = self._tables()
         for begin in range(start, stop, BATCH_ROWS):
             table = tables[begin : min(begin + BATCH_ROWS, stop)]
-            yield from rows_of(table, self.columns, self.root, begin, self.split, begin)
+            yield from rows_of(table, self.columns, self.place, begin, self.split, begin)
 
-    def _open(self, dataset: Any, image_column: str | None, id_column: str | None) -> None:
+    def _open(self, dataset: Any, request: Request, listing: Listing | None) -> None:
         if not len(dataset):
             raise DataError(f"split {self.split!r} of {self.where} is an empty data set: it holds no rows")
-        self.files = _files(dataset, self.split)
+        self.listing = listing or Listing.build(self.kind, _files(dataset, self.split))
+        self._check(dataset)
 
-        def peek(columns: list[str]) -> pa.Table:
-            return dataset.select_columns(columns).with_format("arrow")[:8]
+        def peek(column: str) -> pa.ChunkedArray:
+            name = column if column in dataset.column_names else column.removesuffix(".path")
+            return dataset.select_columns([name]).with_format("arrow")[:8].column(0)
 
         schema = dataset.features.arrow_schema
-        self.columns = choose_columns(schema, image_column, id_column, self.where, peek)
+        self.columns = choose_columns(schema, request.image_column, request.id_column, self.where, peek)
         self._dataset = dataset
+
+    def _check(self, dataset: Any) -> None:
+        if Listing.build(self.kind, _files(dataset, self.split)).fingerprint != self.fingerprint:
+            raise DataError(
+                f"split {self.split!r} of {self.where} is not what it was when the data set was opened "
+                f"(it has {len(dataset)} rows, then {self.num_rows}): restore it, or start a new audit"
+            )
 
     def _tables(self) -> Any:
         """The data set, such that slicing it gives Arrow tables of the columns that are read."""
         if self._dataset is None:
             dataset = self._load()
-            if _files(dataset, self.split) != self.files:
-                raise DataError(
-                    f"split {self.split!r} of {self.where} is not what it was when the data set was opened "
-                    f"(it has {len(dataset)} rows, then {self.num_rows}): restore it, or start a new audit"
-                )
+            self._check(dataset)
             self._dataset = dataset
         return self._dataset.select_columns(self.columns.names).with_format("arrow")
 
@@ -88,23 +89,17 @@ class ArrowSource(DatasetSource):
 
     kind = "arrow"
 
-    def __init__(
-        self,
-        folder: Path,
-        split: str | None = None,
-        image_column: str | None = None,
-        id_column: str | None = None,
-    ) -> None:
-        self.where = str(folder)
-        self.root = folder.resolve()
-        several = (self.root / "dataset_dict.json").is_file()
+    def __init__(self, place: LocalPlace, request: Request, listing: Listing | None = None) -> None:
+        self.where, self.place = request.data, place
+        root = place.path
+        several = (root / "dataset_dict.json").is_file()
         if several:
-            available = _json(self.root / "dataset_dict.json").get("splits") or []
+            available = _json(root / "dataset_dict.json").get("splits") or []
         else:
-            available = [_json(self.root / "state.json").get("_split") or DEFAULT_SPLIT]
-        self.split = choose_split(available, split, self.where)
-        self.folder = self.root / self.split if several else self.root
-        self._open(self._load(), image_column, id_column)
+            available = [_json(root / "state.json").get("_split") or DEFAULT_SPLIT]
+        self.split = choose_split(available, request.split, self.where)
+        self.folder = root / self.split if several else root
+        self._open(self._load(), request, listing)
 
     def _load(self) -> Any:
         from datasets import load_from_disk  # a second to import, and only some data sets need it

@@ -6,19 +6,21 @@ Opening a source reads listings and footers only; images are read by whoever cal
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from volgrowth.sources.listing import Listing, SourceFile
+
 
 @dataclass(frozen=True)
-class SourceFile:
-    """One file of a data set: its name relative to the data set, its size in bytes, the rows it holds."""
+class Request:
+    """What the user asked for: a path, URL or id, and the options that say what in it is meant."""
 
-    name: str
-    size: int
-    rows: int
+    data: str
+    split: str | None = None
+    image_column: str | None = None
+    id_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,27 +35,47 @@ class Row:
 
 
 class Source(ABC):
-    """Rows in a frozen order. Subclasses fill `files` and write `read`."""
+    """Rows in a frozen order. Subclasses set `kind` and `listing` and write `read`."""
 
     kind: str
-    files: tuple[SourceFile, ...]
+    listing: Listing
 
     @property
     def num_rows(self) -> int:
         """Rows over all files."""
-        return sum(file.rows for file in self.files)
+        return self.listing.num_rows
+
+    @property
+    def num_files(self) -> int:
+        """Files in the listing."""
+        return self.listing.num_files
 
     @property
     def fingerprint(self) -> str:
         """sha256 over kind, file names, sizes and row counts, in the frozen order."""
-        listing = [self.kind, *([f.name, f.size, f.rows] for f in self.files)]
-        return "sha256:" + hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        return self.listing.fingerprint
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """All files at once, for data sets of few."""
+        return tuple(self.listing)
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Iterator[Row]:
-        """Yield exactly the rows start..stop-1, in order, one `Row` each, whatever is wrong with them."""
+        """Yield exactly the rows start..stop-1, in order, one `Row` each, whatever is wrong with them.
+
+        Raises:
+            ValueError: `start` and `stop` are not a range of this source.
+            DataError: a file is not what it was when the data set was listed, or its store cannot be read.
+        """
 
 
 def content_id(data: bytes) -> str:
     """The identity of an image in a data set without an id column."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def check_range(start: int, stop: int, num_rows: int) -> None:
+    """Raise ValueError unless 0 <= start <= stop <= num_rows."""
+    if not 0 <= start <= stop <= num_rows:
+        raise ValueError(f"rows {start}..{stop} asked of a source of {num_rows}: need 0 <= start <= stop <= rows")

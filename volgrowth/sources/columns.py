@@ -8,7 +8,6 @@ whole batch.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,12 +15,14 @@ import pyarrow.compute as pc
 
 from volgrowth.errors import DataError
 from volgrowth.sources.base import Row, content_id
+from volgrowth.sources.places import Place, read_ahead
+from volgrowth.storage import is_url
 
 BATCH_ROWS = 64
 """Rows held in memory at a time: encoded photographs of some MB each must fit."""
 
-Peek = Callable[[list[str]], pa.Table]
-"""The first few rows of the columns named."""
+Peek = Callable[[str], pa.ChunkedArray]
+"""The first few values of a column; with `.path` after its name, of an image column, without their bytes."""
 
 
 @dataclass(frozen=True)
@@ -59,43 +60,29 @@ def choose_columns(
     return Columns(image, id_column)
 
 
-def rows_of(table: pa.Table, columns: Columns, root: Path, row: int, file: str, position: int) -> Iterator[Row]:
+def rows_of(table: pa.Table, columns: Columns, place: Place, row: int, file: str, position: int) -> Iterator[Row]:
     """One `Row` for each row of `table`, a stretch of a file's rows.
 
     Args:
         table: holds at least `columns.names`
         columns: which column is which
-        root: folder that relative paths in the image column start from
+        place: folder that relative paths in the image column start from
         row: where the table begins in the frozen order
         file: name of the file that the rows come from
         position: where the table begins in that file
     """
     data, paths = _values(table.column(columns.image))
     ids = _texts(table.column(columns.id)) if columns.id else [None] * len(data)
-    for index in range(table.num_rows):
-        encoded, error = _encoded(data[index], paths[index], root)
+
+    def encode(index: int) -> tuple[bytes | None, str | None]:
+        return _encoded(data[index], paths[index], place)
+
+    threads = place.threads if None in data else 1
+    for index, (encoded, error) in enumerate(read_ahead(encode, range(table.num_rows), threads)):
         image_id = ids[index]
         if image_id is None:
             image_id = content_id(encoded or b"")
         yield Row(row + index, image_id, f"{file}#{position + index}", encoded, error)
-
-
-def read_file(path: Path) -> tuple[bytes | None, str | None]:
-    """The bytes of a file, or None and the reason."""
-    try:
-        # A pipe or a device would block or never end.
-        if not path.is_file():
-            return None, "the file does not exist" if not path.exists() else "not a regular file"
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        return None, f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
-    return data, None if data else "the file is empty"
-
-
-def check_range(start: int, stop: int, num_rows: int) -> None:
-    """Raise ValueError unless 0 <= start <= stop <= num_rows."""
-    if not 0 <= start <= stop <= num_rows:
-        raise ValueError(f"rows {start}..{stop} asked of a source of {num_rows}: need 0 <= start <= stop <= rows")
 
 
 def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
@@ -105,9 +92,9 @@ def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
             f"{where} has several image columns ({_listed(found)}): name one with image_column (--image-column)"
         )
     if not found:
-        texts = [field.name for field in schema if _is_text(field.type)]
-        for name in texts:
-            _refuse_urls(name, peek([name]), where)
+        for field in schema:
+            if _is_text(field.type):
+                _refuse_urls(field, where, peek)
         raise DataError(
             f"{where} is a data set without images; it has the columns {_listed(schema.names)}, and an image "
             "column is a struct of bytes and path (datasets.Image) or binary"
@@ -136,8 +123,8 @@ def _huggingface_features(schema: pa.Schema) -> dict[str, Any]:
 def _check_image_column(field: pa.Field, where: str, peek: Peek) -> None:
     if _is_binary(field.type):
         return
-    if _is_text(field.type) or _is_struct_of_image(field.type):
-        _refuse_urls(field.name, peek([field.name]), where)
+    if _is_text(field.type) or "path" in _fields(field.type):
+        _refuse_urls(field, where, peek)
     if not _is_struct_of_image(field.type):
         raise DataError(
             f"column {field.name!r} of {where} holds {field.type}, not images; an image column is a struct "
@@ -145,35 +132,47 @@ def _check_image_column(field: pa.Field, where: str, peek: Peek) -> None:
         )
 
 
-def _refuse_urls(name: str, head: pa.Table, where: str) -> None:
-    column = head.column(name)
-    texts = _texts(column) if _is_text(column.type) else _values(column)[1]
-    if any(text is not None and _is_url(text) for text in texts):
+def _refuse_urls(field: pa.Field, where: str, peek: Peek) -> None:
+    if _is_text(field.type):
+        texts = _texts(peek(field.name))
+        found = any(text is not None and is_url(text) for text in texts)
+    else:
+        # The bytes of eight photographs are looked at only where a path is a URL: it may be no more than a note.
+        found = any(text is not None and is_url(text) for text in _values(peek(f"{field.name}.path"))[1]) and any(
+            text is not None and data is None and is_url(text)
+            for data, text in zip(*_values(peek(field.name)), strict=True)
+        )
+    if found:
         raise DataError(
-            f"column {name!r} of {where} holds URLs: a column of URLs is not fetched; download the images "
+            f"column {field.name!r} of {where} holds URLs: a column of URLs is not fetched; download the images "
             "first (for instance with img2dataset) and audit the files"
         )
 
 
-def _encoded(data: bytes | None, path: str | None, root: Path) -> tuple[bytes | None, str | None]:
+def _encoded(data: bytes | None, path: str | None, place: Place) -> tuple[bytes | None, str | None]:
     if data is not None:
         return data, None if data else "the value holds no bytes"
     if not path:
         return None, "the value is null: neither bytes nor a path"
-    if _is_url(path):
+    if is_url(path):
         return None, "the value is a URL, which is not fetched; download first"
-    return read_file(root / path)
+    return place.read(path)
 
 
 def _values(column: pa.ChunkedArray) -> tuple[list[bytes | None], list[str | None]]:
     """Bytes and paths of an image column, None where there is none."""
     nothing: list[Any] = [None] * len(column)
-    if not pa.types.is_struct(column.type):
+    fields = _fields(column.type)
+    if not fields:
         return column.to_pylist(), nothing
-    fields = {field.name for field in column.type}
     data = pc.struct_field(column, "bytes").to_pylist() if "bytes" in fields else nothing
     paths = _texts(pc.struct_field(column, "path")) if "path" in fields else nothing
     return data, paths
+
+
+def _fields(kind: pa.DataType) -> set[str]:
+    """Of an image column that is a struct."""
+    return {field.name for field in kind} if _is_struct_of_image(kind) else set()
 
 
 def _texts(column: pa.ChunkedArray) -> list[str | None]:
@@ -211,10 +210,6 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_url(text: str) -> bool:
-    return text.lower().startswith(("http://", "https://"))
 
 
 def _listed(names: list[str], limit: int = 20) -> str:

@@ -5,6 +5,9 @@ from typing import Any
 
 from volgrowth.errors import DataError
 from volgrowth.sources.arrow import DatasetSource
+from volgrowth.sources.base import Request
+from volgrowth.sources.listing import Listing
+from volgrowth.sources.places import LocalPlace
 from volgrowth.sources.splits import choose_split
 
 
@@ -20,21 +23,14 @@ class HubSource(DatasetSource):
 
     kind = "hub"
 
-    def __init__(
-        self,
-        name: str,
-        split: str | None = None,
-        image_column: str | None = None,
-        id_column: str | None = None,
-    ) -> None:
-        self.where = name
-        self.root = Path()
-        self.split = split or ""
+    def __init__(self, request: Request, listing: Listing | None = None) -> None:
+        self.where, self.place = request.data, LocalPlace(Path())
+        self.split = request.split or ""
         loaded = self._load()
-        if not split:
-            self.split = choose_split(list(loaded), None, name)
+        if not request.split:
+            self.split = choose_split(list(loaded), None, self.where)
             loaded = loaded[self.split]
-        self._open(loaded, image_column, id_column)
+        self._open(loaded, request, listing)
 
     def _load(self) -> Any:
         from datasets import load_dataset  # a second to import, and only some data sets need it

@@ -1,88 +1,199 @@
 """From what a user typed to a `Source`."""
 
 import glob
+import itertools
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from volgrowth.errors import DataError
 from volgrowth.sources.arrow import ArrowSource
-from volgrowth.sources.base import Source
+from volgrowth.sources.base import Request, Source
 from volgrowth.sources.decode import EXTENSIONS
-from volgrowth.sources.folder import FolderSource, files_below
+from volgrowth.sources.folder import FolderSource
 from volgrowth.sources.hub import HubSource
+from volgrowth.sources.listing import Listing
+from volgrowth.sources.ordering import Sorted
 from volgrowth.sources.parquet import ParquetSource
+from volgrowth.sources.places import Found, LocalPlace, Place, locate, read_ahead
+from volgrowth.sources.webdataset import WebDatasetSource, refuse_packed
+from volgrowth.storage import is_url
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_FILES = EXTENSIONS | {".parquet", ".arrow", ".csv", ".json", ".jsonl", ".zip", ".tar", ".gz", ".npz", ".txt"}
-_EXPECTED = "parquet files, a save_to_disk folder, a folder of images, or an id on the Hugging Face hub"
+_PACKED = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst"})
+_SUFFIXES = EXTENSIONS | _PACKED | {".parquet", ".tar"}
+_FILES = _SUFFIXES | {".arrow", ".csv", ".json", ".jsonl", ".zip", ".npz", ".txt"}
+_EXPECTED = (
+    "parquet files, webdataset tars, a save_to_disk folder, a folder of images, or an id on the Hugging Face hub"
+)
+_SAVED = ("state.json", "dataset_dict.json")
+_BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_OF_FILES: dict[str, Callable[..., Source]] = {"parquet": ParquetSource, "webdataset": WebDatasetSource}
 
 
 def open_source(
-    data: str, split: str | None = None, image_column: str | None = None, id_column: str | None = None
+    data: str,
+    split: str | None = None,
+    image_column: str | None = None,
+    id_column: str | None = None,
+    listing: Listing | None = None,
 ) -> Source:
     """Open a data set by what it is.
 
-    A path that exists decides by what it holds, the first of these that fits:
+    A path or URL (`s3://`, `gs://`, `az://`, `hf://`) that exists decides by what it holds, the first of these:
 
     1. a `.parquet` file: its rows
-    2. a folder with `state.json` or `dataset_dict.json`: a data set written by `save_to_disk`
-    3. a folder with parquet files in it or below: their rows, by the split their names tell
-    4. a folder with image files in it or below: one row a file
+    2. a `.tar` file: the samples of a webdataset
+    3. a folder with `state.json` or `dataset_dict.json`: a data set written by `save_to_disk`; not by URL
+    4. a folder with parquet files in it or below: their rows, by the split their names tell. Where each has a tar of
+       the same name beside it, it holds what img2dataset notes of the tar, and the tars are read
+    5. a folder with tar files in it or below: their samples, by the split their names tell
+    6. a folder with image files in it or below: one row a file
 
-    Otherwise a pattern such as `data/*.parquet` takes the parquet files it matches, and `name` or `org/name`
-    is loaded from the Hugging Face hub.
+    Otherwise a pattern such as `data/*.parquet` or `{000..012}.tar` takes the files it stands for, all parquet or all
+    tar, and `name` or `org/name` is loaded from the Hugging Face hub.
 
     Args:
-        data: a path, a pattern or an id
+        data: a path, a URL, a pattern or an id
         split: needed when there are several
-        image_column: needed when several columns hold images
-        id_column: gives `Row.image_id`, else the hash of the encoded image
+        image_column: needed when several columns hold images; of a webdataset, an extension
+        id_column: gives `Row.image_id`, else the hash of the encoded image; of a webdataset, `__key__`
+        listing: of this data set as it was first opened, extended or not: nothing is listed again, and what is read
+            must be as it says
 
     Raises:
         DataError: nothing there, or not what was expected; the message says which, and the fix.
     """
     if not data.strip():
         raise DataError(f"no data set was given (got {data!r}): expected {_EXPECTED}")
-    if "://" in data:
-        raise DataError(f"{data} is a URL, which is not read as a data set: download it first, and pass {_EXPECTED}")
-    path = os.path.expanduser(data)
-    if os.path.exists(path):
-        return _open_path(Path(path), split, image_column, id_column)
-    if glob.has_magic(path):
-        return _open_pattern(path, split, image_column, id_column)
-    if _HUB_ID.fullmatch(data) and Path(data).suffix.lower() not in _FILES:
-        return HubSource(data, split, image_column, id_column)
-    raise DataError(f"{data} does not exist (looked in {Path.cwd()}): expected {_EXPECTED}")
+    request = Request(data, split, image_column, id_column)
+    if listing is not None and listing.kind == HubSource.kind:
+        return HubSource(request, listing)
+    found = locate(data)
+    if found is not None and listing is None:
+        place, name = found
+        return _open_folder(place, request) if name is None else _open_file(place, name, request)
+    pattern = os.path.expanduser(data)
+    if found is None and (glob.has_magic(pattern) or _BRACES.search(pattern)):
+        return _open_pattern(pattern, request, listing)
+    if found is not None and listing is not None:
+        return _open_again(found[0], request, listing)
+    if listing is None and not is_url(data) and _HUB_ID.fullmatch(data) and Path(data).suffix.lower() not in _FILES:
+        return HubSource(request)
+    raise _missing(data)
 
 
-def _open_path(path: Path, split: str | None, image_column: str | None, id_column: str | None) -> Source:
-    if not path.is_dir():
-        if path.suffix.lower() != ".parquet":
-            raise DataError(f"{path} is a file and not parquet: expected {_EXPECTED}")
-        return ParquetSource(path.parent, [path.name], split, image_column, id_column)
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        return ArrowSource(path, split, image_column, id_column)
-    names = [file.relative_to(path).as_posix() for file in files_below(path) if file.suffix.lower() == ".parquet"]
-    if names:
-        return ParquetSource(path, names, split, image_column, id_column)
-    if image_column or id_column:
-        given = "image_column" if image_column else "id_column"
+def _open_file(place: Place, name: str, request: Request) -> Source:
+    kind = _kind(name)
+    if kind == "packed":
+        refuse_packed(request.data)
+    if kind not in _OF_FILES:
+        raise DataError(f"{request.data} is a file, and neither parquet nor tar: expected {_EXPECTED}")
+    return _OF_FILES[kind](place, request, [Found(name, place.size(name) or 0)])
+
+
+def _open_folder(place: Place, request: Request) -> Source:
+    if any(place.size(name) is not None for name in _SAVED):
+        if not isinstance(place, LocalPlace):
+            raise DataError(
+                f"{request.data} was written by save_to_disk, which is read from local folders only: copy it to every "
+                "node, or write it as parquet (Dataset.to_parquet)"
+            )
+        return ArrowSource(place, request)
+    files = {kind: Sorted[Found]() for kind in ("parquet", "webdataset", "folder", "packed", "other")}
+    for file in place.walk(_SUFFIXES):
+        files[_kind(file.name)].add(file)
+    if files["parquet"] and not _beside(files["parquet"], files["webdataset"]):
+        return ParquetSource(place, request, files["parquet"])
+    if files["webdataset"]:
+        return WebDatasetSource(place, request, files["webdataset"])
+    if files["packed"] and not files["folder"]:
+        refuse_packed(place.url(next(iter(files["packed"])).name))
+    if request.image_column or request.id_column:
+        given = "image_column" if request.image_column else "id_column"
         raise DataError(
-            f"{path} holds no table, so {given} {image_column or id_column!r} has no meaning there: expected "
-            f"a folder with parquet files or one written by save_to_disk, or leave {given} out "
+            f"{request.data} holds no table, so {given} {request.image_column or request.id_column!r} has no meaning "
+            f"there: expected a folder with parquet files, tars, or one written by save_to_disk, or leave {given} out "
             "for a folder of images"
         )
-    return FolderSource(path, split)
+    return FolderSource(place, request, files["folder"])
 
 
-def _open_pattern(pattern: str, split: str | None, image_column: str | None, id_column: str | None) -> Source:
-    files = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
-    if not files:
-        raise DataError(f"{pattern} does not exist, and as a pattern it matches no file (looked in {Path.cwd()})")
-    if odd := [name for name in files if Path(name).suffix.lower() != ".parquet"]:
-        raise DataError(f"{pattern} matches {odd[0]}, which is not parquet: make it match parquet files only")
+def _open_pattern(pattern: str, request: Request, listing: Listing | None) -> Source:
     # Names start where the pattern does, so that they do not depend on which files happen to match.
-    head = re.split(r"[*?\[]", pattern)[0]
-    root = Path(os.path.dirname(head))
-    return ParquetSource(root, [os.path.relpath(name, root) for name in files], split, image_column, id_column)
+    head = os.path.dirname(re.split(r"[*?\[{]", pattern)[0])
+    found = locate(head or ".")
+    if found is None or found[1] is not None:
+        raise _missing(pattern)
+    place = found[0]
+    if listing is not None:
+        return _open_again(place, request, listing)
+    files = Sorted.of(dict.fromkeys(_matches(place, pattern[len(head) :].lstrip("/"), pattern)))
+    if not files:
+        raise _missing(pattern)
+    kind = _kind(next(iter(files)).name)
+    for file in files:
+        if _kind(file.name) == "packed":
+            refuse_packed(place.url(file.name))
+        if kind not in _OF_FILES or _kind(file.name) != kind:
+            raise DataError(f"{pattern} matches {file.name}: make it match parquet files only, or tar files only")
+    return _OF_FILES[kind](place, request, files)
+
+
+def _open_again(place: Place, request: Request, listing: Listing) -> Source:
+    if listing.kind == ArrowSource.kind:
+        assert isinstance(place, LocalPlace)
+        return ArrowSource(place, request, listing)
+    if listing.kind == FolderSource.kind:
+        return FolderSource(place, request, listing=listing)
+    return _OF_FILES[listing.kind](place, request, listing=listing)
+
+
+def _matches(place: Place, pattern: str, given: str) -> Iterator[Found]:
+    def matches(name: str) -> list[Found]:
+        if glob.has_magic(name):
+            return list(place.matches(name))
+        size = place.size(name)
+        if size is None:
+            raise DataError(f"{place.url(name)} does not exist, and {given} stands for it: correct the braces")
+        return [Found(name, size)]
+
+    for found in read_ahead(matches, _expanded(pattern), place.threads):
+        yield from found
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """A pattern with braces as the names it stands for: `{08..10}` is 08, 09, 10, and `{a,b}` is a, b."""
+    parts = _BRACES.split(pattern)
+    for choice in itertools.product(*map(_alternatives, parts[1::2])):
+        yield "".join(itertools.chain(*zip(parts[::2], (*choice, ""), strict=True)))
+
+
+def _alternatives(braces: str) -> Iterable[str]:
+    numbers = _RANGE.fullmatch(braces)
+    if numbers is None:
+        return braces.split(",")
+    low, high = numbers[1], numbers[2]
+    return (str(number).zfill(len(low)) for number in range(int(low), int(high) + 1))
+
+
+def _beside(tables: Iterable[Found], tars: Iterable[Found]) -> bool:
+    """Whether every table lies beside a tar of its name."""
+    names = {os.path.splitext(file.name)[0] for file in tars}
+    return bool(names) and all(os.path.splitext(file.name)[0] in names for file in tables)
+
+
+def _kind(name: str) -> str:
+    stem, suffix = os.path.splitext(name.lower())
+    if suffix in _PACKED:
+        return "packed" if suffix == ".tgz" or stem.endswith(".tar") else "other"
+    return {".parquet": "parquet", ".tar": "webdataset"}.get(suffix, "folder" if suffix in EXTENSIONS else "other")
+
+
+def _missing(data: str) -> DataError:
+    where = "check the bucket and the path in it" if is_url(data) else f"looked in {Path.cwd()}"
+    if glob.has_magic(data):
+        return DataError(f"{data} does not exist, and as a pattern it matches no file ({where}): expected {_EXPECTED}")
+    return DataError(f"{data} does not exist ({where}): expected {_EXPECTED}")

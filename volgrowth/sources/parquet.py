@@ -2,33 +2,39 @@
 
 A file's rows are known from its footer. A row group is the unit that Parquet can skip to, so a read costs at
 most one row group more than it asks for at its front; inside a group rows are streamed, `BATCH_ROWS` at a
-time.
+time. Of an object in a store, too, only the footer and the wanted columns of these row groups are fetched.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
-from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from volgrowth.errors import DataError
-from volgrowth.sources.base import Row, Source, SourceFile, content_id
-from volgrowth.sources.columns import BATCH_ROWS, check_range, choose_columns, rows_of
-from volgrowth.sources.splits import choose_split, split_of
+from volgrowth.sources.base import Request, Row, Source, check_range, content_id
+from volgrowth.sources.columns import BATCH_ROWS, Columns, Peek, choose_columns, rows_of
+from volgrowth.sources.listing import Listing, SourceFile
+from volgrowth.sources.places import Found, Place, printable, read_ahead
+from volgrowth.sources.splits import of_split
+
+PAGE_BYTES = 1 << 20
+"""What is fetched at a time to look at the first rows: about one page."""
+_NOTHING = pa.chunked_array([], pa.string())
+"""What a worker looks at of the columns, which were looked at when the data set was listed."""
 
 
 class ParquetSource(Source):
-    """The rows of parquet files, sorted by name.
+    """The rows of parquet files, in the order of their names.
 
     Args:
-        root: folder that file names and relative image paths start from
-        names: the files, relative to `root`
-        split: which of the splits that the files' names tell
-        image_column: found by its type when None
-        id_column: `Row.image_id` is the content's hash when None
+        place: folder that file names and relative image paths start from
+        request: the split is one that the files' names tell; the image column is found by its type when None;
+            without an id column `Row.image_id` is the content's hash
+        files: the files in `place`, sorted; not looked at where there is a listing
+        listing: of the same data set, when it was opened before
 
     Raises:
         DataError: a footer that cannot be read, no rows, or columns and splits as in `choose_columns` and
@@ -38,110 +44,97 @@ class ParquetSource(Source):
     kind = "parquet"
 
     def __init__(
-        self,
-        root: Path,
-        names: Sequence[str],
-        split: str | None = None,
-        image_column: str | None = None,
-        id_column: str | None = None,
+        self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
     ) -> None:
-        self.root = root.resolve()
-        where = str(root if len(names) > 1 else root / names[0])
-        splits = {name: split_of(name) for name in sorted(names)}
-        chosen = choose_split(sorted(set(splits.values())), split, where)
-        paths = [self.root / name for name in splits if splits[name] == chosen]
-        footers = [_footer(path) for path in paths]
-        self.files = tuple(
-            SourceFile(path.relative_to(self.root).as_posix(), path.stat().st_size, rows)
-            for path, (rows, _) in zip(paths, footers, strict=True)
-        )
-        if not self.num_rows:
-            raise DataError(f"{where} is an empty data set: its {len(paths)} parquet files hold no rows")
-        path, schema = next((p, schema) for p, (rows, schema) in zip(paths, footers, strict=True) if rows)
-        self.columns = choose_columns(schema, image_column, id_column, where, partial(_head, path))
-        for file, (rows, other) in zip(self.files, footers, strict=True):
-            # A worker should not be the first to find that a later file is of another kind.
-            for name in self.columns.names if rows else []:
-                _check_column(name, schema, other, path.name, file.name)
+        self.place = place
+        if listing is None:
+            self.listing = Listing.build(self.kind, self._scanned(request, files))
+            if not self.num_rows:
+                raise DataError(f"{request.data} is an empty data set: its {self.num_files} parquet files hold no rows")
+        else:
+            self.listing = listing
+            file, _ = next(listing.entries(0, 1))
+            with self._opened(file) as parquet:
+                self.columns = self._choose(request, parquet.schema_arrow, lambda column: _NOTHING)
 
     def read(self, start: int, stop: int) -> Iterator[Row]:
-        """Yield the rows start..stop-1; those of a corrupt row group say so in `error`.
-
-        Raises:
-            ValueError: `start` and `stop` are not a range of this source.
-            DataError: a file is missing or holds other rows than when it was opened.
-        """
+        """Yield the rows start..stop-1; those of a corrupt row group say so in `error`."""
         check_range(start, stop, self.num_rows)
         return self._read(start, stop)
 
     def _read(self, start: int, stop: int) -> Iterator[Row]:
-        ends = list(accumulate(file.rows for file in self.files))
-        for index in range(bisect_right(ends, start), len(ends)):
-            offset = ends[index] - self.files[index].rows
-            if offset >= stop:
-                return
-            low, high = max(start - offset, 0), min(stop, ends[index]) - offset
-            yield from self._read_file(self.files[index], offset, low, high)
+        for file, first in self.listing.entries(start, stop):
+            yield from self._read_file(file, first, max(start - first, 0), min(stop - first, file.rows))
 
-    def _read_file(self, file: SourceFile, offset: int, start: int, stop: int) -> Iterator[Row]:
-        path = self._path(file)
-        with _opened(path) as parquet:
+    def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
+        name = printable(file.name)
+        with self._opened(file) as parquet:
             if parquet.metadata.num_rows != file.rows:
-                raise DataError(
-                    f"{path} holds {parquet.metadata.num_rows} rows, and {file.rows} when the data set was "
-                    "opened: it has changed; restore it, or start a new audit"
-                )
-            for group, first, low, high in _overlaps(parquet.metadata, start, stop):
+                self.place.changed(file.name, f"{parquet.metadata.num_rows} rows", f"{file.rows}")
+            for group, begin, low, high in _overlaps(parquet.metadata, start, stop):
                 position = low
                 try:
-                    for at, table in _tables(parquet, group, first, self.columns.names, (low, high)):
-                        for row in rows_of(table, self.columns, self.root, offset + at, file.name, at):
+                    for at, table in _tables(parquet, group, begin, self.columns.names, (low, high)):
+                        for row in rows_of(table, self.columns, self.place, first + at, name, at):
                             yield row
                             position += 1
                     reason = "the row group ends early"
                 except (pa.ArrowException, OSError) as error:
                     reason = f"the row group cannot be read: {error}"
                 for at in range(position, high):
-                    yield Row(offset + at, content_id(b""), f"{file.name}#{at}", None, reason)
+                    yield Row(first + at, content_id(b""), f"{name}#{at}", None, reason)
 
-    def _path(self, file: SourceFile) -> Path:
-        return self.root / file.name
+    def _scanned(self, request: Request, files: Iterable[Found]) -> Iterator[SourceFile]:
+        first: tuple[str, pa.Schema] | None = None
+        chosen = of_split(files, request.split, request.data)
+        for file, schema in read_ahead(self._footer, chosen, self.place.threads):
+            if file.rows and first is None:
+                first = file.name, schema
+                self.columns = self._choose(request, schema, partial(self._head, file))
+            elif first is not None and file.rows:
+                # A worker should not be the first to find that a later file is of another kind.
+                for name in self.columns.names:
+                    _check_column(name, first, (file.name, schema))
+            yield file
+
+    def _choose(self, request: Request, schema: pa.Schema, peek: Peek) -> Columns:
+        return choose_columns(schema, request.image_column, request.id_column, request.data, peek)
+
+    def _footer(self, file: Found) -> tuple[SourceFile, pa.Schema]:
+        with self._opened(file) as parquet:
+            return SourceFile(file.name, file.size, parquet.metadata.num_rows), parquet.schema_arrow
+
+    def _head(self, file: SourceFile, column: str, rows: int = 8) -> pa.ChunkedArray:
+        with self._opened(file, buffer_size=PAGE_BYTES) as parquet:
+            try:
+                batch = next(parquet.iter_batches(batch_size=rows, columns=[column]))
+            except (pa.ArrowException, OSError):
+                # The rows will say so one by one when they are read.
+                return pa.Table.from_batches([], parquet.schema_arrow).column(column.removesuffix(".path"))
+        return pa.chunked_array([batch.column(0)])
+
+    @contextmanager
+    def _opened(self, file: Found | SourceFile, **options: Any) -> Iterator[pq.ParquetFile]:
+        options = options or {"pre_buffer": True}
+        with self.place.open(file.name, file.size) as stream:
+            try:
+                parquet = pq.ParquetFile(stream, **options)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"{self.place.url(file.name)} cannot be read as parquet, its footer is corrupt or cut off "
+                    f"({error}): write it again"
+                ) from None
+            yield parquet
 
 
-def _footer(path: Path) -> tuple[int, pa.Schema]:
-    with _opened(path) as parquet:
-        return parquet.metadata.num_rows, parquet.schema_arrow
-
-
-def _check_column(name: str, expected: pa.Schema, found: pa.Schema, first: str, other: str) -> None:
-    kind = expected.field(name).type
-    got = found.field(name).type if name in found.names else "nothing"
+def _check_column(name: str, first: tuple[str, pa.Schema], other: tuple[str, pa.Schema]) -> None:
+    kind = first[1].field(name).type
+    got = other[1].field(name).type if name in other[1].names else "nothing"
     if got != kind:
         raise DataError(
-            f"column {name!r} holds {got} in {other} and {kind} in {first}: the files of one data set have "
+            f"column {name!r} holds {got} in {other[0]} and {kind} in {first[0]}: the files of one data set have "
             "the same columns; audit them apart"
         )
-
-
-def _opened(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist any more: restore it, or start a new audit") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as parquet, its footer is corrupt or cut off ({error}): write it again"
-        ) from None
-
-
-def _head(path: Path, columns: list[str], rows: int = 8) -> pa.Table:
-    with _opened(path) as parquet:
-        try:
-            batch = next(parquet.iter_batches(batch_size=rows, columns=columns))
-        except (pa.ArrowException, OSError):
-            # The rows will say so one by one when they are read.
-            return parquet.schema_arrow.empty_table().select(columns)
-    return pa.Table.from_batches([batch])
 
 
 def _overlaps(metadata: pq.FileMetaData, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:

@@ -5,10 +5,11 @@ itself, and several splits need a name, since auditing training and test images 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 
 from volgrowth.errors import DataError
+from volgrowth.sources.places import Found
 
 DEFAULT_SPLIT = "train"
 """What the Hugging Face tools call the rows of a data set that does not say."""
@@ -42,6 +43,16 @@ def choose_split(available: Sequence[str], split: str | None, where: str) -> str
     if split not in available:
         raise DataError(f"{where} has no split {split!r}; it has: {names}. Pass one of these as split (--split)")
     return split
+
+
+def of_split(files: Iterable[Found], split: str | None, where: str) -> Iterator[Found]:
+    """The files whose names tell the split that is meant. `files` is iterated twice.
+
+    Raises:
+        DataError: as `choose_split`.
+    """
+    chosen = choose_split(sorted({split_of(file.name) for file in files}), split, where)
+    return (file for file in files if split_of(file.name) == chosen)
 
 
 def split_of(name: str) -> str:
