@@ -46,9 +46,27 @@ def test_urls_are_not_fetched(tmp_path, options):
         open_table(tmp_path, {"label": [1], "link": ["https://example.org/a.png"]}, **options)
 
 
-def test_urls_as_paths_of_images_are_not_fetched(tmp_path):
+@pytest.mark.parametrize("url", ["http://example.org/a.png", "s3://bucket/a.png"])
+def test_urls_as_paths_of_images_are_not_fetched(tmp_path, url):
     with pytest.raises(DataError, match="a column of URLs is not fetched"):
-        open_table(tmp_path, {"image": [{"bytes": None, "path": "http://example.org/a.png"}]})
+        open_table(tmp_path, {"image": [{"bytes": None, "path": url}]})
+
+
+def test_a_url_beside_the_bytes_is_a_note(tmp_path, images):
+    source = open_table(tmp_path, {"image": [{"bytes": images[0], "path": "http://example.org/a.png"}]})
+    assert [row.data for row in source.read(0, 1)] == images[:1]
+
+
+def test_of_images_only_the_paths_are_looked_at_when_opening(tmp_path, images, monkeypatch):
+    asked, iter_batches = [], pq.ParquetFile.iter_batches
+
+    def spy(self, **options):
+        asked.append(options["columns"])
+        return iter_batches(self, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    open_table(tmp_path, {"image": values(images)})
+    assert asked == [["image.path"]]
 
 
 def test_a_column_of_another_type_is_not_an_image_column(tmp_path, two):

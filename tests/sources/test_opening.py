@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from volgrowth.errors import DataError
-from volgrowth.sources import content_id, open_source
+from volgrowth.sources import Listing, SourceFile, content_id, open_source
 from volgrowth.sources.base import Request
 from volgrowth.sources.hub import HubSource
 
@@ -50,6 +50,31 @@ def test_a_pickled_source_is_small_and_reads_the_same(root, name):
     assert list(again.read(15, 25)) == list(source.read(15, 25))
     list(again.read(0, 1))
     assert len(pickle.dumps(again)) < 4000
+
+
+@pytest.mark.parametrize("name", [*KINDS, "parts/train-0000[0-2].parquet"])
+def test_a_listing_is_enough_to_read_again(root, name, monkeypatch):
+    source = open_source(str(root / name))
+    chunks = list(source.listing.chunks())
+    monkeypatch.setattr("volgrowth.sources.places._below", None)
+    again = open_source(str(root / name), listing=Listing.stored(source.listing.describe(), chunks.__getitem__))
+    assert list(again.read(15, 25)) == list(source.read(15, 25))
+    assert (again.fingerprint, again.num_files) == (source.fingerprint, source.num_files)
+
+
+def test_a_listing_of_the_hub_is_checked(root, images):
+    data = str(root / "parts")
+    listing = HubSource(Request(data)).listing
+    assert next(open_source(data, listing=listing).read(3, 4)).data == images[3]
+    for kind, name in (("hub", data), ("arrow", str(root / "saved"))):
+        with pytest.raises(DataError, match=r"is not what it was .* \(it has 57 rows, then 3\)"):
+            open_source(name, listing=Listing.build(kind, [SourceFile("train", 0, 3)]))
+
+
+def test_a_listing_of_what_is_not_there_is_an_error(root):
+    listing = open_source(str(root / "folder")).listing
+    with pytest.raises(DataError, match="gone does not exist"):
+        open_source("gone", listing=listing)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -1,4 +1,18 @@
-"""From what a user typed to a `Source`."""
+"""From what a user typed to a `Source`.
+
+A path or URL (`s3://`, `gs://`, `az://`, `hf://`) that exists decides by what it holds, the first of these that fits:
+
+1. a `.parquet` file: its rows
+2. a `.tar` file: the samples of a webdataset
+3. a folder with `state.json` or `dataset_dict.json`: a data set written by `save_to_disk`; not by URL
+4. a folder with parquet files in it or below: their rows, by the split their names tell. Where each has a tar of the
+   same name beside it, it holds what img2dataset notes of that tar, and the tars are read
+5. a folder with tar files in it or below: their samples, by the split their names tell
+6. a folder with image files in it or below: one row a file
+
+Otherwise a pattern such as `data/*.parquet` or `{000..012}.tar` takes the files it stands for, all parquet or all tar,
+and `name` or `org/name` is loaded from the Hugging Face hub.
+"""
 
 import glob
 import itertools
@@ -40,20 +54,7 @@ def open_source(
     id_column: str | None = None,
     listing: Listing | None = None,
 ) -> Source:
-    """Open a data set by what it is.
-
-    A path or URL (`s3://`, `gs://`, `az://`, `hf://`) that exists decides by what it holds, the first of these:
-
-    1. a `.parquet` file: its rows
-    2. a `.tar` file: the samples of a webdataset
-    3. a folder with `state.json` or `dataset_dict.json`: a data set written by `save_to_disk`; not by URL
-    4. a folder with parquet files in it or below: their rows, by the split their names tell. Where each has a tar of
-       the same name beside it, it holds what img2dataset notes of the tar, and the tars are read
-    5. a folder with tar files in it or below: their samples, by the split their names tell
-    6. a folder with image files in it or below: one row a file
-
-    Otherwise a pattern such as `data/*.parquet` or `{000..012}.tar` takes the files it stands for, all parquet or all
-    tar, and `name` or `org/name` is loaded from the Hugging Face hub.
+    """Open a data set by what it is: see above.
 
     Args:
         data: a path, a URL, a pattern or an id
@@ -72,14 +73,14 @@ def open_source(
     if listing is not None and listing.kind == HubSource.kind:
         return HubSource(request, listing)
     found = locate(data)
-    if found is not None and listing is None:
+    if found is not None:
         place, name = found
+        if listing is not None:
+            return _open_again(place, request, listing)
         return _open_folder(place, request) if name is None else _open_file(place, name, request)
     pattern = os.path.expanduser(data)
-    if found is None and (glob.has_magic(pattern) or _BRACES.search(pattern)):
+    if glob.has_magic(pattern) or _BRACES.search(pattern):
         return _open_pattern(pattern, request, listing)
-    if found is not None and listing is not None:
-        return _open_again(found[0], request, listing)
     if listing is None and not is_url(data) and _HUB_ID.fullmatch(data) and Path(data).suffix.lower() not in _FILES:
         return HubSource(request)
     raise _missing(data)

@@ -158,6 +158,7 @@ class StorePlace(Place):
         found = self._paged() if hasattr(self.files, "_iterdir") else self._folders()
         try:
             with answering(self.where):
+                self.files.invalidate_cache()  # hf:// keeps listings whatever it is told
                 for file in found:
                     hidden = file.name.startswith(".") or "/." in file.name
                     if not hidden and os.path.splitext(file.name)[1].lower() in suffixes:
