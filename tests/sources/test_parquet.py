@@ -1,3 +1,5 @@
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -171,6 +173,12 @@ def test_a_corrupt_footer_is_said(tmp_path, images):
     write_parquet(tmp_path / "a.parquet", images[:9])
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
     with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet, its footer"):
+        open_source(str(tmp_path))
+
+
+def test_a_pipe_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read \(it is not a regular file\)"):
         open_source(str(tmp_path))
 
 

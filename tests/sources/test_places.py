@@ -84,6 +84,14 @@ def test_other_stores_go_the_same_way(root, name):
         memory.rm("/kinds", recursive=True)
 
 
+def test_names_of_any_characters_are_read(bucket, images):
+    names = sorted(["ü +%20&#?[x]*.png", "a//b..c.png", "{0..1}.png", "d/e..f g.png"])
+    for name, data in zip(names, images, strict=False):
+        bucket.put(f"x/{name}", data)
+    source = open_source(f"{bucket.url}/x")
+    assert [(row.source, row.data) for row in source.read(0, 4)] == list(zip(names, images, strict=False))
+
+
 def test_a_whole_bucket_is_a_data_set(bucket, images):
     for name in ("b.png", "a/1.png", ".hidden.png", "a/.hid/1.png", "note.txt", "a/"):
         bucket.put(name, images[0] if name[-1] == "g" else b"")

@@ -143,7 +143,10 @@ class LocalPlace(Place):
         return read_file(self.path / name)
 
     def _stream(self, name: str, block: int) -> Stream:
-        return open(self.path / name, "rb")
+        path = self.path / name
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a regular file")  # a pipe would block
+        return open(path, "rb")
 
 
 class StorePlace(Place):
@@ -155,7 +158,7 @@ class StorePlace(Place):
         self.where, self.files, self.path = where, files, path.rstrip("/")
 
     def walk(self, suffixes: frozenset[str]) -> Iterator[Found]:
-        found = self._paged() if hasattr(self.files, "_iterdir") else self._folders()
+        found = self._paged() if "s3" in self.files.protocol and hasattr(self.files, "_iterdir") else self._folders()
         try:
             with answering(self.where):
                 self.files.invalidate_cache()  # hf:// keeps listings whatever it is told
@@ -237,7 +240,7 @@ class StorePlace(Place):
             return _StoreStream(self.files.open(self._path(name), "rb", **cache), self.url(name))
 
     def _path(self, name: str) -> str:
-        return f"{self.path}/{os.path.normpath(name)}" if ".." in name else f"{self.path}/{name}"
+        return f"{self.path}/{os.path.normpath(name) if '..' in name.split('/') else name}"
 
 
 class _StoreStream:

@@ -28,7 +28,7 @@ BLOCK_BYTES = 4 << 20
 SCANS = 4
 """Files here that are scanned at a time."""
 SHOWN = 20
-"""Extensions named where none is an image's."""
+"""Extensions named in an error, at most."""
 KEY = "__key__"
 """The id column that stands for a sample's key."""
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
@@ -99,7 +99,7 @@ class WebDatasetSource(Source):
     def _row(self, sample: "Sample", row: int, file: str) -> Row:
         key, error = printable(sample.key), sample.error
         if sample.image is None:
-            error = f"the sample holds no image: {', '.join(sample.extensions)}"
+            error = f"the sample holds no image: {', '.join(list(sample.extensions)[:SHOWN])}"
         image_id = key if self.keyed else content_id(sample.data or b"")
         return Row(row, image_id, f"{file}#{key}", sample.data, error)
 
@@ -120,7 +120,7 @@ class WebDatasetSource(Source):
 
     def _scan(self, file: Found) -> tuple[SourceFile, int, set[str]]:
         """The file's rows and offsets, how many have an image, and some extensions."""
-        offsets, rows, images, extensions = [], 0, 0, set()
+        offsets, rows, images, extensions = list[int](), 0, 0, set[str]()
         with self.place.open(file.name, file.size, BLOCK_BYTES) as stream:
             self._check_kind(file, stream)
             try:
@@ -165,7 +165,7 @@ class Sample:
     index: int
     key: str
     offset: int
-    extensions: list[str] = field(default_factory=list)
+    extensions: dict[str, None] = field(default_factory=dict)
     image: str | None = None
     data: bytes | None = None
     error: str | None = None
@@ -188,7 +188,7 @@ def samples(
                 yield sample
             sample = Sample(count, key, member.offset)
             count += 1
-        sample.extensions.append(found)
+        sample.extensions[found] = None
         if _is_image(found, extension) and (sample.image is None or _rank(found) < _rank(sample.image)):
             sample.image = found
             if take:
