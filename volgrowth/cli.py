@@ -30,34 +30,53 @@ app = typer.Typer(
     help="Find the training images that a diffusion model has memorized.",
 )
 
+Split = Annotated[str | None, typer.Option(help="Split of the data set.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the images; found by itself if only one.")]
+IdColumn = Annotated[str | None, typer.Option(help="Column with your ids; else a hash of the bytes.")]
+Holdout = Annotated[str | None, typer.Option(help="Images like these that the model was not trained on.")]
+HoldoutSplit = Annotated[str | None, typer.Option(help="Split of the held-out images.")]
+Preset = Annotated[str | None, typer.Option(help="standard (default), paper (as published) or volume.")]
+ShardSize = Annotated[int | None, typer.Option(help="Rows per fragment.")]
+EngineName = Annotated[str | None, typer.Option(help="ray (default), or local: one worker in this process.")]
+Workers = Annotated[int | None, typer.Option(help="Most model replicas; default one per GPU, or core.")]
+GpusPerWorker = Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")]
+RayAddress = Annotated[str | None, typer.Option(help="Ray cluster; one is started here otherwise.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, such as measure.num_probes=8; repeatable.")
+]
+Model = Annotated[str, typer.Argument(help="Diffusers folder, hub id, or factory:module:function.")]
+Data = Annotated[str, typer.Argument(help="Hub id, save_to_disk folder, parquet file(s), or image folder.")]
 Output = Annotated[str, typer.Option(help="Folder or URL that holds the audit; repeat the command to resume it.")]
 
 
 @app.command()
 def audit(
-    model: Annotated[str, typer.Argument(help="Diffusers folder, hub id, or factory:module:function.")],
-    data: Annotated[str, typer.Argument(help="Hub id, save_to_disk folder, parquet file(s), or image folder.")],
+    ctx: typer.Context,
+    model: Model,
+    data: Data,
     output: Output,
-    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="Column with the images; found by itself if only one.")
-    ] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column with your ids; else a hash of the bytes.")] = None,
-    holdout: Annotated[str | None, typer.Option(help="Images like these that the model was not trained on.")] = None,
-    holdout_split: Annotated[str | None, typer.Option(help="Split of the held-out images.")] = None,
+    split: Split = None,
+    image_column: ImageColumn = None,
+    id_column: IdColumn = None,
+    holdout: Holdout = None,
+    holdout_split: HoldoutSplit = None,
     reference: Annotated[
         str | None, typer.Option(help="Audit of the same rows under a model not trained on them, for calibration.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="standard (default), paper (as published) or volume.")] = None,
+    preset: Preset = None,
     adaptive: Annotated[bool, typer.Option("--adaptive", help="More probes for rows near the threshold.")] = False,
-    shard_size: Annotated[int | None, typer.Option(help="Rows per fragment.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Model replicas; default one per GPU, or per core.")] = None,
-    gpus_per_worker: Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")] = None,
-    ray_address: Annotated[str | None, typer.Option(help="Ray cluster; one is started here otherwise.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, such as measure.num_probes=8; repeatable.")
-    ] = None,
+    shard_size: ShardSize = None,
+    engine: EngineName = None,
+    workers: Workers = None,
+    min_workers: Annotated[int | None, typer.Option(help="Stop when fewer are ready for --set wait_minutes.")] = None,
+    gpus_per_worker: GpusPerWorker = None,
+    ray_address: RayAddress = None,
+    extend: Annotated[bool, typer.Option("--extend", help="Audit files that DATA gained into OUTPUT.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score rows without a score again.")] = False,
+    log_json: Annotated[str | None, typer.Option(help="Append what happens to a file, one JSON object a line.")] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
     max_failed: Annotated[float | None, typer.Option(help="Share of rows that may fail before exit code 3.")] = None,
 ) -> None:
     """Measure every image of DATA under MODEL, calibrate, and write tables and a report to OUTPUT.
@@ -68,31 +87,13 @@ def audit(
 
       volgrowth audit google/ddpm-cifar10-32 cifar10 --split train --output s3://bucket/cifar10
     """
-    named = {
-        "model": model,
-        "data": data,
-        "output": output,
-        "split": split,
-        "image_column": image_column,
-        "id_column": id_column,
-        "holdout": holdout,
-        "holdout_split": holdout_split,
-        "reference": reference,
-        "adaptive": adaptive or None,
-        "shard_size": shard_size,
-        "workers": workers,
-        "gpus_per_worker": gpus_per_worker,
-        "ray_address": ray_address,
-        "max_failed": max_failed,
-    }
-    merged = _settings(config, named, preset, settings or [])
-    audit_config = AuditConfig.build(**merged)
+    asked = _audit_config(ctx)
 
     from volgrowth.pipeline import failed_share, run_audit
     from volgrowth.report.words import title
 
     try:
-        finished = run_audit(audit_config)
+        finished = run_audit(asked, extend=extend, retry_failed=retry_failed)
     except KeyboardInterrupt:
         print(f"interrupted: finished shards are kept in {output}; the same command resumes", file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
@@ -100,13 +101,46 @@ def audit(
     print(f"{counts['ok']} of {counts['rows']} images scored; report: {finished.store.path('report.html')}")
     print(title(finished.summary))
     _warn((finished.summary["detection"] or {}).get("warnings", ()))
-    if failed > audit_config.max_failed:
+    if failed > asked.max_failed:
         print(
-            f"{failed:.1%} of the rows have no score, more than --max-failed {audit_config.max_failed:g}: the column "
+            f"{failed:.1%} of the rows have no score, more than --max-failed {asked.max_failed:g}: the column "
             f"status of scores says why",
             file=sys.stderr,
         )
         raise typer.Exit(Exit.TOO_MANY_FAILED)
+
+
+@app.command()
+def plan(
+    ctx: typer.Context,
+    model: Model,
+    data: Data,
+    output: Output,
+    split: Split = None,
+    image_column: ImageColumn = None,
+    holdout: Holdout = None,
+    holdout_split: HoldoutSplit = None,
+    preset: Preset = None,
+    shard_size: ShardSize = None,
+    engine: EngineName = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
+    ray_address: RayAddress = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    price: Annotated[float | None, typer.Option(help="Of an hour of one GPU, or of one worker without.")] = None,
+) -> None:
+    """Measure a few random stretches of DATA, and say what the audit would take: hours, memory, money.
+
+    Leaves its notes in OUTPUT/.plan.
+
+    Example:
+
+      volgrowth plan ./ddpm ./train.parquet --output out --price 2.5
+    """
+    from volgrowth.planning import describe, plan_audit
+
+    print(describe(plan_audit(_audit_config(ctx), price=price)))
 
 
 @app.command()
@@ -150,8 +184,9 @@ def verify(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
     samples: Annotated[int, typer.Option(help="Images to draw from the model; 2500 or more say most.")],
     workers: Annotated[int | None, typer.Option(help="Model replicas; default one per GPU, or per core.")] = None,
-    gpus_per_worker: Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")] = None,
-    ray_address: Annotated[str | None, typer.Option(help="Ray cluster; one is started here otherwise.")] = None,
+    gpus_per_worker: GpusPerWorker = None,
+    ray_address: RayAddress = None,
+    engine: EngineName = None,
 ) -> None:
     """Draw SAMPLES from the audited model and see which training images they reproduce.
 
@@ -166,7 +201,14 @@ def verify(
     from volgrowth.verification import verify_audit
 
     try:
-        audit = verify_audit(output, samples, workers=workers, gpus_per_worker=gpus_per_worker, ray_address=ray_address)
+        audit = verify_audit(
+            output,
+            samples,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
+            ray_address=ray_address,
+            engine=engine or "ray",
+        )
     except KeyboardInterrupt:
         print(f"interrupted: samples drawn are kept in {output}; the same command goes on", file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
@@ -195,12 +237,21 @@ def _warn(warnings: Iterable[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
+def _audit_config(ctx: typer.Context) -> AuditConfig:
+    """Of a command's options, which are called as the settings are; those beside them are YAML file, preset, --set."""
+    given = ctx.params
+    unset = (None, False)
+    named = {name: given[name] for name in AuditConfig.model_fields if not any(given.get(name) is no for no in unset)}
+    merged = _settings(given["config"], named, given["preset"], given["settings"] or [])
+    return AuditConfig.build(**merged)
+
+
 def _settings(
     file: Path | None, named: dict[str, Any], preset: str | None, assignments: Sequence[str]
 ) -> dict[str, Any]:
     """Settings of a YAML file, overridden by options, overridden by assignments."""
     merged = _read_yaml(file) if file else {}
-    merged.update({name: value for name, value in named.items() if value is not None})
+    merged.update(named)
     if preset:
         measure = merged.get("measure") or {}
         same = isinstance(measure, dict) and measure.get("preset", "standard") == preset

@@ -109,7 +109,19 @@ class PaperMeasure(Frozen):
 Measure = Annotated[StandardMeasure | PaperMeasure | VolumeMeasure, Field(discriminator="preset")]
 PRESETS = ("standard", "paper", "volume")
 
-EXECUTION = frozenset({"output", "workers", "gpus_per_worker", "ray_address", "max_failed"})
+EXECUTION = frozenset(
+    {
+        "output",
+        "engine",
+        "workers",
+        "min_workers",
+        "wait_minutes",
+        "gpus_per_worker",
+        "ray_address",
+        "max_failed",
+        "log_json",
+    }
+)
 
 
 class AuditConfig(Frozen):
@@ -138,10 +150,14 @@ class AuditConfig(Frozen):
     max_pixels: Annotated[int, Field(ge=1)] = 89_478_485
 
     output: str
+    engine: Literal["ray", "local"] = "ray"
     workers: Annotated[int, Field(ge=1)] | None = None
+    min_workers: Annotated[int, Field(ge=1)] = 1
+    wait_minutes: Annotated[float, Field(gt=0)] = 30.0
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     ray_address: str | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.01
+    log_json: str | None = None
 
     @field_validator("model", "data", "holdout", "reference", "output")
     @classmethod

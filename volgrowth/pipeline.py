@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack
+from dataclasses import asdict
 from math import prod
 from typing import Any
 
@@ -13,88 +13,155 @@ import pyarrow.compute as pc
 from volgrowth.analysis.calibration import MIN_IMAGES
 from volgrowth.analysis.findings import Analysis, Reference, analyse
 from volgrowth.analysis.summary import summarize
+from volgrowth.audit.engine import Shift, shift
 from volgrowth.audit.fragments import published, reconcile
-from volgrowth.audit.manifest import (
-    HOLDOUT_FOLDER,
-    MANIFEST,
-    SCORES_FOLDER,
-    SUCCESS,
-    DataInfo,
-    Manifest,
-    Shard,
-    freeze,
-)
+from volgrowth.audit.freeze import Plan, freeze, stored_listing
+from volgrowth.audit.ledger import Task
+from volgrowth.audit.lock import driving
+from volgrowth.audit.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, DataInfo, Manifest, Shard
 from volgrowth.audit.progress import AuditProgress
 from volgrowth.audit.refine import FACTOR, Refinement, near
-from volgrowth.audit.result import (
-    FINDINGS_FILE,
-    HOLDOUT_FINDINGS_FILE,
-    REPORT_FILE,
-    SUMMARY_FILE,
-    Audit,
-    open_audit,
-)
+from volgrowth.audit.result import FINDINGS_FILE, HOLDOUT_FINDINGS_FILE, REPORT_FILE, SUMMARY_FILE, Audit, open_audit
+from volgrowth.audit.runs import Tally, effort
+from volgrowth.audit.shards import Case, Report
 from volgrowth.audit.store import Store
+from volgrowth.audit.worker import ScoringWorker
 from volgrowth.config import AuditConfig, PaperMeasure, StandardMeasure
 from volgrowth.errors import DataError, UsageError
 from volgrowth.models import inspect_model
-from volgrowth.records import ModelInfo
+from volgrowth.records import ModelInfo, Status
 from volgrowth.report import render
 from volgrowth.sources import BadImage, decode, encode_png, open_source
 
+NOISE_FILE = "noise-floor.json"
 GALLERY = 60
 
 
-def run_audit(config: AuditConfig, *, quiet: bool = False) -> Audit:
+def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False, retry_failed: bool = False) -> Audit:
     """Audit a data set, or resume the audit that `config.output` holds.
+
+    Args:
+        extend: audit the files that the data set gained since into the same output.
+        retry_failed: score again the rows that have no score.
 
     Raises:
         VolgrowthError: model, data, output or engine, in one sentence; what was published stays.
         KeyboardInterrupt: as it comes; what was published stays, and the same call resumes.
     """
-    store = Store(config.output)
-    manifest = freeze(store, plan(config))
-    if store.exists(SUCCESS):
+    store, planned = Store(config.output), plan(config)
+    if store.exists(SUCCESS) and not extend and not retry_failed:
+        freeze(store, planned)
         return open_audit(config.output)
-    from volgrowth.audit.driver import ray_running, score_shards
-
-    with ExitStack() as engine:
-
-        def score(todo: list[Shard], refinement: Refinement | None = None) -> None:
-            if todo:
-                engine.enter_context(ray_running(config.ray_address))
-                with _progress(manifest, todo, refinement, quiet) as progress:
-                    score_shards(config, manifest, todo, progress, refinement)
-
-        done = published(store, manifest)
-        score([shard for shard in manifest.shards if shard.name not in done])
-        audit, analysis = _analysed(config, store)
-        if config.adaptive:
-            refinement = Refinement.load(store)
-            if refinement is None:
-                refinement = _choose(config, audit, analysis)
-                refinement.save(store)
-            done = published(store, manifest)
-            score([s for s in refinement.shards(manifest) if "refined" not in done[s.name]], refinement)
+    with driving(store) as lock:
+        manifest = freeze(store, planned, extend=extend)
+        failed = _failed_shards(store, manifest) if retry_failed else []
+        if store.exists(SUCCESS) and not failed:
+            return open_audit(config.output)
+        store.delete(SUCCESS)
+        with shift(config, manifest, store, lock) as work:
+            _score(work, store, failed, quiet)
             audit, analysis = _analysed(config, store)
+            if config.adaptive:
+                _refine(work, audit, analysis, quiet)
+                audit, analysis = _analysed(config, store)
+        _write(audit, analysis, config)
+    return open_audit(config.output)
+
+
+def _score(work: Shift, store: Store, failed: list[Shard], quiet: bool) -> None:
+    """Score the shards that are not there, and again the failed rows of those that are."""
+    shards, done = work.manifest.shards, published(store, work.manifest)
+    todo = [shard for shard in shards if shard.name not in done]
+    rows, left = (sum(shard.rows for shard in some) for some in (shards, todo))
+    progress = AuditProgress(rows, len(shards), rows - left, len(shards) - len(todo), quiet=quiet)
+    cases = (Case(shard, _report(work, progress)) for shard in todo)
+    work.work(ScoringWorker, (case.task() for case in cases), len(todo), progress)
+    rows = sum(int(done[shard.name]["failed"]) for shard in failed)
+    progress = AuditProgress(rows, len(failed), quiet=quiet, doing="retrying")
+    cases = (Case(shard, _report(work, progress), _failed_rows(store, shard)) for shard in failed)
+    work.work(ScoringWorker, (case.task() for case in cases), len(failed), progress)
+
+
+def _refine(work: Shift, audit: Audit, analysis: Analysis, quiet: bool) -> None:
+    """Measure rows near the threshold with more probes: those chosen by the first driver that got here."""
+    store, manifest = audit.store, work.manifest
+    refinement = Refinement.load(store)
+    if refinement is None:
+        refinement = _choose(work.config, audit, analysis)
+        refinement.save(store)
+    done = published(store, manifest)
+    todo = [shard for shard in refinement.shards(manifest) if "refined" not in done[shard.name]]
+    rows = {shard: refinement.rows(shard) for shard in todo}
+    progress = AuditProgress(sum(map(len, rows.values())), len(todo), quiet=quiet, doing="refining")
+    report = _report(work, progress)
+
+    def task(shard: Shard) -> Task:
+        arguments = shard, rows[shard], refinement.num_probes
+        return Task(f"{shard.name}, refined", "refine", arguments, lambda tally: report(shard, tally))
+
+    work.work(ScoringWorker, map(task, todo), len(todo), progress)
+
+
+def _report(work: Shift, progress: AuditProgress) -> Report:
+    """Who is told of published shards: the display and the record. The first one shows how large the noise floor is."""
+    store = Store(work.config.output)
+    measured = store.exists(NOISE_FILE)
+
+    def report(shard: Shard, tally: Tally) -> list[Task]:
+        nonlocal measured
+        progress.advance(tally.images, tally.failed)
+        work.run.add(tally)
+        work.run.event("shard", shard=shard.name, **asdict(tally))
+        if measured or tally.images == tally.failed:
+            return []
+        measured = True
+        return [Task("the noise floor", "noise_floor", (shard,), keep, lambda _: (), attempts=1)]
+
+    def keep(floor: dict[str, Any]) -> tuple[()]:
+        store.write_json(NOISE_FILE, floor)
+        return ()
+
+    return report
+
+
+def _failed_shards(store: Store, manifest: Manifest) -> list[Shard]:
+    """Published shards with rows that have no score."""
+    done = published(store, manifest)
+    return [shard for shard in manifest.shards if int(done.get(shard.name, {}).get("failed", 0))]
+
+
+def _failed_rows(store: Store, shard: Shard) -> list[int]:
+    table = store.read_table(shard.name)
+    return table.filter(pc.not_equal(table["status"], Status.OK.value))["row"].to_pylist()
+
+
+def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
+    """Findings, summary, report, and last of all the word that it is done."""
+    store, manifest = audit.store, audit.plan
+    reconcile(store, manifest)
     metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
     store.write_table(FINDINGS_FILE, analysis.findings, metadata)
     if analysis.holdout is not None:
         store.write_table(HOLDOUT_FINDINGS_FILE, analysis.holdout, metadata)
-    store.write_json(SUMMARY_FILE, summarize(audit, analysis, config, _run(store, manifest)))
+    refinement = Refinement.load(store)
+    refined = sum(len(rows) for rows in refinement.chosen.values()) if refinement else 0
+    floor = store.read_json(NOISE_FILE) if store.exists(NOISE_FILE) else None
+    run = {**asdict(effort(store)), "refined_rows": refined, "noise_floor": floor}
+    store.write_json(SUMMARY_FILE, summarize(audit, analysis, config, run))
     write_report(audit)
     store.write(SUCCESS, b"")
-    return open_audit(config.output)
 
 
-def plan(config: AuditConfig) -> Manifest:
+def plan(config: AuditConfig) -> Plan:
     """The plan of an audit from what model and data are now: headers, listings and footers only."""
     model = inspect_model(config.model, config.revision, config.subfolder)
     source = open_source(config.data, config.split, config.image_column, config.id_column)
-    data, holdout = DataInfo.of(config.data, config.split, source), None
+    listings = {SCORES_FOLDER: source.listing}
+    data, holdout = DataInfo.of(config.data, config.split, source.listing), None
     if config.holdout:
         split = config.holdout_split
-        holdout = DataInfo.of(config.holdout, split, open_source(config.holdout, split, config.image_column))
+        listings[HOLDOUT_FOLDER] = open_source(config.holdout, split, config.image_column).listing
+        holdout = DataInfo.of(config.holdout, split, listings[HOLDOUT_FOLDER])
         if holdout.fingerprint == data.fingerprint and config.holdout == config.data and split == config.split:
             raise DataError(
                 f"holdout {config.holdout} is the audited set itself: give images the model was not trained on"
@@ -105,7 +172,7 @@ def plan(config: AuditConfig) -> Manifest:
     manifest = Manifest.plan(config, model, data, holdout)
     if config.reference:
         _check_reference(config.reference, manifest)
-    return manifest
+    return Plan(manifest, listings)
 
 
 def _check_tangents(config: AuditConfig, model: ModelInfo) -> None:
@@ -172,41 +239,12 @@ def write_report(audit: Audit) -> None:
     audit.store.write(REPORT_FILE, page.encode())
 
 
-def _progress(manifest: Manifest, todo: list[Shard], refinement: Refinement | None, quiet: bool) -> AuditProgress:
-    """Of the whole audit, or of what is measured again."""
-    shards = manifest.shards if refinement is None else todo
-    total = sum(shard.rows for shard in shards)
-    return AuditProgress(
-        rows=total,
-        shards=len(shards),
-        done_rows=total - sum(shard.rows for shard in todo),
-        done_shards=len(shards) - len(todo),
-        quiet=quiet,
-        doing="auditing" if refinement is None else "refining",
-    )
-
-
 def _analysed(config: AuditConfig, store: Store) -> tuple[Audit, Analysis]:
     audit, reference = Audit(store, store.read_json(MANIFEST)), None
     if config.reference:
         other = open_audit(config.reference)
         reference = Reference(other.scores, other.holdout_scores)
     return audit, analyse(audit.scores, audit.holdout_scores, reference)
-
-
-def _run(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """What scoring took, for the summary; checks that every fragment is there."""
-    effort, refinement = reconcile(store, manifest), Refinement.load(store)
-    seconds = effort.worker_seconds / max(effort.workers, 1)
-    rows = sum(shard.rows for shard in manifest.shards)
-    return {
-        "seconds": seconds,
-        "worker_seconds": effort.worker_seconds,
-        "images_per_second": rows / seconds if seconds else 0.0,
-        "workers": effort.workers,
-        "device": effort.device,
-        "refined_rows": sum(len(rows) for rows in refinement.chosen.values()) if refinement else 0,
-    }
 
 
 def _choose(config: AuditConfig, audit: Audit, analysis: Analysis) -> Refinement:
@@ -237,9 +275,8 @@ def _gallery_rows(findings: pa.Table) -> list[int]:
 def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:
     """PNG of each row as the model saw it."""
     config, data = audit.manifest["config"], audit.plan.data
-    source = open_source(data.name, data.split, config["image_column"], config["id_column"])
-    if source.fingerprint != data.fingerprint:
-        raise DataError(f"data set {data.name} changed since it was audited: its pictures cannot be shown")
+    listing = stored_listing(audit.store, SCORES_FOLDER, data)
+    source = open_source(data.name, data.split, config["image_column"], config["id_column"], listing)
     channels, height, width = audit.plan.model.image_shape
     pictures = {}
     for row in rows:

@@ -17,6 +17,9 @@ import pyarrow.compute as pc
 from volgrowth.analysis.complexity import regressors
 from volgrowth.analysis.controls import controls
 from volgrowth.analysis.verification import NEIGHBOURS, hit_groups, judge, samples_needed, summarize
+from volgrowth.audit.engine import Shift, shift
+from volgrowth.audit.ledger import Task
+from volgrowth.audit.lock import driving
 from volgrowth.audit.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.neighbours import Neighbours
 from volgrowth.audit.progress import AuditProgress
@@ -60,6 +63,7 @@ def verify_audit(
     workers: int | None = None,
     gpus_per_worker: float | None = None,
     ray_address: str | None = None,
+    engine: str = "ray",
     quiet: bool = False,
 ) -> Audit:
     """Verify a finished audit by so many samples; fills `verified_hits`, the summary's `verification`, the report.
@@ -71,17 +75,15 @@ def verify_audit(
     if samples < 1:
         raise UsageError(f"--samples {samples}: expected at least 1; {samples_needed():,} say something")
     audit = open_audit(output)
-    running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address}
+    running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address, "engine": engine}
     config = AuditConfig.build(**audit.manifest["config"], output=output, **running)
     targets = choose_targets(audit)
     asked = drawings(SAMPLE, [Start(number) for number in range(samples)]) + drawings(DECODED, targets.starts)
-    from volgrowth.audit.driver import ray_running
-
-    with ray_running(config.ray_address):
-        _draw(config, audit, asked, quiet)
+    with driving(audit.store) as lock, shift(config, audit.plan, audit.store, lock) as work:
+        _draw(work, audit, asked, quiet)
         groups = _groups(audit)
-        found = _search(config, audit, asked, groups, quiet)
-    _write(audit, targets, samples, groups, found)
+        found = _search(work, audit, asked, groups, quiet)
+        _write(audit, targets, samples, groups, found)
     verified = open_audit(output)
     write_report(verified)
     return verified
@@ -99,34 +101,28 @@ def choose_targets(audit: Audit) -> Targets:
     return Targets(rows[partners >= 0], partners[partners >= 0])
 
 
-def _draw(config: AuditConfig, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
+def _draw(work: Shift, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
     """Draw what no file holds yet."""
-    from volgrowth.audit.actor import VerifyingActor
-    from volgrowth.audit.driver import Task, run_tasks
+    from volgrowth.audit.worker import VerifyingWorker
 
     todo = [drawing for drawing in asked if not is_drawn(audit.store, audit.plan, drawing)]
-    if not todo:
-        return
     total, left = (sum(len(drawing.starts) for drawing in some) for some in (asked, todo))
     done = len(asked) - len(todo)
     progress = AuditProgress(total, len(asked), total - left, done, quiet=quiet, doing="sampling", unit="samples")
 
     def task(drawing: Drawing) -> Task:
-        def finished(drawn: int) -> None:
+        def finished(drawn: int) -> tuple[()]:
             progress.advance(drawn, 0)
+            return ()
 
-        return Task(drawing.name, lambda actor, _: actor.draw.remote(drawing), finished)
+        return Task(drawing.name, "draw", (drawing,), finished)
 
-    with progress:
-        run_tasks(VerifyingActor, config, audit.plan, [task(drawing) for drawing in todo], progress)
+    work.work(VerifyingWorker, map(task, todo), len(todo), progress)
 
 
-def _search(
-    config: AuditConfig, audit: Audit, asked: list[Drawing], groups: dict[str, np.ndarray], quiet: bool
-) -> Neighbours:
+def _search(work: Shift, audit: Audit, asked: list[Drawing], groups: dict[str, np.ndarray], quiet: bool) -> Neighbours:
     """The nearest groups of every drawn image, among all audited and held-out ones."""
-    from volgrowth.audit.actor import VerifyingActor
-    from volgrowth.audit.driver import Task, run_tasks
+    from volgrowth.audit.worker import VerifyingWorker
 
     ranges = _ranges(audit.plan)
     count = sum(len(np.unique(numbers[numbers >= 0])) for numbers in groups.values())
@@ -136,17 +132,16 @@ def _search(
     progress = AuditProgress(rows, len(ranges), quiet=quiet, doing="comparing", unit="images")
 
     def task(part: Shard) -> Task:
-        mine = groups[part.folder][part.start : part.stop]
-
-        def finished(answer: tuple[np.ndarray, np.ndarray]) -> None:
+        def finished(answer: tuple[np.ndarray, np.ndarray]) -> tuple[()]:
             found.merge(*answer)
             progress.advance(part.rows, 0)
+            return ()
 
+        mine = groups[part.folder][part.start : part.stop]
         name = f"the search in rows {part.start} to {part.stop - 1} of {part.folder}"
-        return Task(name, lambda actor, _: actor.nearest.remote(names, part, mine, k), finished)
+        return Task(name, "nearest", (names, part, mine, k), finished)
 
-    with progress:
-        run_tasks(VerifyingActor, config, audit.plan, [task(part) for part in ranges], progress)
+    work.work(VerifyingWorker, map(task, ranges), len(ranges), progress)
     return found
 
 

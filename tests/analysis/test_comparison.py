@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import kstest
 
 from tests.analysis.tables import many, scores
+from tests.report.report_data import RUN
 from volgrowth.analysis.calibration import MIN_IMAGES
 from volgrowth.analysis.comparison import (
     CHANGES,
@@ -38,8 +39,8 @@ def empty_audit(name: str, holdout: bool = True, shape: tuple[int, ...] = (1, 8,
     """An audit by a model called so, without its tables."""
     config = AuditConfig.build(model="demo/model", data="digits", output=f"/nowhere/{name}", **settings)
     model = ModelInfo("demo/model", "UNet2DModel", shape, f"sha256:{name}", 18_521)
-    data = DataInfo("digits", "train", "parquet", 7, 1, "sha256:ab")
-    held = DataInfo("held", None, "parquet", 7, 1, "sha256:cd") if holdout else None
+    data = DataInfo("digits", "train", "parquet", 7, 1, "sha256:ab", {})
+    held = DataInfo("held", None, "parquet", 7, 1, "sha256:cd", {}) if holdout else None
     return Audit(Store(f"/nowhere/{name}"), json.loads(json.dumps(Manifest.plan(config, model, data, held).to_json())))
 
 
@@ -465,9 +466,8 @@ def analysed(name: str, rows: list[dict[str, Any]], held: list[dict[str, Any]]) 
     vars(made).update(scores=scores(*rows), holdout_scores=scores(*held))
     analysis = analyse(made.scores, made.holdout_scores)
     config = AuditConfig.build(model="demo/model", data="digits", output="/nowhere")
-    run = {"seconds": 1.0, "worker_seconds": 1.0, "images_per_second": 1.0, "workers": 1, "device": "cpu"}
     vars(made).update(findings=analysis.findings, holdout_findings=analysis.holdout)
-    vars(made).update(summary=summarize(made, analysis, config, run))
+    vars(made).update(summary=summarize(made, analysis, config, RUN))
     return made
 
 

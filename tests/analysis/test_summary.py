@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tests.analysis.tables import failed, many, scores
+from tests.report.report_data import RUN
 from volgrowth.analysis.complexity import REGRESSORS
 from volgrowth.analysis.conformal import rows_needed
 from volgrowth.analysis.findings import Analysis, analyse
@@ -20,7 +21,6 @@ from volgrowth.records import Mark, ModelInfo, Status
 from volgrowth.report import render
 
 MODEL = ModelInfo("demo/model", "UNet2DModel", (1, 8, 8), "sha256:" + "0c" * 32, 18_521)
-RUN = {"seconds": 61.2, "worker_seconds": 80.0, "images_per_second": 41.0, "workers": 2, "device": "cpu"}
 
 
 def summarized(
@@ -28,8 +28,8 @@ def summarized(
 ) -> tuple[dict[str, Any], Audit, Analysis]:
     """The summary of an audit whose scores are these."""
     config = AuditConfig.build(model="demo/model", data="digits", output=str(folder), **settings)
-    data = DataInfo("digits", "train", "parquet", len(table), 1, "sha256:" + "ab" * 32)
-    held = None if holdout is None else DataInfo("held", None, "parquet", len(holdout), 1, "sha256:" + "cd" * 32)
+    data = DataInfo("digits", "train", "parquet", len(table), 1, "sha256:" + "ab" * 32, {})
+    held = None if holdout is None else DataInfo("held", None, "parquet", len(holdout), 1, "sha256:" + "cd" * 32, {})
     manifest = json.loads(json.dumps(Manifest.plan(config, MODEL, data, held).to_json()))
     audit = Audit(Store(str(folder)), manifest)
     analysis = analyse(table, holdout)

@@ -1,4 +1,6 @@
 import threading
+import time
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 import torch
 
 import volgrowth as vg
-from volgrowth.audit.scorer import GROW_AFTER, Scorer, _ahead
+from volgrowth.audit.scorer import GROW_AFTER, Ahead, Scorer
 from volgrowth.config import AuditConfig
 from volgrowth.errors import EngineError
 from volgrowth.models import load_model
@@ -120,10 +122,24 @@ def test_the_decoding_thread_stays_ahead_passes_errors_on_and_ends():
             yield k
         raise OSError("disk gone")
 
-    ahead = _ahead(items(), depth=2)
-    assert next(ahead) == 0
-    ahead.close()
+    ahead = Ahead(items(), depth=2)
+    taken = ahead.items()
+    assert next(taken) == 0
+    time.sleep(0.3)
+    taken.close()
     assert len(made) < 10
     assert not any(thread.name == "volgrowth-decode" for thread in threading.enumerate())
+    assert ahead.held_up > ahead.starved
     with pytest.raises(OSError, match="disk gone"):
-        list(_ahead(items()))
+        list(Ahead(items()).items())
+
+
+def test_rows_known_to_crash_are_recorded_and_not_looked_at(tiny_model, digits):
+    scorer = Scorer(load_model(str(tiny_model)), config())
+    images = rows(digits[:10])
+    images[3] = replace(images[3], data=b"what would end the process")
+    table = scorer.score(images, {3: "its process died"})
+    assert table.column("status").to_pylist() == ["ok"] * 3 + ["crashed"] + ["ok"] * 6
+    assert table.column("error")[3].as_py() == "its process died"
+    whole = scorer.score(rows(digits[:10])).to_pylist()
+    assert [row for row in table.to_pylist() if row["row"] != 3] == [row for row in whole if row["row"] != 3]

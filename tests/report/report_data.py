@@ -2,11 +2,13 @@
 
 import struct
 import zlib
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from volgrowth.audit.runs import Effort
 from volgrowth.records import FINDINGS, SCORES, Mark, Status
 
 NO_COUNTS = dict.fromkeys([s.value for s in Status], 0)
@@ -117,17 +119,17 @@ def summary(rows: int = 0, **changes: Any) -> dict[str, Any]:
         "calibration": None,
         "detection": None,
         "duplicates": {"clusters": 0, "rows_in_clusters": 0, "largest": 0},
-        "run": {
-            "seconds": 61.2,
-            "images_per_second": 41.0,
-            "workers": 2,
-            "evaluations": 11 * rows,
-            "device": "cpu",
-        },
+        "run": {**RUN, "evaluations": 11 * rows},
         "versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"},
         **changes,
     }
 
+
+RUN = {
+    **asdict(Effort(61.2, 0.034, 2, "cpu", 41.0, 0.01, 0.7, lost_workers=1, retries=2, runs=1)),
+    "refined_rows": 0,
+    "noise_floor": {"rows": 16, "batch": 7.6e-06, "dtype": None},
+}
 
 CALIBRATION = {
     "method": "cross-fitted",

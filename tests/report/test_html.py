@@ -12,6 +12,7 @@ from tests.report.report_data import (
     CALIBRATION,
     DETECTION,
     NO_COUNTS,
+    RUN,
     TRUTH,
     many,
     record,
@@ -202,7 +203,7 @@ def test_tiny_audits_render(rows: int, status: str) -> None:
 
 def test_missing_numbers_are_dashes() -> None:
     nothing: dict[str, Any] = {
-        "run": dict.fromkeys(["seconds", "images_per_second", "workers", "evaluations"], None) | {"device": "cpu"},
+        "run": dict.fromkeys([*RUN, "evaluations"], None) | {"device": "cpu"},
         "calibration": {**dict.fromkeys(CALIBRATION, None), "r2": float("nan"), "features": []},
         "detection": dict.fromkeys(DETECTION, None) | {"warnings": []},
         "verification": {

@@ -41,8 +41,8 @@ def summarize(audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[s
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "config_digest": plan.config_digest,
         "model": {**audit.manifest["model"], "dtype": config.dtype},
-        "data": audit.manifest["data"],
-        "holdout": audit.manifest["holdout"],
+        "data": _data(audit.manifest["data"]),
+        "holdout": _data(audit.manifest["holdout"]),
         "measure": {**config.measure.model_dump(mode="json"), "evaluations": config.measure.evaluations},
         "counts": {"rows": len(scores), **{status.value: statuses.get(status, 0) for status in Status}},
         "marks": {mark.value: marks.get(mark, 0) for mark in Mark},
@@ -52,6 +52,11 @@ def summarize(audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[s
         "run": {**run, "evaluations": evaluations},
         "versions": plan.versions,
     }
+
+
+def _data(info: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a reader wants to know of a data set: not how its listing is kept."""
+    return info and {name: value for name, value in info.items() if name != "listing"}
 
 
 def _calibration(analysis: Analysis, config: AuditConfig) -> dict[str, Any] | None:

@@ -1,16 +1,17 @@
-"""The driver: owns the ledger of tasks and hands them to actors that have answered.
+"""The Ray engine: hands the ledger's tasks to actors that have answered, on a cluster that comes and goes.
 
 A worker is PENDING until its `prepare` has returned, READY while it takes tasks (two in flight, so that it never
-waits for the driver), and LOST when its process or node is gone; it is then replaced. What fails goes back to the
-ledger and to another worker, three times at most; a node that was taken away is nobody's failure. A task may therefore
-run more than once, and must leave the same behind each time: a scored shard is a published fragment.
+waits for the driver), LEAVING when its node is about to be taken away, and LOST when its process or node is gone. Lost
+workers are replaced, and more are hired when nodes join; what an actor asks for and the cluster lacks is what its
+autoscaler sees. A node that was taken away is nobody's failure; whatever else ends a process is blamed on the task it
+was at.
 """
 
 import logging
 import os
 import socket
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,16 +20,16 @@ from typing import Any, cast
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from volgrowth.audit.actor import ScoringActor
-from volgrowth.audit.manifest import Manifest, Shard
+from volgrowth.audit.actor import Actor, Home
+from volgrowth.audit.engine import Shift
+from volgrowth.audit.ledger import ATTEMPTS, Ledger, Task
+from volgrowth.audit.local import first_line
 from volgrowth.audit.progress import AuditProgress
-from volgrowth.audit.refine import Refinement
-from volgrowth.config import AuditConfig
-from volgrowth.errors import EngineError, OutputError, VolgrowthError
+from volgrowth.errors import EngineError, VolgrowthError
 
 IN_FLIGHT = 2
-ATTEMPTS = 3
 POLL_SECONDS = 0.5
+LOOK_SECONDS = 3.0
 
 
 class State(Enum):
@@ -36,16 +37,8 @@ class State(Enum):
 
     PENDING = "pending"
     READY = "ready"
+    LEAVING = "leaving"
     LOST = "lost"
-
-
-@dataclass(frozen=True)
-class Task:
-    """Work for one worker: `start(actor, attempt)` makes the call, `done` is given its answer; `name` is for errors."""
-
-    name: str
-    start: Callable[[Any, int], ray.ObjectRef]
-    done: Callable[[Any], None]
 
 
 @dataclass
@@ -54,93 +47,97 @@ class Worker:
 
     actor: Any
     state: State = State.PENDING
+    home: Home | None = None
+    hired: float = field(default_factory=time.monotonic)
     calls: dict[ray.ObjectRef, Task | None] = field(default_factory=dict)
 
-
-def score_shards(
-    config: AuditConfig,
-    manifest: Manifest,
-    todo: Sequence[Shard],
-    progress: AuditProgress,
-    refine: Refinement | None = None,
-) -> None:
-    """Score and publish every shard of `todo`, or measure again what `refine` says of them.
-
-    Raises:
-        EngineError: Ray or its workers cannot start, or a shard failed three times; what was published stays.
-        VolgrowthError: what a worker's loaders or writers raised.
-    """
-
-    def task(shard: Shard) -> Task:
-        def start(actor: Any, attempt: int) -> ray.ObjectRef:
-            if refine is None:
-                return actor.score.remote(shard, attempt)
-            return actor.refine.remote(shard, refine.rows(shard), refine.num_probes, attempt)
-
-        def done(failed: int) -> None:
-            progress.advance(shard.rows, failed)
-
-        return Task(f"rows {shard.start} to {shard.stop - 1} of {shard.folder}", start, done)
-
-    run_tasks(ScoringActor, config, manifest, [task(shard) for shard in todo], progress)
+    @property
+    def tasks(self) -> list[Task]:
+        """What it was given and has not answered."""
+        return [task for task in self.calls.values() if task]
 
 
-def run_tasks(
-    actor: Any, config: AuditConfig, manifest: Manifest, tasks: Sequence[Task], progress: AuditProgress
-) -> None:
-    """Have every task done by actors `actor(config, manifest)`. Raises as `score_shards`."""
-    with ray_running(config.ray_address):
-        workers, gpus = _resources(config, len(tasks))
-        crew = Crew(cast(Any, actor).options(num_cpus=1, num_gpus=gpus), (config, manifest), tasks, progress)
-        try:
-            crew.run(workers)
-        finally:
-            crew.dismiss()
+class RayCrew:
+    """The workers of one piece of work."""
 
-
-class Crew:
-    """The workers of one run, and the ledger."""
-
-    def __init__(self, remote: Any, arguments: Sequence[Any], tasks: Sequence[Task], progress: AuditProgress):
-        self.remote, self.arguments = remote, [ray.put(argument) for argument in arguments]
-        self.todo, self.progress = deque(tasks), progress
-        self.failures: dict[str, int] = {}
+    def __init__(self, shift: Shift, worker: type, count: int, progress: AuditProgress):
+        self.shift, self.progress, self.count = shift, progress, count
+        self.share = _gpu_share(shift)
+        device = "cuda" if self.share else "cpu"
+        self.arguments = [ray.put(argument) for argument in (worker, shift.config, shift.manifest)] + [device]
+        shift.run.room = _room(self.share)
+        self.remote = cast(Any, Actor).options(num_cpus=1, num_gpus=self.share)
         self.workers: list[Worker] = []
-        self.losses = 0
+        self.failed_starts = 0
+        self._look = self._enough = time.monotonic()
 
-    def run(self, count: int) -> None:
+    def work(self, ledger: Ledger) -> None:
         """Until every task is done."""
-        for _ in range(count):
-            self._hire()
-        while self.todo or any(task for worker in self.workers for task in worker.calls.values()):
-            self._dispatch()
-            owners = {call: worker for worker in self.workers for call in worker.calls}
-            ready, _ = ray.wait(list(owners), num_returns=1, timeout=POLL_SECONDS)
-            for call in ready:
-                self._collect(owners[call], call)
-            self.progress.workers = sum(worker.state is State.READY for worker in self.workers)
-            self.progress.show()
+        self.ledger = ledger
+        try:
+            while self.ledger or any(worker.tasks for worker in self.workers):
+                self._staff()
+                self._dispatch()
+                self._wait()
+                ready = sum(worker.state is State.READY for worker in self.workers)
+                self.shift.run.workers = max(self.shift.run.workers, ready)
+                self.shift.pulse(self.progress, ready)
+                self._check_patience(ready)
+        finally:
+            # what they publish is published whole, so they may be ended at any moment
+            for worker in list(self.workers):
+                self._end(worker)
 
-    def dismiss(self) -> None:
-        """End the workers; what they publish is published whole, so this may happen at any moment."""
-        for worker in self.workers:
-            ray.kill(worker.actor)
+    def _staff(self) -> None:
+        """Hire up to what the cluster has room for now, and let those go whose node is to be taken away."""
+        if time.monotonic() < self._look:
+            return
+        self._look = time.monotonic() + LOOK_SECONDS
+        draining = _draining_nodes()
+        for worker in list(self.workers):
+            if worker.state is State.READY and worker.home and worker.home.node in draining:
+                worker.state = State.LEAVING
+                self.shift.run.event("worker_leaving", node=worker.home.node)
+            if worker.state is State.LEAVING and not worker.calls:
+                self._end(worker)
+        staying = sum(worker.state is not State.LEAVING for worker in self.workers)
+        if self.failed_starts < ATTEMPTS:
+            for _ in range(staying, min(self.count, self.shift.config.workers or _room(self.share, draining))):
+                self._hire()
 
     def _hire(self) -> None:
         worker = Worker(self.remote.remote(*self.arguments))
         worker.calls[worker.actor.prepare.remote()] = None
         self.workers.append(worker)
 
+    def _end(self, worker: Worker) -> None:
+        worker.state = State.LOST
+        self.workers.remove(worker)
+        ray.kill(worker.actor)
+        self.shift.run.worker_seconds += time.monotonic() - worker.hired if worker.home else 0.0
+
     def _dispatch(self) -> None:
         for depth in range(1, IN_FLIGHT + 1):
             for worker in self.workers:
-                if self.todo and worker.state is State.READY and len(worker.calls) < depth:
-                    task = self.todo.popleft()
-                    worker.calls[task.start(worker.actor, self.failures.get(task.name, 0) + 1)] = task
+                if worker.state is State.READY and len(worker.calls) < depth and (task := self.ledger.take()):
+                    call = worker.actor.call.remote(task.method, task.arguments, self.ledger.attempt(task))
+                    worker.calls[call] = task
+
+    def _wait(self) -> None:
+        """Collect the answers that are there, or wait a moment for one."""
+        owners = {call: worker for worker in self.workers for call in worker.calls}
+        if not owners:
+            return time.sleep(POLL_SECONDS)
+        ready, rest = ray.wait(list(owners), num_returns=1, timeout=POLL_SECONDS)
+        if ready and rest:
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        for call in ready:
+            worker = owners[call]
+            if worker.state is not State.LOST:  # with one of its calls, a moment ago
+                self._collect(worker, call)
+        return None
 
     def _collect(self, worker: Worker, call: ray.ObjectRef) -> None:
-        if call not in worker.calls:  # lost together with a worker that was handled a moment ago
-            return
         try:
             answer = ray.get(call)
         except RayTaskError as error:
@@ -149,58 +146,85 @@ class Crew:
             self._lost(worker, error)
         else:
             task = worker.calls.pop(call)
-            worker.state, self.losses = State.READY, 0
             if task:
-                task.done(answer)
+                self.ledger.done(task, answer)
+            else:
+                worker.state, worker.home, self.failed_starts = State.READY, answer, 0
+                self.shift.run.devices.add(answer.device)
+                self.shift.run.startup_seconds = max(self.shift.run.startup_seconds, time.monotonic() - worker.hired)
+                self.shift.run.event("worker_ready", node=answer.node, device=answer.device)
 
     def _failed(self, worker: Worker, task: Task | None, cause: BaseException) -> None:
-        """A call raised. What would fail everywhere ends the run; else another worker tries the task."""
-        if isinstance(cause, VolgrowthError) and (task is None or not isinstance(cause, OutputError)):
-            raise cause from None
+        """A call raised."""
         if task is None:
-            raise EngineError(f"a worker could not start ({_first_line(cause)})") from cause
+            return self._failed_to_start(worker, cause)
+        self.shift.run.retries += 1
+        self.shift.run.event("task_failed", task=task.name, reason=first_line(cause))
+        if isinstance(cause, VolgrowthError):
+            return self.ledger.refused(task, cause)
+        if worker.home and worker.home.device != "cpu":
+            # an error may have left the device's context unusable
+            self.ledger.give_back(worker.tasks)
+            self._replace(worker)
+        return self.ledger.failed(task, first_line(cause))
+
+    def _failed_to_start(self, worker: Worker, cause: BaseException) -> None:
+        """What would fail everywhere ends the run; where others are at work, it may be this node alone."""
+        self.shift.run.event("worker_failed", reason=first_line(cause))
         self._replace(worker)
-        self._blame(task, _first_line(cause))
+        self.failed_starts += 1
+        if any(other.state is State.READY for other in self.workers):
+            return
+        if isinstance(cause, VolgrowthError):
+            raise cause from None
+        raise EngineError(f"a worker could not start ({first_line(cause)})") from cause
 
     def _lost(self, worker: Worker, error: RayError) -> None:
-        """A worker is gone: the task it was at may be why, unless its node was taken away or out of reach."""
-        running = next((task for task in worker.calls.values() if task), None)
-        starting = worker.state is State.PENDING
+        """A worker is gone: the task it was at may be why, unless its node was taken away or is out of reach."""
+        tasks, starting, reason = worker.tasks, worker.state is State.PENDING, first_line(error)
+        blameless = _is_blameless(error, worker)
+        self.shift.run.lost_workers += 1
+        self.shift.run.event("worker_lost", node=worker.home and worker.home.node, reason=reason, blameless=blameless)
         self._replace(worker)
-        if isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False):
-            return
-        if running:
-            self.todo.remove(running)
-            self._blame(running, _first_line(error))
-        elif starting:
-            self.losses += 1
-            if self.losses >= ATTEMPTS:
+        self.ledger.give_back(tasks[1:])
+        if tasks:
+            self.shift.run.retries += 1
+            if blameless:
+                self.ledger.lost(tasks[0], reason)
+            else:
+                self.ledger.failed(tasks[0], "its process died: " + reason)
+        elif starting and not blameless:
+            self.failed_starts += 1
+            if self.failed_starts >= ATTEMPTS and not any(other.state is State.READY for other in self.workers):
                 raise EngineError(
-                    f"workers die while they start ({_first_line(error)}): check memory, and the model with "
-                    f"`volgrowth.load_model`"
+                    f"workers die while they start ({reason}): check memory, and the model with `volgrowth.load_model`"
                 )
 
     def _replace(self, worker: Worker) -> None:
-        """End a worker, give its tasks back to the ledger, and hire another."""
-        worker.state = State.LOST
-        self.workers.remove(worker)
-        self.todo.extendleft(reversed([task for task in worker.calls.values() if task]))
-        ray.kill(worker.actor)
-        self._hire()
+        """End a worker, and look for another one at once."""
+        self._end(worker)
+        self._look = time.monotonic()
 
-    def _blame(self, task: Task, reason: str) -> None:
-        self.failures[task.name] = self.failures.get(task.name, 0) + 1
-        if self.failures[task.name] >= ATTEMPTS:
+    def _check_patience(self, ready: int) -> None:
+        """Stop, resumable, where the cluster has not given enough workers for too long."""
+        config = self.shift.config
+        if ready >= min(config.min_workers, self.count):
+            self._enough = time.monotonic()
+        elif time.monotonic() - self._enough > 60 * config.wait_minutes:
+            gpus = f" and {self.share:g} GPUs" if self.share else ""
             raise EngineError(
-                f"{task.name} failed {ATTEMPTS} times ({reason}): what is published stays; mend the cause and run the "
-                f"same command again"
+                f"in {config.wait_minutes:g} minutes {ready} workers were ready of the {config.min_workers} asked for, "
+                f"each with a CPU{gpus}: give the cluster nodes, or lower min_workers; the same command resumes"
             )
-        self.todo.appendleft(task)
 
 
 @contextmanager
 def ray_running(address: str | None) -> Iterator[None]:
-    """A Ray to run on: the caller's, the cluster at `address` or RAY_ADDRESS, or one started here meanwhile."""
+    """A Ray to run on: the caller's, the cluster at `address` or RAY_ADDRESS, or one started here meanwhile.
+
+    Raises:
+        EngineError: it cannot be reached, or is of another version.
+    """
     if ray.is_initialized():
         yield
         return
@@ -211,8 +235,9 @@ def ray_running(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # ray raises whatever its transports raise
+        said = " ".join(str(error).split()) if "ersion mismatch" in str(error) else first_line(error)
         raise EngineError(
-            f"Ray cannot be reached at {address} ({_first_line(error)}): expected the address of a running "
+            f"Ray cannot be reached at {address} ({said}): expected the address of a running "
             f"cluster with this version of Ray, {ray.__version__}, or none to start one here"
         ) from None
     try:
@@ -230,27 +255,44 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise EngineError(
-            f"Ray cannot be reached at {address} ({_first_line(error)}): expected the address of a running cluster, or "
+            f"Ray cannot be reached at {address} ({first_line(error)}): expected the address of a running cluster, or "
             f"none to start one here"
         ) from None
 
 
-def _resources(config: AuditConfig, tasks: int) -> tuple[int, float]:
-    """How many workers to start, and the share of a GPU for each: one worker a GPU, or one a core without any."""
-    total = ray.cluster_resources()
-    gpus, cores = total.get("GPU", 0.0), total.get("CPU", 0.0)
-    share = config.gpus_per_worker
+def _gpu_share(shift: Shift) -> float:
+    """The share of a GPU for each worker: one where there are any, unless the settings say otherwise."""
+    gpus, share = ray.cluster_resources().get("GPU", 0.0), shift.config.gpus_per_worker
     if share is None:
-        share = 1.0 if gpus else 0.0
-    if share > gpus:
+        return 1.0 if gpus else 0.0
+    if share > gpus and not shift.config.workers:
         raise EngineError(
-            f"each worker was to have {share:g} GPUs and Ray sees {gpus:g}: lower gpus_per_worker, 0 runs on "
-            f"CPUs, or give it a cluster with GPUs"
+            f"each worker was to have {share:g} GPUs and Ray sees {gpus:g}: lower gpus_per_worker, 0 runs on CPUs, or "
+            f"give it a cluster with GPUs; where one adds nodes on demand, say how many workers to wait for"
         )
-    room = int(gpus / share) if share else int(cores)
-    return max(1, min(config.workers or room, tasks)), share
+    return share
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _room(share: float, draining: Set[str] = frozenset()) -> int:
+    """Workers that the cluster has room for now: one a GPU, or one a core without any; on nodes that stay."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+    unit, each = ("GPU", share) if share else ("CPU", 1.0)
+    return max(1, sum(int(resources.get(unit, 0.0) / each) for resources in nodes))
+
+
+def _draining_nodes() -> set[str]:
+    """Nodes that were told they will be taken away. Ray has no public way to ask; its own Serve asks like this."""
+    try:
+        nodes = ray._private.worker.global_worker.gcs_client.get_draining_nodes(timeout=5)
+    except Exception:  # the head is away for a moment
+        return set()
+    return {node if isinstance(node, str) else node.hex() for node in nodes}
+
+
+def _is_blameless(error: RayError, worker: Worker) -> bool:
+    """Whether the worker was taken away: preempted, out of reach, or with its whole node."""
+    if isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False):
+        return True
+    if worker.home is None:
+        return "node" in str(error) and "died" in str(error) and "its node" in str(error)
+    return worker.home.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}

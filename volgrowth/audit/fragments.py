@@ -1,31 +1,24 @@
 """Fragments: one published Parquet file per shard, and what its footer says."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from volgrowth.audit.manifest import SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.store import Store
 from volgrowth.errors import DataError, OutputError
-from volgrowth.records import SCHEMA_VERSION, SCORES
+from volgrowth.records import SCHEMA_VERSION, SCORES, Status
 
 # fragments read at once: on an object store each waits for the network
 READERS = 16
 
 
-@dataclass(frozen=True)
-class Effort:
-    """What scoring took: seconds of all workers together, how many they were, and on which devices."""
+def publish(store: Store, manifest: Manifest, shard: Shard, table: pa.Table, attempt: int, **extra: str) -> None:
+    """Write a shard's scores in one step. The footer says what it is of, never when or where it was made.
 
-    worker_seconds: float
-    workers: int
-    device: str
-
-
-def publish(store: Store, manifest: Manifest, shard: Shard, table: pa.Table, run: dict[str, str]) -> None:
-    """Write a shard's scores in one step. `run` goes into the footer: attempt, seconds of work, worker, device.
+    So whoever writes a shard at its first attempt writes the same bytes.
 
     Raises:
         DataError: the table does not hold the shard's rows.
@@ -36,18 +29,22 @@ def publish(store: Store, manifest: Manifest, shard: Shard, table: pa.Table, run
             f"{shard.name} got {len(rows)} rows: expected rows {shard.start} to {shard.stop - 1}, each once; the data "
             f"set changed while it was read"
         )
+    failed = pc.sum(pc.not_equal(table.column("status"), Status.OK.value)).as_py() or 0
     footer = {
         "schema_version": str(SCHEMA_VERSION),
         "rows": str(shard.rows),
+        "failed": str(failed),
+        "attempt": str(attempt),
         **_identity(manifest, shard),
-        **run,
+        **extra,
     }
     store.write_table(shard.name, table, footer)
 
 
 def _identity(manifest: Manifest, shard: Shard) -> dict[str, str]:
     """The part of a footer that ties a fragment to its audit."""
-    return {"shard": shard.name, "config_digest": manifest.config_digest, "plan_digest": manifest.digest}
+    plan_digest = manifest.digest_at(shard.generation)
+    return {"shard": shard.name, "config_digest": manifest.config_digest, "plan_digest": plan_digest}
 
 
 def published(store: Store, manifest: Manifest) -> dict[str, dict[str, str]]:
@@ -69,8 +66,8 @@ def published(store: Store, manifest: Manifest) -> dict[str, dict[str, str]]:
     return {shard.name: footer for shard, footer in zip(candidates, footers, strict=True) if footer is not None}
 
 
-def reconcile(store: Store, manifest: Manifest) -> Effort:
-    """Check that every shard's fragment is there, is of this audit and has its rows; what scoring took.
+def reconcile(store: Store, manifest: Manifest) -> None:
+    """Check that every shard's fragment is there, is of this audit and has its rows.
 
     Raises:
         OutputError: naming the first fragment that does not fit.
@@ -82,10 +79,6 @@ def reconcile(store: Store, manifest: Manifest) -> Effort:
                 f"{store.url}/{shard.name} is missing or not whole: expected {shard.rows} rows of this audit; "
                 f"run the audit again to score them"
             )
-    devices = sorted({footer["device"] for footer in footers.values()})
-    workers = {footer["worker"] for footer in footers.values()}
-    seconds = sum(float(footer["seconds"]) for footer in footers.values())
-    return Effort(seconds, len(workers), " and ".join(devices) or "none")
 
 
 def read_scores(store: Store, manifest: Manifest, folder: str = SCORES_FOLDER) -> pa.Table:

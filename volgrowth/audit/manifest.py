@@ -7,16 +7,15 @@ names it; how the audit is run (workers, address) may differ.
 import hashlib
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Self
 
-from volgrowth.audit.store import Store
 from volgrowth.config import AuditConfig
 from volgrowth.errors import OutputError
 from volgrowth.records import SCHEMA_VERSION, ModelInfo
-from volgrowth.sources import Source
+from volgrowth.sources import Listing
 from volgrowth.version import VERSION
 
 MANIFEST = "manifest.json"
@@ -29,12 +28,16 @@ PACKAGES = ("torch", "diffusers", "ray", "datasets", "pyarrow", "numpy", "scikit
 
 @dataclass(frozen=True)
 class Shard:
-    """A contiguous range of rows, and the fragment that will hold their scores."""
+    """A contiguous range of rows, and the fragment that will hold their scores.
+
+    `generation` counts how often the data set had been extended when the shard was planned.
+    """
 
     folder: str
     index: int
     start: int
     stop: int
+    generation: int = 0
 
     @property
     def name(self) -> str:
@@ -49,7 +52,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What the manifest records of a data set."""
+    """What the manifest records of a data set.
+
+    Attributes:
+        listing: where in OUT its files are listed, and how: see `volgrowth.sources.Listing.describe`.
+        grown: rows and fingerprint before each extension, oldest first.
+    """
 
     name: str
     split: str | None
@@ -57,11 +65,24 @@ class DataInfo:
     rows: int
     files: int
     fingerprint: str
+    listing: dict[str, Any]
+    grown: tuple[tuple[int, str], ...] = ()
 
     @classmethod
-    def of(cls, name: str, split: str | None, source: Source) -> Self:
-        """Of an opened source."""
-        return cls(name, split, source.kind, source.num_rows, len(source.files), source.fingerprint)
+    def of(cls, name: str, split: str | None, listing: Listing) -> Self:
+        """Of an opened source's listing."""
+        facts = listing.describe()
+        return cls(name, split, listing.kind, listing.num_rows, listing.num_files, listing.fingerprint, facts)
+
+    def extended(self, listing: Listing) -> Self:
+        """The same data set with the files it gained."""
+        grown = (*self.grown, (self.rows, self.fingerprint))
+        return replace(type(self).of(self.name, self.split, listing), grown=grown)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """As read from OUT."""
+        return cls(**{**content, "grown": tuple((rows, fingerprint) for rows, fingerprint in content["grown"])})
 
 
 @dataclass(frozen=True)
@@ -84,16 +105,21 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 of everything that decides a score: settings, weights, rows. Every fragment carries it."""
-        parts = (self.config_digest, self.model.hash, self.data.fingerprint, self.holdout and self.holdout.fingerprint)
+        """sha256 of everything that decides a score: settings, weights, rows."""
+        return self.digest_at(len(self.data.grown))
+
+    def digest_at(self, generation: int) -> str:
+        """The digest when a shard was planned: every fragment carries it, and an extension leaves those there valid."""
+        fingerprint = [*(fingerprint for _, fingerprint in self.data.grown), self.data.fingerprint][generation]
+        parts = (self.config_digest, self.model.hash, fingerprint, self.holdout and self.holdout.fingerprint)
         return "sha256:" + hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
     def shards(self) -> list[Shard]:
         """All shards, those of the held-out rows last."""
         size = self.config["shard_size"]
-        ranges = list(_shards(SCORES_FOLDER, self.data.rows, size))
-        return ranges + (list(_shards(HOLDOUT_FOLDER, self.holdout.rows, size)) if self.holdout else [])
+        ranges = list(_shards(SCORES_FOLDER, self.data, size))
+        return ranges + (list(_shards(HOLDOUT_FOLDER, self.holdout, size)) if self.holdout else [])
 
     def to_json(self) -> dict[str, Any]:
         """As written to OUT, with the shard table spelled out."""
@@ -118,34 +144,10 @@ class Manifest:
         holdout = content["holdout"]
         return cls(
             model=ModelInfo(**model),
-            data=DataInfo(**content["data"]),
-            holdout=DataInfo(**holdout) if holdout else None,
+            data=DataInfo.from_json(content["data"]),
+            holdout=DataInfo.from_json(holdout) if holdout else None,
             **known,
         )
-
-
-def freeze(store: Store, planned: Manifest) -> Manifest:
-    """Write the plan to an empty OUT, or check it against the one that is there.
-
-    Raises:
-        OutputError: OUT holds another audit, or something else.
-    """
-    if store.exists(MANIFEST):
-        frozen = Manifest.from_json(store.read_json(MANIFEST), f"{store.url}/{MANIFEST}")
-        difference = next(_differences(frozen, planned, finished=store.exists(SUCCESS)), None)
-        if difference:
-            raise OutputError(
-                f"output {store.url} holds another audit: {difference}. Choose another output, or repeat "
-                f"the audit as it was to resume it"
-            )
-        return frozen
-    strangers = [name for name in store.names() if not name.startswith(".")]
-    if strangers:
-        raise OutputError(
-            f"output {store.url} is not empty and holds no audit (it has {strangers[0]}): choose an empty or new folder"
-        )
-    store.write_json(MANIFEST, planned.to_json())
-    return planned
 
 
 def environment() -> dict[str, str]:
@@ -157,29 +159,11 @@ def environment() -> dict[str, str]:
     }
 
 
-def _differences(frozen: Manifest, planned: Manifest, *, finished: bool) -> Iterator[str]:
-    """What differs, the most telling first, as `name was A there and is B now`."""
-    for name in () if finished else COMPUTING:
-        begun, here = frozen.versions.get(name), planned.versions.get(name)
-        if begun != here:
-            yield f"it was begun with {name} {begun} and would go on with {here}"
-    for name in sorted({*frozen.config, *planned.config}):
-        before, now = frozen.config.get(name), planned.config.get(name)
-        if before != now:
-            yield f"{name} was {before!r} there and is {now!r} now"
-    if frozen.model.hash != planned.model.hash:
-        yield f"the model's weights changed ({frozen.model.hash[:19]} there, {planned.model.hash[:19]} now)"
-    for which, before, now in (
-        ("data", frozen.data, planned.data),
-        ("holdout", frozen.holdout, planned.holdout),
-    ):
-        if before and now and before.fingerprint != now.fingerprint:
-            yield (
-                f"the {which} set changed (it had {before.rows} rows in {before.files} files there and has {now.rows} "
-                f"in {now.files} now)"
-            )
-
-
-def _shards(folder: str, rows: int, size: int) -> Iterator[Shard]:
-    for index, start in enumerate(range(0, rows, size)):
-        yield Shard(folder, index, start, min(start + size, rows))
+def _shards(folder: str, data: DataInfo, size: int) -> Iterator[Shard]:
+    """Of the rows that were there at first, then of those that each extension added."""
+    index, begin = 0, 0
+    for generation, end in enumerate([*(rows for rows, _ in data.grown), data.rows]):
+        for start in range(begin, end, size):
+            yield Shard(folder, index, start, min(start + size, end), generation)
+            index += 1
+        begin = end

@@ -7,9 +7,11 @@ half the micro-batch, and the whole one again after a while; the column `batch` 
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from volgrowth.sources import BadImage, Row, decode, features, to_unit
 
 # micro-batches without trouble after which a halved size is doubled again
 GROW_AFTER = 32
+NONE: Mapping[int, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,30 @@ class Scorer:
     def __init__(self, denoiser: Denoiser, config: AuditConfig):
         self.denoiser, self.config = denoiser, config
         self.batch, self._calm = config.batch_size, 0
+        self.decode_wait = self.device_wait = 0.0
 
-    def score(self, rows: Iterable[Row]) -> pa.Table:
-        """One record per row, in the order of the rows, as `records.SCORES`."""
-        prepared = (self._prepare(row) for row in rows)
+    def score(self, rows: Iterable[Row], crashed: Mapping[int, str] = NONE) -> pa.Table:
+        """One record per row, in the order of the rows, as `records.SCORES`.
+
+        Afterwards `decode_wait` holds the seconds that the device waited for images, `device_wait` those that images
+        waited for the device.
+
+        Args:
+            crashed: rows that are recorded as crashed, with the reason, and not looked at.
+        """
+        prepared = (self._prepare(row, crashed.get(row.row)) for row in rows)
         records: list[dict[str, Any]] = []
-        with closing(_ahead(_groups(prepared, self.config.batch_size))) as groups:
+        ahead = Ahead(_groups(prepared, self.config.batch_size))
+        with closing(ahead.items()) as groups:
             for group in groups:
                 records += self._score_group(group)
+        self.decode_wait, self.device_wait = ahead.starved, ahead.held_up
         return pa.Table.from_pylist(records, schema=SCORES)
 
-    def _prepare(self, row: Row) -> Prepared:
+    def _prepare(self, row: Row, crashed: str | None) -> Prepared:
         known = {"row": row.row, "image_id": row.image_id, "source": row.source}
+        if crashed:
+            return Prepared(row.row, None, {**known, "status": Status.CRASHED.value, "error": crashed})
         try:
             if row.data is None:
                 raise BadImage(Status.UNDECODABLE, row.error or "no image")
@@ -148,38 +163,53 @@ def _groups(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
         yield group
 
 
-def _ahead(items: Iterable[Any], depth: int = 2) -> Generator[Any, None, None]:
-    """The same items, made by a thread that stays at most `depth` ahead; its exceptions are raised here."""
-    ready: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(depth)
-    stopped = threading.Event()
+class Ahead:
+    """Items made by a thread that stays at most `depth` ahead of who takes them; its exceptions are raised there.
 
-    def put(entry: tuple[Any, BaseException | None, bool]) -> None:
-        while not stopped.is_set():
+    Attributes:
+        starved: seconds that the taker waited.
+        held_up: seconds that the thread waited for room.
+    """
+
+    def __init__(self, source: Iterable[Any], depth: int = 2):
+        self.source, self.starved, self.held_up = source, 0.0, 0.0
+        self._ready: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(depth)
+        self._stopped = threading.Event()
+
+    def items(self) -> Generator[Any, None, None]:
+        """The items; closing the generator ends the thread."""
+        thread = threading.Thread(target=self._produce, name="volgrowth-decode", daemon=True)
+        thread.start()
+        try:
+            while True:
+                began = time.monotonic()
+                item, error, last = self._ready.get()
+                self.starved += time.monotonic() - began
+                if error is not None:
+                    raise error
+                if last:
+                    return
+                yield item
+        finally:
+            self._stopped.set()
+            thread.join()
+
+    def _produce(self) -> None:
+        try:
+            for item in self.source:
+                self._put((item, None, False))
+                if self._stopped.is_set():
+                    return
+            self._put((None, None, True))
+        except BaseException as error:
+            self._put((None, error, True))
+
+    def _put(self, entry: tuple[Any, BaseException | None, bool]) -> None:
+        began = time.monotonic()
+        while not self._stopped.is_set():
             try:
-                return ready.put(entry, timeout=0.1)
+                self._ready.put(entry, timeout=0.1)
+                break
             except queue.Full:
                 continue
-
-    def produce() -> None:
-        try:
-            for item in items:
-                put((item, None, False))
-                if stopped.is_set():
-                    return
-            put((None, None, True))
-        except BaseException as error:
-            put((None, error, True))
-
-    thread = threading.Thread(target=produce, name="volgrowth-decode", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error, last = ready.get()
-            if error is not None:
-                raise error
-            if last:
-                return
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+        self.held_up += time.monotonic() - began

@@ -82,8 +82,24 @@ def _run(summary: Summary) -> Pairs:
         ("Took", duration(run["seconds"])),
         ("Images a second", score(run["images_per_second"])),
         ("Workers", f"{number(run['workers'])} × {run['device']}"),
+        ("Device-hours", score(run["device_hours"])),
+        (
+            "Waiting",
+            f"devices for images {percent(run['decode_share'])}, images for devices {percent(run['device_share'])}",
+        ),
+        ("Lost workers", f"{number(run['lost_workers'])}, {plural(run['retries'], 'task')} tried again"),
+        *_noise(run["noise_floor"]),
         ("Network evaluations", number(run["evaluations"])),
     ]
+
+
+def _noise(floor: Summary | None) -> Pairs:
+    """How far growth moves with nothing but the arithmetic."""
+    if floor is None:
+        return []
+    batch = f"{score(floor['batch'])} over batch sizes"
+    said = batch if floor["dtype"] is None else f"{batch}, {score(floor['dtype'])} against float64"
+    return [("Noise floor of growth", f"{said} ({plural(floor['rows'], 'image')})")]
 
 
 def _words(name: str) -> str:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from volgrowth.sources.listing import Listing, SourceFile
+from volgrowth.sources.listing import Listing
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,6 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """sha256 over kind, file names, sizes and row counts, in the frozen order."""
         return self.listing.fingerprint
-
-    @property
-    def files(self) -> tuple[SourceFile, ...]:
-        """All files at once, for data sets of few."""
-        return tuple(self.listing)
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Iterator[Row]:

@@ -1,0 +1,210 @@
+"""What a worker does: one model replica, and plain methods that read rows, compute and publish. No Ray here."""
+
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from volgrowth.audit.fragments import publish
+from volgrowth.audit.freeze import stored_listing
+from volgrowth.audit.manifest import SCORES_FOLDER, Manifest, Shard
+from volgrowth.audit.neighbours import IMAGES_AT_ONCE, Neighbours
+from volgrowth.audit.runs import Tally
+from volgrowth.audit.sampling import Drawing, read_images, write_images
+from volgrowth.audit.scorer import Scorer
+from volgrowth.audit.store import Store
+from volgrowth.config import AuditConfig
+from volgrowth.errors import DataError, ModelError, VolgrowthError
+from volgrowth.models import inspect_model, load_model
+from volgrowth.numerics import Denoiser
+from volgrowth.records import Status
+from volgrowth.sources import BadImage, Row, Source, decode, open_source
+
+NOISE_ROWS = 16
+
+
+class ModelWorker:
+    """Holds a model replica and opens the audit's data sets. Construction is cheap; `prepare` does what can fail.
+
+    `attempt` is the number of the attempt at the task that runs, set by whoever calls its method.
+    """
+
+    def __init__(self, config: AuditConfig, manifest: Manifest, device: str):
+        self.config, self.manifest, self.device = config, manifest, device
+        self.attempt = 1
+        self.sources: dict[str, Source] = {}
+        channels, height, width = manifest.model.image_shape
+        self.image_shape = channels, height, width
+
+    def prepare(self) -> None:
+        """Load the model. An answer means that this worker can take tasks.
+
+        Raises:
+            ModelError, OutputError: as the loaders do; the model here is not the one in the manifest.
+        """
+        # one thread each, on every machine: the bits of a sum depend on how it is split
+        torch.set_num_threads(1)
+        name = (self.config.model, self.config.revision, self.config.subfolder)
+        if inspect_model(*name).hash != self.manifest.model.hash:
+            raise ModelError(
+                f"model {self.config.model} has other weights on {platform.node()} than where the audit was started: "
+                f"expected {self.manifest.model.hash}; put the same model on every node"
+            )
+        self.denoiser = load_model(*name, self.config.dtype, self.device)
+        self.store = Store(self.config.output)
+
+    def source(self, folder: str) -> Source:
+        """The audited or the held-out set, opened once by its frozen listing.
+
+        Raises:
+            DataError: the data set is no longer the one that was listed.
+        """
+        if folder not in self.sources:
+            config, audited = self.config, folder == SCORES_FOLDER
+            data = self.manifest.data if audited else self.manifest.holdout
+            assert data is not None
+            listing = stored_listing(self.store, folder, data)
+            id_column = config.id_column if audited else None
+            source = open_source(data.name, data.split, config.image_column, id_column, listing)
+            self.sources[folder] = source
+        return self.sources[folder]
+
+    def pixels(self, row: Row) -> np.ndarray | None:
+        """(C, H, W) uint8 as the model sees it, None where there is no image."""
+        try:
+            return decode(row.data or b"", self.image_shape, self.config.max_pixels)
+        except BadImage:
+            return None
+
+
+class ScoringWorker(ModelWorker):
+    """Scores shards and publishes their fragments."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.scorer = Scorer(self.denoiser, self.config)
+
+    def score(self, shard: Shard, rows: Sequence[int] | None, crashed: Mapping[int, str]) -> Tally:
+        """Score a shard, or only some rows of a published one, and publish it.
+
+        Args:
+            crashed: rows that end the process, and the reason: they are recorded and not tried.
+        """
+        if rows is None:
+            table, tally = self._measure(self.scorer, self._rows(shard), crashed)
+            publish(self.store, self.manifest, shard, table, self.attempt)
+        else:
+            table, tally = self._measure(self.scorer, self._rows(shard, rows), crashed)
+            self._replace(shard, table)
+        return tally
+
+    def probe(self, shard: Shard, rows: Sequence[int]) -> Tally:
+        """Score some rows of a shard and forget them: whether this process survives it."""
+        return self._measure(self.scorer, self._rows(shard, rows), {})[1]
+
+    def refine(self, shard: Shard, rows: Sequence[int], num_probes: int) -> Tally:
+        """Measure some rows of a published shard with more probes, and publish it again."""
+        measure = self.config.measure.model_copy(update={"num_probes": num_probes})
+        scorer = Scorer(self.denoiser, self.config.model_copy(update={"measure": measure}))
+        table, tally = self._measure(scorer, self._rows(shard, rows), {})
+        spent = pa.array(np.full(len(rows), self.config.measure.evaluations + measure.evaluations, np.int32))
+        table = table.set_column(table.schema.get_field_index("nfe"), table.field("nfe"), spent)
+        self._replace(shard, table, refined=str(num_probes))
+        return tally
+
+    def noise_floor(self, shard: Shard) -> dict[str, Any]:
+        """How far growth moves with the arithmetic alone: the largest difference over some rows of a published shard.
+
+        `batch`: over batch sizes; `dtype`: against float64, None where that is not possible here. Same units as growth.
+        """
+        table = self.store.read_table(shard.name)
+        table = table.filter(pc.equal(table["status"], Status.OK.value))[:NOISE_ROWS]
+        rows, growth = table["row"].to_pylist(), table["growth"].to_numpy()
+
+        def moved(denoiser: Denoiser, **settings: Any) -> float:
+            scorer = Scorer(denoiser, self.config.model_copy(update=settings))
+            return float(np.abs(scorer.score(self._rows(shard, rows))["growth"].to_numpy() - growth).max(initial=0.0))
+
+        batch = max(moved(self.denoiser, batch_size=size) for size in {1, max(1, self.config.batch_size // 2)})
+        try:
+            precise = load_model(self.config.model, self.config.revision, self.config.subfolder, "float64", self.device)
+            dtype = moved(precise, dtype="float64", batch_size=1)
+        except (VolgrowthError, RuntimeError):  # too large for the device, or made for one precision
+            dtype = None
+        return {"rows": len(rows), "batch": batch, "dtype": dtype}
+
+    def _measure(self, scorer: Scorer, rows: Iterable[Row], crashed: Mapping[int, str]) -> tuple[pa.Table, Tally]:
+        began = time.monotonic()
+        table = scorer.score(rows, crashed)
+        failed = pc.sum(pc.not_equal(table["status"], Status.OK.value)).as_py() or 0
+        tally = Tally(
+            images=len(table),
+            failed=failed,
+            evaluations=pc.sum(table["nfe"]).as_py() or 0,
+            seconds=time.monotonic() - began,
+            decode_wait=scorer.decode_wait,
+            device_wait=scorer.device_wait,
+            smallest_batch=pc.min(table["batch"]).as_py() or 0,
+        )
+        return table, tally
+
+    def _rows(self, shard: Shard, rows: Sequence[int] | None = None) -> Iterator[Row]:
+        """The rows of a shard, or some of them, which are read in one go."""
+        if rows is None:
+            return self.source(shard.folder).read(shard.start, shard.stop)
+        wanted = set(rows)
+        there = self.source(shard.folder).read(min(rows), max(rows) + 1)
+        return (row for row in there if row.row in wanted)
+
+    def _replace(self, shard: Shard, table: pa.Table, **extra: str) -> None:
+        """Publish a shard again, with the rows of `table` in place of its own."""
+        before, footer = self.store.read_table(shard.name), self.store.read_footer(shard.name)[1]
+        kept = before.filter(pc.invert(pc.is_in(before["row"], value_set=table["row"].combine_chunks())))
+        whole = pa.concat_tables([kept.replace_schema_metadata(), table.cast(before.schema).replace_schema_metadata()])
+        known = {"refined": footer["refined"]} if "refined" in footer else {}
+        publish(self.store, self.manifest, shard, whole.sort_by("row"), self.attempt, **{**known, **extra})
+
+
+class VerifyingWorker(ModelWorker):
+    """Draws images from the model, and finds what in a data set is near to them."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.queries: tuple[list[str], np.ndarray] | None = None
+
+    def draw(self, drawing: Drawing) -> int:
+        """Draw images and publish them; how many."""
+        source = self.source(SCORES_FOLDER)
+        clean = {}
+        for row in drawing.rows:
+            pixels = self.pixels(next(iter(source.read(row, row + 1))))
+            if pixels is None:
+                raise DataError(f"row {row} of {self.manifest.data.name} was scored and can no longer be read")
+            clean[row] = pixels
+        images = drawing.images(self.denoiser, self.config.seed, clean)
+        write_images(self.store, self.manifest, drawing, images)
+        return len(images)
+
+    def nearest(self, names: list[str], shard: Shard, groups: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Squared distances and groups (S, k) of the images nearest to all drawn ones, among a range of rows.
+
+        Args:
+            names: files with the drawn images.
+            groups: (rows of the range,) group of each row; negative ones are passed over.
+        """
+        if self.queries is None or self.queries[0] != names:
+            self.queries = names, np.concatenate([read_images(self.store, name, self.image_shape) for name in names])
+        found = Neighbours(self.queries[1], k, self.device)
+        rows = zip(self.source(shard.folder).read(shard.start, shard.stop), groups.tolist(), strict=True)
+        wanted = ((self.pixels(row), group) for row, group in rows if group >= 0)
+        while some := list(islice(wanted, IMAGES_AT_ONCE)):
+            there = [(pixels, group) for pixels, group in some if pixels is not None]
+            if there:
+                found.add(np.stack([pixels for pixels, _ in there]), np.array([group for _, group in there]))
+        return found.squared, found.group
