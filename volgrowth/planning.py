@@ -7,6 +7,7 @@ that are slower later, or taken away, are not.
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from heapq import heapreplace
 from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
@@ -104,19 +105,20 @@ def predict(
     startup: float,
     price: float | None,
 ) -> Forecast:
-    """From measured stretches to the whole: shards in waves over the workers, each as long as its rows' mean time.
+    """From measured stretches to the whole: shards in turn to the workers, each as long as its rows' mean time.
 
     The interval is Student's for the mean time of a row over random stretches.
     """
     shards = manifest.shards
     workers = min(workers, len(shards))
-    # dealt out in turn, the first worker's shards are the most
-    path = shards[::workers]
     seconds = np.array([piece.seconds / piece.rows for piece in pieces])
     publishing = float(np.median([piece.publishing for piece in pieces]))
 
     def wall(per_row: float) -> float:
-        return (startup + sum(shard.rows * per_row + publishing for shard in path)) / 3600
+        busy = [startup] * workers
+        for shard in shards:  # each goes to the worker that is free first
+            heapreplace(busy, busy[0] + shard.rows * per_row + publishing)
+        return max(busy) / 3600
 
     low, mean, high = _mean_with_interval(seconds)
     hours = Range(wall(mean), wall(low), wall(high))

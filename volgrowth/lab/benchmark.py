@@ -1,0 +1,54 @@
+"""The command line of `jobs/benchmark.py`."""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from volgrowth.errors import VolgrowthError
+from volgrowth.lab.bench import choose, run_bench
+from volgrowth.lab.bench_page import write
+from volgrowth.lab.scores import choose_scores
+from volgrowth.lab.soak import run_soak
+from volgrowth.lab.soak import write as write_soak
+
+
+def detection(options: argparse.Namespace) -> None:
+    """Every score on every case, as a table, a page and Markdown."""
+    setups, scores = choose(options.data, options.cases), choose_scores(options.only, options.score)
+    write(options.output, *run_bench(setups, options.seeds, options.data, options.output, scores))
+
+
+def soak(options: argparse.Namespace) -> None:
+    """The engine under many rows: the driver's memory, and CPU time beside that of a plain loop."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    measured = run_soak(options.output, options.rows)
+    write_soak(options.output, measured, f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}")
+    print((options.output / "soak.md").read_text())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """What `jobs/benchmark.py` does: 0 done, 2 could not start."""
+    parser = argparse.ArgumentParser(prog="benchmark", description="Measurements of detection and of the engine.")
+    commands = parser.add_subparsers(required=True)
+    load = commands.add_parser("soak", description=soak.__doc__)
+    load.set_defaults(run=soak)
+    load.add_argument("--output", type=Path, required=True, help="where data, audit and numbers go")
+    load.add_argument("--rows", type=int, default=1_000_000, help="images")
+    bench = commands.add_parser("detection", description=detection.__doc__)
+    bench.set_defaults(run=detection)
+    bench.add_argument("--output", type=Path, required=True, help="where tables, page and the cache go")
+    bench.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of mnist12.npz, emoji32.npz")
+    bench.add_argument("--cases", nargs="+", help="cases of the bench; all by default")
+    bench.add_argument("--seeds", type=int, default=2, help="seeds of each case")
+    bench.add_argument("--only", nargs="+", help="built-in scores; all by default")
+    bench.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")
+    given = parser.parse_args(arguments)
+    try:
+        given.run(given)
+    except VolgrowthError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
