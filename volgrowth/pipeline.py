@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from math import prod
 from typing import Any
@@ -27,7 +28,7 @@ from volgrowth.audit.shards import Case, Report
 from volgrowth.audit.store import Store
 from volgrowth.audit.worker import ScoringWorker
 from volgrowth.config import AuditConfig, PaperMeasure, StandardMeasure
-from volgrowth.errors import DataError, UsageError
+from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.models import inspect_model
 from volgrowth.records import ModelInfo, Status
 from volgrowth.report import render
@@ -118,7 +119,8 @@ def _report(work: Shift, progress: AuditProgress) -> Report:
         return [Task("the noise floor", "noise_floor", (shard,), keep, lambda _: (), attempts=1)]
 
     def keep(floor: dict[str, Any]) -> tuple[()]:
-        store.write_json(NOISE_FILE, floor)
+        with suppress(OutputError):  # nothing else depends on it
+            store.write_json(NOISE_FILE, floor)
         return ()
 
     return report

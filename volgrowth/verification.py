@@ -103,7 +103,7 @@ def choose_targets(audit: Audit) -> Targets:
 
 def _draw(work: Shift, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
     """Draw what no file holds yet."""
-    from volgrowth.audit.worker import VerifyingWorker
+    from volgrowth.audit.worker import DrawingWorker
 
     todo = [drawing for drawing in asked if not is_drawn(audit.store, audit.plan, drawing)]
     total, left = (sum(len(drawing.starts) for drawing in some) for some in (asked, todo))
@@ -117,12 +117,12 @@ def _draw(work: Shift, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
 
         return Task(drawing.name, "draw", (drawing,), finished)
 
-    work.work(VerifyingWorker, map(task, todo), len(todo), progress)
+    work.work(DrawingWorker, map(task, todo), len(todo), progress)
 
 
 def _search(work: Shift, audit: Audit, asked: list[Drawing], groups: dict[str, np.ndarray], quiet: bool) -> Neighbours:
     """The nearest groups of every drawn image, among all audited and held-out ones."""
-    from volgrowth.audit.worker import VerifyingWorker
+    from volgrowth.audit.worker import SearchingWorker
 
     ranges = _ranges(audit.plan)
     count = sum(len(np.unique(numbers[numbers >= 0])) for numbers in groups.values())
@@ -141,7 +141,7 @@ def _search(work: Shift, audit: Audit, asked: list[Drawing], groups: dict[str, n
         name = f"the search in rows {part.start} to {part.stop - 1} of {part.folder}"
         return Task(name, "nearest", (names, part, mine, k), finished)
 
-    work.work(VerifyingWorker, map(task, ranges), len(ranges), progress)
+    work.work(SearchingWorker, map(task, ranges), len(ranges), progress)
     return found
 
 

@@ -297,3 +297,60 @@ def test_too_few_workers_for_too_long_is_a_resumable_stop(run, undisturbed):
     run.machines.nodes_up_to(2)
     run.finish()
     assert run.scores.equals(undisturbed)
+
+
+def on_cluster(machines: Machines, code: str) -> str:
+    """What a program prints that is connected to the cluster."""
+    connect = f"import ray; ray.init({machines.cluster.address!r}, logging_level=40, log_to_driver=False)\n"
+    command = [sys.executable, "-c", connect + code]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return finished.stdout.strip()
+
+
+def test_workers_may_share_a_gpu_and_none_is_hired_for_a_draining_node(machines):
+    machines.nodes_up_to(0)
+    nodes = [machines.cluster.add_node(num_cpus=1, num_gpus=gpus) for gpus in (2, 1)]
+    try:
+        code = f"""
+from volgrowth.audit.driver import _room
+print(_room(1.0), _room(0.5), _room(0.4), _room(0.0), _room(1.0, {{"{nodes[0].node_id}"}}), _room(2.0))
+"""
+        assert on_cluster(machines, code) == "3 6 7 2 1 1"
+    finally:
+        for node in nodes:
+            machines.cluster.remove_node(node)
+
+
+def test_a_cluster_of_another_version_is_named(run, machines):
+    key, namespace = "CLUSTER_METADATA", "cluster"
+    code = f"""
+import json
+from ray.experimental import internal_kv as kv
+found = json.loads(kv._internal_kv_get({key!r}, namespace={namespace!r}))
+print(found["ray_version"])
+found["ray_version"] = VERSION or found["ray_version"]
+kv._internal_kv_put({key!r}, json.dumps(found), overwrite=True, namespace={namespace!r})
+"""
+    true = on_cluster(machines, code.replace("VERSION", "'1.2.3'"))
+    try:
+        refused = volgrowth(*run.arguments, cwd=machines.folder)
+    finally:
+        subprocess.run(
+            [sys.executable, "-c", RESTORE.format(address=machines.cluster.address, version=true)],
+            check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+    assert refused.returncode == 2
+    assert "Version mismatch" in refused.stderr
+    assert f"expected the address of a running cluster with this version of Ray, {true}" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+# past ray.init, which would refuse
+RESTORE = """
+import json
+from ray._raylet import GcsClient
+gcs = GcsClient(address="{address}")
+found = json.loads(gcs.internal_kv_get(b"CLUSTER_METADATA", b"cluster"))
+found["ray_version"] = "{version}"
+gcs.internal_kv_put(b"CLUSTER_METADATA", json.dumps(found).encode(), True, b"cluster")
+"""

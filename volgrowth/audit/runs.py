@@ -107,7 +107,8 @@ class Run:
     def pulse(self) -> None:
         """Called often: keeps the record in OUT up to date."""
         if time.monotonic() - self._saved >= SAVE_EVERY and self.tally.images:
-            self.save()
+            with suppress(OutputError):  # a store that is away for a moment must not end the run for this
+                self.save()
 
     def save(self) -> None:
         """Write the record."""

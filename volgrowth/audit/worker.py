@@ -29,8 +29,8 @@ from volgrowth.sources import BadImage, Row, Source, decode, open_source
 NOISE_ROWS = 16
 
 
-class ModelWorker:
-    """Holds a model replica and opens the audit's data sets. Construction is cheap; `prepare` does what can fail.
+class DataWorker:
+    """Opens the audit's data sets and its output. Construction is cheap; `prepare` does what can fail.
 
     `attempt` is the number of the attempt at the task that runs, set by whoever calls its method.
     """
@@ -43,20 +43,13 @@ class ModelWorker:
         self.image_shape = channels, height, width
 
     def prepare(self) -> None:
-        """Load the model. An answer means that this worker can take tasks.
+        """Get ready. An answer means that this worker can take tasks.
 
         Raises:
-            ModelError, OutputError: as the loaders do; the model here is not the one in the manifest.
+            OutputError: OUT cannot be opened.
         """
         # one thread each, on every machine: the bits of a sum depend on how it is split
         torch.set_num_threads(1)
-        name = (self.config.model, self.config.revision, self.config.subfolder)
-        if inspect_model(*name).hash != self.manifest.model.hash:
-            raise ModelError(
-                f"model {self.config.model} has other weights on {platform.node()} than where the audit was started: "
-                f"expected {self.manifest.model.hash}; put the same model on every node"
-            )
-        self.denoiser = load_model(*name, self.config.dtype, self.device)
         self.store = Store(self.config.output)
 
     def source(self, folder: str) -> Source:
@@ -81,6 +74,25 @@ class ModelWorker:
             return decode(row.data or b"", self.image_shape, self.config.max_pixels)
         except BadImage:
             return None
+
+
+class ModelWorker(DataWorker):
+    """Holds a model replica too."""
+
+    def prepare(self) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError: as `load_model`; or the model here is not the one in the manifest.
+        """
+        super().prepare()
+        name = (self.config.model, self.config.revision, self.config.subfolder)
+        if inspect_model(*name).hash != self.manifest.model.hash:
+            raise ModelError(
+                f"model {self.config.model} has other weights on {platform.node()} than where the audit was started: "
+                f"expected {self.manifest.model.hash}; put the same model on every node"
+            )
+        self.denoiser = load_model(*name, self.config.dtype, self.device)
 
 
 class ScoringWorker(ModelWorker):
@@ -171,12 +183,8 @@ class ScoringWorker(ModelWorker):
         publish(self.store, self.manifest, shard, whole.sort_by("row"), self.attempt, **{**known, **extra})
 
 
-class VerifyingWorker(ModelWorker):
-    """Draws images from the model, and finds what in a data set is near to them."""
-
-    def prepare(self) -> None:
-        super().prepare()
-        self.queries: tuple[list[str], np.ndarray] | None = None
+class DrawingWorker(ModelWorker):
+    """Draws images from the model."""
 
     def draw(self, drawing: Drawing) -> int:
         """Draw images and publish them; how many."""
@@ -190,6 +198,14 @@ class VerifyingWorker(ModelWorker):
         images = drawing.images(self.denoiser, self.config.seed, clean)
         write_images(self.store, self.manifest, drawing, images)
         return len(images)
+
+
+class SearchingWorker(DataWorker):
+    """Finds what in a data set is near to drawn images."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.queries: tuple[list[str], np.ndarray] | None = None
 
     def nearest(self, names: list[str], shard: Shard, groups: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances and groups (S, k) of the images nearest to all drawn ones, among a range of rows.
