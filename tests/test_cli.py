@@ -127,9 +127,8 @@ def test_a_ray_that_is_not_there(tiny_model, digit_file, tmp_path):
     assert "Traceback" not in finished.stderr
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_options_files_and_exit_code_three(ray_session, tiny_model, tmp_path, digits, capsys, monkeypatch):
+def test_options_files_and_exit_code_three(tiny_model, tmp_path, digits, capsys, monkeypatch):
     """More failed rows than allowed: everything is written, and the exit code says so."""
     from volgrowth.audit.result import open_audit
     from volgrowth.sources import encode_png
@@ -141,7 +140,7 @@ def test_options_files_and_exit_code_three(ray_session, tiny_model, tmp_path, di
     Path("c.yaml").write_text("seed: 4\nbatch_size: 8\nmeasure:\n  num_probes: 2\n")
     command = [
         "audit", str(tiny_model), "d.parquet", "--output", "out", "--config", "c.yaml", "--id-column", "serial",
-        "--set", "measure.num_noises=1", "--shard-size", "30",
+        "--set", "measure.num_noises=1", "--shard-size", "30", "--engine", "local",
     ]  # fmt: skip
     assert run(command) == 3
     assert "more than --max-failed 0.01" in capsys.readouterr().err

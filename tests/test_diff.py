@@ -12,7 +12,7 @@ from volgrowth.cli import run
 from volgrowth.lab.cases import write_parquet
 from volgrowth.pipeline import run_audit
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def other_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def audits(ray_session, tiny_model, other_model, digit_file, digits, tmp_path_factory):
+def audits(tiny_model, other_model, digit_file, digits, tmp_path_factory):
     """Outputs of one model on 150 digits, and of the other on a curated set: the first digit dropped, one copied."""
     folder = tmp_path_factory.mktemp("diff")
     write_parquet(folder / "held.parquet", digits[150:300], [f"held-{row}" for row in range(150)])
@@ -43,6 +43,7 @@ def audits(ray_session, tiny_model, other_model, digit_file, digits, tmp_path_fa
             output=str(folder / name),
             id_column="name",
             measure={"num_noises": 1},
+            engine="local",
         )
         run_audit(config, quiet=True)
     return folder

@@ -13,8 +13,6 @@ from volgrowth.cli import run
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.lab.cases import write_parquet
 
-pytestmark = pytest.mark.ray
-
 
 @pytest.fixture(scope="module")
 def held(digits, tmp_path_factory):
@@ -24,9 +22,10 @@ def held(digits, tmp_path_factory):
 
 
 @pytest.fixture
-def audit(ray_session, tiny_model, digit_file, held):
+def audit(tiny_model, digit_file, held):
     def run(output: Path, **settings: object) -> Audit:
-        given = {"model": str(tiny_model), "data": str(digit_file), "holdout": str(held), "shard_size": 40, **settings}
+        data = {"data": str(digit_file), "holdout": str(held)}
+        given = {"model": str(tiny_model), **data, "engine": "local", "shard_size": 40, **settings}
         return vg.run_audit(vg.AuditConfig.build(output=str(output), **given), quiet=True)
 
     return run
@@ -104,12 +103,13 @@ def test_every_preset_ends_in_a_report(audit, preset, tmp_path):
     assert finished.findings["loss_p_value"].null_count == 150
 
 
-def test_held_out_sets_that_do_not_fit_are_said(ray_session, tiny_model, digit_file, digits, tmp_path, capsys):
+def test_held_out_sets_that_do_not_fit_are_said(tiny_model, digit_file, digits, tmp_path, capsys):
     """Shared images by their pixels, near duplicates by their looks, another kind by its distribution."""
     brighter = digits[150:260] // 2 + 128
     near = np.where(digits[:40] > 0, digits[:40] - 1, 0).astype(np.uint8)
     write_parquet(tmp_path / "bad.parquet", np.concatenate([digits[:5], near, brighter]), [str(k) for k in range(155)])
-    command = ["audit", str(tiny_model), str(digit_file), "--output", str(tmp_path / "out"), "--holdout"]
+    command = ["audit", str(tiny_model), str(digit_file), "--output", str(tmp_path / "out"), "--engine", "local"]
+    command.append("--holdout")
     assert run([*command, str(tmp_path / "bad.parquet")]) == 0
     said = capsys.readouterr().err
     assert "warning: 5 held-out images are in the audited set too" in said

@@ -20,11 +20,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def audited(ray_session, tiny_model, digits, digit_file, tmp_path_factory):
+def audited(tiny_model, digits, digit_file, tmp_path_factory):
     """An audit with a model that knows nothing."""
     folder = tmp_path_factory.mktemp("verified")
     write_parquet(folder / "held.parquet", digits[200:290], [f"held-{row}" for row in range(90)])
     settings = {"holdout": str(folder / "held.parquet"), "output": str(folder / "out"), "id_column": "name"}
+    settings["engine"] = "local"
     vg.run_audit(vg.AuditConfig.build(model=str(tiny_model), data=str(digit_file), **settings), quiet=True)
     return folder / "out"
 

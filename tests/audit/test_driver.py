@@ -97,7 +97,8 @@ def test_every_kind_of_source_gives_the_same_scores(reference, tiny_model, digit
     for row, content in enumerate(encoded):
         (tmp_path / "images" / f"{row:04d}.png").write_bytes(content)
     for name in ("saved", "images"):
-        same_scores(audit(tiny_model, tmp_path / name, tmp_path / f"out-{name}").scores, reference.scores)
+        found = audit(tiny_model, tmp_path / name, tmp_path / f"out-{name}", engine="local")
+        same_scores(found.scores, reference.scores)
 
 
 def test_a_finished_audit_is_left_as_it_is(reference, tiny_model, digit_file):
@@ -109,39 +110,40 @@ def test_a_finished_audit_is_left_as_it_is(reference, tiny_model, digit_file):
 
 def test_resuming_scores_only_what_is_missing(reference, tiny_model, digit_file, tmp_path):
     out = tmp_path / "out"
-    audit(tiny_model, digit_file, out)
+    audit(tiny_model, digit_file, out, engine="local")
     (out / "_SUCCESS").unlink()
     (out / "scores/part-00001.parquet").unlink()
     (out / "scores/.part-00003.parquet.abc.part").write_bytes(b"left by a writer that was killed")
     kept = {name: (out / "scores" / name).stat().st_mtime_ns for name in ("part-00000.parquet", "part-00002.parquet")}
-    same_scores(audit(tiny_model, digit_file, out).scores, reference.scores, ())
+    same_scores(audit(tiny_model, digit_file, out, engine="local").scores, reference.scores, ())
     assert {name: (out / "scores" / name).stat().st_mtime_ns for name in kept} == kept
 
 
 def test_a_damaged_fragment_is_scored_again(reference, tiny_model, digit_file, tmp_path):
     out = tmp_path / "out"
-    audit(tiny_model, digit_file, out)
+    audit(tiny_model, digit_file, out, engine="local")
     (out / "_SUCCESS").unlink()
     part = out / "scores/part-00001.parquet"
     part.write_bytes(part.read_bytes()[:100])
-    same_scores(audit(tiny_model, digit_file, out).scores, reference.scores, ())
+    same_scores(audit(tiny_model, digit_file, out, engine="local").scores, reference.scores, ())
 
 
-def test_held_out_rows_are_scored_beside_the_audited_ones(ray_session, tiny_model, digits, digit_file, tmp_path):
+def test_held_out_rows_are_scored_beside_the_audited_ones(tiny_model, digits, digit_file, tmp_path):
     write_parquet(tmp_path / "held.parquet", digits[200:290], [f"held-{row}" for row in range(90)])
-    finished = audit(tiny_model, digit_file, tmp_path / "out", holdout=str(tmp_path / "held.parquet"), id_column="name")
+    settings = {"holdout": str(tmp_path / "held.parquet"), "id_column": "name", "engine": "local"}
+    finished = audit(tiny_model, digit_file, tmp_path / "out", **settings)
     assert finished.holdout_scores is not None
     assert finished.holdout_findings is not None
     assert finished.holdout_scores.num_rows == 90
     assert finished.summary["calibration"]["method"] == "held-out"
 
 
-def test_rows_that_fail_are_recorded_and_the_rest_is_scored(ray_session, tiny_model, digits, tmp_path):
+def test_rows_that_fail_are_recorded_and_the_rest_is_scored(tiny_model, digits, tmp_path):
     encoded = [encode_png(image) for image in digits[:60]]
     encoded[7], encoded[8] = b"", encoded[8][:40]
     rows = [{"image": {"bytes": content, "path": None}} for content in encoded]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
-    finished = audit(tiny_model, tmp_path / "d.parquet", tmp_path / "out")
+    finished = audit(tiny_model, tmp_path / "d.parquet", tmp_path / "out", engine="local")
     assert finished.summary["counts"] == {
         "rows": 60, "ok": 58, "undecodable": 2, "wrong_shape": 0, "too_large": 0, "non_finite": 0, "crashed": 0,
     }  # fmt: skip
