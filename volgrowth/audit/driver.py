@@ -101,7 +101,7 @@ class RayCrew:
             if worker.state is State.LEAVING and not worker.calls:
                 self._end(worker)
         staying = sum(worker.state is not State.LEAVING for worker in self.workers)
-        if self.failed_starts < ATTEMPTS:
+        if self.failed_starts < ATTEMPTS or not self.workers:  # else go on with those that could start
             for _ in range(staying, min(self.count, self.shift.config.workers or _room(self.share, draining))):
                 self._hire()
 
