@@ -87,9 +87,9 @@ class TestDemo:
         names = sorted(path.name for path in (demo / "audit/verification").glob("sample-*.parquet"))
         samples = np.concatenate([read_images(audit.store, f"verification/{name}", (1, 8, 8)) for name in names])
         assert len(samples) == audit.summary["verification"]["samples"]
-        # the demo's plain images hold a few pairs of equal ones, which the audit knows as copies
-        cluster = audit.findings["cluster"].to_numpy()
-        family = np.unique(cluster, return_inverse=True)[1]
+        # the demo's plain images hold a few pairs of equal ones, which the audit knows as identical
+        identical = audit.findings["identical"].to_numpy()
+        family = np.unique(identical, return_inverse=True)[1]
         truth = find_reproduced(samples, case.train, np.unique(case.holdout, axis=0), family)
         assert audit.findings["verified_hits"].to_numpy().tolist() == truth.hits[family].tolist()
         assert audit.summary["verification"]["min_hits"] == truth.min_hits
@@ -98,7 +98,7 @@ class TestDemo:
         """Realised false-discovery rate at 20% <= .30 with power >= .6, over distinct images."""
         audit = vg.open_audit(str(demo / "audit"))
         findings = audit.findings
-        first = findings["row"].to_numpy() == findings["cluster"].to_numpy()
+        first = findings["row"].to_numpy() == findings["identical"].to_numpy()
         truth = np.isin(findings["row"].to_numpy(), audit.summary["verification"]["rows"])[first]
         flags = findings["q_value"].to_numpy()[first] <= 0.2
         assert (flags & ~truth).sum() / flags.sum() <= 0.30

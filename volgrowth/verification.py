@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.complexity import regressors
 from volgrowth.analysis.controls import controls
+from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.verification import NEIGHBOURS, hit_groups, judge, samples_needed, summarize
 from volgrowth.audit.engine import Shift, shift
 from volgrowth.audit.ledger import Task
@@ -70,11 +71,13 @@ def verify_audit(
 
     Raises:
         UsageError: no samples asked for.
+        OutputError: an older version wrote the findings.
         VolgrowthError: as `run_audit`; what was drawn stays, and the same call goes on.
     """
     if samples < 1:
         raise UsageError(f"--samples {samples}: expected at least 1; {samples_needed():,} say something")
     audit = open_audit(output)
+    check_columns(audit.findings, output, "identical")
     running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address, "engine": engine}
     config = AuditConfig.build(**audit.manifest["config"], output=output, **running)
     targets = choose_targets(audit)
@@ -90,14 +93,19 @@ def verify_audit(
 
 
 def choose_targets(audit: Audit) -> Targets:
-    """The flagged images of highest excess, one row each, and unflagged ones of the same complexity."""
+    """The flagged images of highest excess, one row each, and unflagged ones of the same complexity.
+
+    Near duplicates of flagged images are no controls: what returns to one may hit the other.
+    """
     findings = audit.findings
-    first = pc.equal(findings["row"], findings["cluster"]).to_numpy()
+    first = pc.equal(findings["row"], findings["identical"]).to_numpy()
     scored = findings["excess_growth"].is_valid().to_numpy() & first
     flagged = pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)
     rows = np.flatnonzero(scored & flagged)
     rows = rows[np.argsort(-findings["excess_growth"].to_numpy()[rows], kind="stable")][:TARGETS]
-    partners = controls(regressors(audit.scores), rows, np.flatnonzero(scored & ~flagged))
+    cluster = findings["cluster"].to_numpy()
+    allowed = np.flatnonzero(scored & ~np.isin(cluster, cluster[flagged]))
+    partners = controls(regressors(audit.scores), rows, allowed)
     return Targets(rows[partners >= 0], partners[partners >= 0])
 
 
@@ -148,13 +156,13 @@ def _search(work: Shift, audit: Audit, asked: list[Drawing], groups: dict[str, n
 def _groups(audit: Audit) -> dict[str, np.ndarray]:
     """The group of each row of both sets, -1 for rows without an image and for copies of a row before.
 
-    Audited rows have the number of their cluster, held-out ones come after all of those. Held-out images that are
+    Audited rows have the number `identical`, held-out ones come after all of those. Held-out images that are
     audited as well are left out: they can be memorized.
     """
     audited = audit.scores["content_hash"]
-    groups = {SCORES_FOLDER: _first_of_each(audited, audit.findings["cluster"].to_numpy(), pa.array([], pa.uint64()))}
+    groups = {SCORES_FOLDER: _first_of_each(audited, audit.findings["identical"].to_numpy(), pa.array([], pa.uint64()))}
     if audit.holdout_scores is not None and audit.holdout_findings is not None:
-        numbers = audit.holdout_findings["cluster"].to_numpy() + audit.plan.data.rows
+        numbers = audit.holdout_findings["identical"].to_numpy() + audit.plan.data.rows
         groups[HOLDOUT_FOLDER] = _first_of_each(audit.holdout_scores["content_hash"], numbers, audited)
     return groups
 
@@ -187,8 +195,8 @@ def _write(audit: Audit, targets: Targets, samples: int, groups: dict[str, np.nd
     audit.store.write_table(SAMPLES_FILE, _samples(found, hit, samples, rows), footer)
     returns = _returns(audit, targets, hit[samples:])
     audit.store.write_table(RETURNS_FILE, returns, footer)
-    cluster = audit.findings["cluster"].to_numpy()
-    hits = pa.array(counts[cluster].astype(np.int32), mask=audit.scores["content_hash"].is_null().to_numpy())
+    identical = audit.findings["identical"].to_numpy()
+    hits = pa.array(counts[identical].astype(np.int32), mask=audit.scores["content_hash"].is_null().to_numpy())
     column = audit.findings.schema.get_field_index("verified_hits")
     findings = audit.findings.set_column(column, audit.findings.field("verified_hits"), hits)
     metadata = {"schema_version": footer["schema_version"], "config_digest": audit.plan.config_digest}
@@ -221,8 +229,8 @@ def _samples(found: Neighbours, hit: np.ndarray, samples: int, rows: int) -> pa.
 def _returns(audit: Audit, targets: Targets, hit: np.ndarray) -> pa.Table:
     """One row for each image and level: how many of its decoded versions hit it."""
     rows = np.concatenate([targets.flagged, targets.controls])
-    cluster = audit.findings["cluster"].to_numpy()[rows]
-    back = hit.reshape(len(rows), len(LEVELS), DRAWS) == cluster[:, None, None]
+    identical = audit.findings["identical"].to_numpy()[rows]
+    back = hit.reshape(len(rows), len(LEVELS), DRAWS) == identical[:, None, None]
     partner = np.concatenate([targets.controls, targets.flagged])
     columns = {
         "row": np.repeat(rows, len(LEVELS)),

@@ -21,6 +21,8 @@ PLAIN: dict[str, Any] = {
     "nfe": 11,
     "batch": 64,
 }
+# multiples of the golden ratio differ in many bits: no two rows are near duplicates
+SPREAD = 0x9E3779B97F4A7C15
 NO_SCORE = dict.fromkeys(("growth", "rates", "loss", "marks"))
 NO_IMAGE = dict.fromkeys(
     (*NO_SCORE, "png_bytes", "variance", "total_variation", "mean", "edge_density", "content_hash", "nfe", "batch")
@@ -35,7 +37,7 @@ def scores(*rows: dict[str, Any]) -> pa.Table:
             "row": index,
             "image_id": f"image-{index}",
             "content_hash": 1000 + index,
-            "phash": 1000 + index,
+            "phash": (index + 1) * SPREAD % 2**64,
             **row,
         }
         for index, row in enumerate(rows)

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 
 from tests.analysis.tables import failed, many, scores
 from volgrowth.analysis.calibration import MIN_IMAGES
-from volgrowth.analysis.findings import analyse, copies
+from volgrowth.analysis.findings import analyse
 from volgrowth.records import FINDINGS, Status
 
 BAD = [status for status in Status if status is not Status.OK]
@@ -104,37 +104,31 @@ def test_held_out_images_that_were_not_scored_leave_it_to_the_audited_ones() -> 
     assert found.findings.column("p_value").null_count == 0
 
 
-def hashes(*contents: int | None) -> pa.Table:
-    return scores(*[{"content_hash": content} if content is not None else failed() for content in contents])
-
-
-def test_copies_have_the_same_pixels() -> None:
-    cluster, count = copies(hashes(7, 5, 7, 2**64 - 1, 5, 7))
-    assert cluster.tolist() == [0, 1, 0, 3, 1, 0]
-    assert count.tolist() == [3, 2, 3, 1, 2, 3]
-
-
-def test_rows_without_an_image_are_copies_of_nothing() -> None:
-    cluster, count = copies(hashes(None, 7, None, 7, 0, None, 0))
-    assert cluster.tolist() == [0, 1, 2, 1, 4, 5, 4]
-    assert count.tolist() == [1, 2, 1, 2, 2, 1, 2]
-
-
-def test_clusters_are_named_by_row_not_by_position() -> None:
-    table = hashes(7, 5, 7)
-    rows = table.set_column(0, "row", pa.array([40, 41, 42], pa.int64()))
-    assert copies(rows)[0].tolist() == [40, 41, 40]
-
-
 def test_findings_carry_the_clusters() -> None:
+    """Row 30 has the pixels of row 2, row 50 as well but no score, and row 40 looks like it."""
     rows = many(60)
-    rows[30] = {**rows[30], "content_hash": rows[2]["content_hash"]}
-    rows[50] = failed("non_finite", content_hash=rows[2]["content_hash"])  # an image, if one without a score
+    look = {"phash": 5, "mean": 0.0, "variance": 0.25}
+    rows[2] = {**rows[2], **look}
+    rows[30] = {**rows[30], **look, "content_hash": rows[2]["content_hash"]}
+    rows[40] = {**rows[40], **look, "phash": 4}
+    rows[50] = failed("non_finite", content_hash=rows[2]["content_hash"])
     findings = analyse(scores(*rows)).findings
-    assert [index for index, count in enumerate(column(findings, "copies")) if count == 3] == [2, 30, 50]
-    assert {column(findings, "cluster")[index] for index in (2, 30, 50)} == {2}
-    assert column(findings, "copies").count(1) == 57
+    assert [index for index, count in enumerate(column(findings, "copies")) if count == 4] == [2, 30, 40, 50]
+    assert {column(findings, "cluster")[index] for index in (2, 30, 40, 50)} == {2}
+    assert [index for index, row in enumerate(column(findings, "identical")) if row == 2] == [2, 30, 50]
+    assert column(findings, "copies").count(1) == 56
     assert column(findings, "expected_growth")[2] is not None
+
+
+def test_near_duplicates_are_tests_of_their_own() -> None:
+    """What images look like changes no p-value, q-value or flag."""
+    rows = many(200)
+    for row in rows[:20]:
+        row["growth"] += 30
+    apart = analyse(scores(*rows)).findings
+    alike = analyse(scores(*[{**row, "phash": 5} for row in rows])).findings
+    assert max(column(alike, "copies")) > 5
+    assert alike.drop_columns(["cluster", "copies"]).equals(apart.drop_columns(["cluster", "copies"]))
 
 
 def test_tables_in_several_chunks() -> None:

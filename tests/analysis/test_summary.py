@@ -19,6 +19,7 @@ from volgrowth.audit.store import Store
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, ModelInfo, Status
 from volgrowth.report import render
+from volgrowth.report.words import verdict
 
 MODEL = ModelInfo("demo/model", "UNet2DModel", (1, 8, 8), "sha256:" + "0c" * 32, 18_521)
 
@@ -38,8 +39,10 @@ def summarized(
 
 
 def rows() -> list[dict[str, Any]]:
-    """70 scored images, three of them one picture and two another, and five rows that failed."""
+    """70 scored images, three of them one picture, two another and two near duplicates, and five rows that failed."""
     scored = many(70)
+    for index in (40, 50):
+        scored[index] |= {"phash": index % 20, "mean": 0.0, "variance": 0.25}
     for index, original in ((10, 1), (20, 1), (30, 2)):
         scored[index] = {**scored[index], "content_hash": scored[original]["content_hash"]}
     scored[4] = {**scored[4], "marks": [Mark.ABOVE_CEILING.value]}
@@ -61,13 +64,32 @@ def test_marks_are_counted_each(tmp_path: Path) -> None:
 
 def test_duplicates(tmp_path: Path) -> None:
     duplicates = summarized(tmp_path, scores(*rows()))[0]["duplicates"]
-    assert duplicates == {"clusters": 2, "rows_in_clusters": 5, "largest": 3}
+    assert duplicates == {"clusters": 3, "rows_in_clusters": 7, "identical_rows": 5, "largest": 3}
+
+
+def test_flags_with_duplicates_are_told_from_intrinsic_ones(tmp_path: Path) -> None:
+    """Of 30 flagged images two have the same pixels, and two look alike."""
+    marked = many(300)
+    for index in range(30):
+        marked[index]["growth"] += 100
+    marked[1] = marked[0]
+    for index in (2, 3):
+        marked[index] |= {"phash": index, "mean": 0.0, "variance": marked[2]["variance"]}
+    summary = summarized(tmp_path, scores(*marked), scores(*many(300, seed=9)))[0]
+    detection = summary["detection"]
+    duplicated, intrinsic = detection["memorized_duplicated"], detection["memorized_intrinsic"]
+    assert duplicated + intrinsic == detection["memorized"] > 20
+    assert (duplicated, detection["memorized_rows"] - detection["memorized"]) == (3, 1)
+    said = " ".join(verdict(summary))
+    assert (
+        f"Driven by duplication may be 3, with copies or near duplicates in the data set; {intrinsic} have no" in said
+    )
 
 
 def test_no_duplicates(tmp_path: Path) -> None:
     for table in (scores({}, {}), scores()):
         duplicates = summarized(tmp_path, table)[0]["duplicates"]
-        assert duplicates == {"clusters": 0, "rows_in_clusters": 0, "largest": 1}
+        assert duplicates == {"clusters": 0, "rows_in_clusters": 0, "identical_rows": 0, "largest": 1}
 
 
 def test_evaluations_are_those_that_were_spent(tmp_path: Path) -> None:

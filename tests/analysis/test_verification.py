@@ -65,7 +65,7 @@ def test_what_samples_prove_is_counted_over_distinct_images() -> None:
     findings = pa.table(
         {
             "row": [0, 1, 2, 3, 4, 5],
-            "cluster": [0, 0, 2, 3, 4, 5],
+            "identical": [0, 0, 2, 3, 4, 5],
             "memorized": [True, True, True, False, False, None],
             "verified_hits": [5, 5, 0, 3, 1, None],
             "growth": [1.0, 1.0, 2.0, 3.0, 4.0, None],

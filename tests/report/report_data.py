@@ -51,6 +51,7 @@ def record(row: int, **changes: Any) -> dict[str, Any]:
         "marks": [],
         "cluster": row,
         "copies": 1,
+        "identical": row,
     }
     if changes.get("status", "ok") != "ok":
         scored = {}
@@ -118,7 +119,7 @@ def summary(rows: int = 0, **changes: Any) -> dict[str, Any]:
         "marks": dict.fromkeys([m.value for m in Mark], 0),
         "calibration": None,
         "detection": None,
-        "duplicates": {"clusters": 0, "rows_in_clusters": 0, "largest": 0},
+        "duplicates": {"clusters": 0, "rows_in_clusters": 0, "identical_rows": 0, "largest": 0},
         "run": {**RUN, "evaluations": 11 * rows},
         "versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"},
         **changes,
@@ -148,6 +149,8 @@ DETECTION = {
     "tests": 300,
     "fewest_flags": 2,
     "memorized": 2,
+    "memorized_duplicated": 1,
+    "memorized_intrinsic": 1,
     "memorized_rows": 2,
     "precursors": 1,
     "calibration_rows": 400,

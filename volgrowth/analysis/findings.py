@@ -1,4 +1,4 @@
-"""Scores become findings: one row per image, calibrated, with its copies."""
+"""Scores become findings: one row per image, calibrated, with its duplicates."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,8 @@ import pyarrow.compute as pc
 from volgrowth.analysis.calibration import Calibration, Images, calibrate
 from volgrowth.analysis.complexity import regressors
 from volgrowth.analysis.conformal import FDR, q_values
+from volgrowth.analysis.duplicates import clusters, identical
+from volgrowth.errors import OutputError
 from volgrowth.records import FINDINGS, Status
 
 Columns = dict[str, pa.Array]
@@ -45,6 +47,20 @@ def analyse(scores: pa.Table, holdout_scores: pa.Table | None = None, reference:
         expected = growth.holdout_expected if growth else None
         held_findings = _findings(holdout, {} if expected is None else _expectation(holdout, expected))
     return Analysis(_findings(audited, _calibrated(audited, growth, loss)), held_findings, growth, loss)
+
+
+def check_columns(findings: pa.Table, url: str, *names: str) -> None:
+    """Refuse the findings of an audit at `url` that lack a column.
+
+    Raises:
+        OutputError: an older version wrote them.
+    """
+    lacking = sorted(set(names) - set(findings.column_names))
+    if lacking:
+        raise OutputError(
+            f"findings in {url} has no column {lacking[0]} (an older version wrote it): delete {url}/_SUCCESS and run "
+            f"the same `volgrowth audit` again, which keeps the scores"
+        )
 
 
 class _Scored:
@@ -97,21 +113,6 @@ def _calibrated(audited: _Scored, growth: Calibration | None, loss: Calibration 
     return columns
 
 
-def copies(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """(cluster, copies) of each row: the first row with the same pixels, and how many rows have them.
-
-    Rows without an image are clusters of their own.
-    """
-    hashes = scores.column("content_hash")
-    known = hashes.is_valid().to_numpy()
-    cluster = scores.column("row").to_numpy().copy()
-    count = np.ones(len(cluster), cluster.dtype)
-    values = hashes.drop_null().to_numpy()
-    _, first, inverse, counts = np.unique(values, return_index=True, return_inverse=True, return_counts=True)
-    cluster[known], count[known] = cluster[known][first][inverse], counts[inverse]
-    return cluster, count
-
-
 def _expectation(images: _Scored, expected: np.ndarray) -> Columns:
     expected_growth = images.full(expected)
     growth = images.scores.column("growth").combine_chunks()
@@ -119,11 +120,12 @@ def _expectation(images: _Scored, expected: np.ndarray) -> Columns:
 
 
 def _findings(images: _Scored, columns: Columns) -> pa.Table:
-    cluster, count = copies(images.scores)
+    cluster, count = clusters(images.scores)
     known = {
         **{name: images.scores.column(name) for name in ("row", "image_id", "growth")},
         "cluster": pa.array(cluster),
         "copies": pa.array(count.astype(np.int32)),
+        "identical": pa.array(identical(images.scores)),
         **columns,
     }
     rows = len(images.scores)

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration import MIN_IMAGES
 from volgrowth.analysis.conformal import FDR
+from volgrowth.analysis.findings import check_columns
 from volgrowth.audit.result import Audit
 from volgrowth.errors import OutputError, UsageError
 
@@ -118,12 +119,12 @@ def match(a: Audit, b: Audit) -> Matched:
 
 def _distinct(audit: Audit, scores: pa.Table, findings: pa.Table) -> Distinct:
     """Each image once, by its first row with a score, which is the one that decided its flag."""
-    lacking = sorted({"outside_range", "memorized"} - set(findings.column_names))
-    if lacking or not scores.column("row").equals(findings.column("row")):
-        what = f"has no column {lacking[0]} (an older version wrote it)" if lacking else "is of other rows than scores"
+    url = audit.store.url
+    check_columns(findings, url, "outside_range", "memorized")
+    if not scores.column("row").equals(findings.column("row")):
         raise OutputError(
-            f"findings in {audit.store.url} {what}: delete {audit.store.url}/_SUCCESS and run the same `volgrowth "
-            f"audit` again, which keeps the scores"
+            f"findings in {url} is of other rows than scores: delete {url}/_SUCCESS and run the same `volgrowth audit` "
+            f"again, which keeps the scores"
         )
     known = scores.column("content_hash").is_valid()
     scores, findings = scores.filter(known), findings.filter(known)

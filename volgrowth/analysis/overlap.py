@@ -2,36 +2,31 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy.stats import ks_2samp
 
-from volgrowth.analysis.complexity import FLAT, REGRESSORS, regressors
-
-# two images of one perceptual hash are near duplicates when brightness and contrast agree as well
-MEAN_APART = 0.1
-DEVIATION_APART = 0.1
+from volgrowth.analysis.complexity import REGRESSORS, regressors
+from volgrowth.analysis.duplicates import Light, has_look
 
 # largest distance between two distribution functions that can pass for sets of the same kinds
 APART = 0.25
 
 
 def near_duplicates(scores: pa.Table, holdout: pa.Table) -> int:
-    """Distinct held-out images that are not audited themselves, but look like one that is.
+    """Distinct held-out images that are not audited themselves, but have the perceptual hash and the light of one.
 
-    Flat images share a perceptual hash whatever they show, and are passed over.
+    Flat images share a perceptual hash whatever they show, and are passed over. Hashes must be equal, where those of
+    `duplicates.clusters` may differ: of many audited images one is close to a held-out one by chance.
     """
-    audited, held = _looks(scores), _looks(holdout)
-    new = ~np.isin(held["content_hash"], audited["content_hash"])
-    order = np.argsort(audited["phash"], kind="stable")
-    hashes = audited["phash"][order]
-    left, right = (np.searchsorted(hashes, held["phash"], side) for side in ("left", "right"))
-    count = 0
-    for index in np.flatnonzero(new & (right > left)):
-        same = order[left[index] : right[index]]
-        mean = np.abs(audited["mean"][same] - held["mean"][index]) <= MEAN_APART
-        deviation = np.abs(audited["deviation"][same] - held["deviation"][index]) <= DEVIATION_APART
-        count += bool((mean & deviation).any())
-    return count
+    audited, held = _with_look(scores), _with_look(holdout)
+    new = ~np.isin(held["content_hash"].to_numpy(), audited["content_hash"].to_numpy())
+    light, held_light = Light.of(audited), Light.of(held)
+    order = np.argsort(audited["phash"].to_numpy(), kind="stable")
+    hashes = audited["phash"].to_numpy()[order]
+    left, right = (np.searchsorted(hashes, held["phash"].to_numpy(), side) for side in ("left", "right"))
+    return sum(
+        bool(light[order[left[index] : right[index]]].agrees(held_light[np.array([index])]).any())
+        for index in np.flatnonzero(new & (right > left))
+    )
 
 
 def least_alike(scores: pa.Table, holdout: pa.Table) -> tuple[str, float] | None:
@@ -56,8 +51,6 @@ def _distinct(table: pa.Table) -> pa.Table:
     return table.take(pa.array(np.sort(first)))
 
 
-def _looks(table: pa.Table) -> dict[str, np.ndarray]:
+def _with_look(table: pa.Table) -> pa.Table:
     table = _distinct(table)
-    table = table.filter(pc.greater(table["variance"], FLAT))
-    looks = {name: table[name].to_numpy() for name in ("content_hash", "phash", "mean")}
-    return {**looks, "deviation": np.sqrt(table["variance"].to_numpy())}
+    return table.filter(pa.array(has_look(table)))

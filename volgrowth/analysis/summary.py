@@ -80,15 +80,17 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
     calibration, findings = analysis.calibration, analysis.findings
     if calibration is None:
         return None
-    first = findings.filter(pc.equal(findings.column("row"), findings.column("cluster")))
+    first = findings.filter(pc.equal(findings.column("row"), findings.column("identical")))
     judged = first.filter(pc.invert(first.column("outside_range")))
     flagged = first.filter(first.column("memorized"))
-    memorized = len(flagged)
+    memorized, duplicated = len(flagged), int((flagged.column("copies").to_numpy() > 1).sum())
     detection = {
         "fdr": FDR,
         "null": calibration.method,
         "method": METHOD[calibration.method],
         "memorized": memorized,
+        "memorized_duplicated": duplicated,
+        "memorized_intrinsic": memorized - duplicated,
         "memorized_rows": _count(findings, "memorized"),
         "memorized_any_dependence": int((flagged.column("q_value_by").to_numpy() <= FDR).sum()),
         "precursors": _count(first, "precursor"),
@@ -163,16 +165,19 @@ def _left_out(audit: Audit) -> list[str]:
     new = len(scored) - _sum(pc.is_in(scored, value_set=audit.scores["content_hash"].drop_null().unique()))
     return [
         f"Of {len(held)} held-out images {new} could be scored and are not in the audited set, too few to calibrate "
-        f"with: {MIN_IMAGES} are needed, and {rows_needed(len(audit.findings['cluster'].unique()), 1)} to flag a "
+        f"with: {MIN_IMAGES} are needed, and {rows_needed(len(audit.findings['identical'].unique()), 1)} to flag a "
         f"single image."
     ]
 
 
 def _duplicates(analysis: Analysis) -> dict[str, int]:
-    copies = analysis.findings.column("copies").to_numpy()
-    clusters = analysis.findings.column("cluster").to_numpy()[copies > 1]
+    """Groups of near duplicates with more than one row, and how many rows have an identical one elsewhere."""
+    copies, cluster, identical = (analysis.findings.column(n).to_numpy() for n in ("copies", "cluster", "identical"))
+    clusters = cluster[copies > 1]
+    _, rows = np.unique(identical, return_counts=True)
     return {
         "clusters": len(np.unique(clusters)),
         "rows_in_clusters": len(clusters),
+        "identical_rows": int(rows[rows > 1].sum()),
         "largest": int(copies.max(initial=1)),
     }

@@ -109,10 +109,10 @@ def samples_needed(share: float = MIN_SHARE, power: float = POWER) -> int:
     return high
 
 
-def summarize(findings: pa.Table, clusters: np.ndarray, reproduced: Reproduced, samples: int) -> dict[str, Any]:
-    """What samples prove, of distinct images; `clusters` are those reproduced."""
-    first = findings.filter(pc.equal(findings["row"], findings["cluster"]))
-    truth = np.isin(first["row"].to_numpy(), clusters)
+def summarize(findings: pa.Table, images: np.ndarray, reproduced: Reproduced, samples: int) -> dict[str, Any]:
+    """What samples prove, of distinct images; `images` are the first rows of those reproduced."""
+    first = findings.filter(pc.equal(findings["row"], findings["identical"]))
+    truth = np.isin(first["row"].to_numpy(), images)
     flagged = pc.fill_null(first["memorized"], False).to_numpy().astype(bool)
     hits = pc.fill_null(first["verified_hits"], 0).to_numpy()
     proved = int((flagged & truth).sum())
@@ -125,7 +125,7 @@ def summarize(findings: pa.Table, clusters: np.ndarray, reproduced: Reproduced, 
         "holdout_hits": int(reproduced.holdout_hits.sum()),
         "holdout_reproduced": int((reproduced.holdout_hits >= reproduced.min_hits).sum()),
         "reproduced_images": int(truth.sum()),
-        "rows": findings["row"].to_numpy()[np.isin(findings["cluster"].to_numpy(), clusters)].tolist(),
+        "rows": findings["row"].to_numpy()[np.isin(findings["identical"].to_numpy(), images)].tolist(),
         "flagged": int(flagged.sum()),
         "flagged_reproduced": proved,
         "precision_interval": list(clopper_pearson(proved, int(flagged.sum()))),

@@ -94,7 +94,8 @@ def _flagged(detection: Summary) -> list[str]:
         copies = f" With their copies they are {plural(rows, 'row')} of the data set." if rows > flagged else ""
         said = [
             f"{plural(flagged, 'distinct image')} flagged at a false discovery rate of {rate}: "
-            f"expect about {approximate(detection['expected_false'])} of them to be false.{copies}"
+            f"expect about {approximate(detection['expected_false'])} of them to be false.{copies}",
+            _driven_by(detection["memorized_duplicated"], detection["memorized_intrinsic"]),
         ]
     if detection["precursors"]:
         said.append(
@@ -102,6 +103,19 @@ def _flagged(detection: Summary) -> list[str]:
             "than complexity explains, which plain membership in the training set can also cause."
         )
     return said
+
+
+def _driven_by(duplicated: int, intrinsic: int) -> str:
+    """What may have driven memorization of flagged images: copies and near duplicates, or the images themselves."""
+    them = "it" if duplicated + intrinsic == 1 else "any of them" if not duplicated else "all of them"
+    if not duplicated:
+        return f"No copy or near duplicate of {them} is in the data set: duplication is not what drives memorization."
+    if not intrinsic:
+        return f"Copies or near duplicates of {them} are in the data set: duplication may be what drives memorization."
+    return (
+        f"Driven by duplication may be {number(duplicated)}, with copies or near duplicates in the data set; "
+        f"{number(intrinsic)} {'has' if intrinsic == 1 else 'have'} none and would be intrinsic."
+    )
 
 
 def proof(verification: Summary) -> list[str]:
@@ -155,7 +169,7 @@ def headline_numbers(summary: Summary) -> list[Headline]:
         note = f"in {plural(truth['samples'], 'sample')}"
         figures.append(Headline("really reproduced", number(truth["reproduced_images"]), note))
     duplicates = summary["duplicates"]
-    note = f"in {plural(duplicates['clusters'], 'group')}, largest {number(duplicates['largest'])}"
+    note = f"exact and near, in {plural(duplicates['clusters'], 'group')}, largest {number(duplicates['largest'])}"
     figures.append(Headline("duplicates", number(duplicates["rows_in_clusters"]), note))
     if calibration:
         note = "of raw growth: what calibration takes out"

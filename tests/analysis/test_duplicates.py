@@ -1,0 +1,210 @@
+"""Groups of near duplicates against the leader algorithm in plain Python, and against images whose copies are known."""
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits, load_sample_images
+
+from tests.analysis.tables import failed, scores
+from volgrowth.analysis import duplicates
+from volgrowth.analysis.duplicates import RADIUS, STEP, STEPS_APART, Light, clusters, identical, leaders
+from volgrowth.lab.cases import digit_images
+from volgrowth.records import SCORES
+from volgrowth.sources.features import features
+
+Look = tuple[int, int, int]
+
+
+def alike(one: Look, other: Look) -> bool:
+    near = (one[0] ^ other[0]).bit_count() <= RADIUS
+    return near and abs(one[1] - other[1]) <= STEPS_APART and abs(one[2] - other[2]) <= STEPS_APART
+
+
+def plain_leaders(looks: list[Look]) -> list[int]:
+    """The leader algorithm as it is defined."""
+    result: list[int] = []
+    for index, look in enumerate(looks):
+        found = (k for k in range(index) if result[k] == k and alike(looks[k], look))
+        result.append(next(found, index))
+    return result
+
+
+def searched(looks: list[Look]) -> list[int]:
+    hashes, brightness, contrast = np.array(looks, object).reshape(-1, 3).T
+    return leaders(hashes.astype(np.uint64), Light(brightness.astype(np.int8), contrast.astype(np.int8))).tolist()
+
+
+def hashes(bits: list[int]) -> st.SearchStrategy[int]:
+    """Hashes in which only these bits vary."""
+    return st.sets(st.sampled_from(bits)).map(lambda chosen: sum(1 << bit for bit in chosen))
+
+
+few_bits = hashes([0, 1, 2, 17, 18, 33, 50, 63])
+one_band = hashes(list(range(12)))
+light = st.integers(-3, 3)
+
+
+@pytest.mark.parametrize(("pairs", "chunk"), [(2**24, 2**20), (0, 1), (5, 3), (40, 7)])
+@pytest.mark.parametrize("drawn", [few_bits, one_band], ids=["few bits", "one band"])
+def test_leaders_are_those_of_the_definition(
+    drawn: st.SearchStrategy[int], pairs: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the search is cut, and however many candidates there are."""
+    monkeypatch.setattr(duplicates, "PAIRS", pairs)
+    monkeypatch.setattr(duplicates, "CHUNK", chunk)
+
+    @given(st.lists(st.tuples(drawn, light, light.map(abs)), max_size=30))
+    def check(looks: list[Look]) -> None:
+        assert searched(looks) == plain_leaders(looks)
+
+    check()
+
+
+def test_no_neighbour_within_the_radius_is_missed() -> None:
+    """All 2,081 hashes within the radius of one, wherever their bits differ."""
+    centre = 0x0123_4567_89AB_CDEF
+    flips = [1 << i for i in range(64)] + [1 << i | 1 << j for i in range(64) for j in range(i)]
+    assert searched([(centre, 0, 5), *((centre ^ flip, 0, 5) for flip in flips)]) == [0] * 2081
+    beyond = [centre ^ (7 << i) for i in range(62)]
+    assert searched([(centre, 0, 5), *((other, 0, 5) for other in beyond)])[1:].count(0) == 0
+
+
+def test_many_images_of_one_hash_or_one_key() -> None:
+    """More pairs than could be kept: a third have one hash, a third differ from it in one half of their bits."""
+    random = np.random.default_rng(0)
+    half = random.integers(2**32, size=20_000, dtype=np.uint64)
+    dense = random.permutation(20_000).astype(np.uint64) << np.uint64(40)
+    found = np.concatenate([np.zeros(20_000, np.uint64), half, dense])
+    light = Light(random.integers(-20, 21, len(found)).astype(np.int8), np.zeros(len(found), np.int8))
+    leader = leaders(found, light)
+    assert (leader[leader] == leader).all()
+    assert (leader <= np.arange(len(found))).all()
+    assert (np.bitwise_count(found ^ found[leader]) <= RADIUS).all()
+    assert light.agrees(light[leader]).all()
+    first = leader == np.arange(len(found))
+    assert 41 / 5 <= first[:20_000].sum() <= 41 / 3  # leaders of one hash are at least 3 of the 41 steps apart
+    for some in np.split(np.flatnonzero(first)[:6000], 60):
+        near = np.bitwise_count(found[some][:, None] ^ found[first]) <= RADIUS
+        near &= abs(light.brightness[some][:, None] - light.brightness[first]) <= STEPS_APART
+        assert near.sum() == len(some)  # itself
+
+
+# of rows: content decides the look; None has no image, 9 is flat
+contents = st.lists(st.sampled_from([None, *range(10)]), max_size=25)
+LOOKS = {k: {"phash": (1 << k) - 1, "mean": 0.0, "variance": 0.25} for k in range(10)}
+LOOKS[5] |= {"mean": 0.3}
+LOOKS[9] |= {"phash": 0, "variance": 0.0}
+
+
+def table(rows: list[int | None]) -> pa.Table:
+    return scores(*[failed() if k is None else {"content_hash": 100 + k * 7919 % 101, **LOOKS[k]} for k in rows])
+
+
+def partition(numbers: np.ndarray) -> set[frozenset[int]]:
+    groups = defaultdict(set)
+    for row, number in enumerate(numbers.tolist()):
+        groups[number].add(row)
+    return {frozenset(group) for group in groups.values()}
+
+
+@given(contents, st.randoms(use_true_random=False))
+def test_groups_do_not_depend_on_the_order_of_rows(rows: list[int | None], random: Any) -> None:
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    before = partition(clusters(table(rows))[0])
+    after = partition(clusters(table([rows[k] for k in order]))[0])
+    assert {frozenset(order[k] for k in group) for group in after} == before
+
+
+@given(contents)
+def test_a_group_is_named_by_its_smallest_row_and_holds_identical_images(rows: list[int | None]) -> None:
+    cluster, copies = clusters(table(rows))
+    same = identical(table(rows))
+    for row, content in enumerate(rows):
+        assert cluster[row] == min(np.flatnonzero(cluster == cluster[row]))
+        assert copies[row] == (cluster == cluster[row]).sum()
+        assert same[row] == (row if content is None else rows.index(content))
+        assert cluster[row] == cluster[same[row]]
+        if content in (None, 9):
+            assert cluster[row] == same[row]
+
+
+def test_a_chain_of_alike_images_is_not_one_group() -> None:
+    """Hashes 0, 1, 11, 111, ...: each alike to the next two, and the most copied one takes those within its radius."""
+    lengths = [0, 1, 2, 3, 4, 4, 4, 6, 7, 8]
+    groups = partition(clusters(table([*lengths]))[0])
+    assert frozenset(k for k, length in enumerate(lengths) if length in (2, 3, 4, 6)) in groups
+    for group in groups:
+        assert max(lengths[k] for k in group) - min(lengths[k] for k in group) <= 2 * RADIUS
+
+
+def test_another_light_is_another_image() -> None:
+    look = {"phash": 5, "mean": 0.0, "variance": 0.25}
+    rows = scores(look, {**look, "mean": 2 * STEP}, {**look, "mean": 0.4}, {**look, "variance": 0.5})
+    assert sorted(clusters(rows)[1].tolist()) == [1, 1, 2, 2]
+
+
+def test_rows_have_numbers_of_their_own() -> None:
+    rows = table([3, 9, 3])
+    moved = rows.set_column(0, "row", pa.array([42, 41, 40], pa.int64()))
+    assert identical(moved).tolist() == clusters(moved)[0].tolist() == [40, 41, 40]
+
+
+def test_no_rows() -> None:
+    assert [len(column) for column in (identical(scores()), *clusters(scores()))] == [0, 0, 0]
+
+
+def of_images(images: list[np.ndarray]) -> pa.Table:
+    rows = [{"row": row, "status": "ok", **features(pixels)} for row, pixels in enumerate(images)]
+    return pa.Table.from_pylist(rows, schema=SCORES)
+
+
+def noisy(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return np.clip(np.round(image + random.normal(0, 4, image.shape)), 0, 255).astype(np.uint8)
+
+
+def brighter(image: np.ndarray, _: Any) -> np.ndarray:
+    return np.clip(image.astype(int) + 8, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def digits() -> pa.Table:
+    return of_images(list(digit_images()))
+
+
+def test_few_different_digits_are_taken_for_copies_and_none_of_another_class(digits: pa.Table) -> None:
+    cluster, copies = clusters(digits)
+    assert 0 < np.mean(copies > 1) <= 0.015
+    labels = load_digits().target
+    assert (labels == labels[cluster]).all()
+
+
+@pytest.mark.parametrize(("change", "found"), [(noisy, 0.85), (brighter, 0.85)])
+def test_copies_of_digits_are_found(digits: pa.Table, change: Any, found: float) -> None:
+    random = np.random.default_rng(0)
+    changed = of_images([change(image, random) for image in digit_images()[:400]])
+    moved = changed.set_column(0, "row", pa.array(np.arange(10_000, 10_400)))
+    cluster, _ = clusters(pa.concat_tables([digits, moved]))
+    assert np.mean(cluster[-400:] == cluster[:400]) >= found
+
+
+def crops() -> list[np.ndarray]:
+    """24 patches of two photographs, (3, 128, 128)."""
+    photographs = [image.transpose(2, 0, 1) for image in load_sample_images().images]
+    corners = [(y, x) for y in range(0, 299, 128) for x in range(0, 512, 128)]
+    return [np.ascontiguousarray(p[:, y : y + 128, x : x + 128]) for p in photographs for y, x in corners]
+
+
+def test_photographs() -> None:
+    """Copies with noise are found, and no two patches are taken for one."""
+    random = np.random.default_rng(0)
+    images = crops()
+    cluster, _ = clusters(of_images([*images, *(noisy(image, random) for image in images)]))
+    assert len(set(cluster[: len(images)])) == len(images)
+    assert np.mean(cluster[len(images) :] == cluster[: len(images)]) >= 0.85
+    assert max(Counter(cluster.tolist()).values()) == 2
