@@ -10,6 +10,8 @@ from pathlib import Path
 from volgrowth.errors import VolgrowthError
 from volgrowth.lab.bench import choose, run_bench
 from volgrowth.lab.bench_page import write
+from volgrowth.lab.duplicates import run as run_duplicates
+from volgrowth.lab.duplicates import write as write_duplicates
 from volgrowth.lab.scores import choose_scores
 from volgrowth.lab.soak import run_soak
 from volgrowth.lab.soak import write as write_soak
@@ -25,18 +27,32 @@ def soak(options: argparse.Namespace) -> None:
     """The engine under many rows: the driver's memory, and CPU time beside that of a plain loop."""
     options.output.mkdir(parents=True, exist_ok=True)
     measured = run_soak(options.output, options.rows)
-    write_soak(options.output, measured, f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}")
+    write_soak(options.output, measured, _device())
     print((options.output / "soak.md").read_text())
+
+
+def duplicates(options: argparse.Namespace) -> None:
+    """Groups of near duplicates among many planted hashes: time, memory, and what is found of the truth."""
+    write_duplicates(options.output, run_duplicates(options.rows), _device())
+    print((options.output / "duplicates.md").read_text())
+
+
+def _device() -> str:
+    return f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """What `jobs/benchmark.py` does: 0 done, 2 could not start."""
-    parser = argparse.ArgumentParser(prog="benchmark", description="Measurements of detection and of the engine.")
+    parser = argparse.ArgumentParser(prog="benchmark", description="Measurements of detection, the engine, duplicates.")
     commands = parser.add_subparsers(required=True)
     load = commands.add_parser("soak", description=soak.__doc__)
     load.set_defaults(run=soak)
     load.add_argument("--output", type=Path, required=True, help="where data, audit and numbers go")
     load.add_argument("--rows", type=int, default=1_000_000, help="images")
+    near = commands.add_parser("duplicates", description=duplicates.__doc__)
+    near.set_defaults(run=duplicates)
+    near.add_argument("--output", type=Path, required=True, help="where the numbers go")
+    near.add_argument("--rows", type=int, default=1_000_000, help="hashes")
     bench = commands.add_parser("detection", description=detection.__doc__)
     bench.set_defaults(run=detection)
     bench.add_argument("--output", type=Path, required=True, help="where tables, page and the cache go")
