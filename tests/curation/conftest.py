@@ -1,0 +1,119 @@
+"""Finished audits of the same images in every kind of data set."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import volgrowth as vg
+from tests.sources.samples import dataset, digits, pairs, values, write_tar
+from volgrowth.audit.result import Audit
+from volgrowth.pipeline import run_audit
+
+COPIED = [3] * 4 + [10] * 3
+"""Rows of which more copies stand at the end."""
+ROWS = 60 + len(COPIED)
+
+Run = Callable[..., Audit]
+
+
+@pytest.fixture(scope="session")
+def images() -> list[bytes]:
+    """60 digits, then copies of two of them."""
+    distinct = digits(60)
+    return distinct + [distinct[row] for row in COPIED]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        datasets.disable_progress_bars()
+        yield
+        datasets.enable_progress_bars()
+
+
+@pytest.fixture(scope="session")
+def run(tiny_model: Path) -> Run:
+    """Audit a data set; a second each."""
+
+    def run(data: object, output: object, **settings: Any) -> Audit:
+        config = vg.AuditConfig.build(
+            model=str(tiny_model), data=str(data), output=str(output), engine="local", shard_size=40, **settings
+        )
+        return run_audit(config, quiet=True)
+
+    return run
+
+
+def write_parquet_folder(folder: Path, images: list[bytes]) -> None:
+    """Two files, one in a folder below, with row groups of 10 rows and columns of many types."""
+    numbers = list(range(len(images)))
+    table = pa.table(
+        {
+            "image": values(images),
+            "number": numbers,
+            "caption": [None if number % 7 == 0 else f"digit {number}" for number in numbers],
+            "tags": [[str(number)] * (number % 3) for number in numbers],
+            "split": pa.array(["a", "b"] * len(images)).dictionary_encode()[: len(images)],
+        }
+    )
+    (folder / "more").mkdir(parents=True)
+    pq.write_table(table[:35], folder / "a.parquet", row_group_size=10)
+    pq.write_table(table[35:], folder / "more/b.parquet", row_group_size=10)
+
+
+def write_odd_folder(folder: Path, images: list[bytes]) -> None:
+    """Names with spaces, without UTF-8, and in folders."""
+    for index, data in enumerate(images):
+        name = f"{index:04}.png".encode()
+        if index % 3 == 1:
+            name = b"sub folder/" + name
+        if index % 5 == 2:
+            name = name.replace(b".png", b"-\xe9.png")
+        path = os.fsencode(folder) + b"/" + name
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(os.fsdecode(path)).write_bytes(data)
+
+
+@pytest.fixture(scope="session")
+def parquet(run: Run, images: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    """Of a folder of Parquet files."""
+    folder = tmp_path_factory.mktemp("parquet")
+    write_parquet_folder(folder / "data", images)
+    return run(folder / "data", folder / "out", id_column="number")
+
+
+@pytest.fixture(scope="session")
+def saved(run: Run, images: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    """Of a data set written by `save_to_disk`, shuffled, in two shards."""
+    folder = tmp_path_factory.mktemp("saved")
+    captions = [f"digit {row}" for row in range(ROWS)]
+    dataset(images, number=list(range(ROWS)), caption=captions).shuffle(seed=1).save_to_disk(
+        str(folder / "data"), num_shards=2
+    )
+    return run(folder / "data", folder / "out", id_column="number")
+
+
+@pytest.fixture(scope="session")
+def tars(run: Run, images: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    """Of webdataset tars; the second has names that need more than one header."""
+    folder = tmp_path_factory.mktemp("tars")
+    write_tar(folder / "data/00000.tar", pairs(images[:30]))
+    long = [("long/" * 40 + name, content) for name, content in pairs(images[30:60], 30)]
+    write_tar(folder / "data/00001.tar", long, format_=1)
+    write_tar(folder / "data/00002.tar", pairs(images[60:], 60), format_=2)
+    return run(folder / "data", folder / "out", id_column="__key__")
+
+
+@pytest.fixture(scope="session")
+def folder(run: Run, images: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    """Of a folder of image files."""
+    folder = tmp_path_factory.mktemp("folder")
+    write_odd_folder(folder / "data", images)
+    return run(folder / "data", folder / "out")

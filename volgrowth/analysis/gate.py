@@ -1,0 +1,203 @@
+"""Whether an audit found more memorized images than is allowed: a gate for CI, and its result in three forms.
+
+Counted are distinct images, as for the error rate: what the model sees as the same pixels is one. An image is flagged
+where its q_value is at most the rate, and judged where it has a score and is within the calibration's range. The gate
+compares the share flagged / judged with what is allowed.
+"""
+
+import re
+from dataclasses import dataclass
+from math import floor
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from volgrowth.analysis.conformal import fewest_flags, rows_needed
+from volgrowth.analysis.findings import check_columns
+from volgrowth.analysis.summary import ASSUMPTION
+from volgrowth.audit.result import Audit
+from volgrowth.errors import OutputError, UsageError
+
+LISTED = 20
+"""Flagged images that are named."""
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What was found, and what is allowed.
+
+    Attributes:
+        name: the audit's URL.
+        flagged, judged: distinct images.
+        rows: of the data set, and `flagged_rows` those of flagged images, `unjudged_rows` those that say nothing.
+        images: the `LISTED` most certain flagged ones: row, image_id, excess_growth, q_value, copies.
+        notes: sentences for people.
+    """
+
+    name: str
+    data: str
+    model: str
+    fdr: float
+    max_flagged: float
+    flagged: int
+    judged: int
+    rows: int
+    flagged_rows: int
+    unjudged_rows: int
+    images: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def share(self) -> float:
+        """Of the judged images that is flagged."""
+        return self.flagged / self.judged
+
+    @property
+    def passed(self) -> bool:
+        """Whether no more is flagged than is allowed."""
+        return self.share <= self.max_flagged
+
+    @property
+    def sentence(self) -> str:
+        """The result in words."""
+        return (
+            f"{self.flagged:,} of {self.judged:,} distinct images ({self.share:.3%}) are flagged as memorized at a "
+            f"false-discovery rate of {self.fdr:.3g}: {'within' if self.passed else 'more than'} the "
+            f"{self.max_flagged:.3%} allowed"
+        )
+
+
+def check(audit: Audit, fdr: float, max_flagged: float) -> Gate:
+    """Hold a finished audit against what is allowed.
+
+    Raises:
+        UsageError: a rate or share that is none.
+        OutputError: no image could be judged, so that passing would mean nothing.
+    """
+    if not 0 < fdr < 1:
+        raise UsageError(f"--fdr {fdr:g}: expected above 0 and below 1")
+    if not 0 <= max_flagged <= 1:
+        raise UsageError(f"--max-flagged {max_flagged:g}: expected a share, from 0 to 1")
+    findings = audit.findings
+    q_value = pc.fill_null(findings["q_value"], np.nan).to_numpy()
+    judged = np.isfinite(q_value) & ~pc.fill_null(findings["outside_range"], True).to_numpy().astype(bool)
+    if not judged.any():
+        raise OutputError(
+            f"no image of {audit.store.url} could be judged, so that there is nothing to check: audit it with --holdout"
+        )
+    check_columns(findings, audit.store.url, "identical")
+    identical = findings["identical"].to_numpy()
+    flagged = judged & (q_value <= fdr)
+    distinct, images = len(np.unique(identical[judged])), len(np.unique(identical[flagged]))
+    return Gate(
+        name=audit.store.url,
+        data=audit.plan.data.name,
+        model=audit.plan.model.name,
+        fdr=fdr,
+        max_flagged=max_flagged,
+        flagged=images,
+        judged=distinct,
+        rows=len(findings),
+        flagged_rows=int(flagged.sum()),
+        unjudged_rows=int((~judged).sum()),
+        images=_worst(findings, identical, flagged),
+        notes=tuple(_notes(audit, distinct, fdr, max_flagged)),
+    )
+
+
+def _worst(findings: pa.Table, identical: np.ndarray, flagged: np.ndarray) -> tuple[dict[str, Any], ...]:
+    rows = np.flatnonzero(flagged)
+    _, first = np.unique(identical[rows], return_index=True)
+    found = findings.take(pa.array(rows[np.sort(first)]))
+    found = found.sort_by([("q_value", "ascending"), ("excess_growth", "descending")]).slice(0, LISTED)
+    return tuple(found.select(["row", "image_id", "excess_growth", "q_value", "copies"]).to_pylist())
+
+
+def _notes(audit: Audit, judged: int, fdr: float, max_flagged: float) -> list[str]:
+    detection = audit.summary["detection"]
+    if detection["null"] == "cross-fitted":
+        return [ASSUMPTION]
+    held, allowed = detection["calibration_rows"], floor(max_flagged * judged)
+    fewest = fewest_flags(judged, held, fdr)
+    if fewest <= allowed + 1:
+        return []
+    return [
+        f"With {held} held-out images fewer than {fewest} memorized ones cannot be flagged at this rate: passing does "
+        f"not show that there are at most {allowed}; {rows_needed(judged, allowed + 1, fdr)} held-out images would."
+    ]
+
+
+def text(gate: Gate) -> str:
+    """For a terminal."""
+    images = [
+        f"  row {image['row']}: {image['image_id']}, excess growth {image['excess_growth']:.3g}, "
+        f"q {image['q_value']:.2g}, {image['copies']} in its cluster"
+        for image in gate.images
+    ]
+    more = [f"  and {gate.flagged - len(gate.images):,} more"] if gate.flagged > len(gate.images) else []
+    unjudged = (
+        f"{gate.flagged_rows:,} of {gate.rows:,} rows are of flagged images; {gate.unjudged_rows:,} were not judged"
+    )
+    return "\n".join([gate.sentence, unjudged, *images, *more])
+
+
+def markdown(gate: Gate) -> str:
+    """GitHub-flavoured, such as for a job's summary."""
+    facts = {
+        "audit": gate.name,
+        "model": gate.model,
+        "data": gate.data,
+        "rows of flagged images": f"{gate.flagged_rows:,} of {gate.rows:,}",
+        "rows not judged": f"{gate.unjudged_rows:,}",
+    }
+    lines = [
+        f"### {'✅' if gate.passed else '❌'} volgrowth check: {'passed' if gate.passed else 'failed'}",
+        f"{_escaped(gate.sentence)}.",
+        "\n".join(["| | |\n|---|---|", *(f"| {name} | {_escaped(value)} |" for name, value in facts.items())]),
+    ]
+    if gate.images:
+        of = f"The {len(gate.images)} most certain of {gate.flagged:,}" if gate.flagged > LISTED else "Flagged images"
+        cells = [
+            (
+                str(i["row"]),
+                _escaped(i["image_id"]),
+                f"{i['excess_growth']:.3g}",
+                f"{i['q_value']:.2g}",
+                str(i["copies"]),
+            )
+            for i in gate.images
+        ]
+        head = "| row | image | excess growth | q | in its cluster |\n|--:|---|--:|--:|--:|"
+        lines += [f"{of}:", "\n".join([head, *(f"| {' | '.join(row)} |" for row in cells)])]
+    lines += [f"> {_escaped(note)}" for note in gate.notes]
+    return "\n\n".join(lines)
+
+
+def junit(gate: Gate) -> bytes:
+    """An XML file of one test, for whatever shows those."""
+    counts = {"tests": "1", "failures": str(int(not gate.passed)), "errors": "0", "skipped": "0"}
+    suites = ElementTree.Element("testsuites", counts)
+    suite = ElementTree.SubElement(suites, "testsuite", {"name": "volgrowth check", **counts})
+    case = ElementTree.SubElement(suite, "testcase", {"classname": "volgrowth.check", "name": _xml(gate.data)})
+    said = _xml("\n".join([text(gate), *gate.notes]))
+    if gate.passed:
+        ElementTree.SubElement(case, "system-out").text = said
+    else:
+        ElementTree.SubElement(case, "failure", {"message": _xml(gate.sentence), "type": "memorized"}).text = said
+    return ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
+
+
+def _xml(text: str) -> str:
+    """Without the characters that XML cannot hold."""
+    return _NOT_XML.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _escaped(text: str) -> str:
+    """So that Markdown and HTML take every character as it is."""
+    return _PUNCTUATION.sub(r"\\\1", " ".join(text.split()))

@@ -1,0 +1,11 @@
+"""Curation lists as files, and data sets made of what they keep.
+
+`analysis.curation` decides what the list says. Here it is written and read, applied to a copy of the data set in
+whatever form that lives, and undone.
+"""
+
+from volgrowth.curation.applying import Receipt, apply_list, undo
+from volgrowth.curation.command import curate_audit
+from volgrowth.curation.lists import CURATION_FILE, read_list
+
+__all__ = ["CURATION_FILE", "Receipt", "apply_list", "curate_audit", "read_list", "undo"]

@@ -1,0 +1,232 @@
+"""A list becomes a data set: written beside the source, which is only read.
+
+Everything is written to a hidden folder beside the destination, counted by opening it as any reader would, and renamed
+as the last step: at the destination there is either nothing or all of it. A receipt in it says what was written, with
+hashes, so that `undo` removes what was written and nothing else.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from volgrowth.analysis.curation import Action, digest
+from volgrowth.audit.freeze import stored_listing
+from volgrowth.audit.manifest import SCORES_FOLDER
+from volgrowth.audit.result import Audit
+from volgrowth.curation.files import FILE_LIST, write_file_list, write_tars
+from volgrowth.curation.kept import Kept
+from volgrowth.curation.tables import INDICES_FILE, write_indices, write_parquet, write_saved
+from volgrowth.errors import OutputError, UsageError
+from volgrowth.sources import Source, open_source
+from volgrowth.storage import is_url, reason
+from volgrowth.version import VERSION
+
+RECEIPT = ".curation.json"
+"""Hidden, so that no loader takes it for data."""
+INDICES = "indices"
+WRITERS: dict[str, Callable[[Any, Path, Kept], None]] = {
+    "parquet": write_parquet,
+    "arrow": write_saved,
+    "webdataset": write_tars,
+    "folder": write_file_list,
+    INDICES: write_indices,
+}
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was written to a destination.
+
+    Attributes:
+        rows: of the applied data set.
+        actions: rows of each action in the list.
+        files: size and sha256 of each.
+    """
+
+    audit: str
+    data: str
+    kind: str
+    rows: int
+    actions: dict[str, int]
+    files: dict[str, tuple[int, str]]
+    volgrowth: str = VERSION
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The receipt of a destination.
+
+        Raises:
+            OutputError: there is none.
+        """
+        try:
+            content = json.loads((folder / RECEIPT).read_text())
+            files = {name: (size, sha256) for name, (size, sha256) in content["files"].items()}
+            return cls(**{**content, "files": files})
+        except FileNotFoundError:
+            raise OutputError(
+                f"{folder} holds no {RECEIPT}: expected a folder that `volgrowth curate --apply` wrote; nothing was "
+                "removed"
+            ) from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise OutputError(
+                f"{folder / RECEIPT} cannot be read ({reason(error)}): nothing was removed; remove {folder} yourself"
+            ) from None
+
+
+def check_destination(audit: Audit, destination: str) -> Path:
+    """Where the data set will be.
+
+    Raises:
+        UsageError: it is a URL, or in the data set itself.
+        OutputError: it exists.
+    """
+    if is_url(destination):
+        raise UsageError(
+            f"--apply {destination}: a store has no rename, and an interrupted copy would stay there in part; expected "
+            "a local folder, to be copied there when it is whole"
+        )
+    folder = Path(destination).expanduser().absolute()
+    if os.path.lexists(folder):
+        raise OutputError(f"--apply {destination} exists: choose a new folder, or `volgrowth curate --undo` it first")
+    data = audit.plan.data.name
+    if not is_url(data) and os.path.isdir(data) and folder.resolve().is_relative_to(Path(data).resolve()):
+        raise OutputError(f"--apply {destination} is in the audited data set {data}: choose a folder outside of it")
+    return folder
+
+
+def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool = False) -> Receipt:
+    """Write the data set that a list says, in the form that the audited one has.
+
+    Args:
+        indices: of a data set that `datasets` loads, write the row numbers instead of the rows.
+
+    Raises:
+        OutputError: the destination exists or cannot be written, or no row is kept.
+        DataError: the audited data set is not what it was.
+        UsageError: the data set cannot be written so.
+    """
+    folder = check_destination(audit, destination)
+    source, kept = _open(audit), _kept(table)
+    form = _form(source, indices, audit.plan.data.name)
+    with _staged(folder) as stage:
+        WRITERS[form](source, stage, kept)
+        written = _count(form, stage, audit)
+        if written != kept.rows:
+            raise OutputError(
+                f"{folder} would hold {written} rows, and the list keeps {kept.rows}: nothing was written; try again, "
+                "and report it if it stays"
+            )
+        counts = Counter(table["action"].to_pylist())
+        actions = {action.value: counts[action.value] for action in Action}
+        receipt = Receipt(digest(audit), audit.plan.data.name, form, written, actions, dict(_sealed(stage)))
+        (stage / RECEIPT).write_text(json.dumps(asdict(receipt), indent=2) + "\n")
+    return receipt
+
+
+def undo(destination: str) -> Receipt:
+    """Remove what `apply_list` wrote, if it is what it was.
+
+    Raises:
+        OutputError: it was not written so, or something in it has changed since.
+    """
+    folder = Path(destination).expanduser().resolve()
+    receipt = Receipt.read(folder)
+    try:
+        there = dict(_sealed(folder))
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be read ({reason(error)}): nothing was removed") from None
+    there.pop(RECEIPT)
+    for name in sorted(there.keys() | receipt.files.keys()):
+        if there.get(name) != receipt.files.get(name):
+            change = "missing" if name not in there else "changed" if name in receipt.files else "not of its writing"
+            raise OutputError(
+                f"{folder} is not what `volgrowth curate` wrote, {name!r} is {change}: nothing was removed; take out "
+                "what you need and remove the folder yourself"
+            )
+    hidden = _beside(folder)
+    os.rename(folder, hidden)
+    shutil.rmtree(hidden)
+    return receipt
+
+
+def _open(audit: Audit) -> Source:
+    data, config = audit.plan.data, audit.manifest["config"]
+    listing = stored_listing(audit.store, SCORES_FOLDER, data)
+    return open_source(data.name, data.split, config["image_column"], config["id_column"], listing)
+
+
+def _kept(table: pa.Table) -> Kept:
+    mask = pc.not_equal(table["action"], Action.DROP.value).to_numpy().astype(bool)
+    if not mask.any():
+        raise UsageError("the list drops every row: expected one at least that stays")
+    weighted = pc.any(pc.equal(table["action"], Action.DOWNWEIGHT.value)).as_py()
+    return Kept(mask, table["weight"].to_numpy() if weighted else None)
+
+
+def _form(source: Source, indices: bool, data: str) -> str:
+    """Which of `WRITERS` writes it."""
+    if source.kind == "hub":
+        return INDICES
+    if indices and source.kind != "arrow":
+        raise UsageError(
+            f"--indices: the rows of {data}, of the kind {source.kind}, may have another order in `datasets`; expected "
+            "a save_to_disk folder or a data set of the hub; leave --indices out"
+        )
+    return INDICES if indices else source.kind
+
+
+def _count(form: str, stage: Path, audit: Audit) -> int:
+    """Rows of what was written, as a reader finds them."""
+    if form == "folder":
+        with open(stage / FILE_LIST, "rb") as lines:
+            return sum(1 for _ in lines)
+    if form == INDICES:
+        with pa.ipc.open_stream(stage / INDICES_FILE) as batches:
+            return sum(batch.num_rows for batch in batches)
+    config = audit.manifest["config"]
+    return open_source(str(stage), audit.plan.data.split, config["image_column"], config["id_column"]).num_rows
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A new folder that becomes `folder` at the end, and goes where there is an error."""
+    stage = _beside(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stage.mkdir()
+        yield stage
+        if os.path.lexists(folder):  # an empty one would be replaced
+            raise FileExistsError(f"{folder} exists by now")
+        os.rename(stage, folder)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be written ({reason(error)}): choose a new folder, with room, that you may write to"
+        ) from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+
+
+def _sealed(folder: Path) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Name, size and sha256 of every file, which is on the disk then."""
+    for path, _, names in sorted(os.walk(folder)):
+        for name in sorted(names):
+            file = os.path.join(path, name)
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            yield os.path.relpath(file, folder), (os.path.getsize(file), sha256)

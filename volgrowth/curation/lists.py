@@ -1,0 +1,114 @@
+"""A list as a file: Parquet or CSV, which people may edit, and what must hold of one that is read.
+
+Every row of the audit is in it once. A row says by its column `audit` which audit it is of, so that a list that went
+through a spreadsheet or a data frame still does.
+"""
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+
+from volgrowth.analysis.curation import CURATION, Action, digest, store_of
+from volgrowth.audit.result import Audit
+from volgrowth.audit.store import Store
+from volgrowth.errors import OutputError, UsageError
+
+CURATION_FILE = "curation.parquet"
+NEEDED = ("row", "image_id", "action", "weight", "audit")
+AGAIN = "make the list again with `volgrowth curate OUT --fdr RATE`"
+
+
+def list_file(file: str) -> tuple[Store, str]:
+    """Where a list is, or will be.
+
+    Raises:
+        UsageError: its name says neither Parquet nor CSV.
+    """
+    if not file.endswith((".parquet", ".csv")):
+        raise UsageError(f"--list {file}: expected a file name that ends in .parquet or .csv")
+    return store_of(file)
+
+
+def encoded(table: pa.Table, name: str) -> bytes:
+    """A list as the bytes of a file of that name."""
+    buffer = BytesIO()
+    if name.endswith(".csv"):
+        csv.write_csv(table, buffer)
+    else:
+        pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_list(audit: Audit, file: str) -> pa.Table:
+    """A list that was made for this audit, as it was or edited, in row order.
+
+    Raises:
+        OutputError: the file cannot be read, is of another audit, or lacks rows.
+        UsageError: what it says of a row makes no sense.
+    """
+    table = _table(file)
+    there, here = table["audit"].unique().to_pylist(), digest(audit)
+    if there != [here]:
+        other = next((name for name in there if name != here), "none")
+        raise OutputError(
+            f"list {file} is of another audit ({other} in its column audit; {audit.store.url} is {here}, before it was "
+            f"extended another): {AGAIN}"
+        )
+    table = table.sort_by("row")
+    if not np.array_equal(table["row"].to_numpy(), np.arange(audit.plan.data.rows)):
+        raise OutputError(
+            f"list {file} has {table.num_rows} rows: expected every row from 0 to {audit.plan.data.rows - 1} once, "
+            f"also those that are kept; put them back, or {AGAIN}"
+        )
+    _check_rows(audit, table, file)
+    return table
+
+
+def _table(file: str) -> pa.Table:
+    """With the columns of `CURATION`; those that a person took out are null."""
+    store, name = list_file(file)
+    data = store.read(name)
+    try:
+        if name.endswith(".csv"):
+            columns = {field.name: field.type for field in CURATION}
+            options = csv.ConvertOptions(column_types=columns)
+            table = csv.read_csv(
+                BytesIO(data), parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options
+            )
+        else:
+            table = pq.read_table(BytesIO(data))
+        if missing := [name for name in NEEDED if name not in table.column_names]:
+            raise OutputError(f"list {file} has no column {missing[0]}: put it back, or {AGAIN}")
+        kept = [field for field in CURATION if field.name in table.column_names]
+        table = table.select([field.name for field in kept]).cast(pa.schema(kept))
+    except (pa.ArrowException, ValueError) as error:
+        raise OutputError(f"list {file} cannot be read ({str(error).splitlines()[0]}): {AGAIN}") from None
+    nulls = {field.name: pa.nulls(len(table), field.type) for field in CURATION}
+    return pa.table([table[name] if name in table.column_names else nulls[name] for name in CURATION.names], CURATION)
+
+
+def _check_rows(audit: Audit, table: pa.Table, file: str) -> None:
+    def refuse(wrong: np.ndarray, say: Callable[[dict[str, Any]], str]) -> None:
+        if wrong.any():
+            row = table.slice(int(np.argmax(wrong)), 1).to_pylist()[0]
+            raise UsageError(f"list {file}, row {row['row']}: {say(row)}")
+
+    ids = audit.findings["image_id"]
+    strange = pc.fill_null(pc.not_equal(table["image_id"], ids), True).to_numpy().astype(bool)
+    refuse(strange, lambda row: f"image_id is {row['image_id']!r} and was {ids[row['row']].as_py()!r}: put it back")
+    action, weight = table["action"].to_numpy(), pc.fill_null(table["weight"], np.nan).to_numpy()
+    unknown = ~np.isin(action.astype(str), [known.value for known in Action])
+    refuse(unknown, lambda row: f"action is {row['action']!r}: expected keep, drop, downweight or review")
+    light = (action == Action.DOWNWEIGHT.value) & ~((weight > 0) & (weight <= 1))
+    refuse(light, lambda row: f"action is downweight and weight {row['weight']}: expected above 0 and at most 1")
+    plain = (action == Action.KEEP.value) | (action == Action.REVIEW.value)
+    refuse(
+        plain & (weight != 1),
+        lambda row: f"action is {row['action']} and weight {row['weight']}: expected 1, or action downweight",
+    )

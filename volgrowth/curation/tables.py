@@ -1,0 +1,155 @@
+"""Tables without the rows that a list drops: Parquet files, `save_to_disk` folders, and row numbers for `datasets`.
+
+All columns stay as they are. A file of which no row stays is left out.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from volgrowth.curation.kept import WEIGHT, Kept, refuse_weights, target
+from volgrowth.errors import DataError
+from volgrowth.sources.arrow import ArrowSource, DatasetSource
+from volgrowth.sources.columns import BATCH_ROWS
+from volgrowth.sources.listing import SourceFile
+from volgrowth.sources.parquet import ParquetSource
+from volgrowth.storage import reason
+
+GROUP_BYTES = 64 << 20
+"""Held in memory before a row group is written; smaller row groups are written as they were cut."""
+INDICES_FILE = "indices.arrow"
+BATCH_INDICES = 1 << 16
+
+
+def write_parquet(source: ParquetSource, stage: Path, kept: Kept) -> None:
+    """The same files, row group by row group."""
+    for file, first in source.listing.entries(0, source.num_rows):
+        if not kept.mask[first : first + file.rows].any():
+            continue
+        with source.place.open(file.name, file.size) as stream:
+            try:
+                parquet = pq.ParquetFile(stream, pre_buffer=True)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"{source.place.url(file.name)} cannot be read as parquet ({reason(error)}): restore it"
+                ) from None
+            if parquet.metadata.num_rows != file.rows:
+                source.place.changed(file.name, f"{parquet.metadata.num_rows} rows", f"{file.rows}")
+            schema = parquet.schema_arrow
+            if kept.weight is not None:
+                schema = _weighted(schema, source.place.url(file.name))
+            with pq.ParquetWriter(target(stage, file.name), schema, compression="zstd") as writer:
+                for table in _groups(source, file, parquet, first, kept):
+                    writer.write_table(table.cast(schema))
+
+
+def _groups(
+    source: ParquetSource, file: SourceFile, parquet: pq.ParquetFile, row: int, kept: Kept
+) -> Iterator[pa.Table]:
+    """What stays of each row group, in parts of about `GROUP_BYTES`; `row` is the file's first one."""
+    for group in range(parquet.num_row_groups):
+        end = row + parquet.metadata.row_group(group).num_rows
+        if kept.mask[row:end].any():
+            waiting: list[pa.Table] = []
+            for table in _batches(source, file, parquet, group, row, kept):
+                waiting.append(table)
+                if sum(some.nbytes for some in waiting) >= GROUP_BYTES:
+                    yield pa.concat_tables(waiting)
+                    waiting = []
+            if waiting:
+                yield pa.concat_tables(waiting)
+        row = end
+
+
+def _batches(
+    source: ParquetSource, file: SourceFile, parquet: pq.ParquetFile, group: int, row: int, kept: Kept
+) -> Iterator[pa.Table]:
+    batches = parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group])
+    last = row + parquet.metadata.row_group(group).num_rows - 1
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"row group {group} of {source.place.url(file.name)} cannot be read ({reason(error)}): restore the "
+                f"file, or drop the rows {row} to {last} in the list"
+            ) from None
+        if batch is None:
+            return
+        mask = kept.mask[row : row + batch.num_rows]
+        table = pa.Table.from_batches([batch])
+        check_whole(table[source.columns.image], mask, source.place.url(file.name))
+        table = table.filter(pa.array(mask))
+        weights = kept.weights(row, row + batch.num_rows)
+        if weights is not None:
+            table = table.append_column(WEIGHT, pa.array(weights))
+        row += batch.num_rows
+        if table.num_rows:
+            yield table
+
+
+def _weighted(schema: pa.Schema, where: str) -> pa.Schema:
+    """With the column of weights, which is also added to what the Hugging Face tools note of the columns."""
+    if WEIGHT in schema.names:
+        refuse_weights(where)
+    metadata = dict(schema.metadata or {})
+    try:
+        noted = json.loads(metadata[b"huggingface"])
+        noted["info"]["features"][WEIGHT] = {"dtype": "float64", "_type": "Value"}
+        metadata[b"huggingface"] = json.dumps(noted).encode()
+    except (KeyError, TypeError, ValueError):
+        pass  # there is no such note
+    return schema.append(pa.field(WEIGHT, pa.float64())).with_metadata(metadata or None)
+
+
+def write_saved(source: ArrowSource, stage: Path, kept: Kept) -> None:
+    """A `save_to_disk` folder; of several splits, the audited one."""
+    from datasets import DatasetDict, load_from_disk
+
+    dataset = load_from_disk(str(source.folder))
+    check_whole(dataset.data.column(source.columns.image), kept.mask, source.where)
+    if kept.weight is not None:
+        if WEIGHT in dataset.column_names:
+            refuse_weights(source.where)
+        # before rows are selected: afterwards `datasets` would write a cache beside the source
+        dataset = dataset.add_column(WEIGHT, kept.weight)
+    chosen: Any = dataset.select(np.flatnonzero(kept.mask))
+    if source.folder != source.place.path:
+        chosen = DatasetDict({source.split: chosen})
+    chosen.save_to_disk(str(stage))
+
+
+def write_indices(source: DatasetSource, stage: Path, kept: Kept) -> None:
+    """The numbers of the rows that stay, as `datasets` keeps those of a selection."""
+    rows = np.flatnonzero(kept.mask).astype(np.uint64)
+    columns = {"indices": rows} if kept.weight is None else {"indices": rows, WEIGHT: kept.weight[kept.mask]}
+    table = pa.table(columns)
+    with pa.ipc.new_stream(stage / INDICES_FILE, table.schema) as writer:
+        writer.write_table(table, BATCH_INDICES)
+
+
+def check_whole(column: pa.ChunkedArray, mask: np.ndarray, where: str) -> None:
+    """Check that the images of the rows in `mask` are in the column, not in files beside the table.
+
+    Raises:
+        DataError: one is not, so that a copy of the table would not find it.
+    """
+    fields = {field.name for field in column.type} if pa.types.is_struct(column.type) else set()
+    if "path" not in fields:
+        return
+    outside = pa.array(mask)
+    if "bytes" in fields:
+        outside = pc.and_(outside, pc.is_null(pc.struct_field(column, "bytes")))
+    for path in pc.struct_field(column, "path").filter(outside).drop_null().to_pylist():
+        if not os.path.isabs(path):
+            raise DataError(
+                f"{where} has images in files beside it, such as {path!r}, which a copy of the table would not find: "
+                "put their bytes into the table and audit that, or use the list by itself"
+            )
