@@ -18,7 +18,7 @@ from volgrowth.audit.result import Audit
 from volgrowth.audit.store import Store
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, ModelInfo, Status
-from volgrowth.report import render
+from volgrowth.report import Shown, render
 from volgrowth.report.words import verdict
 
 MODEL = ModelInfo("demo/model", "UNet2DModel", (1, 8, 8), "sha256:" + "0c" * 32, 18_521)
@@ -150,8 +150,8 @@ def test_the_page_finds_every_key_it_knows(tmp_path: Path, with_holdout: bool) -
     summary, audit, analysis = summarized(tmp_path, scores(*rows()), holdout)
     wanted = known.summary(calibration=known.CALIBRATION)
     assert keys({**wanted, "versions": {}}) <= keys(summary)
-    page = render(summary, audit.scores, analysis.findings, {}, analysis.holdout)
-    assert "UNet2DModel" in page
+    page = render(summary, audit.scores, analysis.findings, Shown(), analysis.holdout)
+    assert "UNet2DModel" in page.html
 
 
 def test_it_is_json(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from volgrowth.audit.runs import Effort
 from volgrowth.records import FINDINGS, SCORES, Mark, Status
+from volgrowth.report import Exhibit, Report, Sample, Shown, render
 
 NO_COUNTS = dict.fromkeys([s.value for s in Status], 0)
 
@@ -28,6 +29,16 @@ def png(pixels: np.ndarray) -> bytes:
 
 def thumbnails(rows: list[int]) -> dict[int, bytes]:
     return {row: png(np.full((8, 8), row % 256)) for row in rows}
+
+
+def shown(rows: list[int], **changes: Any) -> Shown:
+    """Exhibits of these rows with nothing beside them, and their pictures."""
+    return Shown(**{"exhibits": [Exhibit(row) for row in rows], "rows": thumbnails(rows), **changes})
+
+
+def html_of(summary: dict[str, Any], tables: tuple[pa.Table, pa.Table], rows: list[int]) -> str:
+    """The page that shows these rows."""
+    return render(summary, *tables, shown(rows)).html
 
 
 def record(row: int, **changes: Any) -> dict[str, Any]:
@@ -80,6 +91,9 @@ def many(rows: int) -> tuple[pa.Table, pa.Table]:
         "excess_growth": growth - expected,
         "png_bytes": rng.integers(80, 4000, rows),
         "content_hash": np.arange(rows) // 2,
+        "cluster": np.arange(rows) // 2 * 2,
+        "identical": np.arange(rows) // 2 * 2,
+        "copies": np.full(rows, 2),
     }
 
     def table(schema: pa.Schema) -> pa.Table:
@@ -172,3 +186,27 @@ TRUTH = {
     "calibrated": {"auroc": 0.996, "tpr_at_1_fpr": 0.93},
     "rule": "distance to the nearest training image under 0.4 of the mean to its 50 nearest, twice",
 }
+
+
+def full_report(**changes: Any) -> Report:
+    """Everything the page can have."""
+    rows = 60
+    flags = {"p_value": 0.01, "q_value": 0.05, "memorized": True, "precursor": True, "verified_hits": 0}
+    records = [record(k, **(flags if k < 3 else {}), marks=["sign_flip"] if k == 4 else []) for k in range(rows)]
+    records[0] |= {"verified_hits": 7, "cluster": 0, "copies": 2}
+    records[10] |= {"cluster": 0, "copies": 2}
+    records += [record(rows + k, status="undecodable", error="cannot identify image") for k in range(30)]
+    records += [record(rows + 30, status="crashed", error="worker died")]
+    scores, findings = tables(records)
+    holdout = pa.Table.from_pylist([record(1000 + k) for k in range(50)], schema=FINDINGS)
+    everything = summary(
+        len(records),
+        counts={**NO_COUNTS, "rows": rows + 31, "ok": rows, "undecodable": 30, "crashed": 1},
+        calibration=CALIBRATION,
+        detection={**DETECTION, "warnings": ["few held-out images"]},
+        verification=TRUTH,
+        holdout={"name": "held", "split": "test", "rows": 50, "fingerprint": "sha256:00"},
+    )
+    exhibits = [Exhibit(0, (10,), 20, Sample(5, 0.25, True)), Exhibit(1, (), 21), *map(Exhibit, range(2, 40))]
+    visitors = {"exhibits": exhibits, "rows": thumbnails(list(range(40))), "samples": thumbnails([5])}
+    return render(everything, scores, findings, Shown(**{**visitors, **changes}), holdout)

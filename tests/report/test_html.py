@@ -1,5 +1,6 @@
 import copy
 import itertools
+import json
 import re
 from typing import Any
 
@@ -14,15 +15,18 @@ from tests.report.report_data import (
     NO_COUNTS,
     RUN,
     TRUTH,
+    full_report,
+    html_of,
     many,
     record,
+    shown,
     summary,
     tables,
     thumbnails,
 )
-from volgrowth.records import FINDINGS
-from volgrowth.report import render
-from volgrowth.report.html import EXAMPLES
+from volgrowth.report import Exhibit, Sample, Shown, render, thumbnail
+from volgrowth.report.html import CAP, EXAMPLES
+from volgrowth.report.pictures import data_url
 
 HOSTILE = "\"'</script></style></title><script>alert(1)</script><img src=https://evil.example/x onerror=alert(1)>"
 BIDI = "photo\u202egnp.exe"
@@ -31,26 +35,11 @@ BIDI = "photo\u202egnp.exe"
 def page_of(records: list[dict[str, Any]], shown: list[int] | None = None, **changes: Any) -> Page:
     scores, findings = tables(records)
     rows = [r["row"] for r in records if r["status"] == "ok"] if shown is None else shown
-    return parse(render(summary(len(records), **changes), scores, findings, thumbnails(rows)))
+    return parse(html_of(summary(len(records), **changes), (scores, findings), rows))
 
 
-def full_page(rows: int = 60) -> str:
-    """Everything the page can have."""
-    flags = {"p_value": 0.01, "q_value": 0.05, "memorized": True, "precursor": True}
-    records = [record(k, **(flags if k < 3 else {}), marks=["sign_flip"] if k == 4 else []) for k in range(rows)]
-    records += [record(rows + k, status="undecodable", error="cannot identify image") for k in range(30)]
-    records += [record(rows + 30, status="crashed", error="worker died")]
-    scores, findings = tables(records)
-    holdout = pa.Table.from_pylist([record(1000 + k) for k in range(50)], schema=FINDINGS)
-    everything = summary(
-        len(records),
-        counts={**NO_COUNTS, "rows": rows + 31, "ok": rows, "undecodable": 30, "crashed": 1},
-        calibration=CALIBRATION,
-        detection={**DETECTION, "warnings": ["few held-out images"]},
-        verification=TRUTH,
-        holdout={"name": "held", "split": "test", "rows": 50, "fingerprint": "sha256:00"},
-    )
-    return render(everything, scores, findings, thumbnails(list(range(40))), holdout)
+def full_page() -> str:
+    return full_report().html
 
 
 def test_nothing_is_fetched() -> None:
@@ -98,7 +87,7 @@ def test_pictures_and_figures_have_words() -> None:
     page = parse(full_page())
     assert all(image["alt"] for image in page.all("img"))
     figures = page.all("svg")
-    assert len(figures) == 4
+    assert len(figures) == 5
     assert all(figure["role"] == "img" and figure["aria-label"] for figure in figures)
 
 
@@ -141,7 +130,7 @@ def test_copies_that_are_not_identical_are_said_apart() -> None:
 def test_a_thumbnail_of_an_unknown_row_is_an_error() -> None:
     scores, findings = tables([record(0)])
     with pytest.raises(ValueError, match="row 7"):
-        render(summary(1), scores, findings, thumbnails([0, 7]))
+        render(summary(1), scores, findings, shown([0, 7]))
 
 
 def hostile_everywhere(value: Any) -> Any:
@@ -171,7 +160,7 @@ def test_hostile_strings_stay_text() -> None:
     )
     hostile["versions"][HOSTILE] = HOSTILE
     hostile["measure"][HOSTILE] = [HOSTILE]
-    html = render(hostile, scores, findings, thumbnails([0]))
+    html = html_of(hostile, (scores, findings), [0])
     page = parse(html)
     assert html.count("<script") == 1
     assert len(page.all("script")) == len(page.all("style")) == len(page.all("title")) == 1
@@ -184,7 +173,7 @@ def test_direction_overrides_are_spelled_out() -> None:
     records = [record(0, image_id=BIDI, source=BIDI), record(1, status="crashed", error="\u2066\0\x1b[31m")]
     data = {"name": BIDI, "split": None, "rows": 2, "fingerprint": "f"}
     scores, findings = tables(records)
-    html = render(summary(2, data=data), scores, findings, thumbnails([0]))
+    html = html_of(summary(2, data=data), (scores, findings), [0])
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", html)
     assert "photo[U+202E]gnp.exe" in parse(html).visible
     assert "[U+2066][U+0000][U+001B][31m" in parse(html).visible
@@ -253,10 +242,11 @@ def test_with_held_out_images_the_verdict_names_the_error_rate() -> None:
 
 
 def test_measured_truth_is_in_the_verdict() -> None:
-    seen = page_of([record(k) for k in range(4)], verification=TRUTH).visible
+    page = page_of([record(k) for k in range(4)], verification=TRUTH)
+    seen = page.visible
     assert "The model reproduces 1 training image" in seen
     assert "93% of them at 1% false alarms (AUROC 0.996); raw growth finds 7% (AUROC 0.891)" in seen
-    assert seen.count("reproduced in samples") == 2
+    assert sorted(a["data-row"] for a in page.all("article") if "reproduced" in a["data-is"]) == ["1", "2"]
     assert str(TRUTH["rule"]) in seen
 
 
@@ -269,9 +259,8 @@ def test_failures_of_every_status_are_shown_and_cut() -> None:
 def test_the_tables_may_be_ordered_differently() -> None:
     records = [record(row, png_bytes=100 * (row + 1)) for row in range(6)]
     scores, findings = tables(records)
-    shown = thumbnails([1, 4])
     reversed_ = findings.take(np.arange(6)[::-1])
-    one, two = render(summary(6), scores, findings, shown), render(summary(6), scores, reversed_, shown)
+    one, two = (html_of(summary(6), (scores, each), [1, 4]) for each in (findings, reversed_))
     assert [i["alt"] for i in parse(one).all("img")] == [i["alt"] for i in parse(two).all("img")]
 
     def dots(html: str) -> list[tuple[str, str]]:
@@ -286,8 +275,94 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 
 def test_the_size_does_not_follow_the_number_of_rows() -> None:
     scores, findings = many(100_000)
-    shown = thumbnails(list(range(0, 400, 2)))
-    html = render(summary(100_000), scores, findings, shown)
+    html = html_of(summary(100_000), (scores, findings), list(range(0, 400, 2)))
     assert len(html.encode()) < 3_000_000
-    assert len(parse(html).all("img")) == 200
+    assert len(parse(html).all("article")) == 200
     assert "Shows 1,500 of 99,800 ordinary images" in parse(html).visible
+
+
+def test_a_flagged_image_stands_beside_its_sample_its_control_and_its_near_duplicates() -> None:
+    page = parse(full_page())
+    alts = {image["alt"]: image["src"] for image in page.all("img")}
+    rows, samples = thumbnails([10, 20]), thumbnails([5])
+    assert alts["Nearest sample of row 0"] == data_url(samples[5])
+    assert alts["Control of row 0"] == data_url(rows[20])
+    assert alts["Near duplicate of row 0"] == data_url(rows[10])
+    assert "Nearest sample no. 5, a copy, distance 0.250" in page.visible
+    assert re.search(r"Control row 20, excess [+−]\d", page.visible)
+    assert "Near duplicate row 10" in page.visible
+    assert "none: each was nearer to another image" in page.visible  # row 1, flagged, and no sample came near
+
+
+def test_a_redacted_page_has_no_pictures_and_all_the_words() -> None:
+    page = parse(full_report(rows={}, samples={}, redacted=True).html)
+    assert not page.all("img")
+    assert "data:image" not in full_report(rows={}, samples={}, redacted=True).html
+    assert "made without pictures" in page.visible
+    assert "Control row 20" in page.visible
+    assert "Row 39" in page.visible
+
+
+def test_a_page_whose_pictures_could_not_be_read_says_so() -> None:
+    page = parse(full_report(rows={}, samples={}).html)
+    assert not page.all("img")
+    assert "0 cards of 40 have pictures: none could be read" in page.visible
+
+
+def test_cards_carry_what_they_are_filtered_and_sorted_by() -> None:
+    articles = {a["data-row"]: a for a in parse(full_page()).all("article")}
+    assert len(articles) == 40
+    assert articles["0"]["data-is"].split() == ["memorized", "copied", "precursor"]
+    assert articles["1"]["data-is"].split() == ["memorized", "reproduced", "unhit", "single", "precursor"]
+    assert articles["4"]["data-is"] == "marked"
+    assert float(articles["0"]["data-hits"]) == 7
+    assert float(articles["0"]["data-copies"]) == 2
+    assert "data-hits" not in articles["5"]
+    options = [option["value"] for option in parse(full_page()).all("option")]
+    assert {"memorized", "reproduced", "unhit", "marked", "excess:-1", "row:1"} <= set(options)
+    assert "outside" not in options  # a filter that no card would pass
+
+
+def test_five_thousand_flagged_images_stay_under_the_cap() -> None:
+    """Each with pictures that compress no better than photographs do, and names longer than are shown."""
+    rows, rng = 5000, np.random.default_rng(0)
+    scores, findings = many(3 * rows)
+    whole = np.arange(3 * rows)
+    flags = pa.array(whole < rows)
+    findings = findings.set_column(findings.schema.get_field_index("memorized"), "memorized", flags)
+    for name in ("cluster", "identical"):
+        findings = findings.set_column(findings.schema.get_field_index(name), name, pa.array(whole))
+    long = pa.array(["<&>" * 200] * len(whole))
+    scores = scores.set_column(scores.schema.get_field_index("source"), "source", long)
+    scores = scores.set_column(
+        scores.schema.get_field_index("content_hash"), "content_hash", pa.array(whole, pa.uint64())
+    )
+    photo = thumbnail(rng.integers(0, 256, (3, 24, 24), dtype=np.uint8).repeat(8, 1).repeat(8, 2))
+    exhibits = [Exhibit(k, (rows + k,), 2 * rows + k, Sample(k, 1.0, False)) for k in range(rows)]
+    pictures = Shown(exhibits, dict.fromkeys(range(3 * rows), photo), dict.fromkeys(range(rows), photo))
+    detection = {**DETECTION, "memorized": rows, "memorized_rows": rows}
+    report = render(summary(3 * rows, detection=detection), scores, findings, pictures)
+    assert len(report.html.encode()) < CAP
+    assert report.html.count("<article") == report.numbers["gallery"]["images"] == rows
+    assert 100 < report.numbers["gallery"]["with_pictures"] < rows
+    assert f"{report.numbers['gallery']['with_pictures']} cards of 5,000 have pictures" in report.html
+
+
+def test_the_numbers_of_the_figures_are_handed_over_as_json() -> None:
+    report = full_report()
+    numbers = json.loads(json.dumps(report.numbers, allow_nan=False))
+    assert sum(numbers["growth"]["ordinary"]) + sum(numbers["growth"]["notable"]) == 60
+    assert sum(numbers["growth"]["held_out"]) == 50
+    assert numbers["levels"]["pairs"] == 2
+    assert [band["images"] for band in numbers["duplicates"]["by_rows"]] == [58, 2]
+    assert numbers["duplicates"]["largest"] == [{"row": 0, "rows": 2, "images": 2, "flagged": 1}]
+    assert numbers["gallery"] == {"images": 40, "with_pictures": 40}
+
+
+def test_every_figure_is_a_file_too() -> None:
+    names = {"growth", "excess-growth", "complexity", "levels", "returns"}
+    files = full_report().files()
+    assert set(files) == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert all(files[f"{name}.png"].startswith(b"\x89PNG") for name in names)
+    assert all(b"<svg" in files[f"{name}.svg"] and b"var(--" not in files[f"{name}.svg"] for name in names)
+    assert files == full_report().files()

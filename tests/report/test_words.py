@@ -54,7 +54,7 @@ def card(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "Excess growth higher than 90% of scored images."),
+        ({}, "Excess growth higher than 90% of distinct images."),
         ({"p": 0.2, "memorized": False}, "not enough to be flagged"),
         ({"p": 1.0, "memorized": False, "outside_range": True}, "not judged"),
         ({"p": 0.01, "memorized": True}, "flagged at a false discovery rate of 10%"),

@@ -1,7 +1,7 @@
-"""The figures: matplotlib draws them, and they come out as inline SVG that follows the page's colours.
+"""The figures: matplotlib draws them once, for files and, as inline SVG that follows the page's colours, for the page.
 
-A figure is drawn with stand-in colours which `inline_svg` turns into CSS variables, so that one drawing serves light,
-dark and print. Nothing from the data set is written into a figure; names go into the page around it.
+A figure is drawn in the page's light colours; `inline_svg` turns each into its CSS variable, so that one drawing serves
+light, dark and print. Nothing from the data set is written into a figure; names go into the page around it.
 """
 
 import io
@@ -16,26 +16,23 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from volgrowth.report.formats import number, score
+from volgrowth.report.formats import number
+from volgrowth.report.numbers import Bars, Rates, Spread
 
-# Stand-ins: colours that nothing else in a figure has. The fallbacks serve an SVG outside the page.
-INK, MUTED, RULE, BAR, ACCENT, COOL = (f"#00000{k}" for k in range(1, 7))
+# Six colours that nothing else in a figure has, by what they mean.
+INK, MUTED, RULE, BAR, ACCENT, COOL = "#1d1c1a", "#66625b", "#e3dfd6", "#bcb7ac", "#b3401a", "#2a6a85"
 _CSS = {
-    INK: "var(--ink, #1d1c1a)",
-    MUTED: "var(--muted, #6b6862)",
-    RULE: "var(--rule, #dedad2)",
-    BAR: "var(--bar, #b9b5ab)",
-    ACCENT: "var(--accent, #b3401a)",
-    COOL: "var(--cool, #2a6a85)",
+    colour: f"var(--{name}, {colour})"
+    for name, colour in zip(
+        ("ink", "muted", "rule", "bar", "accent", "cool"), (INK, MUTED, RULE, BAR, ACCENT, COOL), strict=True
+    )
 }
 
-BINS = 44
 SCATTER_POINTS = 1500
 MARKED_POINTS = 400
-_REACH = 12.0
-"""Histograms reach this many interquartile ranges beyond the quartiles; what lies further is in the last bar."""
+DPI = 200
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -60,6 +57,8 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
+
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 @dataclass(frozen=True)
@@ -88,24 +87,18 @@ def plot(height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
-def histogram(
-    values: np.ndarray, heldout: np.ndarray | None, notable: np.ndarray, notable_name: str, xlabel: str
-) -> Figure:
+def histogram(bars: Bars, notable_name: str, xlabel: str) -> Figure:
     """Images per bin; the notable ones stacked on top and ticked below, held-out ones as an outline.
 
     The held-out outline is scaled to the number of audited images, so that shapes can be compared.
     """
-    finite = np.isfinite(values)
-    edges = _edges(values[finite], heldout)
-    low, high = edges[0], edges[-1]
-    plain = np.histogram(np.clip(values[finite & ~notable], low, high), edges)[0]
-    special = np.histogram(np.clip(values[finite & notable], low, high), edges)[0]
+    edges, plain, special, held = bars.edges, bars.ordinary, bars.notable, bars.held_out
     with plot(3.0) as (figure, axes):
         axes.stairs(plain, edges, fill=True, color=BAR, label="audited")
         if special.any():
             axes.stairs(plain + special, edges, baseline=plain, fill=True, color=ACCENT, label=notable_name)
-        if heldout is not None and heldout.size:
-            outline = np.histogram(np.clip(heldout, low, high), edges)[0] * (finite.sum() / heldout.size)
+        if held is not None:
+            outline = held * ((plain.sum() + special.sum()) / held.sum())
             axes.stairs(outline, edges, color=COOL, linewidth=1.4, label="held out, scaled")
         if special.any():
             # a bin with three images of a million has no visible height, but it has a tick
@@ -119,14 +112,16 @@ def histogram(
                 clip_on=False,
             )
             axes.tick_params(axis="x", pad=7)
-        axes.set(xlabel=xlabel, ylabel="images", xlim=(low, high))
+        axes.set(xlabel=xlabel, ylabel="images", xlim=(edges[0], edges[-1]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         legend(axes)
     return figure
 
 
-def complexity_scatter(points: Points, notable_name: str, ylabel: str) -> tuple[Figure, int, int]:
+def complexity_scatter(
+    points: Points, expected: Spread | None, notable_name: str, ylabel: str
+) -> tuple[Figure, int, int]:
     """Growth against PNG size with what was expected of it.
 
     Returns:
@@ -137,7 +132,7 @@ def complexity_scatter(points: Points, notable_name: str, ylabel: str) -> tuple[
     ordinary = _sample(np.flatnonzero(known & ~special), SCATTER_POINTS)
     with plot(3.6) as (figure, axes):
         _dots(axes, points, ordinary, "audited", color=BAR, markersize=2.6)
-        _draw_expected(axes, points, known)
+        _draw_expected(axes, expected)
         notable = _sample(np.flatnonzero(known & points.notable), MARKED_POINTS)
         _dots(axes, points, notable, notable_name, color=ACCENT, markersize=3.4)
         shown = _sample(np.flatnonzero(known & points.shown), MARKED_POINTS)
@@ -148,28 +143,61 @@ def complexity_scatter(points: Points, notable_name: str, ylabel: str) -> tuple[
     return figure, ordinary.size, int(np.count_nonzero(known & ~special))
 
 
+def levels(measured: Rates, ylabel: str) -> Figure:
+    """Growth by noise level, of flagged images and of their controls: medians and quartiles."""
+    with plot(3.0) as (figure, axes):
+        axes.axhline(0, color=RULE, linewidth=0.7)
+        for spread, colour, name in ((measured.controls, COOL, "controls"), (measured.flagged, ACCENT, "flagged")):
+            axes.plot(spread.at, spread.median, "o-", color=colour, markersize=4, label=name)
+            if len(spread.at) > 1:
+                axes.fill_between(spread.at, spread.low, spread.high, color=colour, alpha=0.16, linewidth=0)
+            else:
+                axes.vlines(spread.at, spread.low, spread.high, color=colour, linewidth=1.2)
+        axes.set(xlabel=measured.axis, ylabel=ylabel)
+        if measured.axis == "noise level":
+            _log_levels(axes, measured.flagged.at)
+        legend(axes)
+    return figure
+
+
 def returns(levels: list[float], flagged: list[float], controls: list[float]) -> Figure:
     """Share of noised and decoded images that come back, by noise level."""
     with plot(3.0) as (figure, axes):
+        axes.plot(levels, controls, "o-", color=COOL, markersize=4, label="controls")
         axes.plot(levels, flagged, "o-", color=ACCENT, markersize=4, label="flagged")
-        axes.plot(levels, controls, "o-", color=BAR, markersize=4, label="controls")
-        axes.set_xscale("log", base=2)
         axes.set(xlabel="noise level", ylabel="share that returns", ylim=(-0.02, 1.05))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _log_levels(axes, np.array(levels))
         legend(axes)
     return figure
+
+
+def _log_levels(axes: Axes, levels: np.ndarray) -> None:
+    """Noise levels on a log axis, each with its number where there are few."""
+    axes.set_xscale("log")
+    if len(levels) <= 8:
+        axes.xaxis.set_major_locator(FixedLocator(levels.tolist()))
+    else:
+        axes.xaxis.set_major_locator(LogLocator())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def files(name: str, figure: Figure) -> dict[str, bytes]:
+    """The figure as PNG and SVG files on white; the same figure gives the same bytes."""
+    made = {}
+    with mpl.rc_context(_STYLE):
+        for kind, metadata in (("png", {"Software": None}), ("svg", _NO_METADATA)):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
+            made[f"{name}.{kind}"] = buffer.getvalue()
+    return made
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     """The figure as an `<svg>` element for an HTML page; the same figure gives the same bytes."""
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE):
-        figure.savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )
+        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = buffer.getvalue()
     body = re.sub(r"<!--.*?-->|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     view_box = re.search(r'viewBox="([\d. -]+)"', body)
@@ -179,39 +207,10 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     body = re.sub(r' id="[a-z]+[A-Z]*_\d+"', "", body)
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", body)
     body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
-    for stand_in, css in _CSS.items():
-        body = body.replace(stand_in, css)
+    for colour, css in _CSS.items():
+        body = body.replace(colour, css)
     opening = f'<svg viewBox="{view_box[1]}" role="img" aria-label="{escape(alt)}">'
     return Markup(opening + re.sub(r"\s*\n\s*", "\n", body))
-
-
-def describe(values: np.ndarray) -> str:
-    """What a histogram shows, for those who do not see it."""
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return "no images"
-    low, middle, high = np.quantile(values, [0, 0.5, 1])
-    return f"{number(values.size)} images from {score(low)} to {score(high)}, median {score(middle)}"
-
-
-def beyond_reach(values: np.ndarray, heldout: np.ndarray | None = None) -> int:
-    """How many audited images a histogram gathers in its first and last bar."""
-    values = values[np.isfinite(values)]
-    edges = _edges(values, heldout)
-    return int(np.count_nonzero((values < edges[0]) | (values > edges[-1])))
-
-
-def _edges(values: np.ndarray, heldout: np.ndarray | None) -> np.ndarray:
-    everything = values if heldout is None else np.concatenate([values, heldout])
-    if not everything.size:
-        return np.linspace(0.0, 1.0, BINS + 1)
-    low, high = float(everything.min()), float(everything.max())
-    first, third = np.quantile(everything, [0.25, 0.75])
-    if third > first:
-        reach = _REACH * (third - first)
-        low, high = max(low, float(first - reach)), min(high, float(third + reach))
-    margin = 0.02 * (high - low) or 0.02 * max(1.0, abs(high))
-    return np.linspace(low - margin, high + margin, BINS + 1)
 
 
 def _sample(indices: np.ndarray, most: int) -> np.ndarray:
@@ -228,21 +227,13 @@ def _dots(axes: Axes, points: Points, chosen: np.ndarray, label: str, **style: o
         axes.plot(points.png_bytes[chosen], points.growth[chosen], label=label, **style)  # type: ignore[arg-type]
 
 
-def _draw_expected(axes: Axes, points: Points, known: np.ndarray) -> None:
+def _draw_expected(axes: Axes, expected: Spread | None) -> None:
     """Median and central 80% of the expectation along PNG size; it depends on other features too."""
-    known = known & np.isfinite(points.expected)
-    sizes, expected = points.png_bytes[known], points.expected[known]
-    if not sizes.size:
+    if expected is None:
         return
-    # of equal width on the log axis: bins of equal count would straddle the gap between plain and other images
-    edges = np.geomspace(sizes.min(), sizes.max() + 1, 25)
-    bins = np.digitize(sizes, edges)
-    occupied = np.unique(bins)
-    centres = [np.median(sizes[bins == k]) for k in occupied]
-    low, middle, high = np.array([np.quantile(expected[bins == k], [0.1, 0.5, 0.9]) for k in occupied]).T
-    axes.fill_between(centres, low, high, color=COOL, alpha=0.16, linewidth=0)
-    lonely = {"marker": "_", "markersize": 12} if len(centres) == 1 else {}
-    axes.plot(centres, middle, color=COOL, linewidth=1.6, label="expected", **lonely)  # type: ignore[arg-type]
+    axes.fill_between(expected.at, expected.low, expected.high, color=COOL, alpha=0.16, linewidth=0)
+    lonely = {"marker": "_", "markersize": 12} if len(expected.at) == 1 else {}
+    axes.plot(expected.at, expected.median, color=COOL, linewidth=1.6, label="expected", **lonely)  # type: ignore[arg-type]
 
 
 def _scale_sizes(axes: Axes, sizes: np.ndarray) -> None:

@@ -1,76 +1,139 @@
 """The page: what the tables say, put into the template.
 
-`render` is pure: tables and numbers in, one string out. The page carries its style, script, figures and pictures
+`render` is pure: tables and numbers in, text and figures out. The page carries its style, script, figures and pictures
 inside, and a content security policy under which a browser would refuse to fetch anything.
 """
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from volgrowth.records import Mark, Status
-from volgrowth.report import figures, formats, words
-from volgrowth.report.gallery import gallery
+from volgrowth.report import formats, words
+from volgrowth.report.exhibits import Shown
+from volgrowth.report.figures import files
+from volgrowth.report.gallery import FILTERS, SORTS, Card, fitted, gallery
+from volgrowth.report.pictures import data_url
+from volgrowth.report.plots import Plots, plots
 from volgrowth.report.provenance import provenance
 from volgrowth.report.words import Summary
 
 _HERE = Path(__file__).parent
+
+CAP = 20_000_000
+"""Bytes of the page."""
+
+FRAME = 2_000_000
+"""Of them for everything but the gallery's cards, all of which is bounded."""
+
+FIRST = 24
+"""Cards that are there without a script; a page of the gallery."""
 
 EXAMPLES = 20
 PIXELATED_BELOW = 96
 """Images smaller than this are shown with their pixels, larger ones smoothly."""
 
 
+@dataclass(frozen=True)
+class Report:
+    """What people get of an audit."""
+
+    html: str
+    numbers: dict[str, Any]
+    """of its figures and of the gallery, which the summary did not have"""
+    figures: dict[str, Figure]
+
+    def files(self) -> dict[str, bytes]:
+        """The figures as PNG and SVG files, by name."""
+        return {file: data for name, figure in self.figures.items() for file, data in files(name, figure).items()}
+
+
 def render(
-    summary: Summary,
-    scores: pa.Table,
-    findings: pa.Table,
-    thumbnails: Mapping[int, bytes],
-    holdout: pa.Table | None = None,
-) -> str:
-    """The report as one self-contained HTML page.
+    summary: Summary, scores: pa.Table, findings: pa.Table, shown: Shown, holdout: pa.Table | None = None
+) -> Report:
+    """The report: one self-contained HTML page, and its figures.
 
     Args:
         summary: The content of `summary.json`.
         scores: All rows, with the columns of `records.SCORES`.
         findings: All rows, with the columns of `records.FINDINGS`.
-        thumbnails: PNG bytes by row: the images to show. Identical ones share a card.
+        shown: The images of the gallery. Identical ones share a card.
         holdout: growth, expected_growth and excess_growth of held-out images, to lay over the histograms.
 
     Raises:
-        ValueError: a thumbnail is of a row that the tables do not have.
+        ValueError: an exhibit is of a row that the tables do not have.
         KeyError: the summary or a table lacks what the page shows, as those of another version may.
     """
     truth = summary.get("verification") or {}
     detection = summary["detection"] or {}
-    context = {
+    drawn = plots(summary, scores, findings, shown, holdout)
+    cards = gallery(scores, findings, shown, truth.get("rows", ()), detection.get("fdr"))
+    made = environment()
+    try:
+        template = made.get_template("card.html.j2")
+        texts, pictured = fitted(cards, lambda card: _dense(template.render(card=card)), CAP - FRAME)
+        page = made.get_template("page.html.j2").render(
+            {
+                **_context(summary, scores, shown, drawn),
+                **_gallery(cards[: len(texts)], texts, pictured),
+                "unlisted": len(cards) - len(texts),
+                "warnings": [*detection.get("warnings", ()), *truth.get("warnings", ())],
+            }
+        )
+    except UndefinedError as error:
+        raise KeyError(error.message) from error
+    said = {**drawn.numbers, "gallery": {"images": len(texts), "with_pictures": pictured}}
+    return Report(page, said, drawn.figures)
+
+
+def _dense(text: str) -> str:
+    """Markup without its indentation, which is a tenth of thousands of cards."""
+    return re.sub(r">\s*\n\s*", ">", text)
+
+
+def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: Plots) -> dict[str, Any]:
+    """All that the template shows but the gallery."""
+    groups = drawn.numbers["duplicates"]
+    pictures = {group["row"]: shown.rows.get(group["row"]) for group in groups["largest"]}
+    return {
         "summary": summary,
         "version": summary["volgrowth"],
         "title": words.title(summary),
         "verdict": words.verdict(summary),
         "judged": words.has_error_rate(summary),
-        "warnings": [*detection.get("warnings", ()), *truth.get("warnings", ())],
         "headline_numbers": words.headline_numbers(summary),
         "provenance": provenance(summary),
-        "figures": _figures(summary, scores, findings, thumbnails, holdout),
-        "cards": gallery(scores, findings, thumbnails, truth.get("rows", ()), detection.get("fdr")),
+        "figures": drawn,
+        "groups": groups,
+        "group_pictures": {row: data_url(picture) for row, picture in pictures.items() if picture},
+        "redacted": shown.redacted,
         "pixelated": max(summary["model"]["image_shape"][1:]) < PIXELATED_BELOW,
         "statuses": [(s.value, summary["counts"][s.value], words.STATUS_MEANING[s]) for s in Status],
         "marks": [(m.value, summary["marks"][m.value], words.MARK_MEANING[m]) for m in Mark],
         "failures": _failures(scores),
     }
-    try:
-        return environment().get_template("page.html.j2").render(context)
-    except UndefinedError as error:
-        raise KeyError(error.message) from error
+
+
+def _gallery(cards: list[Card], texts: list[Markup], pictured: int) -> dict[str, Any]:
+    """The first cards, the others, and the filters that let some but not all of them pass."""
+    counts = {kind: sum(kind in card["kinds"] for card in cards) for kind in FILTERS}
+    return {
+        "cards": texts[:FIRST],
+        "rest": texts[FIRST:],
+        "pictured": pictured,
+        "shown_rows": {card["row"] for card in cards},
+        "filters": [(kind, FILTERS[kind], count) for kind, count in counts.items() if count],
+        "sorts": SORTS,
+    }
 
 
 def environment() -> Environment:
@@ -93,75 +156,6 @@ def environment() -> Environment:
     style = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
     made.globals.update(style=style, script=Markup(script), script_digest=digest)
     return made
-
-
-def _figures(
-    summary: Summary,
-    scores: pa.Table,
-    findings: pa.Table,
-    thumbnails: Mapping[int, bytes],
-    holdout: pa.Table | None,
-) -> dict[str, Any]:
-    """The figures as SVG, and what has to be said beside them."""
-    truth = summary.get("verification")
-    points = _points(scores, findings, truth, thumbnails)
-    name = "reproduced" if truth else "flagged"
-    unit = "collapsed directions" if summary["measure"].get("preset") == "standard" else "nats"
-    drawn: dict[str, Any] = {
-        "notable": name if points.notable.any() else None,
-        "holdout": holdout is not None,
-    }
-    for key, values, label in (
-        ("growth", points.growth, f"growth, {unit}"),
-        ("excess_growth", points.excess, f"excess growth, {unit}"),
-    ):
-        heldout = None if holdout is None else _finite(holdout[key])
-        figure = figures.histogram(values, heldout, points.notable, name, label)
-        alt = f"Histogram of {label}: {figures.describe(values)}."
-        if heldout is not None:
-            alt += f" Held out: {figures.describe(heldout)}."
-        drawn[key] = figures.inline_svg(figure, key.replace("_", "-"), alt)
-        drawn[f"{key}_beyond"] = figures.beyond_reach(values, heldout)
-    returns = truth["returns"] if truth else None
-    drawn["returns"] = None
-    if returns:
-        alt = (
-            f"Share of draws that return, by noise level: flagged {returns['flagged']}, controls {returns['controls']}."
-        )
-        figure = figures.returns(returns["levels"], returns["flagged"], returns["controls"])
-        drawn["returns"] = figures.inline_svg(figure, "returns", alt)
-    figure, drawn["dots"], drawn["ordinary"] = figures.complexity_scatter(points, name, f"growth, {unit}")
-    alt = "Growth against the size of the image as PNG, with the growth expected at that size."
-    drawn["complexity"] = figures.inline_svg(figure, "complexity", alt)
-    return drawn
-
-
-def _points(
-    scores: pa.Table, findings: pa.Table, truth: Summary | None, thumbnails: Mapping[int, bytes]
-) -> figures.Points:
-    scores = scores.select(["row", "png_bytes"]).take(
-        pc.index_in(findings["row"], value_set=scores["row"].combine_chunks())
-    )
-    rows = findings["row"].to_numpy()
-    flagged = pc.fill_null(findings["memorized"], False).to_numpy()
-    reproduced = np.isin(rows, np.array(truth["rows"] if truth else [], dtype=np.int64))
-    return figures.Points(
-        growth=_floats(findings["growth"]),
-        expected=_floats(findings["expected_growth"]),
-        excess=_floats(findings["excess_growth"]),
-        png_bytes=_floats(scores["png_bytes"]),
-        notable=reproduced if truth else flagged.astype(bool),
-        shown=np.isin(rows, np.array(list(thumbnails), dtype=np.int64)),
-    )
-
-
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.cast(column, pa.float64()).to_numpy()
-
-
-def _finite(column: pa.ChunkedArray) -> np.ndarray:
-    values = _floats(column)
-    return values[np.isfinite(values)]
 
 
 def _failures(scores: pa.Table) -> list[dict[str, Any]]:

@@ -182,7 +182,7 @@ def reason(card: dict[str, Any], fdr: float | None) -> str:
     excess = card["excess"]
     if excess is None:
         return f"No calibrated score: {STATUS_MEANING.get(card['status'], 'not measured.').lower()}"
-    place = f"Excess growth higher than {percent(card['share_below'])} of scored images"
+    place = f"Excess growth higher than {percent(card['share_below'])} of distinct images"
     if excess <= 0:
         said = "Growth no higher than its complexity explains"
     elif card["memorized"]:

@@ -1,0 +1,122 @@
+"""What the gallery shows: rows, and what stands beside each of them.
+
+Beside a flagged image stand its near duplicates in the data set, a control (an unflagged image of the same
+complexity), and the generated sample that came nearest to it, where samples were drawn.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from volgrowth.analysis.complexity import regressors
+from volgrowth.analysis.controls import controls
+
+DUPLICATES = 3
+"""Near duplicates shown beside an image."""
+
+CONTROLS_AMONG = 200_000
+"""Unflagged images, drawn at random, among which controls are looked for."""
+
+_COLUMNS = ["row", "cluster", "identical", "memorized"]
+
+
+class Sample(NamedTuple):
+    """A generated sample: its number, how far it is from the image nearest to it, and whether it is a copy of it."""
+
+    number: int
+    distance: float
+    hit: bool
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A row, and what stands beside it: rows of near duplicates, the row of a control, a sample."""
+
+    row: int
+    duplicates: tuple[int, ...] = ()
+    control: int | None = None
+    sample: Sample | None = None
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """All rows whose pictures it needs."""
+        return (self.row, *self.duplicates, *(() if self.control is None else (self.control,)))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Exhibits in the order of the gallery, and thumbnails by row and by number of the sample.
+
+    `redacted` pages have no pictures by intent; others lack those that could not be read.
+    """
+
+    exhibits: Sequence[Exhibit] = ()
+    rows: Mapping[int, bytes] = field(default_factory=dict)
+    samples: Mapping[int, bytes] = field(default_factory=dict)
+    redacted: bool = False
+
+
+def exhibits(scores: pa.Table, findings: pa.Table, rows: Sequence[int], samples: pa.Table | None) -> list[Exhibit]:
+    """An exhibit for each row. `samples` has the columns of `records.SAMPLES`."""
+    known = {record["row"]: record for record in of_rows(findings, rows).select(_COLUMNS).to_pylist()}
+    duplicates = _duplicates(scores, findings, {row: record["cluster"] for row, record in known.items()})
+    partner = _controls(scores, findings, [row for row in rows if known[row]["memorized"]])
+    nearest = _nearest(samples) if samples is not None else {}
+    return [Exhibit(row, duplicates[row], partner.get(row), nearest.get(known[row]["identical"])) for row in rows]
+
+
+def of_rows(table: pa.Table, rows: Any) -> pa.Table:
+    """The rows with these numbers, in the order of their numbers."""
+    return table.filter(pc.is_in(table["row"], value_set=pa.array(rows, pa.int64()))).sort_by("row")
+
+
+def _duplicates(scores: pa.Table, findings: pa.Table, cluster: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
+    """Rows of the same cluster with other pixels, the first of each picture."""
+    wanted = pa.array(sorted(set(cluster.values())), pa.int64())
+    members = findings.select(["row", "cluster"]).filter(pc.is_in(findings["cluster"], value_set=wanted)).sort_by("row")
+    content = of_rows(scores.select(["row", "content_hash"]), members["row"].to_numpy())["content_hash"]
+    seen = content.is_valid().to_numpy()
+    row, group = (members[name].to_numpy()[seen] for name in ("row", "cluster"))
+    pixels = content.drop_null().to_numpy()
+    own = dict(zip(row.tolist(), pixels.tolist(), strict=True)) if len(row) else {}
+    _, first = np.unique(np.stack([group.astype(np.uint64), pixels]), axis=1, return_index=True)
+    pictures: dict[int, list[int]] = defaultdict(list)
+    for index in np.sort(first).tolist():
+        pictures[int(group[index])].append(index)
+    return {
+        each: tuple(int(row[k]) for k in pictures[name] if int(pixels[k]) != own.get(each))[:DUPLICATES]
+        for each, name in cluster.items()
+    }
+
+
+def _controls(scores: pa.Table, findings: pa.Table, flagged: Sequence[int]) -> dict[int, int]:
+    """Rows of unflagged images of the same complexity, by flagged row; none twice."""
+    if not flagged:
+        return {}
+    first = pc.equal(findings["row"], findings["identical"])
+    free = pc.and_(findings["excess_growth"].is_valid(), pc.invert(pc.fill_null(findings["memorized"], False)))
+    allowed = findings.filter(pc.and_(first, free))["row"].to_numpy()
+    if len(allowed) > CONTROLS_AMONG:
+        allowed = np.sort(np.random.default_rng(0).choice(allowed, CONTROLS_AMONG, replace=False))
+    table = of_rows(scores, np.concatenate([flagged, allowed]))
+    table = table.filter(table["png_bytes"].is_valid())
+    rows = table["row"].to_numpy()
+    features = np.nan_to_num(regressors(table))
+    at = {row: index for index, row in enumerate(rows.tolist())}
+    wanted = [row for row in flagged if row in at]
+    found = controls(features, np.array([at[row] for row in wanted], int), np.flatnonzero(np.isin(rows, allowed)))
+    return {row: int(rows[index]) for row, index in zip(wanted, found.tolist(), strict=True) if index >= 0}
+
+
+def _nearest(samples: pa.Table) -> dict[int, Sample]:
+    """The sample that came nearest to each image, by its first row, of those that came nearer to no other."""
+    known = samples.filter(samples["nearest_row"].is_valid())
+    best: dict[int, Sample] = {}
+    for record in known.sort_by([("distance", "ascending"), ("number", "ascending")]).to_pylist():
+        best.setdefault(record["nearest_row"], Sample(record["number"], record["distance"], bool(record["hit"])))
+    return best

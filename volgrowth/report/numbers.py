@@ -1,0 +1,163 @@
+"""The numbers behind the figures and the table of copies; `summary.json` gets them too."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+BINS = 44
+_REACH = 12.0
+"""Histograms reach this many interquartile ranges beyond the quartiles; what lies further is in the last bar."""
+
+_SIZES = 25
+_GROUP_SIZES = (1, 2, 5, 10, 100, 1000)
+LARGEST = 12
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A histogram of `BINS` bins: audited images that are not notable, those that are, and held-out ones."""
+
+    edges: np.ndarray
+    ordinary: np.ndarray
+    notable: np.ndarray
+    held_out: np.ndarray | None
+    beyond: int
+    """audited images outside the edges, counted in the first and the last bin"""
+
+
+def bars(values: np.ndarray, heldout: np.ndarray | None, notable: np.ndarray) -> Bars:
+    """Values (N,), NaN where missing; held-out ones (M,) without NaN; `notable` (N,) bool."""
+    finite = np.isfinite(values)
+    edges = _edges(values[finite], heldout)
+    low, high = edges[0], edges[-1]
+
+    def counted(some: np.ndarray) -> np.ndarray:
+        return np.histogram(np.clip(some, low, high), edges)[0]
+
+    held = counted(heldout) if heldout is not None and heldout.size else None
+    beyond = int(np.count_nonzero((values[finite] < low) | (values[finite] > high)))
+    return Bars(edges, counted(values[finite & ~notable]), counted(values[finite & notable]), held, beyond)
+
+
+def _edges(values: np.ndarray, heldout: np.ndarray | None) -> np.ndarray:
+    everything = values if heldout is None else np.concatenate([values, heldout])
+    if not everything.size:
+        return np.linspace(0.0, 1.0, BINS + 1)
+    low, high = float(everything.min()), float(everything.max())
+    first, third = np.quantile(everything, [0.25, 0.75])
+    if third > first:
+        reach = _REACH * (third - first)
+        low, high = max(low, float(first - reach)), min(high, float(third + reach))
+    margin = 0.02 * (high - low) or 0.02 * max(1.0, abs(high))
+    return np.linspace(low - margin, high + margin, BINS + 1)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and a central share of some quantity along another, arrays of equal length."""
+
+    at: np.ndarray
+    low: np.ndarray
+    median: np.ndarray
+    high: np.ndarray
+
+
+def expected_by_size(sizes: np.ndarray, expected: np.ndarray) -> Spread | None:
+    """Median and central 80% of the expected growth along PNG size; None without any."""
+    known = np.isfinite(expected) & (sizes > 0)
+    sizes, expected = sizes[known], expected[known]
+    if not sizes.size:
+        return None
+    # of equal width on the log axis: bins of equal count would straddle the gap between plain and other images
+    edges = np.geomspace(sizes.min(), sizes.max() + 1, _SIZES)
+    bins = np.digitize(sizes, edges)
+    occupied = np.unique(bins)
+    centres = np.array([np.median(sizes[bins == k]) for k in occupied])
+    low, middle, high = np.array([np.quantile(expected[bins == k], [0.1, 0.5, 0.9]) for k in occupied]).T
+    return Spread(centres, low, middle, high)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Growth at each noise level, of flagged images and of the controls matched to them, one each."""
+
+    pairs: int
+    axis: str
+    """`noise level` or, where rates belong to steps, `step`"""
+    flagged: Spread
+    controls: Spread
+
+
+def rates(scores: pa.Table, pairs: Sequence[tuple[int, int]], measure: dict[str, Any]) -> Rates | None:
+    """Medians and quartiles of the column `rates`, of (flagged, control) rows; None without pairs that have it."""
+    wanted = pa.array(sorted({row for pair in pairs for row in pair}), pa.int64())
+    some = scores.select(["row", "rates"]).filter(pc.is_in(scores["row"], value_set=wanted))
+    by_row = {row: values for row, values in zip(*some.to_pydict().values(), strict=True) if values}
+    both = [(by_row[a], by_row[b]) for a, b in pairs if a in by_row and b in by_row]
+    if not both:
+        return None
+    values = np.array(both, float)
+    axis, at = _levels(measure, values.shape[2])
+
+    def spread(some: np.ndarray) -> Spread:
+        return Spread(at, *np.quantile(some, [0.25, 0.5, 0.75], axis=0))
+
+    return Rates(len(both), axis, spread(values[:, 0]), spread(values[:, 1]))
+
+
+def _levels(measure: dict[str, Any], count: int) -> tuple[str, np.ndarray]:
+    """Where rates were measured, as far as the settings say: a model's own table can have joined some levels."""
+    levels: Sequence[float] = measure.get("levels") or ()
+    if "num_levels" in measure:
+        levels = np.geomspace(measure["smallest_level"], measure["largest_level"], measure["num_levels"]).tolist()
+    return ("noise level", np.array(levels, float)) if len(levels) == count else ("step", np.arange(1.0, count + 1))
+
+
+def groups(findings: pa.Table) -> dict[str, Any]:
+    """Distinct images with a score by the rows of their group of duplicates, and the largest groups.
+
+    Images with the same pixels count once.
+    """
+    first = pc.equal(findings["row"], findings["identical"])
+    scored = findings.filter(pc.and_(first, findings["growth"].is_valid()))
+    copies = pc.fill_null(scored["copies"], 1).to_numpy()
+    flagged = _mask(scored["memorized"])
+    bands = []
+    for low, after in zip(_GROUP_SIZES, (*_GROUP_SIZES[1:], None), strict=True):
+        inside = (copies >= low) & (copies < (after or np.inf))
+        if inside.any():
+            most = after - 1 if after else None
+            bands.append({"from": low, "to": most, "images": int(inside.sum()), "flagged": int(flagged[inside].sum())})
+    return {"by_rows": bands, "largest": _largest(scored, copies, flagged)}
+
+
+def _largest(scored: pa.Table, copies: np.ndarray, flagged: np.ndarray) -> list[dict[str, int]]:
+    """The groups of most rows: first row, rows, distinct images, how many of those are flagged."""
+    cluster = scored["cluster"].to_numpy()
+    inside = copies > 1
+    names, first, inverse = np.unique(cluster[inside], return_index=True, return_inverse=True)
+    rows = copies[inside][first]
+    images, hot = np.bincount(inverse), np.bincount(inverse, flagged[inside].astype(float))
+    order = np.lexsort((names, -rows))[:LARGEST]
+    return [
+        {"row": int(names[k]), "rows": int(rows[k]), "images": int(images[k]), "flagged": int(hot[k])} for k in order
+    ]
+
+
+def _mask(column: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(column, False).to_numpy().astype(bool)
+
+
+def plain(numbers: Any) -> Any:
+    """Dataclasses and arrays as JSON has them."""
+    if isinstance(numbers, Bars | Spread | Rates):
+        return plain(asdict(numbers))
+    if isinstance(numbers, dict):
+        return {name: plain(value) for name, value in numbers.items()}
+    if isinstance(numbers, np.ndarray):
+        return [float(f"{value:.6g}") if numbers.dtype.kind == "f" else int(value) for value in numbers]
+    return numbers
