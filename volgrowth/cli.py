@@ -144,13 +144,21 @@ def plan(
 
 
 @app.command()
-def report(output: Annotated[str, typer.Argument(help="Output of a finished audit.")]) -> None:
-    """Write report.html again from the tables of a finished audit."""
+def report(
+    output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
+    redact: Annotated[bool, typer.Option("--redact", help="Leave out all pictures, to hand the page on.")] = False,
+) -> None:
+    """Write report.html and its figures again from the tables of a finished audit.
+
+    Example:
+
+      volgrowth report out --redact
+    """
     from volgrowth.audit.result import open_audit
     from volgrowth.pipeline import write_report
 
     finished = open_audit(output)
-    write_report(finished)
+    write_report(finished, redact)
     print(finished.store.path("report.html"))
 
 
