@@ -11,7 +11,7 @@ likely were made from; content hashes break ties, so that groups do not depend o
 levels, given noise of 4, or saved as JPEG, 92% or more of photographs at 128 pixels and 75% or more of digits at 8 (but
 only 60% at 64 pixels of patches that are half sky); 1% of 1,797 different digits are alike to another one. At a radius
 of 4 it is 96%, 95%, 67% and 7%: that would drop different images to catch a few more copies, and to miss a copy costs
-less. Of images moved by two pixels most are missed at either, and all that were mirrored or cropped.
+less. Of images moved by two pixels most are missed at either, and all mirrored ones.
 tests/analysis/test_duplicates.py measures this.
 
 Search. A hash is cut into `BANDS` = `RADIUS` + 2 bands; of two that differ in `RADIUS` bits at least two bands are
