@@ -17,6 +17,7 @@ from volgrowth.version import VERSION
 def test_help_imports_neither_torch_nor_ray():
     code = (
         "import sys; from volgrowth.cli import run; run(['--help']); run(['audit', '--help']); "
+        "run(['curate', '--help']); run(['check', '--help']); "
         "heavy = {'torch', 'ray', 'datasets', 'diffusers', 'sklearn', 'matplotlib'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else 0)"
     )

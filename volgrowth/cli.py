@@ -2,10 +2,11 @@
 
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -14,11 +15,15 @@ from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.version import VERSION
 
+if TYPE_CHECKING:
+    from volgrowth.analysis.curation import Policy
+
 
 class Exit(IntEnum):
     """What the shell is told."""
 
     DONE = 0
+    MORE_THAN_ALLOWED = 1
     NOT_STARTED = 2
     TOO_MANY_FAILED = 3
     INTERRUPTED = 130
@@ -226,6 +231,83 @@ def verify(
 
 
 @app.command()
+def curate(
+    ctx: typer.Context,
+    output: Annotated[str | None, typer.Argument(help="Output of a finished audit.")] = None,
+    fdr: Annotated[float | None, typer.Option(help="Flag what has at most this q_value.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Flag so many images, highest in excess_growth.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="Flag what has more excess_growth than this.")] = None,
+    action: Annotated[str | None, typer.Option(help="For what is flagged: drop (default), dedupe, downweight.")] = None,
+    allow: Annotated[Path | None, typer.Option(help="File of ids or sources, one a line, that always stay.")] = None,
+    opt_out: Annotated[Path | None, typer.Option(help="File of ids or sources, one a line, that always go.")] = None,
+    list_: Annotated[str | None, typer.Option("--list", help="The list, .csv or .parquet: written, or taken.")] = None,
+    apply: Annotated[str | None, typer.Option(help="New folder for the data set that the list says.")] = None,
+    indices: Annotated[bool, typer.Option("--indices", help="Apply as row numbers for `datasets`, no copy.")] = False,
+    undo: Annotated[str | None, typer.Option(help="Folder that --apply wrote: remove it; takes no OUTPUT.")] = None,
+) -> None:
+    """Say what to do with each row, as a list that can be edited, and apply it to a copy of the data set.
+
+    With --fdr, --top-k or --max-score the list is made, otherwise --list is taken as it is. The data set itself is
+    never changed.
+
+    Examples:
+
+      volgrowth curate out --fdr 0.1 --action dedupe --list list.csv
+
+      volgrowth curate out --list list.csv --apply ./curated
+
+      volgrowth curate --undo ./curated
+    """
+    from volgrowth import curation
+
+    if undo is not None:
+        _refuse_beside_undo(ctx.params)
+        gone = curation.undo(undo)
+        print(f"removed {undo} ({gone.rows:,} rows, {len(gone.files):,} files); {gone.data} was not changed")
+        return
+    if output is None:
+        raise UsageError("curate needs the OUTPUT of a finished audit, or --undo with a folder that --apply wrote")
+    table, applied = curation.curate_audit(
+        output, _policy(ctx.params), list_path=list_, destination=apply, indices=indices
+    )
+    counts = Counter(table["action"].to_pylist())
+    said = ", ".join(f"{name} {counts[name]:,}" for name in ("drop", "downweight", "review", "keep"))
+    print(f"{said} of {len(table):,} rows; list: {list_ or output.rstrip('/') + '/' + curation.CURATION_FILE}")
+    if applied:
+        print(f"{applied.rows:,} rows in {apply}; volgrowth curate --undo {apply} removes it")
+
+
+@app.command()
+def check(
+    output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
+    fdr: Annotated[float, typer.Option(help="An image is flagged where its q_value is at most this.")] = 0.1,
+    max_flagged: Annotated[float, typer.Option(help="Share of the distinct images that may be flagged.")] = 0.0,
+    junit: Annotated[str | None, typer.Option(help="JUnit file to write, a path or URL.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print GitHub-flavoured Markdown.")] = False,
+) -> None:
+    """Fail where an audit found more memorized images than allowed: exit code 0, 1, or 2 if it could not tell.
+
+    Examples:
+
+      volgrowth check out --fdr 0.05 --max-flagged 0.001 --junit check.xml
+
+      volgrowth check out --markdown >> "$GITHUB_STEP_SUMMARY"
+    """
+    from volgrowth.analysis import gate
+    from volgrowth.analysis.curation import store_of
+    from volgrowth.audit.result import open_audit
+
+    found = gate.check(open_audit(output), fdr, max_flagged)
+    if junit:
+        store, name = store_of(junit)
+        store.write(name, gate.junit(found))
+    print(gate.markdown(found) if markdown else gate.text(found))
+    _warn(found.notes)
+    if not found.passed:
+        raise typer.Exit(Exit.MORE_THAN_ALLOWED)
+
+
+@app.command()
 def demo(output: Annotated[Path, typer.Option(help="Folder for model, data, audit and report.")]) -> None:
     """Train a small model on real digits, audit it, and show what it reproduces. Minutes on two cores."""
     from volgrowth.demo import run_demo
@@ -243,6 +325,37 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def _refuse_beside_undo(given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if name != "undo" and value not in (None, False):
+            raise UsageError(f"--undo takes nothing beside it, and {name.strip('_')} was {value}: leave that out")
+
+
+def _policy(given: dict[str, Any]) -> "Policy | None":
+    """Of the options of `curate`; None where they name none."""
+    from volgrowth.analysis.curation import Policy
+
+    limits = {name: given[name] for name in ("fdr", "top_k", "max_score") if given[name] is not None}
+    options = {name: given[name] for name in ("action", "allow", "opt_out") if given[name] is not None}
+    flags = [f"--{name.replace('_', '-')}" for name in (*limits, *options)]
+    if len(limits) > 1:
+        raise UsageError(f"{' and '.join(flags[: len(limits)])} were given: expected one of them")
+    if not limits and options:
+        raise UsageError(f"{flags[0]} needs --fdr, --top-k or --max-score beside it; --top-k 0 flags nothing")
+    for name in options.keys() & {"allow", "opt_out"}:
+        options[name] = _read_ids(options[name], f"--{name.replace('_', '-')}")
+    return next((Policy(by=by, limit=limit, **options) for by, limit in limits.items()), None)  # type: ignore[arg-type]
+
+
+def _read_ids(file: Path, option: str) -> frozenset[str]:
+    """One a line."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{option} {file} cannot be read ({error}): expected a text file, one id a line") from None
+    return frozenset(line for line in lines if line)
 
 
 def _audit_config(ctx: typer.Context) -> AuditConfig:

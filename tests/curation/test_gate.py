@@ -16,17 +16,17 @@ from .conftest import ROWS
 
 
 @pytest.fixture
-def judged(parquet: Audit) -> Callable[..., Audit]:
+def judged(audited: Audit) -> Callable[..., Audit]:
     """The finished audit with other q-values; summary and scores stay."""
 
     def judged(q_value: dict[int, float | None], **columns: Any) -> Audit:
-        findings = parquet.findings
+        findings = audited.findings
         values = [q_value.get(row, 1.0) for row in range(ROWS)]
         columns = {"q_value": values, "outside_range": [False] * ROWS, **columns}
         for name, column in columns.items():
             index = findings.column_names.index(name)
             findings = findings.set_column(index, findings.schema.field(name), pa.array(column, findings[name].type))
-        audit = Audit(parquet.store, parquet.manifest)
+        audit = Audit(audited.store, audited.manifest)
         audit.__dict__["findings"] = findings
         return audit
 

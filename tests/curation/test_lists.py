@@ -1,8 +1,8 @@
 """Lists as files: written, edited, read, and refused."""
 
 import csv
-import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,9 +11,11 @@ import pytest
 
 from tests.sources.samples import write_parquet
 from volgrowth.analysis.curation import CURATION, Policy, digest, make_list
+from volgrowth.audit.result import Audit
 from volgrowth.curation import CURATION_FILE, curate_audit, read_list
 from volgrowth.curation.lists import encoded
 from volgrowth.errors import OutputError, UsageError
+from volgrowth.sources import open_source
 
 from .conftest import ROWS
 
@@ -139,11 +141,6 @@ def test_a_list_is_kept_in_the_audit_and_a_file_with_another_is_not_replaced(par
 def test_a_list_from_before_an_extension_is_of_another_audit(run, images, tmp_path):
     write_parquet(tmp_path / "data/a.parquet", images)
     audit = run(tmp_path / "data", tmp_path / "out")
-    before = digest(audit)
-    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     write_parquet(tmp_path / "data/b.parquet", images[:5])
-    from volgrowth.config import AuditConfig
-    from volgrowth.pipeline import run_audit
-
-    config = AuditConfig.build(**manifest["config"], output=str(tmp_path / "out"), engine="local")
-    assert digest(run_audit(config, quiet=True, extend=True)) != before
+    grown = audit.plan.data.extended(open_source(str(tmp_path / "data")).listing)
+    assert digest(Audit(audit.store, replace(audit.plan, data=grown).to_json())) != digest(audit)

@@ -84,13 +84,19 @@ class Receipt:
             ) from None
 
 
-def check_destination(audit: Audit, destination: str) -> Path:
+def check_destination(audit: Audit, destination: str, indices: bool = False) -> Path:
     """Where the data set will be.
 
     Raises:
-        UsageError: it is a URL, or in the data set itself.
-        OutputError: it exists.
+        UsageError: it is a URL, or the data set cannot be written so.
+        OutputError: it exists, or is in the data set itself.
     """
+    kind, data = audit.plan.data.kind, audit.plan.data.name
+    if indices and kind not in ("arrow", "hub"):
+        raise UsageError(
+            f"--indices: the rows of {data}, of the kind {kind}, may have another order in `datasets`; expected a "
+            "save_to_disk folder or a data set of the hub; leave --indices out"
+        )
     if is_url(destination):
         raise UsageError(
             f"--apply {destination}: a store has no rename, and an interrupted copy would stay there in part; expected "
@@ -99,7 +105,6 @@ def check_destination(audit: Audit, destination: str) -> Path:
     folder = Path(destination).expanduser().absolute()
     if os.path.lexists(folder):
         raise OutputError(f"--apply {destination} exists: choose a new folder, or `volgrowth curate --undo` it first")
-    data = audit.plan.data.name
     if not is_url(data) and os.path.isdir(data) and folder.resolve().is_relative_to(Path(data).resolve()):
         raise OutputError(f"--apply {destination} is in the audited data set {data}: choose a folder outside of it")
     return folder
@@ -116,9 +121,9 @@ def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool
         DataError: the audited data set is not what it was.
         UsageError: the data set cannot be written so.
     """
-    folder = check_destination(audit, destination)
+    folder = check_destination(audit, destination, indices)
     source, kept = _open(audit), _kept(table)
-    form = _form(source, indices, audit.plan.data.name)
+    form = INDICES if indices or source.kind == "hub" else source.kind
     with _staged(folder) as stage:
         WRITERS[form](source, stage, kept)
         written = _count(form, stage, audit)
@@ -172,18 +177,6 @@ def _kept(table: pa.Table) -> Kept:
         raise UsageError("the list drops every row: expected one at least that stays")
     weighted = pc.any(pc.equal(table["action"], Action.DOWNWEIGHT.value)).as_py()
     return Kept(mask, table["weight"].to_numpy() if weighted else None)
-
-
-def _form(source: Source, indices: bool, data: str) -> str:
-    """Which of `WRITERS` writes it."""
-    if source.kind == "hub":
-        return INDICES
-    if indices and source.kind != "arrow":
-        raise UsageError(
-            f"--indices: the rows of {data}, of the kind {source.kind}, may have another order in `datasets`; expected "
-            "a save_to_disk folder or a data set of the hub; leave --indices out"
-        )
-    return INDICES if indices else source.kind
 
 
 def _count(form: str, stage: Path, audit: Audit) -> int:

@@ -31,7 +31,7 @@ def curate_audit(
     """
     audit = open_audit(output)
     if destination is not None:
-        check_destination(audit, destination)
+        check_destination(audit, destination, indices)
     if policy is not None:
         table, how = make_list(audit, policy), f"{policy.by} {policy.limit:g}, {policy.action}"
     elif list_path is not None:
