@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import prod
 from typing import Any
 
@@ -332,7 +332,7 @@ def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:
 def _runs(rows: list[int]) -> Iterable[list[int]]:
     """Rows so near to one another that what lies between is read with them."""
     starts = [k for k, row in enumerate(rows) if not k or row - rows[k - 1] > READ_THROUGH]
-    return [rows[start:stop] for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    return [rows[start:stop] for start, stop in pairwise([*starts, len(rows)])]
 
 
 def _samples(audit: Audit, numbers: Iterable[int]) -> dict[int, bytes]:

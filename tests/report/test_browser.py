@@ -355,5 +355,5 @@ def test_it_prints(opens: Opens, showcase: Report) -> None:
     assert status(page) == "Images 1 to 24 of 60"
     ARTEFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTEFACTS / "report-print.png", full_page=True)
-    page.pdf(path=ARTEFACTS / "report-print.pdf", format="A4")
+    page.pdf(path=ARTEFACTS / "report-print.pdf", format="A4", prefer_css_page_size=True)
     assert (ARTEFACTS / "report-print.pdf").read_bytes().startswith(b"%PDF")

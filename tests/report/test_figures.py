@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ def points(rows: int, notable: int = 0) -> Points:
         expected=expected,
         excess=rng.normal(0, 1, rows),
         png_bytes=rng.integers(70, 400, rows).astype(float),
-        notable=np.arange(rows) < notable,
-        shown=np.zeros(rows, bool),
+        flagged=np.arange(rows) < notable,
+        reproduced=None,
     )
 
 
@@ -28,8 +29,8 @@ def svg_of_histogram(values: np.ndarray, heldout: np.ndarray | None = None) -> s
     return inline_svg(histogram(bars(values, heldout, notable), "flagged", "growth"), "h", "a histogram")
 
 
-def scatter(some: Points, name: str = "flagged", label: str = "growth") -> tuple[Figure, int, int]:
-    return complexity_scatter(some, expected_by_size(some.png_bytes, some.expected), name, label)
+def scatter(some: Points) -> tuple[Figure, int, int]:
+    return complexity_scatter(some, expected_by_size(some.png_bytes, some.expected), "growth")
 
 
 def test_colours_follow_the_page() -> None:
@@ -99,3 +100,14 @@ def test_files_are_on_white_and_in_the_light_colours() -> None:
     assert set(made) == {"h.png", "h.svg"}
     assert figures.BAR.encode() in made["h.svg"]
     assert b"ffffff" in made["h.svg"]
+
+
+def test_flags_are_marked_and_what_samples_reproduced_as_well() -> None:
+    some = points(100, notable=10)
+    both = replace(some, reproduced=np.arange(100) < 4)
+    figure, dots, _ = scatter(both)
+    svg = inline_svg(figure, "s", "")
+    assert dots == 90
+    styles = [use["style"] for use in parse(svg).all("use") if "--accent" in use["style"]]
+    assert len([style for style in styles if "fill: var(--accent" in style]) == 4 + 1
+    assert len([style for style in styles if "stroke: var(--accent" in style]) == 10 + 1

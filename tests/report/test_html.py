@@ -278,7 +278,7 @@ def test_the_size_does_not_follow_the_number_of_rows() -> None:
     html = html_of(summary(100_000), (scores, findings), list(range(0, 400, 2)))
     assert len(html.encode()) < 3_000_000
     assert len(parse(html).all("article")) == 200
-    assert "Shows 1,500 of 99,800 ordinary images" in parse(html).visible
+    assert "Shows 1,500 of 100,000 ordinary images" in parse(html).visible
 
 
 def test_a_flagged_image_stands_beside_its_sample_its_control_and_its_near_duplicates() -> None:

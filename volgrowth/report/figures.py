@@ -69,10 +69,15 @@ class Points:
     expected: np.ndarray
     excess: np.ndarray
     png_bytes: np.ndarray
-    notable: np.ndarray
-    """bool: measured to be reproduced or, where nothing was measured, flagged"""
-    shown: np.ndarray
-    """bool: in the gallery"""
+    flagged: np.ndarray
+    """bool"""
+    reproduced: np.ndarray | None
+    """bool, by samples; None where none were drawn"""
+
+    @property
+    def notable(self) -> tuple[np.ndarray, str]:
+        """The rows to look at, as far as is known, and what they are."""
+        return (self.flagged, "flagged") if self.reproduced is None else (self.reproduced, "reproduced")
 
 
 @contextmanager
@@ -119,28 +124,28 @@ def histogram(bars: Bars, notable_name: str, xlabel: str) -> Figure:
     return figure
 
 
-def complexity_scatter(
-    points: Points, expected: Spread | None, notable_name: str, ylabel: str
-) -> tuple[Figure, int, int]:
+def complexity_scatter(points: Points, expected: Spread | None, ylabel: str) -> tuple[Figure, int, int]:
     """Growth against PNG size with what was expected of it.
 
     Returns:
         The figure, how many of the ordinary images it shows, and how many there are.
     """
     known = np.isfinite(points.growth) & (points.png_bytes > 0)
-    special = known & (points.notable | points.shown)
-    ordinary = _sample(np.flatnonzero(known & ~special), SCATTER_POINTS)
+    notable, name = points.notable
+    ordinary = known & ~notable & ~points.flagged
+    chosen = _sample(np.flatnonzero(ordinary), SCATTER_POINTS)
     with plot(3.6) as (figure, axes):
-        _dots(axes, points, ordinary, "audited", color=BAR, markersize=2.6)
+        _dots(axes, points, chosen, "audited", color=BAR, markersize=2.6)
         _draw_expected(axes, expected)
-        notable = _sample(np.flatnonzero(known & points.notable), MARKED_POINTS)
-        _dots(axes, points, notable, notable_name, color=ACCENT, markersize=3.4)
-        shown = _sample(np.flatnonzero(known & points.shown), MARKED_POINTS)
-        _dots(axes, points, shown, "in the gallery", color="none", markeredgecolor=ACCENT, markersize=5.6)
+        marked = _sample(np.flatnonzero(known & notable), MARKED_POINTS)
+        _dots(axes, points, marked, name, color=ACCENT, markersize=3.4)
+        if points.reproduced is not None:
+            circled = _sample(np.flatnonzero(known & points.flagged), MARKED_POINTS)
+            _dots(axes, points, circled, "flagged", color="none", markeredgecolor=ACCENT, markersize=5.6)
         _scale_sizes(axes, points.png_bytes[known])
         axes.set(xlabel="size as PNG, bytes", ylabel=ylabel)
         legend(axes)
-    return figure, ordinary.size, int(np.count_nonzero(known & ~special))
+    return figure, chosen.size, int(np.count_nonzero(ordinary))
 
 
 def levels(measured: Rates, ylabel: str) -> Figure:

@@ -38,14 +38,14 @@ def plots(
     """All figures, and the numbers of the table of duplicates."""
     truth = summary.get("verification")
     made = Plots(numbers={"duplicates": groups(findings)})
-    points = _points(scores, findings, truth, shown)
+    points = _points(scores, findings, truth)
     unit = "collapsed directions" if summary["measure"].get("preset") == "standard" else "nats"
-    name = "reproduced" if truth else "flagged"
-    made.numbers["notable"] = name if points.notable.any() else None
+    notable, name = points.notable
+    made.numbers["notable"] = name if notable.any() else None
     for key, values in (("growth", points.growth), ("excess_growth", points.excess)):
         heldout = None if holdout is None else _finite(holdout[key])
-        _histogram(made, key, values, heldout, points.notable, (name, f"{key.replace('_', ' ')}, {unit}"))
-    _scatter(made, points, name, f"growth, {unit}")
+        _histogram(made, key, values, heldout, notable, (name, f"{key.replace('_', ' ')}, {unit}"))
+    _scatter(made, points, f"growth, {unit}")
     pairs = [(each.row, each.control) for each in shown.exhibits if each.control is not None]
     measured = rates(scores, pairs, summary["measure"])
     if measured:
@@ -70,10 +70,14 @@ def _histogram(
     made.add(key.replace("_", "-"), figures.histogram(counted, *labels), alt, counted)
 
 
-def _scatter(made: Plots, points: figures.Points, name: str, label: str) -> None:
+def _scatter(made: Plots, points: figures.Points, label: str) -> None:
     expected = expected_by_size(points.png_bytes, points.expected)
-    figure, dots, ordinary = figures.complexity_scatter(points, expected, name, label)
-    alt = "Growth against the size of the image as PNG, with the growth expected at that size."
+    figure, dots, ordinary = figures.complexity_scatter(points, expected, label)
+    above = int(np.count_nonzero(points.flagged))
+    alt = (
+        f"Growth against the size of the image as PNG, with the growth expected at that size. {number(above)} flagged "
+        f"rows are marked."
+    )
     made.add("complexity", figure, alt, {"dots": dots, "ordinary": ordinary, "expected": plain(expected)})
 
 
@@ -98,20 +102,18 @@ def describe(values: np.ndarray) -> str:
     return f"{number(values.size)} images from {score(low)} to {score(high)}, median {score(middle)}"
 
 
-def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None, shown: Shown) -> figures.Points:
+def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figures.Points:
     scores = scores.select(["row", "png_bytes"]).take(
         pc.index_in(findings["row"], value_set=scores["row"].combine_chunks())
     )
     rows = findings["row"].to_numpy()
-    flagged = pc.fill_null(findings["memorized"], False).to_numpy()
-    reproduced = np.isin(rows, np.array(truth["rows"] if truth else [], dtype=np.int64))
     return figures.Points(
         growth=_floats(findings["growth"]),
         expected=_floats(findings["expected_growth"]),
         png_bytes=_floats(scores["png_bytes"]),
         excess=_floats(findings["excess_growth"]),
-        notable=reproduced if truth else flagged.astype(bool),
-        shown=np.isin(rows, np.array([exhibit.row for exhibit in shown.exhibits], dtype=np.int64)),
+        flagged=pc.fill_null(findings["memorized"], False).to_numpy().astype(bool),
+        reproduced=np.isin(rows, np.array(truth["rows"], dtype=np.int64)) if truth else None,
     )
 
 
