@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import start_volgrowth, volgrowth
 from tests.sources.samples import write_parquet
+from volgrowth.audit.result import Audit
 from volgrowth.cli import run as command
 from volgrowth.curation.applying import RECEIPT
 
@@ -26,7 +27,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def out(audited) -> str:
+def out(audited: Audit) -> str:
     return audited.store.url
 
 

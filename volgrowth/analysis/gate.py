@@ -150,16 +150,16 @@ def text(gate: Gate) -> str:
 def markdown(gate: Gate) -> str:
     """GitHub-flavoured, such as for a job's summary."""
     facts = {
-        "audit": gate.name,
-        "model": gate.model,
-        "data": gate.data,
+        "audit": _escaped(gate.name),
+        "model": _escaped(gate.model),
+        "data": _escaped(gate.data),
         "rows of flagged images": f"{gate.flagged_rows:,} of {gate.rows:,}",
         "rows not judged": f"{gate.unjudged_rows:,}",
     }
     lines = [
         f"### {'✅' if gate.passed else '❌'} volgrowth check: {'passed' if gate.passed else 'failed'}",
-        f"{_escaped(gate.sentence)}.",
-        "\n".join(["| | |\n|---|---|", *(f"| {name} | {_escaped(value)} |" for name, value in facts.items())]),
+        f"{gate.sentence}.",
+        "\n".join(["| | |\n|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]),
     ]
     if gate.images:
         of = f"The {len(gate.images)} most certain of {gate.flagged:,}" if gate.flagged > LISTED else "Flagged images"
@@ -175,7 +175,7 @@ def markdown(gate: Gate) -> str:
         ]
         head = "| row | image | excess growth | q | in its cluster |\n|--:|---|--:|--:|--:|"
         lines += [f"{of}:", "\n".join([head, *(f"| {' | '.join(row)} |" for row in cells)])]
-    lines += [f"> {_escaped(note)}" for note in gate.notes]
+    lines += [f"> {note}" for note in gate.notes]
     return "\n\n".join(lines)
 
 
