@@ -2,14 +2,20 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from volgrowth.audit import views
 from volgrowth.audit.fragments import read_scores
 from volgrowth.audit.manifest import HOLDOUT_FOLDER, MANIFEST, SUCCESS, Manifest
 from volgrowth.audit.store import Store
 from volgrowth.errors import OutputError
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+    import polars as pl
 
 FINDINGS_FILE = "findings.parquet"
 HOLDOUT_FINDINGS_FILE = "holdout-findings.parquet"
@@ -17,9 +23,14 @@ SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
-    """What an OUT holds. Tables are read when first asked for; columns are described in `volgrowth.records`."""
+    """What an OUT holds. Tables are read when first asked for; columns are described in `volgrowth.records`.
+
+    Attributes:
+        store: the files of OUT.
+        manifest: the frozen plan, as in `manifest.json`.
+    """
 
     store: Store
     manifest: dict[str, Any]
@@ -53,6 +64,47 @@ class Audit:
     def summary(self) -> dict[str, Any]:
         """The report's numbers."""
         return self.store.read_json(SUMMARY_FILE)
+
+    def to_arrow(self) -> pa.Table:
+        """Findings, and beside them the columns that only the scores have, one row per image."""
+        return views.joined(self)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The same as a pandas data frame. Flags are nullable booleans: those of rows without a score are missing."""
+        return views.to_pandas(views.joined(self))
+
+    def to_polars(self) -> "pl.DataFrame":
+        """The same as a polars data frame.
+
+        Raises:
+            UsageError: polars is not installed.
+        """
+        return views.to_polars(views.joined(self))
+
+    def flagged(self, *, images: bool = True) -> "datasets.Dataset":
+        """The rows that are flagged as memorized, copies among them, highest excess growth first.
+
+        Args:
+            images: with a column `image`, decoded when it is looked at. Their files are copied into the cache of
+                `datasets` for that; without images the data set they came from is not read.
+
+        Raises:
+            DataError: the data set is not there any more, or not what was audited.
+        """
+        return views.flagged(self, images)
+
+    def clusters(self, *, images: bool = True) -> "datasets.Dataset":
+        """The rows that have near duplicates, group by group (column `cluster`), the largest group first.
+
+        Args and errors are those of `flagged`.
+        """
+        return views.clusters(self, images)
+
+    def __repr__(self) -> str:
+        return views.described(self)
+
+    def _repr_html_(self) -> str:
+        return views.html(self)
 
 
 def open_audit(output: str) -> Audit:
