@@ -69,13 +69,21 @@ class Machines:
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
+    def home_of(self, worker: int) -> Any:
+        """The node whose raylet started a process."""
+        parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+        raylets = {info.process.pid: node for node in self.nodes for info in node.all_processes["raylet"]}
+        return raylets[parent]
+
     @contextmanager
     def held_up(self) -> Iterator[None]:
         """No worker gets on meanwhile."""
         hold = self.folder / "hold"
         hold.touch()
-        yield
-        hold.unlink()
+        try:
+            yield
+        finally:
+            hold.unlink()
 
     def nodes_up_to(self, count: int) -> None:
         while len(self.nodes) < count:
@@ -195,9 +203,10 @@ def test_workers_and_nodes_that_go_and_come(run, undisturbed):
     driver = run.start()
     run.wait_for_fragments(2, driver)
     with run.machines.held_up():
-        os.kill(workers(run, driver)[0], signal.SIGKILL)
+        killed, other = workers(run, driver)
+        os.kill(killed, signal.SIGKILL)
         wait_for(lambda: len(run.events("worker_lost")) == 1)
-        run.machines.remove(run.machines.nodes[0])
+        run.machines.remove(run.machines.home_of(other))
         wait_for(lambda: len(run.events("worker_lost")) >= 2)
         run.machines.nodes_up_to(3)
         new = {node.node_id for node in run.machines.nodes[1:]}
@@ -242,20 +251,13 @@ def test_a_worker_that_was_given_up_and_comes_back(run, undisturbed):
     with run.machines.held_up():
         zombie = workers(run, driver)[0]
         os.kill(zombie, signal.SIGSTOP)
-        run.machines.remove(next(node for node in run.machines.nodes if is_child(zombie, node)))
+        run.machines.remove(run.machines.home_of(zombie))
         wait_for(lambda: bool(run.events("worker_lost")))
     ended_well(driver)
     if Path(f"/proc/{zombie}").exists():
         os.kill(zombie, signal.SIGCONT)
         wait_for(lambda: not Path(f"/proc/{zombie}").exists())
     assert run.scores.equals(undisturbed)
-
-
-def is_child(pid: int, node: Any) -> bool:
-    """Whether a node's raylet started a process."""
-    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    raylets = [info.process.pid for info in node.all_processes["raylet"]]
-    return parent in raylets
 
 
 def test_a_row_that_kills_its_process_is_found_and_the_rest_is_scored(run, digits, tmp_path):
