@@ -35,7 +35,7 @@ from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.models import inspect_model
 from volgrowth.records import ModelInfo, Status
 from volgrowth.report import Shown, exhibits, render, thumbnail
-from volgrowth.report.html import CAP
+from volgrowth.report.html import CAP, FRAME
 from volgrowth.report.numbers import groups
 from volgrowth.sources import BadImage, decode, open_source
 
@@ -47,8 +47,10 @@ FIGURES_FOLDER = "figures"
 GALLERY = 60
 MOST_CARDS = 5000
 
-# cards whose pictures are read before it is asked whether there is room for more; rows read through to save a read
+# cards whose pictures are read before it is asked whether there is room for more, of which base64 takes a third;
+# rows read through to save a read
 CARDS_AT_ONCE = 250
+ROOM = (CAP - FRAME) * 3 // 4
 READ_THROUGH = 16
 
 
@@ -270,7 +272,7 @@ def _shown(audit: Audit, redact: bool) -> Shown:
             some = chosen[first : first + CARDS_AT_ONCE]
             rows |= _thumbnails(audit, {row for each in some for row in each.rows} - rows.keys())
             drawn |= _samples(audit, {each.sample.number for each in some if each.sample} - drawn.keys())
-            if sum(map(len, [*rows.values(), *drawn.values()])) > CAP:
+            if sum(map(len, [*rows.values(), *drawn.values()])) > ROOM:
                 break
     except (DataError, OutputError) as error:
         print(f"the report shows no pictures: {error}", file=sys.stderr)

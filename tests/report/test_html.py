@@ -278,7 +278,7 @@ def test_the_size_does_not_follow_the_number_of_rows() -> None:
     html = html_of(summary(100_000), (scores, findings), list(range(0, 400, 2)))
     assert len(html.encode()) < 3_000_000
     assert len(parse(html).all("article")) == 200
-    assert "Shows 1,500 of 100,000 ordinary images" in parse(html).visible
+    assert "Shows 1,500 of 50,000 ordinary images" in parse(html).visible
 
 
 def test_a_flagged_image_stands_beside_its_sample_its_control_and_its_near_duplicates() -> None:
@@ -366,3 +366,9 @@ def test_every_figure_is_a_file_too() -> None:
     assert all(files[f"{name}.png"].startswith(b"\x89PNG") for name in names)
     assert all(b"<svg" in files[f"{name}.svg"] and b"var(--" not in files[f"{name}.svg"] for name in names)
     assert files == full_report().files()
+
+
+def test_figures_count_identical_images_once() -> None:
+    records = [record(row, identical=row // 5 * 5, content_hash=row // 5, png_bytes=200) for row in range(50)]
+    report = render(summary(50), *tables(records), shown([0]))
+    assert sum(report.numbers["growth"]["ordinary"]) == report.numbers["complexity"]["ordinary"] == 10

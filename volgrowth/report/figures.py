@@ -63,7 +63,7 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 @dataclass(frozen=True)
 class Points:
-    """The rows a figure shows, all arrays (N,), scores NaN where missing."""
+    """The images a figure shows, all arrays (N,), scores NaN where missing."""
 
     growth: np.ndarray
     expected: np.ndarray
@@ -76,7 +76,7 @@ class Points:
 
     @property
     def notable(self) -> tuple[np.ndarray, str]:
-        """The rows to look at, as far as is known, and what they are."""
+        """The images to look at, as far as is known, and what they are."""
         return (self.flagged, "flagged") if self.reproduced is None else (self.reproduced, "reproduced")
 
 

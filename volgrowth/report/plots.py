@@ -76,7 +76,7 @@ def _scatter(made: Plots, points: figures.Points, label: str) -> None:
     above = int(np.count_nonzero(points.flagged))
     alt = (
         f"Growth against the size of the image as PNG, with the growth expected at that size. {number(above)} flagged "
-        f"rows are marked."
+        f"images are marked."
     )
     made.add("complexity", figure, alt, {"dots": dots, "ordinary": ordinary, "expected": plain(expected)})
 
@@ -103,6 +103,8 @@ def describe(values: np.ndarray) -> str:
 
 
 def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figures.Points:
+    """Distinct images: with copies of an image the figures would be those of the copies."""
+    findings = findings.filter(pc.equal(findings["row"], findings["identical"]))
     scores = scores.select(["row", "png_bytes"]).take(
         pc.index_in(findings["row"], value_set=scores["row"].combine_chunks())
     )
