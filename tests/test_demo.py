@@ -59,7 +59,7 @@ def test_without_held_out_images_flags_rest_on_an_assumption(demo):
     alone = vg.run_audit(config, quiet=True)
     assert "the error rate is an assumption" in " ".join(alone.summary["detection"]["warnings"])
     assert "on an assumption" in (demo / "alone/report.html").read_text()
-    first = alone.findings["row"].to_numpy() == alone.findings["cluster"].to_numpy()
+    first = alone.findings["row"].to_numpy() == alone.findings["identical"].to_numpy()
     flags = alone.findings["memorized"].to_numpy(zero_copy_only=False)[first].astype(bool)
     truth = np.isin(alone.findings["row"].to_numpy(), audit.summary["verification"]["rows"])[first]
     assert (flags & truth).sum() >= 0.85 * truth.sum()
@@ -95,9 +95,9 @@ def test_the_demo_s_scores_do_not_depend_on_source_shards_workers_or_batch(demo)
         return vg.run_audit(config, quiet=True).scores.drop_columns(["image_id", "source", "batch"])
 
     reference = scores("some.parquet")
-    assert scores("saved", shard_size=33).equals(reference)
+    assert scores("saved", shard_size=33, engine="local").equals(reference)
     assert scores("images", shard_size=101, workers=1).equals(reference)
-    other = scores("images", batch_size=23)
+    other = scores("images", batch_size=23, engine="local")
     for column in ("growth", "loss"):
         np.testing.assert_allclose(other[column].to_numpy(), reference[column].to_numpy(), rtol=1e-5)
 
@@ -107,9 +107,9 @@ def test_the_report_names_the_reproduced_images(demo):
     audit = vg.open_audit(str(demo / "audit"))
     findings = audit.findings.take(audit.summary["verification"]["rows"])
     shown = {
-        cluster
-        for cluster, name in zip(findings["cluster"].to_pylist(), findings["image_id"].to_pylist(), strict=True)
+        group
+        for group, name in zip(findings["identical"].to_pylist(), findings["image_id"].to_pylist(), strict=True)
         if name in page
     }
-    assert shown == set(findings["cluster"].to_pylist())
+    assert shown == set(findings["identical"].to_pylist())
     assert len(shown) == audit.summary["verification"]["reproduced_images"]
