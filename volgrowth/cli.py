@@ -309,7 +309,12 @@ def check(
 
 @app.command()
 def demo(output: Annotated[Path, typer.Option(help="Folder for model, data, audit and report.")]) -> None:
-    """Train a small model on real digits, audit it, and show what it reproduces. Minutes on two cores."""
+    """Train a small model on real digits, audit it, and show what it reproduces. Minutes on two cores.
+
+    Example:
+
+      volgrowth demo --output demo-output
+    """
     from volgrowth.demo import run_demo
 
     run_demo(output)
