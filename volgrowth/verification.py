@@ -28,10 +28,9 @@ from volgrowth.audit.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audi
 from volgrowth.audit.sampling import DECODED, SAMPLE, SAMPLER, Drawing, Start, drawings, is_drawn
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError
-from volgrowth.pipeline import write_report
+from volgrowth.pipeline import SAMPLES_FILE, write_report
 from volgrowth.records import RETURNS, SAMPLES
 
-SAMPLES_FILE = "verification/samples.parquet"
 RETURNS_FILE = "verification/returns.parquet"
 
 # flagged images that are noised and decoded, the highest first, as many controls beside them

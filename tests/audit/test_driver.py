@@ -59,6 +59,7 @@ def reference(ray_session, tiny_model, digit_file, tmp_path_factory):
 def test_an_audit_leaves_every_file_and_every_row(reference, digits):
     assert reference.store.names() == [
         "_SUCCESS",
+        "figures",
         "findings.parquet",
         "listing",
         "manifest.json",
