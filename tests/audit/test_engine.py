@@ -211,7 +211,7 @@ def test_what_happened_is_logged_for_machines(tiny_model, digit_file, tmp_path):
 
 def test_the_noise_floor_is_measured_and_small(reference):
     floor = reference.summary["run"]["noise_floor"]
-    assert floor["rows"] == 16
+    assert floor["rows"] == 8
     growth = np.abs(reference.scores["growth"].to_numpy()).max()
     assert floor["batch"] <= 1e-5 * growth
     assert 0 < floor["dtype"] <= 1e-3 * growth

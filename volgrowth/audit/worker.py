@@ -26,7 +26,7 @@ from volgrowth.numerics import Denoiser
 from volgrowth.records import Status
 from volgrowth.sources import BadImage, Row, Source, decode, open_source
 
-NOISE_ROWS = 16
+NOISE_ROWS = 8
 
 
 class DataWorker:
@@ -146,7 +146,7 @@ class ScoringWorker(ModelWorker):
         batch = max(moved(self.denoiser, batch_size=size) for size in {1, max(1, self.config.batch_size // 2)})
         try:
             precise = load_model(self.config.model, self.config.revision, self.config.subfolder, "float64", self.device)
-            dtype = moved(precise, dtype="float64", batch_size=1)
+            dtype = moved(precise, dtype="float64", batch_size=NOISE_ROWS)
         except (VolgrowthError, RuntimeError):  # too large for the device, or made for one precision
             dtype = None
         return {"rows": len(rows), "batch": batch, "dtype": dtype}
