@@ -1,6 +1,8 @@
 """Small diffusion models, trained on the spot in minutes on a CPU core."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,17 @@ class Recipe:
     learning_rate: float = 2e-3
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Networks so small gain nothing from threads, which spin while they wait; and one thread gives the same model."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def train_model(images: np.ndarray, folder: Path, seed: int, recipe: Recipe = Recipe()) -> None:
     """Train a UNet2DModel on images (n, C, H, W) uint8 by the DDPM loss, and save it as a pipeline folder."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -48,13 +61,14 @@ def train_model(images: np.ndarray, folder: Path, seed: int, recipe: Recipe = Re
     decay = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=recipe.learning_rate, total_steps=max(recipe.steps, FEWEST), pct_start=WARM_UP
     )
-    console = Console(stderr=True)
-    for _ in track(range(recipe.steps), "training", console=console, disable=not sys.stderr.isatty()):
-        clean = data[torch.randint(len(data), (recipe.batch,))]
-        noise, time = torch.randn_like(clean), torch.randint(1000, (recipe.batch,))
-        predicted = network(scheduler.add_noise(clean, noise, time), time).sample
-        optimizer.zero_grad()
-        torch.nn.functional.mse_loss(predicted, noise).backward()
-        optimizer.step()
-        decay.step()
+    with one_thread():
+        console = Console(stderr=True)
+        for _ in track(range(recipe.steps), "training", console=console, disable=not sys.stderr.isatty()):
+            clean = data[torch.randint(len(data), (recipe.batch,))]
+            noise, time = torch.randn_like(clean), torch.randint(1000, (recipe.batch,))
+            predicted = network(scheduler.add_noise(clean, noise, time), time).sample
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(predicted, noise).backward()
+            optimizer.step()
+            decay.step()
     DDPMPipeline(network, scheduler).save_pretrained(folder)
