@@ -51,7 +51,9 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="One setting, such as measure.num_probes=8; repeatable.")
 ]
 Model = Annotated[str, typer.Argument(help="Diffusers folder, hub id, or factory:module:function.")]
-Data = Annotated[str, typer.Argument(help="Hub id, save_to_disk folder, parquet file(s), or image folder.")]
+Data = Annotated[
+    str, typer.Argument(help="Hub id, or path or URL of parquet, webdataset tars, images; save_to_disk folder.")
+]
 Output = Annotated[str, typer.Option(help="Folder or URL that holds the audit; repeat the command to resume it.")]
 
 

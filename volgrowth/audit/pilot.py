@@ -46,6 +46,8 @@ class PilotWorker(ScoringWorker):
                 break
             speeds[size] = speed
             size *= 2
+        if not speeds:
+            raise EngineError("one image does not fit into the device's memory: use a device with more")
         return min(size for size, speed in speeds.items() if speed >= NEARLY * max(speeds.values()))
 
     def pilot(self, stretch: Shard, batch: int) -> Piece:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from volgrowth.sources.listing import Listing
+from volgrowth.sources.listing import Listing, SourceFile
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,22 @@ class Source(ABC):
             ValueError: `start` and `stop` are not a range of this source.
             DataError: a file is not what it was when the data set was listed, or its store cannot be read.
         """
+
+
+class FilesSource(Source):
+    """Rows in files of many. Subclasses write `_read_file`."""
+
+    def read(self, start: int, stop: int) -> Iterator[Row]:
+        check_range(start, stop, self.num_rows)
+        return self._read(start, stop)
+
+    def _read(self, start: int, stop: int) -> Iterator[Row]:
+        for file, first in self.listing.entries(start, stop):
+            yield from self._read_file(file, first, max(start - first, 0), min(stop - first, file.rows))
+
+    @abstractmethod
+    def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
+        """Rows start..stop-1 of a file, whose first is row `first` of the data set; what is wrong is in `error`."""
 
 
 def content_id(data: bytes) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from volgrowth.errors import DataError
-from volgrowth.sources.base import Request, Row, Source, check_range, content_id
+from volgrowth.sources.base import FilesSource, Request, Row, content_id
 from volgrowth.sources.columns import BATCH_ROWS, Columns, Peek, choose_columns, rows_of
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.places import Found, Place, printable, read_ahead
@@ -26,7 +26,7 @@ _NOTHING = pa.chunked_array([], pa.string())
 """What a worker looks at of the columns, which were looked at when the data set was listed."""
 
 
-class ParquetSource(Source):
+class ParquetSource(FilesSource):
     """The rows of parquet files, in the order of their names.
 
     Args:
@@ -56,15 +56,6 @@ class ParquetSource(Source):
             file, _ = next(listing.entries(0, 1))
             with self._opened(file) as parquet:
                 self.columns = self._choose(request, parquet.schema_arrow, lambda column: _NOTHING)
-
-    def read(self, start: int, stop: int) -> Iterator[Row]:
-        """Yield the rows start..stop-1; those of a corrupt row group say so in `error`."""
-        check_range(start, stop, self.num_rows)
-        return self._read(start, stop)
-
-    def _read(self, start: int, stop: int) -> Iterator[Row]:
-        for file, first in self.listing.entries(start, stop):
-            yield from self._read_file(file, first, max(start - first, 0), min(stop - first, file.rows))
 
     def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
         name = printable(file.name)

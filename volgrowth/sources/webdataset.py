@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from volgrowth.errors import DataError
-from volgrowth.sources.base import Request, Row, Source, check_range, content_id
+from volgrowth.sources.base import FilesSource, Request, Row, content_id
 from volgrowth.sources.decode import EXTENSIONS
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.places import Found, Place, Stream, printable, read_ahead
@@ -37,7 +37,7 @@ _BROKEN = (tarfile.TarError, ValueError, OverflowError)
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 
 
-class WebDatasetSource(Source):
+class WebDatasetSource(FilesSource):
     """The samples of tar files, in the order of the files' names.
 
     Args:
@@ -64,15 +64,6 @@ class WebDatasetSource(Source):
             )
         self.keyed = request.id_column == KEY
         self.listing = listing or Listing.build(self.kind, self._scanned(request, files))
-
-    def read(self, start: int, stop: int) -> Iterator[Row]:
-        """Yield the rows start..stop-1; a sample without an image says so in `error`."""
-        check_range(start, stop, self.num_rows)
-        return self._read(start, stop)
-
-    def _read(self, start: int, stop: int) -> Iterator[Row]:
-        for file, first in self.listing.entries(start, stop):
-            yield from self._read_file(file, first, max(start - first, 0), min(stop - first, file.rows))
 
     def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
         index = start // STRIDE * STRIDE
