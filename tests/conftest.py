@@ -78,6 +78,18 @@ def proxy(s3_endpoint: str, bucket: s3.Bucket, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="session")
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Data sets prepared by `load_dataset` go to a folder of the test run."""
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        datasets.disable_progress_bars()
+        yield
+        datasets.enable_progress_bars()
+
+
+@pytest.fixture(scope="session")
 def digits() -> np.ndarray:
     """(1797, 1, 8, 8) uint8."""
     from volgrowth.lab.cases import digit_images
