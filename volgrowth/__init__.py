@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         volume_growth,
     )
     from volgrowth.pipeline import run_audit
+    from volgrowth.theory import MinNormDenoiser
     from volgrowth.verification import verify_audit
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "volgrowth.config": ("AuditConfig",),
     "volgrowth.models": ("load_model",),
     "volgrowth.pipeline": ("run_audit",),
+    "volgrowth.theory": ("MinNormDenoiser",),
     "volgrowth.verification": ("verify_audit",),
     "volgrowth.numerics": (
         "DDPMSchedule",

@@ -1,0 +1,24 @@
+"""Models of which it is known what they memorize, and what follows from them for an audit."""
+
+from volgrowth.theory.flows import (
+    EndPoint,
+    classify,
+    is_stable,
+    probability_flow,
+    score_flow,
+    stable_sums,
+    vertex_time,
+)
+from volgrowth.theory.min_norm import HybridDenoiser, MinNormDenoiser
+
+__all__ = [
+    "EndPoint",
+    "HybridDenoiser",
+    "MinNormDenoiser",
+    "classify",
+    "is_stable",
+    "probability_flow",
+    "score_flow",
+    "stable_sums",
+    "vertex_time",
+]
