@@ -14,13 +14,26 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the manifest records of a model. `image_shape` is (channels, height, width)."""
+    """What the manifest records of a model.
+
+    Attributes:
+        image_shape: (channels, height, width) of its images.
+        latent_shape: of the states in which growth is measured, where those are no images.
+        condition: what it is conditioned on: `class`, `caption` or nothing.
+    """
 
     name: str
     kind: str
     image_shape: tuple[int, ...]
     hash: str
     parameters: int | None
+    latent_shape: tuple[int, ...] | None = None
+    condition: str | None = None
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Of what the flow moves: latents, or images."""
+        return self.latent_shape or self.image_shape
 
 
 class Status(StrEnum):

@@ -1,124 +1,225 @@
-"""Diffusers folders: an unconditional UNet2DModel with a DDPM or DDIM scheduler, from safetensors only.
+"""Diffusers folders: pipelines, and networks alone, from safetensors only.
 
 Everything that can be refused is refused from the JSON files and the headers of the weights, before anything is loaded.
+What a pipeline brings is found by its model_index.json; a network alone takes the rest (scheduler, autoencoder, text
+encoders) from the pipeline it lies in, such as `unet_ema` beside `unet`, or from the `base` that the user names.
 """
 
-import hashlib
-import json
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from volgrowth.errors import ModelError
+from volgrowth.models.families import DiT, Family, UNet2D
+from volgrowth.models.files import DIFFUSERS_WEIGHTS, NETWORKS, Component, digest, from_pretrained, read_json
+from volgrowth.models.latents import Latents, check_autoencoder, downsampling, load_autoencoder
 from volgrowth.models.network import NetworkDenoiser
-from volgrowth.numerics import DDPMSchedule
+from volgrowth.models.schedulers import SchedulerConfig
 
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PIPELINES = (
+    "DDPMPipeline",
+    "DDIMPipeline",
+    "PNDMPipeline",
+    "ScoreSdeVePipeline",
+    "LDMPipeline",
+    "DiTPipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+)
+FAMILIES: dict[str, Family] = {family.name: family for family in (UNet2D(), DiT())}
+AUTOENCODERS = ("vae", "vqvae")
+LIBRARIES = ("diffusers", "transformers")
+FACTORY_HINT = "for any other model write factory:module:function"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user says about a model beside its name.
+
+    Attributes:
+        base: folder of the pipeline that a network alone, or one with other weights, takes the rest from.
+        lora: a safetensors file, or a folder with one, of low-rank weights on top.
+        resolution: height and width of the images, for models of no fixed size.
+    """
+
+    base: Path | None = None
+    lora: Path | None = None
+    resolution: int | None = None
 
 
 @dataclass(frozen=True)
 class DiffusersModel:
-    """A checked folder: where the network and the scheduler are, and their configurations."""
+    """A checked model. `pipeline` is the folder with a model_index.json, None for a network without one."""
 
-    network_folder: Path
-    scheduler_folder: Path
-    network: dict[str, Any]
-    scheduler: dict[str, Any]
-    weights: tuple[Path, ...]
+    network: Component
+    scheduler: SchedulerConfig
+    vae: Component | None
+    pipeline: Path | None
+    index: dict[str, Any]
+    settings: Settings = field(default_factory=Settings)
 
     @property
+    def family(self) -> Family:
+        """The network's class."""
+        return FAMILIES[self.network.kind]
+
+    @cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        size = self.network["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.network["in_channels"], height, width
+        """(channels, height, width) of the images.
+
+        Raises:
+            ModelError: the configurations do not say it, or not in a way that fits.
+        """
+        config, where = self.network.config, self.network.folder / "config.json"
+        factor = downsampling(self.vae) if self.vae else 1
+        if self.settings.resolution:
+            height = width = self.settings.resolution
+        else:
+            size = config.get("sample_size") or self._default_size()
+            if not size:
+                raise ModelError(
+                    f"{where} has no sample_size: set it to the size of the training images, or give resolution "
+                    f"(--resolution)"
+                )
+            if not isinstance(size, int) and len(size) != 2:
+                raise ModelError(f"{where} has sample_size {size}: expected one number, or height and width")
+            height, width = (factor * n for n in ((size, size) if isinstance(size, int) else size))
+        step = factor * self.family.patch(config)
+        if height % step or width % step:
+            raise ModelError(f"images of {height} x {width} pixels do not fit {where}: expected multiples of {step}")
+        return self.vae.config.get("in_channels", 3) if self.vae else config["in_channels"], height, width
+
+    @cached_property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what the network sees."""
+        channels, height, width = self.image_shape
+        if self.vae is None:
+            return channels, height, width
+        factor = downsampling(self.vae)
+        return self.vae.config.get("latent_channels", 3), height // factor, width // factor
+
+    def _default_size(self) -> int | None:
+        """Flux's networks know no size; their pipeline makes images of 1024 x 1024."""
+        return 1024 // downsampling(self.vae) if self.network.kind == "FluxTransformer2DModel" and self.vae else None
+
+    @property
+    def kind(self) -> str:
+        """The network's class."""
+        return self.network.kind
+
+    @property
+    def condition(self) -> str | None:
+        """What the network is conditioned on."""
+        return self.family.condition(self.network.config)
 
     @property
     def num_parameters(self) -> int:
-        """Read from the headers of the weights.
+        """Of the network, read from the headers of its weights."""
+        return self.network.num_parameters
 
-        Raises:
-            ModelError: a file is damaged.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        total = 0
-        for path in self.weights:
-            try:
-                with safe_open(path, framework="pt") as tensors:
-                    total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-            except SafetensorError as error:
-                raise _unreadable(self.network_folder, error) from None
-        return total
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that decides what the model computes, beside the configurations."""
+        return self.network.weights + (self.vae.weights if self.vae else ())
 
     @property
     def digest(self) -> str:
-        """sha256 over weights and both configurations."""
-        sha = hashlib.sha256(json.dumps([self.network, self.scheduler], sort_keys=True).encode())
-        for path in self.weights:
-            with path.open("rb") as file:
-                sha.update(hashlib.file_digest(file, "sha256").digest())
-        return "sha256:" + sha.hexdigest()
+        """sha256 over weights and configurations."""
+        values: list[Any] = [self.network.config, self.scheduler.values]
+        if self.vae:
+            values.append(self.vae.config)
+        if self.settings.resolution:
+            values.append(self.settings.resolution)
+        return digest(values, self.files)
 
-    def load(self, dtype: torch.dtype, device: torch.device) -> NetworkDenoiser:
-        """Load the weights, frozen."""
-        schedule = _schedule(self.scheduler, self.scheduler_folder)
-        network = _load_network(self.network_folder)
+    def load(self, dtype: torch.dtype, precision: torch.dtype, device: torch.device) -> NetworkDenoiser:
+        """Load the weights, frozen.
+
+        Args:
+            dtype: of states, the autoencoder and all sums.
+            precision: of the network.
+        """
+        import diffusers
+
+        config, family = self.network.config, self.family
+        network = from_pretrained(getattr(diffusers, self.network.kind), self.network)
         # diffusers' own `to` warns of a cast that is meant here
-        torch.nn.Module.to(network, device, dtype)
+        torch.nn.Module.to(network, device, precision)
         network.eval().requires_grad_(False)
-        channels = self.network["in_channels"]
+        codec = None
+        if self.vae:
+            codec = Latents(load_autoencoder(self.vae, dtype, device), self.vae.config, self.image_shape)
+        _, height, width = self.state_shape
         denoiser = NetworkDenoiser(
-            # networks that also predict a variance put it in channels of its own
-            lambda x, labels: network(x, labels, return_dict=False)[0][:, :channels],
-            schedule,
-            self.scheduler.get("prediction_type", "epsilon"),
-            self.image_shape,
-            whole_labels=self.network.get("time_embedding_type") == "learned",
+            family.forward(network, config),
+            self.scheduler.parameterization,
+            self.state_shape,
+            precision=precision,
+            whole_labels=family.whole_labels(config),
+            unit_range=family.unit_range(config),
+            codec=codec,
+            conditioner=family.conditioner(self, network, precision, device),
+            sampling_levels=self.scheduler.sampling_levels(height * width // family.patch(config) ** 2),
         )
         denoiser.device, denoiser.dtype = device, dtype
         return denoiser
 
 
-def inspect_folder(folder: Path) -> DiffusersModel:
-    """Check a pipeline folder, or one that holds a network with its scheduler beside it.
+def inspect_folder(folder: Path, settings: Settings = Settings()) -> DiffusersModel:  # noqa: B008  frozen
+    """Check a pipeline folder, or one that holds a network.
 
     Raises:
         ModelError: naming what is missing or not supported, and what would do.
     """
+    network_folder = folder
     if (folder / "model_index.json").is_file():
-        index = _read_json(folder / "model_index.json")
-        unet = index.get("unet")
-        network_class = unet[1] if isinstance(unet, list) and len(unet) == 2 else None
-        if network_class != "UNet2DModel" or "vae" in index or "vqvae" in index:
-            raise ModelError(
-                f"{folder} holds a {index.get('_class_name', 'pipeline')}, not an unconditional pixel-space pipeline: "
-                f"expected a DDPMPipeline or DDIMPipeline whose 'unet' is a UNet2DModel; for any other model write "
-                f"factory:module:function"
-            )
-        network_folder, scheduler_folder = _component(folder, "unet"), _component(folder, "scheduler")
+        pipeline: Path | None = folder
+        index = _checked_index(folder)
+        network_folder = _component(folder, next(name for name in NETWORKS if name in index))
     elif (folder / "config.json").is_file():
-        network_folder = folder
-        places = (folder, folder / "scheduler", folder.parent / "scheduler")
-        scheduler_folder = next((p for p in places if (p / "scheduler_config.json").is_file()), folder)
+        around = settings.base or folder.parent
+        pipeline = around if (around / "model_index.json").is_file() else None
+        index = _checked_index(pipeline) if pipeline else {}
     else:
         raise ModelError(
             f"{folder} is no diffusion model: it has neither model_index.json (a diffusers pipeline) nor config.json "
             f"(a diffusers network); save one with pipeline.save_pretrained(...)"
         )
-    network, scheduler = _checked_network(network_folder), _checked_scheduler(scheduler_folder)
-    labels, steps = network.get("num_train_timesteps"), scheduler.get("num_train_timesteps", 1000)
-    if network.get("time_embedding_type") == "learned" and (labels or 0) < steps:
+    network = _checked_network(network_folder)
+    scheduler = SchedulerConfig(_scheduler_file(network_folder, pipeline))
+    vae = None
+    if pipeline and (name := next((name for name in AUTOENCODERS if index.get(name)), None)):
+        vae = Component.of(_component(pipeline, name))
+        check_autoencoder(vae)
+    model = DiffusersModel(network, scheduler, vae, pipeline, index, settings)
+    _check_fit(model)
+    return model
+
+
+def _checked_index(folder: Path) -> dict[str, Any]:
+    """The components of a pipeline: name -> (library, class), without those that it leaves empty."""
+    index = read_json(folder / "model_index.json")
+    name = index.get("_class_name", "pipeline")
+    parts = {key: value for key, value in index.items() if isinstance(value, list) and any(value)}
+    own = next((key for key, value in parts.items() if value[0] not in LIBRARIES and key in _USED), None)
+    if not isinstance(name, str) or own:
         raise ModelError(
-            f"{network_folder}/config.json has learned embeddings of {labels} times: expected one for each of the "
-            f"{steps} steps of its scheduler"
+            f"{folder} brings code of its own ({own or name}), which is not run: save it as one of diffusers' own "
+            f"pipelines; {FACTORY_HINT}"
         )
-    return DiffusersModel(network_folder, scheduler_folder, network, scheduler, _weights(network_folder))
+    if name not in PIPELINES:
+        raise ModelError(f"{folder} holds a {name}: expected one of {', '.join(PIPELINES)}; {FACTORY_HINT}")
+    if not any(key in parts for key in NETWORKS):
+        raise ModelError(f"{folder}/model_index.json names no unet and no transformer: save the pipeline again")
+    return parts
+
+
+_USED = frozenset((*NETWORKS, *AUTOENCODERS, "scheduler", "text_encoder", "text_encoder_2", "text_encoder_3"))
 
 
 def _component(folder: Path, name: str) -> Path:
@@ -126,140 +227,60 @@ def _component(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}): download or save the model again") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object: download or save the model again")
-    return content
-
-
-def _checked_network(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
+def _scheduler_file(network_folder: Path, pipeline: Path | None) -> Path:
+    """With the network, below or beside it, or in the pipeline."""
+    places = [network_folder, network_folder / "scheduler", network_folder.parent / "scheduler"]
+    if pipeline:
+        places.append(_component(pipeline, "scheduler"))
+    found = next((place for place in places if (place / "scheduler_config.json").is_file()), None)
+    if found is None:
         raise ModelError(
-            f"{folder} has no config.json: expected a diffusers UNet2DModel saved with save_pretrained(...)"
+            f"no scheduler_config.json in {pipeline or network_folder}: expected the scheduler that the network was "
+            f"trained with; save it there with scheduler.save_pretrained(...), or name its pipeline with base (--base)"
         )
-    config = _read_json(folder / "config.json")
-    kind = config.get("_class_name", "something without _class_name")
-    if kind != "UNet2DModel":
+    return found / "scheduler_config.json"
+
+
+def _checked_network(folder: Path) -> Component:
+    network = Component.of(folder, DIFFUSERS_WEIGHTS)
+    if network.kind not in FAMILIES:
         raise ModelError(
-            f"{folder} is no diffusion model volgrowth knows: it holds {kind}, expected UNet2DModel; for any other "
-            f"network write factory:module:function"
+            f"{folder} is no diffusion model volgrowth knows: it holds {network.kind}, expected one of "
+            f"{', '.join(FAMILIES)}; for any other network write factory:module:function"
         )
-    for key, expected in {
-        "num_class_embeds": None,
-        "class_embed_type": None,
-        "center_input_sample": False,
-    }.items():
-        if config.get(key, expected) != expected:
-            raise ModelError(
-                f"{folder}/config.json sets {key} to {config[key]!r}: only unconditional networks on "
-                f"images in [-1, 1] are supported; wrap this one with factory:module:function"
-            )
-    if config.get("time_embedding_type", "positional") == "fourier":
-        raise ModelError(
-            f"{folder}/config.json has a fourier time embedding, whose label is a noise level: expected "
-            f"'positional' or 'learned'; wrap this one with factory:module:function"
-        )
-    _check_shapes(folder, config)
-    return config
-
-
-def _check_shapes(folder: Path, config: dict[str, Any]) -> None:
-    size = config.get("sample_size")
-    if not size:
-        raise ModelError(f"{folder}/config.json has no sample_size: set it to the size of the training images")
-    if not isinstance(size, int) and len(size) != 2:
-        raise ModelError(f"{folder}/config.json has sample_size {size}: expected one number, or height and width")
-    channels = config.setdefault("in_channels", 3)
-    if channels not in (1, 3):
-        raise ModelError(
-            f"{folder}/config.json has in_channels {channels}: expected 1 or 3, since images are gray or RGB; wrap a "
-            f"network on anything else with factory:module:function"
-        )
-    outputs = config.get("out_channels", 3)
-    if outputs not in (channels, 2 * channels):
-        raise ModelError(
-            f"{folder}/config.json has out_channels {outputs}: expected {channels}, or {2 * channels} whose second "
-            f"half is a variance"
-        )
-
-
-def _checked_scheduler(folder: Path) -> dict[str, Any]:
-    path = folder / "scheduler_config.json"
-    if not path.is_file():
-        raise ModelError(
-            f"no scheduler_config.json in {folder}: expected the DDPM or DDIM scheduler that the network was "
-            f"trained with; save it there with scheduler.save_pretrained(...)"
-        )
-    config = _read_json(path)
-    for key, default, known in (
-        ("_class_name", "DDPMScheduler", SCHEDULERS),
-        ("prediction_type", "epsilon", PREDICTION_TYPES),
-        ("beta_schedule", "linear", BETA_SCHEDULES),
-    ):
-        if config.get(key, default) not in known:
-            raise ModelError(f"{path} has {key} {config[key]!r}: expected one of {', '.join(known)}")
-    return config
-
-
-def _weights(folder: Path) -> tuple[Path, ...]:
-    weights = tuple(sorted(folder.glob("diffusion_pytorch_model*.safetensors")))
-    # variants (fp16, ema) lie beside the plain weights; `load` takes the plain ones
-    plain = tuple(path for path in weights if path.name.count(".") == 1)
-    if plain:
-        return plain
-    pickles = next(folder.glob("*.bin"), None)
-    found = f"only the pickle {pickles.name}, which can run code when loaded" if pickles else "no weights"
-    raise ModelError(
-        f"{folder} has {found}: expected diffusion_pytorch_model.safetensors, as "
-        f"save_pretrained(..., safe_serialization=True) writes it"
-    )
-
-
-def _load_network(folder: Path) -> torch.nn.Module:
-    from diffusers import UNet2DModel
-
-    try:
-        network, loading = UNet2DModel.from_pretrained(
-            folder,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-            local_files_only=True,
-        )
-    except Exception as error:  # safetensors, torch and diffusers each raise their own kinds
-        raise _unreadable(folder, error) from None
-    for kind, problem in (
-        ("missing_keys", "lack {} tensors of the network"),
-        ("unexpected_keys", "hold {} tensors that the network has no place for"),
-    ):
-        if names := loading[kind]:
-            raise ModelError(
-                f"the weights in {folder} {problem.format(len(names))}, {names[0]} among them: they belong to "
-                f"another config.json"
-            )
+    network.config.setdefault("in_channels", 3 if network.kind == "UNet2DModel" else 4)
+    FAMILIES[network.kind].check(network)
     return network
 
 
-def _unreadable(folder: Path, error: Exception) -> ModelError:
-    first_line = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
-    return ModelError(f"the weights in {folder} cannot be loaded ({first_line}): download or save them again")
-
-
-def _schedule(config: dict[str, Any], folder: Path) -> DDPMSchedule:
-    """The table of a scheduler's own betas, accumulated in float64."""
-    import diffusers
-
-    betas = getattr(diffusers, config.get("_class_name", "DDPMScheduler")).from_config(config).betas.double()
-    table = torch.cumprod(1 - betas, 0)
-    try:
-        # a zero-terminal-SNR table ends in pure noise, where no noise level exists
-        return DDPMSchedule(table[:-1] if table[-1] == 0 else table)
-    except ValueError as error:
+def _check_fit(model: DiffusersModel) -> None:
+    """Whether network, scheduler and autoencoder belong together."""
+    config, where = model.network.config, model.network.folder / "config.json"
+    channels, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    if outputs not in (channels, 2 * channels):
         raise ModelError(
-            f"the betas of {folder / 'scheduler_config.json'} make no noise schedule ({error}): expected each of them "
-            f"between 0 and 1"
-        ) from None
+            f"{where} has out_channels {outputs}: expected {channels}, or {2 * channels} whose second half is a variance"
+        )
+    if model.vae is None and channels not in (1, 3):
+        raise ModelError(
+            f"{where} has in_channels {channels}: expected 1 or 3, since images are gray or RGB, or a pipeline with "
+            f"an autoencoder around it (--base); wrap a network on anything else with factory:module:function"
+        )
+    if model.state_shape[0] != channels:
+        raise ModelError(
+            f"{where} has in_channels {channels}, and the autoencoder beside it makes {model.state_shape[0]}: they do "
+            f"not belong together"
+        )
+    steps, labels = model.scheduler.num_steps, config.get("num_train_timesteps")
+    if model.family.whole_labels(config) and (labels or 0) < steps:
+        raise ModelError(
+            f"{where} has learned embeddings of {labels} times: expected one for each of the {steps} steps of its "
+            f"scheduler"
+        )
+    fourier = config.get("time_embedding_type") == "fourier"
+    if fourier != (model.scheduler.name == "ScoreSdeVeScheduler"):
+        raise ModelError(
+            f"{where} {'has' if fourier else 'lacks'} the fourier time embedding that goes with a ScoreSdeVeScheduler, "
+            f"and its scheduler is {model.scheduler.name}: expected both or neither; wrap others with "
+            f"factory:module:function"
+        )

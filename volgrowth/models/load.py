@@ -11,15 +11,21 @@ from typing import Literal
 import torch
 
 from volgrowth.errors import ModelError
-from volgrowth.models.diffusers import DiffusersModel, inspect_folder
+from volgrowth.models.diffusers import DiffusersModel, Settings, inspect_folder
+from volgrowth.models.files import PATTERNS, wanted_folders
 from volgrowth.models.remote import local_folder
 from volgrowth.models.user_code import import_function
 from volgrowth.numerics import Denoiser
 from volgrowth.records import ModelInfo
 from volgrowth.storage import is_url
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-DType = Literal["float32", "float64"]
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+DType = Literal["float32", "float64", "bfloat16", "float16"]
 FACTORY = "factory:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -30,49 +36,93 @@ def load_model(
     subfolder: str | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
+    *,
+    base: str | None = None,
+    lora: str | None = None,
+    resolution: int | None = None,
 ) -> Denoiser:
     """Load a model as a Denoiser with frozen weights.
 
     Args:
-        name: a diffusers folder or its URL (`s3://bucket/model`), a hub id (`google/ddpm-cifar10-32`), or
-            `factory:module:function` for a function `function(device, dtype)` that returns a Denoiser; its module is
-            looked for in the working directory too.
+        name: a diffusers folder or its URL (`s3://bucket/model`), a hub id (`google/ddpm-cifar10-32`), an EDM folder,
+            or `factory:module:function` for a function `function(device, dtype)` that returns a Denoiser; its module
+            is looked for in the working directory too.
         revision: of a hub id: branch, tag or commit.
-        subfolder: where in the folder or repository the model lies.
-        dtype: precision of weights and states.
+        subfolder: where in the folder or repository the model lies, such as `unet_ema`.
+        dtype: precision of the network; states and sums are float64 where it is, float32 otherwise.
         device: where a torch.device is told to be.
+        base: path, URL or hub id of the pipeline that a network alone takes scheduler, autoencoder and text encoders
+            from.
+        lora: path, URL or hub id of low-rank weights to put on top.
+        resolution: height and width of the images, where they are not those that the model says.
 
     Raises:
         ModelError: in one sentence, what was given, what was expected, and the fix.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
+    precision, at = DTYPES[dtype], torch.device(device)
+    states = torch.float64 if precision is torch.float64 else torch.float32
     if name.startswith(FACTORY):
-        return _from_factory(name, DTYPES[dtype], torch.device(device))
-    with _inspected(name, revision, subfolder) as model:
-        return model.load(DTYPES[dtype], torch.device(device))
+        _refuse_beside_factory(name, base=base, lora=lora, resolution=resolution)
+        return _from_factory(name, precision, states, at)
+    with _inspected(name, revision, subfolder, base, lora, resolution) as model:
+        return model.load(states, precision, at)
 
 
-def inspect_model(name: str, revision: str | None = None, subfolder: str | None = None) -> ModelInfo:
+def inspect_model(
+    name: str,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    *,
+    base: str | None = None,
+    lora: str | None = None,
+    resolution: int | None = None,
+) -> ModelInfo:
     """Everything the manifest records, and every check that does not need the weights in memory.
 
     Raises:
         ModelError: as `load_model`.
     """
     if name.startswith(FACTORY):
-        denoiser = _from_factory(name, torch.float32, torch.device("cpu"))
-        assert denoiser.image_shape is not None
-        return ModelInfo(name, denoiser.kind, denoiser.image_shape, _factory_digest(name), None)
-    with _inspected(name, revision, subfolder) as model:
-        return ModelInfo(name, model.network["_class_name"], model.image_shape, model.digest, model.num_parameters)
+        _refuse_beside_factory(name, base=base, lora=lora, resolution=resolution)
+        denoiser = _from_factory(name, torch.float32, torch.float32, torch.device("cpu"))
+        shape, latent = denoiser.pixel_shape, denoiser.image_shape
+        assert shape is not None
+        latent = None if latent == shape else latent
+        return ModelInfo(name, denoiser.kind, shape, _factory_digest(name), None, latent, denoiser.condition)
+    with _inspected(name, revision, subfolder, base, lora, resolution) as model:
+        shape, latent = model.image_shape, model.state_shape
+        return ModelInfo(
+            name=name,
+            kind=model.kind,
+            image_shape=shape,
+            hash=model.digest,
+            parameters=model.num_parameters,
+            latent_shape=None if latent == shape else latent,
+            condition=model.condition,
+        )
+
+
+def _refuse_beside_factory(name: str, **settings: object) -> None:
+    given = next((setting for setting, value in settings.items() if value is not None), None)
+    if given:
+        raise ModelError(f"{given} was given for {name}: a factory loads what it needs itself, so leave {given} out")
 
 
 @contextmanager
-def _inspected(name: str, revision: str | None, subfolder: str | None) -> Iterator[DiffusersModel]:
+def _inspected(
+    name: str, revision: str | None, subfolder: str | None, base: str | None, lora: str | None, resolution: int | None
+) -> Iterator[DiffusersModel]:
     """A checked folder; what is said of a local copy names the URL that it was downloaded from."""
     folder = _folder(name, revision, subfolder)
+    settings = Settings(
+        base=_folder(base, None, None) if base else None,
+        lora=_lora_file(lora) if lora else None,
+        resolution=resolution,
+    )
     try:
-        yield inspect_folder(folder)
+        yield inspect_folder(folder, settings)
     except ModelError as error:
         if not is_url(name):
             raise
@@ -81,21 +131,35 @@ def _inspected(name: str, revision: str | None, subfolder: str | None) -> Iterat
 
 
 def _folder(name: str, revision: str | None, subfolder: str | None) -> Path:
-    """The local folder of a path, or of a hub id or URL after its JSON and safetensors files are in a local cache."""
+    """The local folder of a path, or of a hub id or URL after what is needed of it is in a local cache."""
     if revision and (is_url(name) or Path(name).expanduser().is_dir()):
         raise ModelError(f"revision {revision!r} was given for the folder {name}: expected a hub id, or no revision")
     path = local_folder(name, subfolder) if is_url(name) else Path(name).expanduser()
     if path.is_file():
         raise ModelError(f"{name} is a file: expected the diffusers folder it belongs to")
     if not path.is_dir():
-        path = _snapshot(name, revision, subfolder)
+        wanted = [f"{place}/{file}".lstrip("/") for place in wanted_folders(subfolder) for file in PATTERNS]
+        path = _snapshot(name, revision, wanted)
     folder = path / subfolder if subfolder else path
     if not folder.is_dir():
         raise ModelError(f"{name} has no subfolder {subfolder!r}: it holds {_names(path)}")
     return folder
 
 
-def _snapshot(name: str, revision: str | None, subfolder: str | None) -> Path:
+def _lora_file(name: str) -> Path:
+    """The one safetensors file of low-rank weights."""
+    path = local_folder(name) if is_url(name) else Path(name).expanduser()
+    if not path.exists():
+        path = _snapshot(name, None, ["*.safetensors", "*.json"])
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    if len(found) != 1:
+        raise ModelError(f"lora {name} holds {len(found)} safetensors files: expected one file, or a folder with one")
+    return found[0]
+
+
+def _snapshot(name: str, revision: str | None, wanted: list[str]) -> Path:
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelError(
             f"model {name} does not exist: expected a diffusers folder, a hub id such as "
@@ -103,9 +167,6 @@ def _snapshot(name: str, revision: str | None, subfolder: str | None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    # of a repository with other networks or precisions only the weights that `inspect_folder` looks for
-    root = f"{subfolder}/" if subfolder else ""
-    wanted = ["*.json", *(f"{root}{folder}diffusion_pytorch_model*.safetensors" for folder in ("", "unet/"))]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # hub, network and cache each raise their own kinds
@@ -136,10 +197,10 @@ def _factory(name: str) -> tuple[object, str]:
         ) from None
 
 
-def _from_factory(name: str, dtype: torch.dtype, device: torch.device) -> Denoiser:
+def _from_factory(name: str, precision: torch.dtype, states: torch.dtype, device: torch.device) -> Denoiser:
     function, _ = _factory(name)
     try:
-        denoiser = function(device=device, dtype=dtype)  # type: ignore[operator]
+        denoiser = function(device=device, dtype=precision)  # type: ignore[operator]
     except Exception as error:
         raise ModelError(
             f"{name} failed with {type(error).__name__}: {error}; it is called as "
@@ -147,11 +208,13 @@ def _from_factory(name: str, dtype: torch.dtype, device: torch.device) -> Denois
         ) from error
     if not isinstance(denoiser, Denoiser):
         raise ModelError(f"{name} returned {type(denoiser).__name__}: expected a volgrowth.Denoiser")
-    shape = denoiser.image_shape
+    shape = denoiser.pixel_shape
     if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or not all(isinstance(n, int) for n in shape):
-        raise ModelError(f"{name} returned a denoiser with image_shape {shape}: expected (1 or 3, height, width)")
-    denoiser.image_shape = tuple(shape)
-    denoiser.device, denoiser.dtype = device, dtype
+        raise ModelError(f"{name} returned a denoiser of images of shape {shape}: expected (1 or 3, height, width)")
+    if denoiser.image_shape is not None:
+        denoiser.image_shape = tuple(denoiser.image_shape)
+    denoiser.device, denoiser.dtype = device, states
+    denoiser.precision = precision
     return denoiser
 
 

@@ -8,21 +8,20 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
 from volgrowth.errors import ModelError
+from volgrowth.models.files import PATTERNS, wanted_folders
 from volgrowth.storage import filesystem, fix, no_bucket, reason
 
-# of a folder with other networks, precisions and pickles what `inspect_folder` looks for
-WANTED = re.compile(r".*\.json|diffusion_pytorch_model[^.]*\.safetensors")
 TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "created")
 
 
@@ -65,12 +64,11 @@ def local_folder(url: str, subfolder: str | None = None) -> Path:
 def _listing(files: Any, root: str, subfolder: str | None) -> Listing:
     """What is needed, by name under the root: from the folder itself, its components, and a scheduler beside it."""
     base = (subfolder or "").strip("/")
-    beside = [f"{base.rpartition('/')[0]}/scheduler"] if base else []
     found: Listing = {}
-    for place in dict.fromkeys(part.strip("/") for part in (base, f"{base}/unet", f"{base}/scheduler", *beside)):
+    for place in wanted_folders(subfolder):
         for entry in _entries(files, f"{root}/{place}".rstrip("/")):
             name = entry["name"].rpartition("/")[2]
-            if entry["type"] == "file" and WANTED.fullmatch(name):
+            if entry["type"] == "file" and any(fnmatch(name, pattern) for pattern in PATTERNS):
                 tag = next((str(entry[key]) for key in TAGS if entry.get(key)), "")
                 found[f"{place}/{name}".lstrip("/")] = Remote(entry["name"], entry["size"], tag)
     # a scheduler beside a subfolder that is not there is no model

@@ -10,40 +10,95 @@ so that a DDIM step is an Euler step of this ODE (arXiv 2010.02502, eq. 14; arXi
 score is -noise / noise_level, and noise_level^2 times the denoiser's Jacobian is the posterior covariance of x_0.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from volgrowth.numerics.schedules import Schedule
+from volgrowth.numerics.schedules import DDPMSchedule, Schedule
 
 Images = Float[Tensor, "batch *image"]
 NoiseLevel = Float[Tensor, "*one_or_batch"]
+Condition = str | int | None
 
 
 class Denoiser:
     """E[x_0 | y]. A subclass writes `__call__`, and `noise` where it knows it without the cancellation.
 
+    What follows from there has an answer for models of plain images without conditions; models whose states are
+    latents or that take conditions say more.
+
     Attributes:
         schedule: the model's own schedule, None where there is none.
-        image_shape: shape of one image, None where any will do.
-        device, dtype: where and in which precision images are taken.
+        image_shape: shape of one state y, None where any will do.
+        device, dtype: where and in which precision states are taken: float32 or float64.
+        precision: of the network's own numbers; None for that of the states.
+        condition: what `given` takes: `class`, `caption`, or None for nothing.
+        has_null: whether the denoiser itself, without `given`, is the model without a condition.
     """
 
     schedule: Schedule | None = None
     image_shape: tuple[int, ...] | None = None
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
+    precision: torch.dtype | None = None
+    condition: str | None = None
+    has_null: bool = True
     kind: ClassVar[str] = "denoiser"
 
     def __call__(self, y: Images, noise_level: NoiseLevel) -> Images:
-        """Posterior mean of the clean images, (B, *image), for `noise_level` of shape () or (B,)."""
+        """Posterior mean of the clean states, (B, *image), for `noise_level` of shape () or (B,)."""
         raise NotImplementedError
 
     def noise(self, y: Images, noise_level: NoiseLevel) -> Images:
         """Expected noise (y - E[x_0 | y]) / noise_level, (B, *image), of unit scale."""
         return (y - self(y, noise_level)) / per_image(noise_level, y)
+
+    @property
+    def noise_levels(self) -> tuple[float, float] | None:
+        """Lowest and highest that the model was trained on, None where any will do."""
+        if not isinstance(self.schedule, DDPMSchedule):
+            return None
+        low, high = self.schedule.log_noise_levels[[0, -1]].exp().tolist()
+        return low, high
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...] | None:
+        """Shape of one image: that of a state, unless states are latents."""
+        return self.image_shape
+
+    def embed(self, images: Images) -> Images:
+        """States of images (B, C, H, W) in [-1, 1]."""
+        return images
+
+    def render(self, states: Images) -> Images:
+        """Images of states."""
+        return states
+
+    def given(self, values: Sequence[Condition]) -> "Denoiser":
+        """The denoiser under conditions, one for each image of the batches that it will see.
+
+        Raises:
+            ValueError: the model takes none, or not these.
+        """
+        raise ValueError(f"a {self.kind} denoiser takes no conditions: expected a class- or text-conditional model")
+
+    def overflow(self, values: Sequence[Condition]) -> list[int]:
+        """Of each condition, the tokens that are cut since the model does not see so many."""
+        return [0] * len(values)
+
+    def sampling_levels(self, steps: int) -> Float[Tensor, "nodes"]:
+        """Rising noise levels of the model's sampler in so many steps.
+
+        Raises:
+            ValueError: the model has no schedule to sample with.
+        """
+        if not isinstance(self.schedule, DDPMSchedule):
+            raise ValueError("the denoiser has no DDPM schedule: expected one, since samples are drawn along it")
+        times = torch.linspace(0, len(self.schedule) - 1, steps + 1, dtype=torch.float64).round()
+        return self.schedule.noise_level(times)
 
 
 def per_image(scalar: NoiseLevel, images: Images) -> Tensor:

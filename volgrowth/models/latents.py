@@ -1,0 +1,74 @@
+r"""Autoencoders: images to the latents that a network was trained on, and back.
+
+    latents = (mode of the encoder - shift) * scale
+
+with `shift_factor` and `scaling_factor` of its configuration, or `latents_mean` and `scaling_factor / latents_std`
+where it lists a mean and a deviation for each channel. The mode, not a sample: an audit of the same image is the same
+number each time. A vector-quantised autoencoder (VQModel) gives its latents before quantisation, which is what latent
+diffusion is trained on (arXiv 2112.10752).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from volgrowth.errors import ModelError
+from volgrowth.models.files import Component, from_pretrained
+
+KINDS = ("AutoencoderKL", "VQModel")
+
+
+class Latents:
+    """An autoencoder between images in [-1, 1] and latents.
+
+    Args:
+        vae: the module, frozen.
+        config: its configuration.
+        pixel_shape: of the images.
+    """
+
+    def __init__(self, vae: Any, config: dict[str, Any], pixel_shape: tuple[int, int, int]):
+        self.vae, self.pixel_shape = vae, pixel_shape
+        scale: float | None = config.get("scaling_factor")
+        scale = 1.0 if scale is None else scale
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if mean and deviation:
+            self.shift = torch.tensor(mean, dtype=torch.float64).reshape(-1, 1, 1)
+            self.scale = scale / torch.tensor(deviation, dtype=torch.float64).reshape(-1, 1, 1)
+        else:
+            self.shift = torch.tensor(config.get("shift_factor") or 0.0, dtype=torch.float64)
+            self.scale = torch.tensor(scale, dtype=torch.float64)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        encoded = self.vae.encode(images)
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return (latents - self.shift.to(latents)) * self.scale.to(latents)
+
+    @torch.no_grad()
+    def decode(self, states: Tensor) -> Tensor:
+        return self.vae.decode(states / self.scale.to(states) + self.shift.to(states), return_dict=False)[0]
+
+
+def check_autoencoder(vae: Component) -> None:
+    """Raise ModelError if it is not one of `KINDS`."""
+    if vae.kind not in KINDS:
+        raise ModelError(
+            f"{vae.folder} holds {vae.kind}: expected one of {', '.join(KINDS)}; for any other model write "
+            f"factory:module:function"
+        )
+
+
+def downsampling(vae: Component) -> int:
+    """How many pixels of height and of width one latent stands for."""
+    return int(2 ** (len(vae.config["block_out_channels"]) - 1))
+
+
+def load_autoencoder(vae: Component, dtype: torch.dtype, device: torch.device) -> Any:
+    """The module, frozen, in the precision of the states: some overflow in float16."""
+    import diffusers
+
+    module = from_pretrained(getattr(diffusers, vae.kind), vae)
+    torch.nn.Module.to(module, device, dtype)
+    return module.eval().requires_grad_(False)

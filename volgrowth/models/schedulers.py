@@ -1,0 +1,158 @@
+"""Diffusers' schedulers: from a scheduler_config.json to what the network is asked, and where its sampler steps.
+
+A scheduler that steps differently (Euler, Heun, DPM-Solver, ...) was still trained on one table of betas, one range of
+noise levels or one straight path. That decides the measurement; `timestep_spacing`, `steps_offset`, Karras levels and
+shifts decide at which noise levels its sampler evaluates the network, and so how `volgrowth verify` draws samples.
+"""
+
+import inspect
+from math import log
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from volgrowth.errors import ModelError
+from volgrowth.models.files import read_json
+from volgrowth.models.network import Levels
+from volgrowth.models.parameterizations import EDM, Parameterization, PredictionType, Scheduled
+from volgrowth.numerics import DDPMSchedule, FlowMatchingSchedule, VESchedule
+
+TABLES = (
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LMSDiscreteScheduler",
+)
+"""Trained on a table of betas; those with `use_flow_sigmas` on straight paths."""
+EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+VE_SCHEDULERS = ("ScoreSdeVeScheduler",)
+SCHEDULERS = (*TABLES, *EDM_SCHEDULERS, *FLOW_SCHEDULERS, *VE_SCHEDULERS)
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+# of a straight path, the share of noise beyond which noise levels say nothing
+LAST_TIME = 0.999
+
+
+class SchedulerConfig:
+    """A checked scheduler_config.json.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ModelError: the scheduler is not known, or says something that no noise schedule follows from.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.values = path, read_json(path)
+        self.name = self.values.get("_class_name", "DDPMScheduler")
+        self._choice("_class_name", "DDPMScheduler", SCHEDULERS)
+        self.scheduler = self._scheduler()
+        config = self.scheduler.config
+        self.is_flow = self.name in FLOW_SCHEDULERS or bool(config.get("use_flow_sigmas"))
+        if config.get("invert_sigmas"):
+            raise ModelError(f"{path} has invert_sigmas: expected time 1 to be noise; use factory:module:function")
+        self.num_steps: int = config["num_train_timesteps"]
+        self.parameterization = self._parameterization()
+
+    def sampling_levels(self, image_tokens: int) -> Levels:
+        """Rising noise levels of so many steps; `image_tokens` decides the shift of schedulers that shift by size."""
+
+        def levels(steps: int) -> Tensor:
+            found = self._levels(steps, image_tokens).double()
+            low, high = self.parameterization.noise_levels
+            return found.clamp(low, high).unique()
+
+        return levels
+
+    def _levels(self, steps: int, image_tokens: int) -> Tensor:
+        scheduler = self.scheduler
+        if self.name in VE_SCHEDULERS:
+            low, high = self.parameterization.noise_levels
+            return torch.linspace(log(low), log(high), steps, dtype=torch.float64).exp()
+        scheduler.set_timesteps(steps, **self._shift(image_tokens))
+        if self.is_flow:
+            share = scheduler.sigmas[scheduler.sigmas > 0].double().clamp(max=LAST_TIME)
+            return share / (1 - share)
+        if isinstance(self.parameterization, EDM):
+            return scheduler.sigmas[scheduler.sigmas > 0]
+        return self.parameterization.schedule.noise_level(scheduler.timesteps.double())
+
+    def _shift(self, image_tokens: int) -> dict[str, float]:
+        """Where a scheduler shifts by the image's size: linear in the number of tokens."""
+        config = self.scheduler.config
+        if not config.get("use_dynamic_shifting"):
+            return {}
+        few, many = config["base_image_seq_len"], config["max_image_seq_len"]
+        share = (image_tokens - few) / (many - few)
+        return {"mu": config["base_shift"] + share * (config["max_shift"] - config["base_shift"])}
+
+    def _scheduler(self) -> Any:
+        """The scheduler itself, which brings its defaults."""
+        import diffusers
+
+        kind = getattr(diffusers, self.name, None)
+        if kind is None:
+            raise ModelError(f"{self.path} asks for {self.name}, which this diffusers lacks: install a newer one")
+        self._choice("prediction_type", "epsilon", (*PREDICTIONS, "flow_prediction"))
+        known = inspect.signature(kind.__init__).parameters
+        try:
+            return kind(**{key: value for key, value in self.values.items() if key in known})
+        except Exception as error:  # each scheduler refuses settings in its own way
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ModelError(f"{self.path} makes no {self.name} ({reason}): save the scheduler again") from None
+
+    def _parameterization(self) -> Parameterization:
+        config = self.scheduler.config
+        if self.name in VE_SCHEDULERS:
+            return Scheduled(VESchedule(), "score", (config["sigma_min"], config["sigma_max"]))
+        if self.is_flow:
+            if self.name in TABLES:
+                self._choice("prediction_type", "epsilon", ("flow_prediction",))
+            first = 1 / self.num_steps
+            levels = first / (1 - first), LAST_TIME / (1 - LAST_TIME)
+            return Scheduled(FlowMatchingSchedule(), "flow_prediction", levels, lambda time: self.num_steps * time)
+        continuous = config.get("timestep_type") == "continuous"
+        if self.name in EDM_SCHEDULERS or continuous:
+            return self._preconditioned(continuous)
+        return self._table(self._choice("prediction_type", "epsilon", PREDICTIONS))
+
+    def _preconditioned(self, continuous: bool) -> Parameterization:
+        """Continuous Euler with v_prediction is EDM with data of unit deviation: c_out is -sigma / sqrt(sigma^2 + 1)."""
+        config = self.scheduler.config
+        prediction = self._choice("prediction_type", "epsilon", ("v_prediction",) if continuous else PREDICTIONS[:2])
+        sigma_data = 1.0 if continuous else config["sigma_data"]
+        levels = config.get("sigma_min") or 0.002, config.get("sigma_max") or 80.0
+        return EDM(sigma_data, levels, -1 if prediction == "v_prediction" else 1)
+
+    def _table(self, prediction: PredictionType) -> Parameterization:
+        """The table of the scheduler's own betas, accumulated in float64."""
+        table = torch.cumprod(1 - self.scheduler.betas.double(), 0)
+        try:
+            # a zero-terminal-SNR table ends in pure noise, where no noise level exists
+            schedule = DDPMSchedule(table[:-1] if table[-1] == 0 else table)
+        except ValueError as error:
+            raise ModelError(
+                f"the betas of {self.path} make no noise schedule ({error}): expected each of them between 0 and 1"
+            ) from None
+        low, high = schedule.log_noise_levels[[0, -1]].exp().tolist()
+        last = len(schedule) - 1
+        return Scheduled(schedule, prediction, (low, high), lambda time: time.clamp(0, last))
+
+    def _choice(self, key: str, default: str, known: tuple[str, ...]) -> Any:
+        value = self.values.get(key, default)
+        if value not in known:
+            raise ModelError(f"{self.path} has {key} {value!r}: expected one of {', '.join(known)}")
+        return value
