@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,15 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from volgrowth.sources import Listing, Row, Source, open_source
+
+CUTS = st.tuples(*[st.integers(0, 57)] * 3).map(sorted)
+"""Where to cut the rows of a source with 57."""
+CAPTIONS = [f"a digit, the {number}th" if number % 5 else None for number in range(57)]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -67,3 +73,22 @@ def pairs(images: list[bytes], first: int = 0) -> list[tuple[str, bytes]]:
         for number, data in enumerate(images, first)
         for member in ((f"{number:04}.txt", b"a digit"), (f"{number:04}.png", data))
     ]
+
+
+def in_parts(source: Source, cuts: Sequence[int]) -> list[Row]:
+    """Rows from the first cut to the last, which are the same read at once and in two parts."""
+    a, b, c = cuts
+    whole = list(source.read(a, c))
+    assert [*source.read(a, b), *source.read(b, c)] == whole
+    assert [row.row for row in whole] == list(range(a, c))
+    return whole
+
+
+def conditions(source: Source) -> list[str | int | None]:
+    return [row.condition for row in source.read(0, source.num_rows)]
+
+
+def again(source: Source, data: str, **options: Any) -> Source:
+    """As a worker opens it: from a listing that was stored."""
+    chunks = list(source.listing.chunks())
+    return open_source(data, listing=Listing.stored(source.listing.describe(), chunks.__getitem__), **options)

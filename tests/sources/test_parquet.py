@@ -4,12 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from volgrowth.errors import DataError
 from volgrowth.sources import Listing, content_id, open_source
 
-from .samples import digits, values, write_parquet
+from .samples import CUTS, digits, in_parts, values, write_parquet
 
 SIZES = (7, 1, 30, 19)
 
@@ -25,12 +24,9 @@ def source(tmp_path_factory):
     return open_source(str(root))
 
 
-@given(cuts=st.tuples(*[st.integers(0, 57)] * 3).map(sorted))
+@given(cuts=CUTS)
 def test_reading_in_two_parts_is_reading_at_once(source, cuts):
-    a, b, c = cuts
-    whole = list(source.read(a, c))
-    assert [*source.read(a, b), *source.read(b, c)] == whole
-    assert [row.row for row in whole] == list(range(a, c))
+    in_parts(source, cuts)
 
 
 def test_rows_say_their_file_and_place_in_it(source):

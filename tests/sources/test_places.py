@@ -12,11 +12,11 @@ import pytest
 import s3fs  # type: ignore[import-untyped]
 
 from volgrowth.errors import DataError
-from volgrowth.sources import Listing, UnreachableError, open_source
+from volgrowth.sources import UnreachableError, open_source
 from volgrowth.sources import places as module
 from volgrowth.sources.places import StorePlace, locate, read_ahead
 
-from .samples import dataset, pairs, write_folder, write_parquet, write_tar
+from .samples import again, dataset, pairs, write_folder, write_parquet, write_tar
 
 KINDS = {
     "one.parquet": "parquet",
@@ -43,12 +43,6 @@ def root(tmp_path_factory, images):
 @pytest.fixture
 def url(root, bucket):
     return bucket.upload(root, "some/data")
-
-
-def again(source, data, **options):
-    """As a worker opens it: from a listing that was stored."""
-    chunks = list(source.listing.chunks())
-    return open_source(data, listing=Listing.stored(source.listing.describe(), chunks.__getitem__), **options)
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS.items())

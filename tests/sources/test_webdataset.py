@@ -12,7 +12,7 @@ from volgrowth.errors import DataError
 from volgrowth.sources import Listing, content_id, open_source
 from volgrowth.sources import webdataset as module
 
-from .samples import digits, pairs, write_parquet, write_tar
+from .samples import CAPTIONS, CUTS, again, conditions, digits, in_parts, pairs, write_parquet, write_tar
 
 SIZES = (7, 0, 31, 19)
 
@@ -29,12 +29,9 @@ def source(tmp_path_factory):
         yield open_source(str(root))
 
 
-@given(cuts=st.tuples(*[st.integers(0, 57)] * 3).map(sorted))
+@given(cuts=CUTS)
 def test_reading_in_two_parts_is_reading_at_once(source, cuts):
-    a, b, c = cuts
-    whole = list(source.read(a, c))
-    assert [*source.read(a, b), *source.read(b, c)] == whole
-    assert [row.row for row in whole] == list(range(a, c))
+    in_parts(source, cuts)
 
 
 def test_rows_are_the_samples(source, images):
@@ -226,3 +223,115 @@ def test_a_worker_scans_nothing(source, monkeypatch, tmp_path):
     monkeypatch.setattr(module.WebDatasetSource, "_scan", None)
     again = open_source(source.place.where, listing=Listing.stored(source.listing.describe(), source.listing._load))
     assert list(again.read(5, 40)) == list(source.read(5, 40))
+
+
+@given(cuts=CUTS, stride=st.integers(1, 60), shards=st.integers(1, 4), last=st.booleans())
+def test_samples_keep_their_conditions_however_they_are_cut(tmp_path_factory, cuts, stride, shards, last):
+    root, images = tmp_path_factory.mktemp("cut"), digits(57)
+    for shard in range(shards):
+        members = []
+        for row in range(57 * shard // shards, 57 * (shard + 1) // shards):
+            sample = [(f"{row:02}.png", images[row]), (f"{row:02}.left.jpg", b"no")]
+            if CAPTIONS[row] is not None:
+                sample.insert(2 * last, (f"{row:02}.txt", f"{CAPTIONS[row]}\n".encode()))
+            members += sample
+        write_tar(root / f"{shard}.tar", members)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "STRIDE", stride)
+        rows = in_parts(open_source(str(root), condition_column="txt"), cuts)
+    assert [row.condition for row in rows] == CAPTIONS[cuts[0] : cuts[2]]
+    assert [row.data for row in rows] == images[cuts[0] : cuts[2]]
+
+
+@pytest.mark.parametrize(
+    ("extension", "content", "condition"),
+    [
+        ("txt", b"a cat\n", "a cat"),
+        ("txt", b" two\nlines\r\n", " two\nlines"),
+        ("txt", b"7", "7"),
+        ("txt", b"", ""),
+        ("caption", b"caf\xc3\xa9 \xff", r"café \xff"),
+        ("en.txt", b"a cat", "a cat"),
+        ("cls", b"7", 7),
+        ("cls", b" -3\n", -3),
+        ("fine.cls", b"007", 7),
+        ("cls", b"n01440764\n", "n01440764"),
+        ("cls", b"1_0", "1_0"),
+        ("cls", b"9" * 5000, "9" * 5000),
+        ("cls", "٣".encode(), "٣"),
+    ],
+)
+def test_the_content_of_a_member_is_a_condition(tmp_path, images, extension, content, condition):
+    write_tar(tmp_path / "a.tar", [("0.png", images[0]), (f"0.{extension}", content), ("1.png", images[1])])
+    source = open_source(str(tmp_path), condition_column=extension)
+    assert conditions(source) == [condition, None]
+    assert source.condition_names is None
+
+
+def test_a_link_is_no_condition_and_its_image_is_read(tmp_path, images):
+    write_tar(tmp_path / "a.tar", pairs(images[:1]))
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        link = tarfile.TarInfo("0000.cls")
+        link.type, link.linkname = tarfile.SYMTYPE, "elsewhere"
+        tar.addfile(link)
+    (row,) = open_source(str(tmp_path), condition_column="cls").read(0, 1)
+    assert (row.data, row.condition, row.error) == (images[0], None, None)
+
+
+def test_only_the_members_that_are_needed_are_read(tmp_path, images, monkeypatch):
+    wanted, content = [], module._content
+
+    def watched(tar, member):
+        wanted.append(member.name)
+        return content(tar, member)
+
+    members = pairs(images[:9]) + [(f"{row:04}.json", b"{}") for row in range(9)]
+    write_tar(tmp_path / "a.tar", sorted(members))
+    source = open_source(str(tmp_path), condition_column="txt")
+    monkeypatch.setattr(module, "_content", watched)
+    assert next(source.read(3, 4)).condition == "a digit"
+    assert wanted == ["0003.png", "0003.txt"]
+
+
+@pytest.mark.parametrize(
+    "column", ["json", "JSON", "json.caption", "json:caption", "caption.json", "npy", "jpg", "", "."]
+)
+def test_an_extension_that_holds_something_else_is_refused(tmp_path, images, column):
+    write_tar(tmp_path / "a.tar", pairs(images[:2]))
+    for listing in (None, open_source(str(tmp_path)).listing):
+        with pytest.raises(DataError) as caught:
+            open_source(str(tmp_path), listing=listing, condition_column=column)
+        assert str(caught.value) == (
+            f"{tmp_path} is a webdataset, and class_column or caption_column was {column!r}: expected the extension of "
+            "members that hold a class or a caption and nothing else, such as cls or txt (--class-column, "
+            "--caption-column); a key inside a json is not looked up"
+        )
+
+
+def test_the_image_is_not_its_own_condition(tmp_path, images):
+    write_tar(tmp_path / "a.tar", [("0.left.raw", images[0]), ("0.cls", b"1")])
+    assert open_source(str(tmp_path), image_column="left.raw", condition_column="cls").num_rows == 1
+    with pytest.raises(DataError, match=r"class_column or caption_column was '\.left\.raw'"):
+        open_source(str(tmp_path), image_column="left.raw", condition_column=".left.raw")
+
+
+def test_an_extension_that_no_sample_has_is_answered_with_those_there_are(tmp_path, images):
+    write_tar(tmp_path / "a.tar", pairs(images[:2]))
+    message = (
+        r"holds no conditions: no member of its tar files has \.cls; they have png, txt\. Name another as class_column "
+        r"or caption_column \(--class-column, --caption-column\)$"
+    )
+    with pytest.raises(DataError, match=message):
+        open_source(str(tmp_path), condition_column="cls")
+    write_tar(tmp_path / "b.tar", [("0.png", images[0]), ("0.cls", b"1")])
+    assert conditions(open_source(str(tmp_path), condition_column="cls")) == [None, None, 1]
+
+
+def test_tars_in_a_store_give_their_conditions(bucket, images, tmp_path):
+    members = [(f"{row:02}.png", images[row]) for row in range(9)]
+    members += [(f"{row:02}.cls", str(row).encode()) for row in range(9)]
+    write_tar(tmp_path / "0.tar", sorted(members))
+    url = bucket.upload(tmp_path, "x")
+    source = open_source(url, condition_column="cls")
+    assert conditions(source) == list(range(9))
+    assert conditions(again(source, url, condition_column="cls")) == list(range(9))

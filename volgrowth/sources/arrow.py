@@ -17,6 +17,7 @@ import pyarrow as pa
 from volgrowth.errors import DataError
 from volgrowth.sources.base import Request, Row, Source, check_range
 from volgrowth.sources.columns import BATCH_ROWS, choose_columns, rows_of
+from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.places import LocalPlace
 from volgrowth.sources.splits import DEFAULT_SPLIT, choose_split
@@ -57,7 +58,8 @@ class DatasetSource(Source):
             return dataset.select_columns([name]).with_format("arrow")[:8].column(0)
 
         schema = dataset.features.arrow_schema
-        self.columns = choose_columns(schema, request.image_column, request.id_column, self.where, peek)
+        self.columns = choose_columns(schema, request, peek)
+        self.condition_names = class_names(schema, self.columns.condition)
         self._dataset = dataset
 
     def _check(self, dataset: Any) -> None:

@@ -21,17 +21,22 @@ class Request:
     split: str | None = None
     image_column: str | None = None
     id_column: str | None = None
+    condition_column: str | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as stored. `data` is the encoded image, or None with the reason in `error`."""
+    """One row as stored. `data` is the encoded image, or None with the reason in `error`.
+
+    `condition` is the class or the caption, None where the row has none or no column was asked for.
+    """
 
     row: int
     image_id: str
     source: str
     data: bytes | None
     error: str | None = None
+    condition: str | int | None = None
 
 
 class Source(ABC):
@@ -39,6 +44,8 @@ class Source(ABC):
 
     kind: str
     listing: Listing
+    condition_names: tuple[str, ...] | None = None
+    """Names of the classes that integer conditions stand for, where the data set tells them."""
 
     @property
     def num_rows(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from volgrowth.errors import DataError
 from volgrowth.sources.base import Request, Row, Source, check_range, content_id
+from volgrowth.sources.conditions import OPTIONS
 from volgrowth.sources.decode import EXTENSIONS
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.places import Found, Place, printable, read_ahead
@@ -22,7 +23,7 @@ class FolderSource(Source):
         listing: of the same data set, when it was opened before
 
     Raises:
-        DataError: there is no such split, or there are no images.
+        DataError: a column was asked for, there is no such split, or there are no images.
     """
 
     kind = "folder"
@@ -30,6 +31,7 @@ class FolderSource(Source):
     def __init__(
         self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
     ) -> None:
+        _refuse_columns(request)
         self.place = place
         below = f"{request.split.strip('/')}/" if request.split else ""
         self.listing = listing or Listing.build(
@@ -61,3 +63,21 @@ class FolderSource(Source):
         if (size or 0) != file.size:
             self.place.changed(file.name, "nothing" if size is None else f"{size} bytes", f"{file.size}")
         return Row(row, content_id(data or b""), printable(file.name), data, error)
+
+
+def _refuse_columns(request: Request) -> None:
+    hint = (
+        "; datasets.load_dataset('imagefolder', data_dir=...) takes class folders or metadata.csv into columns, and "
+        "save_to_disk writes them"
+    )
+    for given, name, more in (
+        ("image_column", request.image_column, ""),
+        ("id_column", request.id_column, ""),
+        (OPTIONS, request.condition_column, hint),
+    ):
+        if name:
+            raise DataError(
+                f"{request.data} holds no table, so {given} {name!r} has no meaning there: expected a folder with "
+                f"parquet files, tars, or one written by save_to_disk, or leave {given} out for a folder of "
+                f"images{more}"
+            )

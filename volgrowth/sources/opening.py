@@ -53,6 +53,7 @@ def open_source(
     image_column: str | None = None,
     id_column: str | None = None,
     listing: Listing | None = None,
+    condition_column: str | None = None,
 ) -> Source:
     """Open a data set by what it is: see above.
 
@@ -62,14 +63,16 @@ def open_source(
         image_column: needed when several columns hold images; of a webdataset, an extension
         id_column: gives `Row.image_id`, else the hash of the encoded image; of a webdataset, `__key__`
         listing: of this data set as it was first opened, extended or not: nothing is listed again, and what is read
-            must be as it says
+            must be as it says; the columns may be others than it was made with
+        condition_column: gives `Row.condition`: integers, strings, or lists of strings, of which the first is taken;
+            of a webdataset, the extension of the members that hold it, such as `cls` or `txt`
 
     Raises:
         DataError: nothing there, or not what was expected; the message says which, and the fix.
     """
     if not data.strip():
         raise DataError(f"no data set was given (got {data!r}): expected {_EXPECTED}")
-    request = Request(data, split, image_column, id_column)
+    request = Request(data, split, image_column, id_column, condition_column)
     if listing is not None and listing.kind == HubSource.kind:
         return HubSource(request, listing)
     found = locate(data)
@@ -112,13 +115,6 @@ def _open_folder(place: Place, request: Request) -> Source:
         return WebDatasetSource(place, request, files["webdataset"])
     if files["packed"] and not files["folder"]:
         refuse_packed(place.url(next(iter(files["packed"])).name))
-    if request.image_column or request.id_column:
-        given = "image_column" if request.image_column else "id_column"
-        raise DataError(
-            f"{request.data} holds no table, so {given} {request.image_column or request.id_column!r} has no meaning "
-            f"there: expected a folder with parquet files, tars, or one written by save_to_disk, or leave {given} out "
-            "for a folder of images"
-        )
     return FolderSource(place, request, files["folder"])
 
 

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from volgrowth.errors import DataError
 from volgrowth.sources.base import FilesSource, Request, Row, content_id
-from volgrowth.sources.columns import BATCH_ROWS, Columns, Peek, choose_columns, rows_of
+from volgrowth.sources.columns import BATCH_ROWS, Peek, choose_columns, rows_of
+from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.places import Found, Place, printable, read_ahead
 from volgrowth.sources.splits import of_split
@@ -55,13 +56,15 @@ class ParquetSource(FilesSource):
             self.listing = listing
             file, _ = next(listing.entries(0, 1))
             with self._opened(file) as parquet:
-                self.columns = self._choose(request, parquet.schema_arrow, lambda column: _NOTHING)
+                self._choose(request, file.name, parquet.schema_arrow, lambda column: _NOTHING)
 
     def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
         name = printable(file.name)
         with self._opened(file) as parquet:
             if parquet.metadata.num_rows != file.rows:
                 self.place.changed(file.name, f"{parquet.metadata.num_rows} rows", f"{file.rows}")
+            # A listing may have been made without the condition column, or with another.
+            self._check(file.name, parquet.schema_arrow)
             for group, begin, low, high in _overlaps(parquet.metadata, start, stop):
                 position = low
                 try:
@@ -76,20 +79,38 @@ class ParquetSource(FilesSource):
                     yield Row(first + at, content_id(b""), f"{name}#{at}", None, reason)
 
     def _scanned(self, request: Request, files: Iterable[Found]) -> Iterator[SourceFile]:
-        first: tuple[str, pa.Schema] | None = None
+        first = True
         chosen = of_split(files, request.split, request.data)
         for file, schema in read_ahead(self._footer, chosen, self.place.threads):
-            if file.rows and first is None:
-                first = file.name, schema
-                self.columns = self._choose(request, schema, partial(self._head, file))
-            elif first is not None and file.rows:
+            if file.rows and first:
+                first = False
+                self._choose(request, file.name, schema, partial(self._head, file))
+            elif file.rows:
                 # A worker should not be the first to find that a later file is of another kind.
-                for name in self.columns.names:
-                    _check_column(name, first, (file.name, schema))
+                self._check(file.name, schema)
             yield file
 
-    def _choose(self, request: Request, schema: pa.Schema, peek: Peek) -> Columns:
-        return choose_columns(schema, request.image_column, request.id_column, request.data, peek)
+    def _choose(self, request: Request, name: str, schema: pa.Schema, peek: Peek) -> None:
+        self.columns = choose_columns(schema, request, peek)
+        self.condition_names = class_names(schema, self.columns.condition)
+        self._first = name, {column: schema.field(column).type for column in self.columns.names}
+
+    def _check(self, name: str, schema: pa.Schema) -> None:
+        """Raise DataError unless the columns are what they are in the first file with rows."""
+        first, kinds = self._first
+        for column, kind in kinds.items():
+            got = schema.field(column).type if column in schema.names else "nothing"
+            if got != kind:
+                raise DataError(
+                    f"column {column!r} holds {got} in {name} and {kind} in {first}: the files of one data set have "
+                    "the same columns; audit them apart"
+                )
+        names = class_names(schema, self.columns.condition)
+        if None not in (names, self.condition_names) and names != self.condition_names:
+            raise DataError(
+                f"column {self.columns.condition!r} names its classes differently in {name} and {first}: the same "
+                "number would mean two classes; write the files with one datasets.ClassLabel, or audit them apart"
+            )
 
     def _footer(self, file: Found) -> tuple[SourceFile, pa.Schema]:
         with self._opened(file) as parquet:
@@ -116,16 +137,6 @@ class ParquetSource(FilesSource):
                     f"({error}): write it again"
                 ) from None
             yield parquet
-
-
-def _check_column(name: str, first: tuple[str, pa.Schema], other: tuple[str, pa.Schema]) -> None:
-    kind = first[1].field(name).type
-    got = other[1].field(name).type if name in other[1].names else "nothing"
-    if got != kind:
-        raise DataError(
-            f"column {name!r} holds {got} in {other[0]} and {kind} in {first[0]}: the files of one data set have "
-            "the same columns; audit them apart"
-        )
 
 
 def _overlaps(metadata: pq.FileMetaData, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:

@@ -3,7 +3,8 @@
 A sample is what consecutive members share as their key: the name up to the first dot after the last slash. What
 follows the dot is the member's extension. A sample's image is the member whose extension is `image_column` or,
 without one, the member with the extension of an image; of several the one with the fewest dots, and of these the first
-by alphabet (`jpg` before `seg.png` and `png`). Whatever else a sample holds is left aside.
+by alphabet (`jpg` before `seg.png` and `png`). Its condition is the content of the member whose extension is
+`condition_column`; a sample without one, or with a link there, has none. Whatever else a sample holds is left aside.
 
 The end of a tar is a block of zeros. A file without it was cut off or never closed, and is refused when opened.
 """
@@ -11,11 +12,13 @@ The end of a tar is a block of zeros. A file without it was cut off or never clo
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from volgrowth.errors import DataError
 from volgrowth.sources.base import FilesSource, Request, Row, content_id
+from volgrowth.sources.conditions import FLAGS, OPTIONS, condition_extension, condition_of
 from volgrowth.sources.decode import EXTENSIONS
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.places import Found, Place, Stream, printable, read_ahead
@@ -42,13 +45,14 @@ class WebDatasetSource(FilesSource):
 
     Args:
         place: folder that file names start from
-        request: the split is one that the files' names tell; `image_column` is an extension; `id_column` may be `KEY`,
-            else `Row.image_id` is the content's hash
+        request: the split is one that the files' names tell; `image_column` and `condition_column` are extensions;
+            `id_column` may be `KEY`, else `Row.image_id` is the content's hash
         files: the files in `place`, sorted; not looked at where there is a listing
         listing: of the same data set, when it was opened before
 
     Raises:
-        DataError: a file is no whole tar, no sample has an image, or a split as in `choose_split`.
+        DataError: a file is no whole tar, no sample has an image, none has a condition, a condition cannot have such
+            an extension, or a split as in `choose_split`.
     """
 
     kind = "webdataset"
@@ -63,6 +67,8 @@ class WebDatasetSource(FilesSource):
                 "key, or none, for the hash of its image (--id-column)"
             )
         self.keyed = request.id_column == KEY
+        wanted = request.condition_column
+        self.condition = None if wanted is None else condition_extension(wanted, request.data, self.extension)
         self.listing = listing or Listing.build(self.kind, self._scanned(request, files))
 
     def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
@@ -70,14 +76,19 @@ class WebDatasetSource(FilesSource):
         name = printable(file.name)
         with self.place.open(file.name, file.size, BLOCK_BYTES) as stream:
 
-            def take(sample: Sample, member: tarfile.TarInfo) -> None:
-                if sample.index + index >= start:
-                    sample.data, sample.error = _content(tar, member)
+            def take(sample: Sample, member: tarfile.TarInfo, found: str) -> None:
+                if sample.index + index < start:
+                    return
+                data, error = _content(tar, member)
+                if found != self.condition:
+                    sample.data, sample.error = data, error
+                elif data is not None:
+                    sample.condition = condition_of(data, found)
 
             try:
                 stream.seek(file.offsets[index // STRIDE])
                 tar = _tar(stream)
-                for sample in samples(tar, self.extension, take):
+                for sample in samples(tar, self.extension, self.condition, take):
                     row = index + sample.index
                     if row >= start:
                         yield self._row(sample, first + row, name)
@@ -92,26 +103,30 @@ class WebDatasetSource(FilesSource):
         if sample.image is None:
             error = f"the sample holds no image: {', '.join(list(sample.extensions)[:SHOWN])}"
         image_id = key if self.keyed else content_id(sample.data or b"")
-        return Row(row, image_id, f"{file}#{key}", sample.data, error)
+        return Row(row, image_id, f"{file}#{key}", sample.data, error, sample.condition)
 
     def _scanned(self, request: Request, files: Iterable[Found]) -> Iterator[SourceFile]:
-        total, seen = 0, set[str]()
+        held, seen = Counter[str](), set[str]()
         chosen = of_split(files, request.split, request.data)
-        for file, images, extensions in read_ahead(self._scan, chosen, max(self.place.threads, SCANS)):
-            total += images
+        for file, counted, extensions in read_ahead(self._scan, chosen, max(self.place.threads, SCANS)):
+            held += counted
             if len(seen) < SHOWN:
                 seen |= extensions
             yield file
-        if not total:
-            wanted = f".{self.extension}" if self.extension else "the extension of an image"
-            raise DataError(
-                f"{request.data} holds no images: no member of its tar files has {wanted}; they have "
-                f"{', '.join(sorted(seen)[:SHOWN]) or 'none'}. Name another as image_column (--image-column)"
-            )
+        image = f".{self.extension}" if self.extension else "the extension of an image"
+        asked = [("images", image, "image_column (--image-column)")]
+        if self.condition:
+            asked.append(("conditions", f".{self.condition}", f"{OPTIONS} ({FLAGS})"))
+        for what, wanted, option in asked:
+            if not held[what]:
+                raise DataError(
+                    f"{request.data} holds no {what}: no member of its tar files has {wanted}; they have "
+                    f"{', '.join(sorted(seen)[:SHOWN]) or 'none'}. Name another as {option}"
+                )
 
-    def _scan(self, file: Found) -> tuple[SourceFile, int, set[str]]:
-        """The file's rows and offsets, how many have an image, and some extensions."""
-        offsets, rows, images, extensions = list[int](), 0, 0, set[str]()
+    def _scan(self, file: Found) -> tuple[SourceFile, Counter[str], set[str]]:
+        """The file's rows and offsets, how many have an image and how many a condition, and some extensions."""
+        offsets, rows, held, extensions = list[int](), 0, Counter[str](), set[str]()
         with self.place.open(file.name, file.size, BLOCK_BYTES) as stream:
             self._check_kind(file, stream)
             try:
@@ -121,7 +136,8 @@ class WebDatasetSource(FilesSource):
                         offsets.append(sample.offset)
                         extensions.update(sample.extensions)
                     rows += 1
-                    images += sample.image is not None
+                    held["images"] += sample.image is not None
+                    held["conditions"] += self.condition in sample.extensions
                 stream.seek(tar.offset)
                 self._check_end(file, tar.offset, stream.read(tarfile.BLOCKSIZE))
             except _BROKEN as error:
@@ -129,7 +145,7 @@ class WebDatasetSource(FilesSource):
                     f"{self.place.url(file.name)} cannot be read as tar ({error}): it was cut off or damaged; copy or "
                     "write it again"
                 ) from None
-        return SourceFile(file.name, file.size, rows, tuple(offsets)), images, extensions
+        return SourceFile(file.name, file.size, rows, tuple(offsets)), held, extensions
 
     def _check_kind(self, file: Found, stream: Stream) -> None:
         head = stream.read(8)
@@ -160,12 +176,17 @@ class Sample:
     image: str | None = None
     data: bytes | None = None
     error: str | None = None
+    condition: str | int | None = None
+
+
+Take = Callable[[Sample, tarfile.TarInfo, str], None]
+"""Gets a member that is wanted of its sample, and its extension."""
 
 
 def samples(
-    tar: tarfile.TarFile, extension: str | None, take: Callable[[Sample, tarfile.TarInfo], None] | None = None
+    tar: tarfile.TarFile, extension: str | None, condition: str | None = None, take: Take | None = None
 ) -> Iterator[Sample]:
-    """The samples from where `tar` stands. `take` may read a member that is the best image of its sample so far."""
+    """The samples from where `tar` stands. `take` may read a member: the best image so far, or the condition."""
     sample: Sample | None = None
     count = 0
     while (member := tar.next()) is not None:
@@ -180,10 +201,11 @@ def samples(
             sample = Sample(count, key, member.offset)
             count += 1
         sample.extensions[found] = None
-        if _is_image(found, extension) and (sample.image is None or _rank(found) < _rank(sample.image)):
+        best = _is_image(found, extension) and (sample.image is None or _rank(found) < _rank(sample.image))
+        if best:
             sample.image = found
-            if take:
-                take(sample, member)
+        if take and (best or found == condition):
+            take(sample, member, found)
     if sample is not None:
         yield sample
 

@@ -1,0 +1,89 @@
+"""What a model is told of an image: its class or its caption, one value a row.
+
+In a table that is an integer or a string. Of a list of strings, as data sets with several captions an image have it
+(COCO, Flickr30k), the first is taken. In a webdataset it is all that one member of a sample holds.
+"""
+
+import re
+from typing import Any
+
+import pyarrow as pa
+
+from volgrowth.errors import DataError
+from volgrowth.sources.arrays import dense, huggingface_features, is_text, texts
+from volgrowth.sources.decode import EXTENSIONS
+
+OPTIONS = "class_column or caption_column"
+"""What the user gives: which of the two is not known here."""
+FLAGS = "--class-column, --caption-column"
+_CLASSES = frozenset({"cls", "cls2", "class"})
+"""Extensions whose content webdataset takes for an integer."""
+_STRUCTURED = frozenset(
+    ("json", "jsn", "jsonl", "npy", "npz", "pyd", "pickle", "pkl", "pth", "ten", "tb", "mp", "msg", "cbor")
+)
+"""Extensions whose content is an object, in which a condition would have to be looked up."""
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+
+
+def check_condition_column(field: pa.Field, where: str) -> None:
+    """Raise DataError unless the column holds what can be a condition."""
+    kind = _dense(field.type)
+    # Views of lists are no lists here: Arrow casts them wrongly.
+    several = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not (is_text(_dense(kind.value_type)) if several else is_text(kind) or pa.types.is_integer(kind)):
+        raise DataError(
+            f"column {field.name!r} of {where} holds {field.type}, not conditions; a class is an integer or a string, "
+            f"a caption is a string or the first of a list of strings: name another as {OPTIONS} ({FLAGS})"
+        )
+
+
+def conditions_of(column: pa.ChunkedArray) -> list[str | int | None]:
+    """The conditions in a column that `check_condition_column` let pass."""
+    column = dense(column)
+    if not pa.types.is_nested(column.type):
+        return column.to_pylist() if pa.types.is_integer(column.type) else [*texts(column)]
+    lists = column.cast(pa.large_list(pa.large_binary())).to_pylist()
+    return [*texts(pa.chunked_array([[some[0] if some else None for some in lists]], pa.large_binary()))]
+
+
+def class_names(schema: pa.Schema, column: str | None) -> tuple[str, ...] | None:
+    """The names of the classes, where the metadata call the column a `datasets.ClassLabel`."""
+    feature: Any = huggingface_features(schema).get(column) if column else None
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return None
+    names = feature.get("names")
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def condition_extension(column: str, where: str, image: str | None) -> str:
+    """The extension of the members of a webdataset that hold conditions, as the user named it.
+
+    Args:
+        column: what the user gave
+        where: the data set
+        image: the extension that the user named for the images
+
+    Raises:
+        DataError: what has this extension holds something else.
+    """
+    extension = column.lower().lstrip(".")
+    parts = re.split(r"[.:]", extension)
+    if extension in ("", image) or f".{parts[-1]}" in EXTENSIONS or not _STRUCTURED.isdisjoint(parts):
+        raise DataError(
+            f"{where} is a webdataset, and {OPTIONS} was {column!r}: expected the extension of members that hold a "
+            f"class or a caption and nothing else, such as cls or txt ({FLAGS}); a key inside a json is not looked up"
+        )
+    return extension
+
+
+def condition_of(data: bytes, extension: str) -> str | int:
+    """The condition that a member of a webdataset holds: of `cls` a number if it is one, else the text."""
+    text = data.decode("utf-8", "backslashreplace").rstrip("\r\n")
+    number = extension.rpartition(".")[2] in _CLASSES and _INTEGER.fullmatch(text.strip())
+    return int(number[0]) if number else text
+
+
+def _dense(kind: pa.DataType) -> pa.DataType:
+    # A dictionary of string views cannot be decoded.
+    fits = pa.types.is_dictionary(kind) and not pa.types.is_string_view(kind.value_type)
+    return kind.value_type if fits else kind
