@@ -9,6 +9,7 @@ from volgrowth.theory.flows import (
     stable_sums,
     vertex_time,
 )
+from volgrowth.theory.inertia import inertia_sample
 from volgrowth.theory.min_norm import HybridDenoiser, MinNormDenoiser
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "HybridDenoiser",
     "MinNormDenoiser",
     "classify",
+    "inertia_sample",
     "is_stable",
     "probability_flow",
     "score_flow",

@@ -5,8 +5,8 @@ Both flows start at y and follow the denoiser h (arXiv 2506.19031); r is time, a
     score flow           dy/dr = h(y) - y            at one noise level, so with one rho
     probability flow     dy/dr = h_rho(r)(y) - y     with r = log(sigma_T / sigma) and rho = a sigma
 
-**Score flow.** In the coordinate t = u_n . (y - x_0) of orthogonal data both ends of an edge, t = 0 and t = l, attract at
-rate 1 and its middle repels: dt/dr = 2 rho / (l - 2 rho) (t - l / 2) on the ramp. So every corner of the box
+**Score flow.** In the coordinate t = u_n . (y - x_0) of orthogonal data both ends of an edge, t = 0 and t = l, attract
+at rate 1 and its middle repels: dt/dr = 2 rho / (l - 2 rho) (t - l / 2) on the ramp. So every corner of the box
 
     x_0 + sum over n in I of (x_n - x_0)        training point if I has at most one member, *virtual point* if more
 
@@ -15,17 +15,17 @@ t_n = l_n - sum over m in I without n of |u_n . u_m| l_m for n in I, and t_n <= 
 
     sum over m in I, m != n, of |u_n . u_m| l_m <= rho      for every n in I.
 
-**Probability flow.** On orthogonal data phi_n(t_n) does not change along the flow: off the ramp it is constant, while t / rho
-or (l - t) / rho keeps its value, and on it t - l/2 is proportional to l - 2 rho. So the flow is a straight line,
+**Probability flow.** On orthogonal data phi_n(t_n) does not change along the flow: off the ramp it is constant, while
+t / rho or (l - t) / rho keeps its value, and on it t - l/2 is proportional to l - 2 rho. So it is a straight line,
 
     y = h + (sigma / sigma_T) (y_T - h)         with h = h(y_T) at sigma_T
 
 and ends at h, which a single step finds. It is a corner iff no t_n is on a ramp at the start, which is iff
-T >= tau = max_n [min(t_n, l_n - t_n)_+ / a]^2. Otherwise it is another point of the box: the noise came too late, and the
-scheduler stopped the flow on its way from one end of an edge to the other.
+T >= tau = max_n [min(t_n, l_n - t_n)_+ / a]^2. Otherwise it is another point of the box: from so little noise the
+scheduler stops the flow before it has gone to one end of the edge.
 
-**How often.** A flow that has reached sigma next to the training point x_k is at y = x_k + sigma e with e ~ N(0, I). Each
-t_n is off the ramp with probability Phi(a), independently, so among N training points
+**How often.** A flow that has reached sigma next to the training point x_k is at y = x_k + sigma e with e ~ N(0, I).
+Each t_n is off the ramp with probability Phi(a), independently, so among N training points
 
     P(the flow ends at x_k) = Phi(a)^(N - 1)        which falls with N.
 """

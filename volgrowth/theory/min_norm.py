@@ -60,9 +60,7 @@ class MinNormDenoiser(Denoiser):
         self.origin, edges = flat[0], flat[1:] - flat[0]
         self.lengths = edges.norm(dim=1)
         if not (self.lengths > 0).all():
-            raise ValueError(
-                f"point {int(self.lengths.argmin()) + 1} equals point 0: expected distinct points, once each"
-            )
+            raise ValueError(f"point {int(self.lengths.argmin()) + 1} equals point 0: expected each point once")
         self.directions = edges / self.lengths[:, None]
         self.gram = self.directions @ self.directions.T
         self._check_angles()
