@@ -131,10 +131,10 @@ REFUSED = {
     "factory:my_models:broken": "failed with FileNotFoundError: weights.pt; it is called as function(device=",
     "factory:my_models:without_arguments": "failed with TypeError: without_arguments() got an unexpected keyword",
     "factory:my_models:number": "failed with TypeError: 'int' object is not callable",
-    "factory:my_models:shapeless": "image_shape None: expected (1 or 3, height, width)",
-    "factory:my_models:flat": "image_shape (64,): expected (1 or 3, height, width)",
-    "factory:my_models:two_channels": "image_shape (2, 8, 8): expected (1 or 3, height, width)",
-    "factory:my_models:endless": "image_shape (1, None, None): expected (1 or 3, height, width)",
+    "factory:my_models:shapeless": "images of shape None: expected (1 or 3, height, width)",
+    "factory:my_models:flat": "images of shape (64,): expected (1 or 3, height, width)",
+    "factory:my_models:two_channels": "images of shape (2, 8, 8): expected (1 or 3, height, width)",
+    "factory:my_models:endless": "images of shape (1, None, None): expected (1 or 3, height, width)",
 }
 
 

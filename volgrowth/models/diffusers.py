@@ -15,7 +15,7 @@ import torch
 from volgrowth.errors import ModelError
 from volgrowth.models.families import DiT, Family, UNet2D
 from volgrowth.models.files import DIFFUSERS_WEIGHTS, NETWORKS, Component, digest, from_pretrained, read_json
-from volgrowth.models.latents import Latents, check_autoencoder, downsampling, load_autoencoder
+from volgrowth.models.latents import AUTOENCODER_KINDS, Latents, downsampling, load_autoencoder
 from volgrowth.models.network import NetworkDenoiser
 from volgrowth.models.schedulers import SchedulerConfig
 
@@ -194,8 +194,7 @@ def inspect_folder(folder: Path, settings: Settings = Settings()) -> DiffusersMo
     scheduler = SchedulerConfig(_scheduler_file(network_folder, pipeline))
     vae = None
     if pipeline and (name := next((name for name in AUTOENCODERS if index.get(name)), None)):
-        vae = Component.of(_component(pipeline, name))
-        check_autoencoder(vae)
+        vae = Component.of(_component(pipeline, name), DIFFUSERS_WEIGHTS, AUTOENCODER_KINDS)
     model = DiffusersModel(network, scheduler, vae, pipeline, index, settings)
     _check_fit(model)
     return model
@@ -209,7 +208,7 @@ def _checked_index(folder: Path) -> dict[str, Any]:
     own = next((key for key, value in parts.items() if value[0] not in LIBRARIES and key in _USED), None)
     if not isinstance(name, str) or own:
         raise ModelError(
-            f"{folder} brings code of its own ({own or name}), which is not run: save it as one of diffusers' own "
+            f"{folder} brings code of its own ({own or name[-1]}), which is not run: save it as one of diffusers' own "
             f"pipelines; {FACTORY_HINT}"
         )
     if name not in PIPELINES:
@@ -242,12 +241,7 @@ def _scheduler_file(network_folder: Path, pipeline: Path | None) -> Path:
 
 
 def _checked_network(folder: Path) -> Component:
-    network = Component.of(folder, DIFFUSERS_WEIGHTS)
-    if network.kind not in FAMILIES:
-        raise ModelError(
-            f"{folder} is no diffusion model volgrowth knows: it holds {network.kind}, expected one of "
-            f"{', '.join(FAMILIES)}; for any other network write factory:module:function"
-        )
+    network = Component.of(folder, DIFFUSERS_WEIGHTS, FAMILIES)
     network.config.setdefault("in_channels", 3 if network.kind == "UNet2DModel" else 4)
     FAMILIES[network.kind].check(network)
     return network

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -35,20 +36,31 @@ class Component:
     weights: tuple[Path, ...]
 
     @classmethod
-    def of(cls, folder: Path, stem: str = DIFFUSERS_WEIGHTS) -> "Component":
+    def of(cls, folder: Path, stem: str, known: Collection[str] = ()) -> "Component":
         """Of a folder.
 
+        Args:
+            stem: what the names of its weights begin with.
+            known: its class is one of these, if any are given.
+
         Raises:
-            ModelError: a file is missing or cannot be read; the weights are pickles.
+            ModelError: a file is missing or cannot be read; the weights are pickles; another class.
         """
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder} has no config.json: expected what save_pretrained(...) writes")
-        return cls(folder, read_json(folder / "config.json"), find_weights(folder, stem))
+        config = read_json(folder / "config.json")
+        kind = config.get("_class_name", "something without _class_name")
+        if known and kind not in known:
+            raise ModelError(
+                f"{folder} holds {kind}, which volgrowth does not know: expected one of {', '.join(known)}; for any "
+                f"other model write factory:module:function"
+            )
+        return cls(folder, config, find_weights(folder, stem))
 
     @property
     def kind(self) -> str:
         """Name of its class."""
-        return str(self.config.get("_class_name", "something without _class_name"))
+        return str(self.config.get("_class_name"))
 
     @property
     def num_parameters(self) -> int:

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volgrowth.errors import ModelError
 from volgrowth.models.files import Component, from_pretrained
 
-KINDS = ("AutoencoderKL", "VQModel")
+AUTOENCODER_KINDS = ("AutoencoderKL", "VQModel")
 
 
 class Latents:
@@ -49,15 +48,6 @@ class Latents:
     @torch.no_grad()
     def decode(self, states: Tensor) -> Tensor:
         return self.vae.decode(states / self.scale.to(states) + self.shift.to(states), return_dict=False)[0]
-
-
-def check_autoencoder(vae: Component) -> None:
-    """Raise ModelError if it is not one of `KINDS`."""
-    if vae.kind not in KINDS:
-        raise ModelError(
-            f"{vae.folder} holds {vae.kind}: expected one of {', '.join(KINDS)}; for any other model write "
-            f"factory:module:function"
-        )
 
 
 def downsampling(vae: Component) -> int:

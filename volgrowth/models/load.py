@@ -208,11 +208,12 @@ def _from_factory(name: str, precision: torch.dtype, states: torch.dtype, device
         ) from error
     if not isinstance(denoiser, Denoiser):
         raise ModelError(f"{name} returned {type(denoiser).__name__}: expected a volgrowth.Denoiser")
-    shape = denoiser.pixel_shape
+    shape = denoiser.image_shape
+    if shape is not None and all(isinstance(n, int) for n in shape):
+        denoiser.image_shape = tuple(shape)
+        shape = denoiser.pixel_shape
     if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or not all(isinstance(n, int) for n in shape):
         raise ModelError(f"{name} returned a denoiser of images of shape {shape}: expected (1 or 3, height, width)")
-    if denoiser.image_shape is not None:
-        denoiser.image_shape = tuple(denoiser.image_shape)
     denoiser.device, denoiser.dtype = device, states
     denoiser.precision = precision
     return denoiser
