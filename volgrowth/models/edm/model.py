@@ -1,0 +1,275 @@
+"""EDM networks: a folder with config.json, in NVlabs' own names, and model.safetensors.
+
+config.json of a class-conditional CIFAR-10 network, as `volgrowth.models.edm.nvlabs.convert` writes it or as a user
+writes it beside the weights of an EDM-preconditioned network that was trained elsewhere:
+
+    {"_class_name": "EDMPrecond", "sigma_data": 0.5,                       the preconditioning, with its numbers
+     "img_resolution": 32, "img_channels": 3, "label_dim": 10,             images in [-1, 1], and classes
+     "model_type": "SongUNet", "channel_mult": [2, 2, 2], "augment_dim": 9}      the network, with its arguments
+
+What is left out is NVlabs' default. model.safetensors is the state dict of the preconditioned network (`model.enc...`)
+or of the network alone (`enc...`). Everything is checked from the JSON and the headers of the weights: a network with
+empty weights says which tensors of which shapes belong to it.
+
+Classes are one-hot vectors, and no class is the vector of zeros. A network knows that vector only if it met it in
+training: where label_dropout is above 0. NVlabs' published networks did not, though their sampler falls back to it;
+to measure them without classes all the same, set label_dropout in config.json.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from volgrowth.errors import ModelError
+from volgrowth.models.edm.networks import ARCHITECTURES, Architecture, UNet
+from volgrowth.models.edm.preconditioning import PRECONDITIONINGS, Preconditioning
+from volgrowth.models.families import ClassConditioner
+from volgrowth.models.files import Component, digest, read_json, unreadable
+from volgrowth.models.network import NetworkDenoiser
+from volgrowth.numerics.denoisers import Condition
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+STEM = "model"
+# of the preconditioned network in its state dict, and its table of levels, which follows from the configuration
+PREFIX, TABLE = "model.", "u"
+
+
+class Interface(BaseModel):
+    """Entries of config.json that every network has. `use_fp16` is how NVlabs ran it; here the user says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    img_resolution: PositiveInt
+    img_channels: Literal[1, 3]
+    label_dim: int = Field(0, ge=0)
+    model_type: str
+    use_fp16: bool = False
+
+
+class OneHot(ClassConditioner):
+    """Class labels as rows of the identity, and no class as a row of zeros."""
+
+    def __init__(self, num_classes: int, null: bool, device: torch.device):
+        super().__init__(num_classes, num_classes if null else None, device)
+
+    def __call__(self, values: Sequence[Condition]) -> dict[str, Tensor]:
+        if not self.null and None in values:
+            raise ModelError(
+                "the model was trained without label_dropout and knows no image without a class: expected a class "
+                "column (--class-column), or label_dropout above 0 in its config.json to show it a class of zeros"
+            )
+        labels = super().__call__(values)["class_labels"]
+        return {"class_labels": one_hot(labels, self.num_classes + 1)[:, : self.num_classes]}
+
+
+@dataclass(frozen=True)
+class EDMModel:
+    """A checked folder."""
+
+    component: Component
+    interface: Interface
+    preconditioning: Preconditioning
+    architecture: Architecture
+
+    @property
+    def kind(self) -> str:
+        """Name of the preconditioning's class."""
+        return self.component.kind
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images."""
+        return self.interface.img_channels, self.interface.img_resolution, self.interface.img_resolution
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """Of what the network sees: the images themselves."""
+        return self.image_shape
+
+    @property
+    def condition(self) -> str | None:
+        """What images are conditioned on: `class`, or None for nothing."""
+        return "class" if self.interface.label_dim else None
+
+    @property
+    def has_null(self) -> bool:
+        """Whether the network knows images without a condition."""
+        return not self.interface.label_dim or self.architecture.label_dropout > 0
+
+    @property
+    def digest(self) -> str:
+        """sha256 over weights and configuration."""
+        return digest([self.component.config], self.component.weights)
+
+    @property
+    def num_parameters(self) -> int:
+        """Read from the headers of the weights."""
+        return self.component.num_parameters
+
+    def empty_network(self) -> UNet:
+        """The network without memory for its weights.
+
+        Raises:
+            ValueError: the configuration makes no network.
+        """
+        channels, resolution, _ = self.image_shape
+        outputs = self.preconditioning.outputs(channels)
+        with torch.device("meta"):
+            return self.architecture.network(resolution, channels, outputs, self.interface.label_dim)
+
+    def load(self, dtype: torch.dtype, precision: torch.dtype, device: torch.device) -> NetworkDenoiser:
+        """Load the weights, frozen.
+
+        Args:
+            dtype: of states and all sums.
+            precision: of the network.
+
+        Raises:
+            ModelError: the weights are damaged.
+        """
+        network = self.empty_network()
+        try:
+            tensors = {name: tensor for path in self.component.weights for name, tensor in load_file(path).items()}
+            network.load_state_dict(_own_names(tensors), assign=True)
+        except Exception as error:  # safetensors and torch each raise their own kinds
+            raise unreadable(self.component.folder, error) from None
+        for name, part in network.named_children():
+            # random frequencies are times 16: in a low precision they are others
+            part.to(device, dtype if name == "map_noise" else precision)
+        network.eval().requires_grad_(False)
+        return self._denoiser(network, dtype, precision, device)
+
+    def _denoiser(
+        self, network: UNet, dtype: torch.dtype, precision: torch.dtype, device: torch.device
+    ) -> NetworkDenoiser:
+        channels, classes = self.interface.img_channels, self.interface.label_dim
+        conditioner = OneHot(classes, self.has_null, device) if classes else None
+
+        def forward(x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
+            return network(x, labels, **condition)[:, :channels]
+
+        denoiser = NetworkDenoiser(
+            forward,
+            self.preconditioning.parameterization(),
+            self.state_shape,
+            precision=precision,
+            conditioner=conditioner,
+            sampling_levels=self.preconditioning.sampling_levels,
+        )
+        denoiser.device, denoiser.dtype = device, dtype
+        return denoiser
+
+
+def is_edm(folder: Path) -> bool:
+    """Whether a folder is for `inspect_edm`: its config.json names a preconditioning, or it holds a pickle alone."""
+    if not (folder / "config.json").is_file():
+        return not (folder / "model_index.json").is_file() and any(folder.glob("*.pkl"))
+    config = read_json(folder / "config.json")
+    return "img_resolution" in config or str(config.get("_class_name")).endswith("Precond")
+
+
+def inspect_edm(folder: Path) -> EDMModel:
+    """Check a folder.
+
+    Raises:
+        ModelError: naming what is missing or not supported, and what would do.
+    """
+    _refuse_pickles(folder)
+    component = Component.of(folder, STEM)
+    where, values = folder / "config.json", dict(component.config)
+    values.pop("_class_name", None)
+    preconditioning = _named(PRECONDITIONINGS, component.kind, f"{where} has _class_name")
+    architecture = _named(ARCHITECTURES, values.get("model_type"), f"{where} has model_type")
+    model = EDMModel(
+        component,
+        _part(Interface, values, where),
+        _part(preconditioning, values, where),
+        _part(architecture, values, where, rest=True),
+    )
+    try:
+        model.preconditioning.parameterization()
+        network = model.empty_network()
+    except (ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"{where} makes no network ({error}): expected the arguments it was trained with") from None
+    _check_weights(component, network)
+    return model
+
+
+def _refuse_pickles(folder: Path) -> None:
+    pickle = next(iter(sorted(folder.glob("*.pkl"))), None)
+    if pickle and not any(folder.glob(f"{STEM}*.safetensors")):
+        raise ModelError(
+            f"{folder} holds the pickle {pickle.name}, which can run code when opened, and no {STEM}.safetensors: "
+            f"convert it with `volgrowth convert {pickle} NEW_FOLDER --allow-pickle`"
+        )
+
+
+def _named(classes: dict[str, T], name: Any, what: str) -> T:
+    if name not in classes:
+        raise ModelError(
+            f"{what} {name!r}: expected one of {', '.join(classes)}; for any other model write factory:module:function"
+        )
+    return classes[name]
+
+
+def _part(kind: type[M], values: dict[str, Any], where: Path, rest: bool = False) -> M:
+    """Take a part's own entries out of the values, or all that are left."""
+    own = {name: values.pop(name) for name in list(values) if rest or name in kind.model_fields}
+    try:
+        return kind(**own)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        if first["type"] == "missing":
+            raise ModelError(f"{where} lacks {name}: expected the value that the network was trained with") from None
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(kind.model_fields))
+            raise ModelError(f"{where} has {name}, which is no argument of {kind.__name__}: expected {known}") from None
+        if name == "img_channels":
+            raise ModelError(
+                f"{where} has img_channels {first['input']!r}: expected 1 or 3, since images are gray or RGB; wrap a "
+                f"network on anything else with factory:module:function"
+            ) from None
+        reason = first["msg"].removeprefix("Input should be ")
+        raise ModelError(f"{where} has {name} {first['input']!r}: expected {reason}") from None
+
+
+def _own_names(tensors: dict[str, T]) -> dict[str, T]:
+    """Those of the network alone, from those of it or of the preconditioned network."""
+    found = {name: tensor for name, tensor in tensors.items() if name != TABLE}
+    if not all(name.startswith(PREFIX) for name in found):
+        return found
+    return {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
+
+
+def _check_weights(component: Component, network: UNet) -> None:
+    """Whether names and shapes in the headers are those of the network."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in component.weights:
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise unreadable(component.folder, error) from None
+    found = _own_names(shapes)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    for names, problem in (
+        (expected.keys() - found.keys(), "lack {} tensors of the network"),
+        (found.keys() - expected.keys(), "hold {} tensors that the network has no place for"),
+        ({name for name in expected if expected[name] != found.get(name)}, "hold {} tensors of other shapes"),
+    ):
+        if names:
+            raise ModelError(
+                f"the weights in {component.folder} {problem.format(len(names))}, {min(names)} among them: they belong "
+                f"to another config.json"
+            )

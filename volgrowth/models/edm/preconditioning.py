@@ -1,0 +1,138 @@
+r"""Preconditionings: what NVlabs' networks are shown at a noise level, and what their output means.
+
+With s the noise level and D(x; s) = c_skip x + c_out F(c_in x; c_noise) (arXiv 2206.00364, eq. 7 and table 1):
+
+                    c_skip          c_out                c_in               c_noise
+    EDMPrecond      d^2/(s^2+d^2)   s d/sqrt(s^2+d^2)    1/sqrt(s^2+d^2)    log(s)/4        d = sigma_data
+    VPPrecond       1               -s                   1/sqrt(s^2+1)      (M - 1) t(s)    DDPM++ on the VP SDE
+    VEPrecond       1               s                    1                  log(s/2)        NCSN++ on the VE SDE
+    iDDPMPrecond    1               -s                   1/sqrt(s^2+1)      M - 1 - j(s)    ADM on the cosine table
+
+So the second and the fourth predict e of x = alpha x_0 + sigma e, with alpha = 1/sqrt(s^2+1); the third predicts -e.
+
+The cosine table has M levels, from u_M = 0 (arXiv 2102.09672; 2206.00364, appendix C.3.1):
+
+    u_{j-1}^2 = (u_j^2 + 1) / max(a_{j-1} / a_j, C_1) - 1,    a_j = sin^2(pi j / (2 M (C_2 + 1)))
+
+NVlabs' j(s) is the nearest entry. Here the label is linear in log s between entries, as of every table in this
+package, and the same number at the entries; samples are drawn at entries.
+"""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from math import inf, pi, sin, sqrt
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from volgrowth.models.parameterizations import EDM, Parameterization, Scheduled
+from volgrowth.numerics import DDPMSchedule, VESchedule, VPSchedule
+
+# of NVlabs' sampler (arXiv 2206.00364, eq. 5 and table 1)
+LOWEST, HIGHEST, RHO = 0.002, 80.0, 7
+
+
+class Preconditioning(BaseModel, ABC):
+    """A preconditioning's own entries of config.json, under NVlabs' names, with NVlabs' defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @abstractmethod
+    def parameterization(self) -> Parameterization:
+        """The same as four scalars of the noise level.
+
+        Raises:
+            ValueError: the numbers make no noise levels.
+        """
+
+    def outputs(self, channels: int) -> int:
+        """Channels of the network's output, for images of so many."""
+        return channels
+
+    def sampling_levels(self, steps: int) -> Tensor:
+        """Rising noise levels, evenly spaced in s^(1/7), of the sampler in so many steps."""
+        low, high = self.parameterization().noise_levels
+        low, high = max(low, LOWEST), min(high, HIGHEST)
+        roots = torch.linspace(high ** (1 / RHO), low ** (1 / RHO), steps, dtype=torch.float64).flip(0)
+        return roots**RHO
+
+
+class EDMPrecond(Preconditioning):
+    """Of EDM. A network cannot tell its `sigma_data`, so it has to be said."""
+
+    sigma_min: float = Field(0, ge=0)
+    sigma_max: PositiveFloat = inf
+    sigma_data: PositiveFloat
+
+    def parameterization(self) -> Parameterization:
+        return EDM(self.sigma_data, _ordered(max(self.sigma_min, LOWEST), min(self.sigma_max, HIGHEST)))
+
+
+class VPPrecond(Preconditioning):
+    """Of the VP SDE, beta(t) = beta_min + beta_d t, from time epsilon_t."""
+
+    beta_d: PositiveFloat = 19.9
+    beta_min: PositiveFloat = 0.1
+    M: PositiveInt = 1000
+    epsilon_t: float = Field(1e-5, gt=0, lt=1)
+
+    def parameterization(self) -> Parameterization:
+        schedule = VPSchedule(self.beta_min, self.beta_d + self.beta_min)
+        low, high = schedule.noise_level(torch.tensor([self.epsilon_t, 1], dtype=torch.float64)).tolist()
+        return Scheduled(schedule, "epsilon", (low, high), lambda time: (self.M - 1) * time)
+
+
+class VEPrecond(Preconditioning):
+    """Of the VE SDE."""
+
+    sigma_min: PositiveFloat = 0.02
+    sigma_max: float = Field(100, gt=0, lt=inf)
+
+    def parameterization(self) -> Parameterization:
+        levels = _ordered(self.sigma_min, self.sigma_max)
+        return Scheduled(VESchedule(), "negative_noise", levels, lambda level: (level / 2).log())
+
+
+class IDDPMPrecond(Preconditioning):
+    """Of improved DDPM. The network also predicts a variance, in channels of its own, which nothing here uses."""
+
+    C_1: PositiveFloat = 0.001
+    C_2: PositiveFloat = 0.008
+    M: int = Field(1000, ge=2)
+
+    def parameterization(self) -> Parameterization:
+        levels, last = self.levels, self.M - 1
+        schedule = DDPMSchedule(1 / (1 + levels**2))
+        low, high = levels[[0, -1]].tolist()
+        return Scheduled(schedule, "epsilon", (low, high), lambda time: time.clamp(0, last))
+
+    def outputs(self, channels: int) -> int:
+        return 2 * channels
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """u_{M-1} to u_0, rising."""
+        share = [sin(pi * j / (2 * self.M * (self.C_2 + 1))) ** 2 for j in range(self.M + 1)]
+        levels = [0.0]
+        for j in range(self.M, 0, -1):
+            levels.append(sqrt((levels[-1] ** 2 + 1) / max(share[j - 1] / share[j], self.C_1) - 1))
+        return torch.tensor(levels[1:], dtype=torch.float64)
+
+    def sampling_levels(self, steps: int) -> Tensor:
+        wanted = super().sampling_levels(steps)
+        return self.levels[(wanted[:, None] - self.levels).abs().argmin(1)].unique()
+
+
+PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
+    "EDMPrecond": EDMPrecond,
+    "VPPrecond": VPPrecond,
+    "VEPrecond": VEPrecond,
+    "iDDPMPrecond": IDDPMPrecond,
+}
+
+
+def _ordered(low: float, high: float) -> tuple[float, float]:
+    if low >= high:
+        raise ValueError(f"noise levels run from {low:g} to {high:g}")
+    return low, high
