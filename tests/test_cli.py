@@ -77,7 +77,9 @@ def test_a_wrong_split_or_column(say, tiny_model, digit_file):
 def test_a_model_that_is_no_diffusion_model(say, digit_file, tmp_path):
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert/config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
-    assert "is no diffusion model" in say("audit", tmp_path / "bert", digit_file, "--output", "out")
+    assert "which volgrowth does not know: expected one of UNet2DModel" in say(
+        "audit", tmp_path / "bert", digit_file, "--output", "out"
+    )
 
 
 def test_a_data_set_without_images(say, tiny_model, tmp_path):

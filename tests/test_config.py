@@ -33,7 +33,7 @@ def test_settings_are_frozen():
         ({"max_failed": 2}, "max_failed: .*less than or equal to 1, got 2"),
         ({"nonsense": 1}, "nonsense: Extra inputs are not permitted"),
         ({"model": None}, "model: .*valid string"),
-        ({"dtype": "int8"}, "dtype: .*'float32' or 'float64'"),
+        ({"dtype": "int8"}, "dtype: .*'float32', 'float64', 'bfloat16' or 'float16'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_given(settings, message):

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import spearmanr
 
 import volgrowth as vg
-from volgrowth.audit.measures import measure_images
+from volgrowth.audit.measures import Flow, measure_images
 from volgrowth.config import VolumeMeasure
 from volgrowth.lab.cases import to_tensor
 from volgrowth.lab.suite import DIGITS
@@ -46,7 +46,7 @@ def test_volume_ranks_as_the_exact_volume_of_the_dense_jacobian(demo):
     images = to_tensor(case.train[case.first[np.concatenate([np.flatnonzero(kind)[:12] for kind in kinds])]])
     measure = VolumeMeasure()
     levels = torch.logspace(log10(measure.smallest_level), log10(measure.largest_level), 28, dtype=torch.float64)
-    growth = measure_images(model, images, list(range(len(images))), measure, seed=0).columns["growth"]
+    growth = measure_images(Flow(model), images, list(range(len(images))), measure, seed=0).columns["growth"]
     assert spearmanr(exact_volume(model, images, levels), growth).statistic >= 0.99
 
 

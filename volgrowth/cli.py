@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
-from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError, VolgrowthError
+from volgrowth.options import EngineName, GpusPerWorker, RayAddress, audit_config, takes_settings
 from volgrowth.version import VERSION
 
 if TYPE_CHECKING:
@@ -35,56 +34,22 @@ app = typer.Typer(
     help="Find the training images that a diffusion model has memorized.",
 )
 
-Split = Annotated[str | None, typer.Option(help="Split of the data set.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Column with the images; found by itself if only one.")]
-IdColumn = Annotated[str | None, typer.Option(help="Column with your ids; else a hash of the bytes.")]
-Holdout = Annotated[str | None, typer.Option(help="Images like these that the model was not trained on.")]
-HoldoutSplit = Annotated[str | None, typer.Option(help="Split of the held-out images.")]
-Preset = Annotated[str | None, typer.Option(help="standard (default), paper (as published) or volume.")]
-ShardSize = Annotated[int | None, typer.Option(help="Rows per fragment.")]
-EngineName = Annotated[str | None, typer.Option(help="ray (default), or local: one worker in this process.")]
-Workers = Annotated[int | None, typer.Option(help="Most model replicas; default one per GPU, or core.")]
-GpusPerWorker = Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")]
-RayAddress = Annotated[str | None, typer.Option(help="Ray cluster; one is started here otherwise.")]
-ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting, such as measure.num_probes=8; repeatable.")
-]
-Model = Annotated[str, typer.Argument(help="Diffusers folder, hub id, or factory:module:function.")]
-Data = Annotated[
-    str, typer.Argument(help="Hub id, or path or URL of parquet, webdataset tars, images; save_to_disk folder.")
-]
-Output = Annotated[str, typer.Option(help="Folder or URL that holds the audit; repeat the command to resume it.")]
-
 
 @app.command()
+@takes_settings
 def audit(
     ctx: typer.Context,
-    model: Model,
-    data: Data,
-    output: Output,
-    split: Split = None,
-    image_column: ImageColumn = None,
-    id_column: IdColumn = None,
-    holdout: Holdout = None,
-    holdout_split: HoldoutSplit = None,
+    *,
     reference: Annotated[
         str | None, typer.Option(help="Audit of the same rows under a model not trained on them, for calibration.")
     ] = None,
-    preset: Preset = None,
     adaptive: Annotated[bool, typer.Option("--adaptive", help="More probes for rows near the threshold.")] = False,
-    shard_size: ShardSize = None,
-    engine: EngineName = None,
-    workers: Workers = None,
     min_workers: Annotated[int | None, typer.Option(help="Stop when fewer are ready for --set wait_minutes.")] = None,
-    gpus_per_worker: GpusPerWorker = None,
-    ray_address: RayAddress = None,
     extend: Annotated[bool, typer.Option("--extend", help="Audit files that DATA gained into OUTPUT.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score rows without a score again.")] = False,
     log_json: Annotated[str | None, typer.Option(help="Append what happens to a file, one JSON object a line.")] = None,
-    config: ConfigFile = None,
-    settings: Settings = None,
     max_failed: Annotated[float | None, typer.Option(help="Share of rows that may fail before exit code 3.")] = None,
+    **settings: Any,
 ) -> None:
     """Measure every image of DATA under MODEL, calibrate, and write tables and a report to OUTPUT.
 
@@ -94,7 +59,7 @@ def audit(
 
       volgrowth audit google/ddpm-cifar10-32 cifar10 --split train --output s3://bucket/cifar10
     """
-    asked = _audit_config(ctx)
+    asked = audit_config(ctx)
 
     from volgrowth.pipeline import failed_share, run_audit
     from volgrowth.report.words import title
@@ -102,7 +67,7 @@ def audit(
     try:
         finished = run_audit(asked, extend=extend, retry_failed=retry_failed)
     except KeyboardInterrupt:
-        print(f"interrupted: finished shards are kept in {output}; the same command resumes", file=sys.stderr)
+        print(f"interrupted: finished shards are kept in {asked.output}; the same command resumes", file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
     counts, failed = finished.summary["counts"], failed_share(finished)
     print(f"{counts['ok']} of {counts['rows']} images scored; report: {finished.store.path('report.html')}")
@@ -118,24 +83,12 @@ def audit(
 
 
 @app.command()
+@takes_settings
 def plan(
     ctx: typer.Context,
-    model: Model,
-    data: Data,
-    output: Output,
-    split: Split = None,
-    image_column: ImageColumn = None,
-    holdout: Holdout = None,
-    holdout_split: HoldoutSplit = None,
-    preset: Preset = None,
-    shard_size: ShardSize = None,
-    engine: EngineName = None,
-    workers: Workers = None,
-    gpus_per_worker: GpusPerWorker = None,
-    ray_address: RayAddress = None,
-    config: ConfigFile = None,
-    settings: Settings = None,
+    *,
     price: Annotated[float | None, typer.Option(help="Of an hour of one GPU, or of one worker without.")] = None,
+    **settings: Any,
 ) -> None:
     """Measure a few random stretches of DATA, and say what the audit would take: hours, memory, money.
 
@@ -147,7 +100,7 @@ def plan(
     """
     from volgrowth.planning import describe, plan_audit
 
-    print(describe(plan_audit(_audit_config(ctx), price=price)))
+    print(describe(plan_audit(audit_config(ctx), price=price)))
 
 
 @app.command()
@@ -363,55 +316,6 @@ def _read_ids(file: Path, option: str) -> frozenset[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{option} {file} cannot be read ({error}): expected a text file, one id a line") from None
     return frozenset(line for line in lines if line)
-
-
-def _audit_config(ctx: typer.Context) -> AuditConfig:
-    """Of a command's options, which are called as the settings are; those beside them are YAML file, preset, --set."""
-    given = ctx.params
-    unset = (None, False)
-    named = {name: given[name] for name in AuditConfig.model_fields if not any(given.get(name) is no for no in unset)}
-    merged = _settings(given["config"], named, given["preset"], given["settings"] or [])
-    return AuditConfig.build(**merged)
-
-
-def _settings(
-    file: Path | None, named: dict[str, Any], preset: str | None, assignments: Sequence[str]
-) -> dict[str, Any]:
-    """Settings of a YAML file, overridden by options, overridden by assignments."""
-    merged = _read_yaml(file) if file else {}
-    merged.update(named)
-    if preset:
-        measure = merged.get("measure") or {}
-        same = isinstance(measure, dict) and measure.get("preset", "standard") == preset
-        merged["measure"] = {**(measure if same else {}), "preset": preset}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--set {assignment!r}: expected NAME=VALUE, such as measure.num_probes=8")
-        target = merged
-        *parents, leaf = name.split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise UsageError(f"--set {assignment!r}: {parent} is no group of settings")
-        try:
-            target[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UsageError(f"--set {assignment!r}: {text!r} is no YAML value") from None
-    return merged
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"--config {file} cannot be read ({reason}): expected a YAML file of settings") from None
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise UsageError(
-            f"--config {file} holds {type(content).__name__}: expected a YAML mapping of setting names to values"
-        )
-    return content
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,6 +19,7 @@ from volgrowth.errors import UsageError
 
 NoiseLevel = Annotated[float, Field(gt=0, le=1000)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
+LOW_PRECISION = ("bfloat16", "float16")
 
 
 class Frozen(BaseModel):
@@ -52,7 +53,11 @@ class StandardMeasure(Frozen):
     @property
     def evaluations(self) -> int:
         """Network evaluations an image: a trace costs one forward and one backward per probe."""
-        return len(self.run_in) + len(self.levels) * (1 + self.num_probes) + self.num_noises
+        return len(self.run_in) + self.beside() + self.num_noises
+
+    def beside(self, guidance: float | None = None) -> int:
+        """Those of the same rates without the condition, from which those of the guided flow follow."""
+        return len(self.levels) * (1 + self.num_probes)
 
 
 class VolumeMeasure(Frozen):
@@ -80,6 +85,10 @@ class VolumeMeasure(Frozen):
         """Network evaluations an image: one forward, and one backward per probe, at each level."""
         return self.num_levels * (1 + self.num_probes)
 
+    def beside(self, guidance: float | None = None) -> int:
+        """Those of the same rates without the condition, from which those of the guided flow follow."""
+        return self.evaluations
+
 
 class PaperMeasure(Frozen):
     """Preset `paper`: volume growth as published (arXiv 2503.19429), one axis and one step of 1000.
@@ -99,6 +108,10 @@ class PaperMeasure(Frozen):
         """Network evaluations an image: jvp evaluates the image again with every tangent."""
         per_step = 2 * self.num_tangents if self.derivative == "jvp" else 1 + self.num_tangents
         return self.num_steps * per_step
+
+    def beside(self, guidance: float | None = None) -> int:
+        """Those of the flow without the condition, and of the guided one, each step of which takes both."""
+        return self.evaluations * (1 if guidance is None else 3)
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -134,11 +147,17 @@ class AuditConfig(Frozen):
     model: str
     revision: str | None = None
     subfolder: str | None = None
-    dtype: Literal["float32", "float64"] = "float32"
+    base: str | None = None
+    lora: str | None = None
+    resolution: Annotated[int, Field(ge=1, le=16_384)] | None = None
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     data: str
     split: str | None = None
     image_column: str | None = None
     id_column: str | None = None
+    class_column: str | None = None
+    caption_column: str | None = None
+    guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
     holdout: str | None = None
     holdout_split: str | None = None
     measure: Measure = StandardMeasure()
@@ -159,7 +178,7 @@ class AuditConfig(Frozen):
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.01
     log_json: str | None = None
 
-    @field_validator("model", "data", "holdout", "reference", "output")
+    @field_validator("model", "base", "lora", "data", "holdout", "reference", "output")
     @classmethod
     def _findable(cls, value: str | None, info: ValidationInfo) -> str | None:
         """Local paths become absolute, so that workers and later commands find them from anywhere."""
@@ -173,6 +192,24 @@ class AuditConfig(Frozen):
     def _refinable(self) -> Self:
         if self.adaptive and not (isinstance(self.measure, StandardMeasure) and self.measure.num_probes > 1):
             raise ValueError("adaptive needs the standard error of preset standard with several probes")
+        return self
+
+    @model_validator(mode="after")
+    def _conditional(self) -> Self:
+        if self.class_column and self.caption_column:
+            raise ValueError("class_column and caption_column are both given: expected the one the model takes")
+        if self.guidance is not None and not self.condition_column:
+            raise ValueError("guidance needs a condition: expected a class_column or caption_column with it")
+        return self
+
+    @model_validator(mode="after")
+    def _differentiable(self) -> Self:
+        measure = self.measure
+        if isinstance(measure, PaperMeasure) and measure.derivative == "difference" and self.dtype in LOW_PRECISION:
+            raise ValueError(
+                f"a difference over a radius of {measure.radius:g} is lost in the rounding of {self.dtype}: expected "
+                f"measure.derivative=jvp, or dtype float32"
+            )
         return self
 
     @field_validator("measure", mode="before")
@@ -190,6 +227,22 @@ class AuditConfig(Frozen):
             where = ".".join(str(part) for part in problem["loc"] if part not in PRESETS) or "settings"
             given = "" if problem["type"] == "missing" or not problem["loc"] else f", got {problem['input']!r}"
             raise UsageError(f"setting {where}: {problem['msg']}{given}") from None
+
+    @property
+    def condition_column(self) -> str | None:
+        """The column of classes or captions."""
+        return self.class_column or self.caption_column
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """What `load_model` and `inspect_model` are called with."""
+        names = ("revision", "subfolder", "base", "lora", "resolution")
+        return {"name": self.model, **{name: getattr(self, name) for name in names}}
+
+    def evaluations(self, has_null: bool) -> int:
+        """Network evaluations an image, by a model that knows what no condition is or does not."""
+        contrast = self.condition_column is not None and has_null
+        return self.measure.evaluations + (self.measure.beside(self.guidance) if contrast else 0)
 
     @property
     def frozen(self) -> dict[str, Any]:

@@ -172,13 +172,16 @@ def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
 
 def plan(config: AuditConfig) -> Plan:
     """The plan of an audit from what model and data are now: headers, listings and footers only."""
-    model = inspect_model(config.model, config.revision, config.subfolder)
-    source = open_source(config.data, config.split, config.image_column, config.id_column)
+    model = inspect_model(**config.model_arguments)
+    _check_conditions(config, model)
+    condition = config.condition_column
+    source = open_source(config.data, config.split, config.image_column, config.id_column, condition_column=condition)
     listings = {SCORES_FOLDER: source.listing}
     data, holdout = DataInfo.of(config.data, config.split, source.listing), None
     if config.holdout:
         split = config.holdout_split
-        listings[HOLDOUT_FOLDER] = open_source(config.holdout, split, config.image_column).listing
+        held_out = open_source(config.holdout, split, config.image_column, condition_column=condition)
+        listings[HOLDOUT_FOLDER] = held_out.listing
         holdout = DataInfo.of(config.holdout, split, listings[HOLDOUT_FOLDER])
         if holdout.fingerprint == data.fingerprint and config.holdout == config.data and split == config.split:
             raise DataError(
@@ -193,8 +196,30 @@ def plan(config: AuditConfig) -> Plan:
     return Plan(manifest, listings)
 
 
+def _check_conditions(config: AuditConfig, model: ModelInfo) -> None:
+    """Whether the model takes what the data set gives, and gets what it needs.
+
+    Raises:
+        UsageError: it does not.
+    """
+    given = "class" if config.class_column else "caption" if config.caption_column else None
+    if given and given != model.condition:
+        takes = f"takes a {model.condition}_column" if model.condition else "takes no conditions"
+        raise UsageError(f"{given}_column {config.condition_column} was given, and model {config.model} {takes}")
+    if model.condition and not given and not model.has_null:
+        raise UsageError(
+            f"model {config.model} knows no image without a {model.condition}: expected {model.condition}_column "
+            f"(--{model.condition}-column)"
+        )
+    if config.guidance is not None and not model.has_null:
+        raise UsageError(
+            f"guidance {config.guidance:g} was given, and model {config.model} does not know what no condition is: "
+            f"leave guidance out"
+        )
+
+
 def _check_tangents(config: AuditConfig, model: ModelInfo) -> None:
-    dimension, measure = prod(model.image_shape), config.measure
+    dimension, measure = prod(model.state_shape), config.measure
     if isinstance(measure, PaperMeasure) and measure.num_tangents > dimension:
         raise UsageError(
             f"setting measure.num_tangents: {measure.num_tangents} axes in {dimension} dimensions: expected "

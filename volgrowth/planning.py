@@ -128,7 +128,7 @@ def predict(
         workers=workers,
         device=device,
         batch_size=batch,
-        evaluations=rows * config.measure.evaluations,
+        evaluations=rows * config.evaluations(manifest.model.has_null),
         images_per_second=float(1 / mean),
         startup_seconds=startup,
         wall_hours=hours,

@@ -20,6 +20,7 @@ class ModelInfo:
         image_shape: (channels, height, width) of its images.
         latent_shape: of the states in which growth is measured, where those are no images.
         condition: what it is conditioned on: `class`, `caption` or nothing.
+        has_null: whether it knows what no condition is.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ModelInfo:
     parameters: int | None
     latent_shape: tuple[int, ...] | None = None
     condition: str | None = None
+    has_null: bool = True
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -48,6 +50,8 @@ class Status(StrEnum):
     """more pixels than a decoder should be asked for: a decompression bomb"""
     NON_FINITE = "non_finite"
     """the measurement gave NaN or infinity"""
+    WRONG_CONDITION = "wrong_condition"
+    """a class or caption that the model cannot be given"""
     CRASHED = "crashed"
     """scoring the row ended its process"""
 
@@ -59,6 +63,8 @@ class Mark(StrEnum):
     """growth that no exact denoiser can have (see `volgrowth.numerics.growth`): network error"""
     SIGN_FLIP = "sign_flip"
     """a step reversed a tangent: it is too long for the curvature there"""
+    CAPTION_CUT = "caption_cut"
+    """the model sees only the beginning of the caption"""
 
 
 def _field(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
@@ -74,12 +80,16 @@ SCORES = pa.schema(
         _field("error", pa.string(), "the reason when status is not ok"),
         _field("growth", pa.float64(), "the preset's headline, raw"),
         _field("growth_error", pa.float64(), "standard error of growth over its probes; null with one probe"),
+        _field("growth_unconditional", pa.float64(), "growth without the condition; null where none was given"),
+        _field("growth_guided", pa.float64(), "growth of the flow with guidance; null without a guidance scale"),
+        _field("growth_contrast", pa.float64(), "growth - growth_unconditional: what the caption or class adds"),
         _field("rates", pa.list_(pa.float32()), "growth per noise level, in the order of the manifest"),
         _field("loss", pa.float64(), "denoising loss: mean squared error of the predicted noise"),
         _field("lid", pa.float64(), "FLIPD estimate of the local intrinsic dimension, mean over the headline's levels"),
         _field("noise_norm", pa.float64(), "length of the expected noise at the image, mean over those levels"),
         _field("sharpness", pa.float64(), "curvature of the log density around the image, mean over those levels"),
         _field("log_likelihood", pa.float64(), "log density at the smallest level, nats (preset volume)"),
+        _field("tokens_cut", pa.int32(), "tokens of the caption that the model does not see; null without captions"),
         _field("marks", pa.list_(pa.string()), "why the score should not be taken at face value"),
         _field("png_bytes", pa.int32(), "size of the model's view of the image as PNG"),
         _field("variance", pa.float32(), "of the pixels in [-1, 1]"),

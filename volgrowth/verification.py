@@ -29,7 +29,7 @@ from volgrowth.audit.sampling import DECODED, SAMPLE, SAMPLER, Drawing, Start, d
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError
 from volgrowth.pipeline import SAMPLES_FILE, write_report
-from volgrowth.records import RETURNS, SAMPLES
+from volgrowth.records import RETURNS, SAMPLES, Status
 
 RETURNS_FILE = "verification/returns.parquet"
 
@@ -49,11 +49,15 @@ class Targets:
     flagged: np.ndarray
     controls: np.ndarray
 
-    @property
-    def starts(self) -> list[Start]:
+    def starts(self, conditional: bool) -> list[Start]:
         """What is to be decoded, in the order that `_returns` takes them: images, levels, draws."""
         rows = [*self.flagged.tolist(), *self.controls.tolist()]
-        return [Start(draw, row, level) for row in rows for level in LEVELS for draw in range(DRAWS)]
+        return [
+            Start(draw, row, level, row if conditional else None)
+            for row in rows
+            for level in LEVELS
+            for draw in range(DRAWS)
+        ]
 
 
 def verify_audit(
@@ -80,7 +84,10 @@ def verify_audit(
     running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address, "engine": engine}
     config = AuditConfig.build(**audit.manifest["config"], output=output, **running)
     targets = choose_targets(audit)
-    asked = drawings(SAMPLE, [Start(number) for number in range(samples)]) + drawings(DECODED, targets.starts)
+    conditional = config.condition_column is not None
+    asked = drawings(SAMPLE, _sample_starts(audit, samples, conditional)) + drawings(
+        DECODED, targets.starts(conditional)
+    )
     with driving(audit.store) as lock, shift(config, audit.plan, audit.store, lock) as work:
         _draw(work, audit, asked, quiet)
         groups = _groups(audit)
@@ -89,6 +96,17 @@ def verify_audit(
     verified = open_audit(output)
     write_report(verified)
     return verified
+
+
+def _sample_starts(audit: Audit, samples: int, conditional: bool) -> list[Start]:
+    """Numbered samples; of a conditional audit each under the condition of a random scored row, as in training."""
+    if not conditional:
+        return [Start(number) for number in range(samples)]
+    scores, seed = audit.scores, audit.plan.config["seed"]
+    rows = scores.filter(pc.equal(scores["status"], Status.OK.value))["row"].to_numpy()
+    # each by its own number, so that more samples can be drawn later
+    chosen = [np.random.default_rng([seed, number]).integers(len(rows)) for number in range(samples)]
+    return [Start(number, condition_row=int(rows[index])) for number, index in enumerate(chosen)]
 
 
 def choose_targets(audit: Audit) -> Targets:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import volgrowth as vg
-from volgrowth.audit.measures import denoising_loss, measure_images, seeded, true_float32
+from volgrowth.audit.measures import Flow, denoising_loss, measure_images, seeded, true_float32
 from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.models import load_model
 
@@ -31,7 +31,7 @@ class Counting(vg.Denoiser):
 )
 def test_evaluations_are_what_is_spent(measure):
     denoiser = Counting(vg.GaussianDenoiser(0.0, 0.3))
-    measured = measure_images(denoiser, torch.randn(5, 1, 4, 4), list(range(5)), measure, seed=0)
+    measured = measure_images(Flow(denoiser), torch.randn(5, 1, 4, 4), list(range(5)), measure, seed=0)
     assert measured.nfe == measure.evaluations
     assert denoiser.forwards + denoiser.backwards == 5 * measured.nfe
 
@@ -44,7 +44,7 @@ def test_standard_growth_is_the_closed_form_on_gaussian_data():
     """With a diagonal Jacobian every Rademacher probe is exact: sum of level^2 / (variance + level^2)."""
     variance = torch.rand(1, 4, 4, dtype=torch.float64)
     images = torch.randn(3, 1, 4, 4, dtype=torch.float64)
-    measured = measure_images(vg.GaussianDenoiser(0.0, variance), images, [0, 1, 2], StandardMeasure(), seed=0)
+    measured = measure_images(Flow(vg.GaussianDenoiser(0.0, variance)), images, [0, 1, 2], StandardMeasure(), seed=0)
     expected = [(level**2 / (variance + level**2)).sum().item() for level in StandardMeasure().levels]
     np.testing.assert_allclose(measured.columns["growth"], np.mean(expected), rtol=1e-6)
     np.testing.assert_allclose(measured.columns["rates"], [expected] * 3, rtol=1e-6)
@@ -60,7 +60,7 @@ def test_loss_of_a_point_mass_is_zero_at_the_point_and_grows_away_from_it():
 def test_paper_growth_is_volume_growth_with_the_row_s_own_axis(tiny_model):
     denoiser = load_model(str(tiny_model))
     images = torch.randn(3, 1, 8, 8)
-    measured = measure_images(denoiser, images, [4, 9, 2], PaperMeasure(num_steps=3), seed=5)
+    measured = measure_images(Flow(denoiser), images, [4, 9, 2], PaperMeasure(num_steps=3), seed=5)
     tangents = torch.stack([torch.randn((1, 1, 8, 8), generator=seeded(5, "tangent", row)) for row in (4, 9, 2)])
     times = torch.tensor([1e-3, 2e-3, 3e-3, 4e-3], dtype=torch.float64)
     with torch.no_grad():
@@ -73,8 +73,8 @@ def test_paper_growth_is_volume_growth_with_the_row_s_own_axis(tiny_model):
 def test_a_score_depends_on_its_row_and_not_on_its_company(tiny_model, measure):
     denoiser = load_model(str(tiny_model), dtype="float64")
     images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
-    whole = measure_images(denoiser, images, [10, 11, 12, 13], measure, seed=1)
-    part = measure_images(denoiser, images[[3, 1]], [13, 11], measure, seed=1)
+    whole = measure_images(Flow(denoiser), images, [10, 11, 12, 13], measure, seed=1)
+    part = measure_images(Flow(denoiser), images[[3, 1]], [13, 11], measure, seed=1)
     for name, column in whole.columns.items():
         np.testing.assert_allclose(part.columns[name], column[[3, 1]], rtol=1e-9, atol=1e-12, err_msg=name)
 
@@ -103,7 +103,7 @@ def test_rows_with_any_number_that_is_not_finite_are_seen():
 
     images = torch.ones(3, 1, 4, 4)
     images[1] *= -1
-    measured = measure_images(Broken(), images, [0, 1, 2], StandardMeasure(loss_level=1e-6), seed=0)
+    measured = measure_images(Flow(Broken()), images, [0, 1, 2], StandardMeasure(loss_level=1e-6), seed=0)
     assert measured.finite.tolist() == [True, False, True]
 
 
@@ -113,7 +113,7 @@ def test_volume_growth_and_likelihood_on_gaussian_data():
     denoiser = vg.GaussianDenoiser(0.0, torch.rand(1, 4, 4, dtype=torch.float64) + 0.1)
     images = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     measure = VolumeMeasure(num_levels=201)
-    measured = measure_images(denoiser, images, [0, 1, 2], measure, seed=0)
+    measured = measure_images(Flow(denoiser), images, [0, 1, 2], measure, seed=0)
     low, high = (denoiser.variance + level**2 for level in (measure.smallest_level, measure.largest_level))
     np.testing.assert_allclose(measured.columns["growth"], 0.5 * (high / low).log().sum().item(), atol=0.02)
     exact = denoiser.log_prob(images, torch.tensor(measure.smallest_level, dtype=torch.float64))
@@ -126,7 +126,7 @@ def test_local_dimension_counts_the_directions_that_data_fills():
     variance[:5] = 1.0
     denoiser = vg.GaussianDenoiser(0.0, variance.reshape(1, 4, 4))
     point = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
-    measured = measure_images(denoiser, point, [0], StandardMeasure(run_in=(), levels=(0.01,)), seed=0)
+    measured = measure_images(Flow(denoiser), point, [0], StandardMeasure(run_in=(), levels=(0.01,)), seed=0)
     assert measured.columns["lid"][0] == pytest.approx(5, abs=1e-3)
     assert measured.columns["growth"][0] == pytest.approx(11, abs=1e-3)
     assert measured.columns["noise_norm"][0] == 0
@@ -135,7 +135,7 @@ def test_local_dimension_counts_the_directions_that_data_fills():
 def test_the_standard_error_is_the_spread_over_seeds(tiny_model):
     denoiser = load_model(str(tiny_model), dtype="float64")
     images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
-    runs = [measure_images(denoiser, images, [0, 1, 2, 3], StandardMeasure(), seed) for seed in range(60)]
+    runs = [measure_images(Flow(denoiser), images, [0, 1, 2, 3], StandardMeasure(), seed) for seed in range(60)]
     spread = np.std([run.columns["growth"] for run in runs], axis=0)
     error = np.sqrt(np.mean([run.columns["growth_error"] ** 2 for run in runs], axis=0))
     np.testing.assert_allclose(error, spread, rtol=0.35)
@@ -151,7 +151,7 @@ def test_a_model_is_not_asked_beyond_the_noise_it_was_trained_on(measure):
             return super().noise(y, noise_level)
 
     asked: list[float] = []
-    measure_images(Levels(0.0, 0.5), torch.randn(2, 1, 4, 4), [0, 1], measure, seed=0)
+    measure_images(Flow(Levels(0.0, 0.5)), torch.randn(2, 1, 4, 4), [0, 1], measure, seed=0)
     lowest, highest = Levels.schedule.log_noise_levels[[0, -1]].exp().tolist()
     assert lowest * (1 - 1e-9) <= min(asked)
     assert max(asked) <= highest * (1 + 1e-9)

@@ -43,7 +43,7 @@ def summarize(audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[s
         "model": {**audit.manifest["model"], "dtype": config.dtype},
         "data": _data(audit.manifest["data"]),
         "holdout": _data(audit.manifest["holdout"]),
-        "measure": {**config.measure.model_dump(mode="json"), "evaluations": config.measure.evaluations},
+        "measure": {**config.measure.model_dump(mode="json"), "evaluations": config.evaluations(audit.plan.model.has_null)},
         "counts": {"rows": len(scores), **{status.value: statuses.get(status, 0) for status in Status}},
         "marks": {mark.value: marks.get(mark, 0) for mark in Mark},
         "calibration": _calibration(analysis, config),

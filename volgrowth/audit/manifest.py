@@ -140,7 +140,9 @@ class Manifest:
                 f"{SCHEMA_VERSION}): choose another output"
             )
         known = {name: content[name] for name in ("config", "config_digest", "created", "versions")}
-        model = {**content["model"], "image_shape": tuple(content["model"]["image_shape"])}
+        model = dict(content["model"])
+        for name in ("image_shape", "latent_shape"):
+            model[name] = tuple(model[name]) if model.get(name) else None
         holdout = content["holdout"]
         return cls(
             model=ModelInfo(**model),

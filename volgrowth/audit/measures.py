@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from volgrowth.config import Measure, PaperMeasure, StandardMeasure, VolumeMeasure
-from volgrowth.numerics import DDPMSchedule, Denoiser, trace_growth, volume_growth
+from volgrowth.numerics import Denoiser, VolumeGrowth, trace_growth, volume_growth
+from volgrowth.numerics.denoisers import GuidedDenoiser
 from volgrowth.numerics.sampling import encode
 
 
@@ -40,30 +41,59 @@ def seeded(seed: int, *purpose: float | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def measure_images(denoiser: Denoiser, images: Tensor, rows: list[int], measure: Measure, seed: int) -> Measurement:
-    """Measure images (B, C, H, W), which are the given rows of their data set."""
+@dataclass(frozen=True)
+class Flow:
+    """The flow that images are measured along, and what it is compared with.
+
+    Attributes:
+        denoiser: the model, under the images' conditions if it was given any.
+        null: the model without conditions, where it knows what that is and `denoiser` has some.
+        guidance: scale of the guided flow between the two.
+    """
+
+    denoiser: Denoiser
+    null: Denoiser | None = None
+    guidance: float | None = None
+
+    @property
+    def others(self) -> tuple[Denoiser, ...]:
+        """Whose rates are measured beside those of the flow."""
+        return (self.null,) if self.null else ()
+
+    def columns(self, growth: Tensor, null: Tensor | None, guided: Tensor | None = None) -> dict[str, Tensor]:
+        """Columns of `growth` (B,), growth without conditions, and of the guided flow: by default linear in the two."""
+        columns = {"growth": growth}
+        if null is not None:
+            columns |= {"growth_unconditional": null, "growth_contrast": growth - null}
+            if self.guidance is not None:
+                columns["growth_guided"] = null + self.guidance * (growth - null) if guided is None else guided
+        return columns
+
+
+def measure_images(flow: Flow, images: Tensor, rows: list[int], measure: Measure, seed: int) -> Measurement:
+    """Measure states (B, *state) of images, which are the given rows of their data set."""
     if isinstance(measure, PaperMeasure):
-        return _paper(denoiser, images, rows, measure, seed)
+        return _paper(flow, images, rows, measure, seed)
     if isinstance(measure, VolumeMeasure):
-        return _volume(denoiser, images, measure, seed)
-    return _standard(denoiser, images, measure, seed)
+        return _volume(flow, images, measure, seed)
+    return _standard(flow, images, measure, seed)
 
 
 def _within(denoiser: Denoiser, noise_level: float) -> float:
-    """The noise level, or the end of the model's own table that is nearest: beyond it the network was not trained."""
-    if not isinstance(denoiser.schedule, DDPMSchedule):
+    """The noise level, or the end of the model's own range that is nearest: beyond it the network was not trained."""
+    if denoiser.noise_levels is None:
         return noise_level
-    lowest, highest = denoiser.schedule.log_noise_levels[[0, -1]].exp().tolist()
+    lowest, highest = denoiser.noise_levels
     return min(max(noise_level, lowest), highest)
 
 
-def _standard(denoiser: Denoiser, images: Tensor, measure: StandardMeasure, seed: int) -> Measurement:
-    levels = _rising(denoiser, measure.levels)
+def _standard(flow: Flow, images: Tensor, measure: StandardMeasure, seed: int) -> Measurement:
+    denoiser, levels = flow.denoiser, _rising(flow.denoiser, measure.levels)
     start = encode(denoiser, images, _rising(denoiser, (*measure.run_in, measure.levels[0])))
-    trace = trace_growth(denoiser, start, levels, measure.num_probes, seeded(seed, "probe"))
+    trace = trace_growth(denoiser, start, levels, measure.num_probes, seeded(seed, "probe"), flow.others)
     lid = images.shape[1:].numel() - trace.rate + trace.noise_norm**2
     columns = {
-        "growth": trace.rate.mean(1),
+        **flow.columns(trace.rate.mean(1), trace.other_rates[..., 0].mean(1) if flow.null else None),
         "rates": trace.rate,
         "lid": lid.mean(1),
         "noise_norm": trace.noise_norm.mean(1),
@@ -77,7 +107,7 @@ def _standard(denoiser: Denoiser, images: Tensor, measure: StandardMeasure, seed
         columns={name: _numpy(column) for name, column in columns.items()},
         above_ceiling=_numpy(trace.above_ceiling),
         sign_flip=np.zeros(len(images), bool),
-        nfe=measure.evaluations,
+        nfe=measure.evaluations + (measure.beside() if flow.null else 0),
     )
 
 
@@ -86,11 +116,16 @@ def _rising(denoiser: Denoiser, levels: tuple[float, ...]) -> Tensor:
     return torch.tensor(sorted({_within(denoiser, level) for level in levels}), dtype=torch.float64)
 
 
-def _volume(denoiser: Denoiser, images: Tensor, measure: VolumeMeasure, seed: int) -> Measurement:
-    low, high = (log(_within(denoiser, level)) for level in (measure.smallest_level, measure.largest_level))
+def _volume(flow: Flow, images: Tensor, measure: VolumeMeasure, seed: int) -> Measurement:
+    low, high = (log(_within(flow.denoiser, level)) for level in (measure.smallest_level, measure.largest_level))
     levels = torch.linspace(low, high, measure.num_levels, dtype=torch.float64).exp()
-    trace = trace_growth(denoiser, images, levels, measure.num_probes, seeded(seed, "probe"))
-    columns = {"growth": trace.log_volume, "rates": trace.rate, "log_likelihood": trace.log_likelihood}
+    trace = trace_growth(flow.denoiser, images, levels, measure.num_probes, seeded(seed, "probe"), flow.others)
+    null = torch.trapezoid(trace.other_rates[..., 0], levels.log().to(trace.rate), dim=1) if flow.null else None
+    columns = {
+        **flow.columns(trace.log_volume, null),
+        "rates": trace.rate,
+        "log_likelihood": trace.log_likelihood,
+    }
     return Measurement(
         columns={name: _numpy(column) for name, column in columns.items()},
         above_ceiling=_numpy(trace.above_ceiling),
@@ -99,24 +134,34 @@ def _volume(denoiser: Denoiser, images: Tensor, measure: VolumeMeasure, seed: in
     )
 
 
-def _paper(denoiser: Denoiser, images: Tensor, rows: list[int], measure: PaperMeasure, seed: int) -> Measurement:
+def _paper(flow: Flow, images: Tensor, rows: list[int], measure: PaperMeasure, seed: int) -> Measurement:
+    """Volumes are not linear in the noise: each flow is followed for itself, from the same axes."""
     shape = (measure.num_tangents, *images.shape[1:])
     tangents = torch.stack([torch.randn(shape, generator=seeded(seed, "tangent", row)) for row in rows])
-    with torch.no_grad(), true_float32():
-        growth = volume_growth(
-            denoiser,
-            images,
-            times=torch.tensor(measure.times, dtype=torch.float64),
-            derivative=measure.derivative,
-            radius=measure.radius,
-            tangents=tangents,
-        )
-    cumulative = _numpy(growth.log_volume)
+
+    def follow(denoiser: Denoiser) -> VolumeGrowth:
+        with torch.no_grad(), true_float32():
+            return volume_growth(
+                denoiser,
+                images,
+                times=torch.tensor(measure.times, dtype=torch.float64),
+                derivative=measure.derivative,
+                radius=measure.radius,
+                tangents=tangents,
+            )
+
+    growth, null, guided = follow(flow.denoiser), None, None
+    if flow.null:
+        null = follow(flow.null).log_volume[:, -1]
+        if flow.guidance is not None:
+            guided = follow(GuidedDenoiser(flow.denoiser, flow.null, flow.guidance)).log_volume[:, -1]
+    steps = growth.log_volume.diff(dim=1, prepend=torch.zeros_like(growth.log_volume[:, :1]))
+    columns = {**flow.columns(growth.log_volume[:, -1], null, guided), "rates": steps}
     return Measurement(
-        columns={"growth": cumulative[:, -1], "rates": np.diff(cumulative, axis=1, prepend=0.0)},
+        columns={name: _numpy(column) for name, column in columns.items()},
         above_ceiling=_numpy(growth.above_ceiling),
         sign_flip=_numpy(growth.sign_flip),
-        nfe=growth.nfe,
+        nfe=growth.nfe + (measure.beside(flow.guidance) if flow.null else 0),
     )
 
 

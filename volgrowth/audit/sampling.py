@@ -5,9 +5,10 @@ Each has a seed of its own, by what it is for, so that more of them can be drawn
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,9 @@ from volgrowth.audit.manifest import Manifest
 from volgrowth.audit.measures import seeded
 from volgrowth.audit.store import Store
 from volgrowth.errors import ModelError, OutputError
-from volgrowth.numerics import DDPMSchedule, Denoiser
-from volgrowth.numerics.sampling import ddim_sample, decode
+from volgrowth.numerics import Denoiser
+from volgrowth.numerics.denoisers import Condition, GuidedDenoiser
+from volgrowth.numerics.sampling import decode
 from volgrowth.sources import decode as decode_image
 from volgrowth.sources import encode_png, to_unit
 
@@ -34,11 +36,15 @@ DECODED = "decoded"
 
 @dataclass(frozen=True)
 class Start:
-    """Where an image comes from: row None and a sample's number, or a row, the level it is noised to, a draw."""
+    """Where an image comes from: row None and a sample's number, or a row, the level it is noised to, a draw.
+
+    `condition_row` is the row whose condition it is drawn under, None for no condition.
+    """
 
     number: int
     row: int | None = None
     noise_level: float | None = None
+    condition_row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,20 +60,47 @@ class Drawing:
         return sorted({start.row for start in self.starts if start.row is not None})
 
     @property
+    def condition_rows(self) -> list[int]:
+        """Rows whose conditions are needed."""
+        return sorted({start.condition_row for start in self.starts if start.condition_row is not None})
+
+    @property
     def digest(self) -> str:
         """Of what is drawn and how: a file with another one is drawn again."""
         return hashlib.sha256(repr((SAMPLER, self.starts)).encode()).hexdigest()
 
-    def images(self, denoiser: Denoiser, seed: int, clean: Mapping[int, np.ndarray]) -> np.ndarray:
-        """(starts, C, H, W) uint8, from the clean images (C, H, W) uint8 of `rows`."""
-        if not self.rows:
-            return draw_samples(denoiser, [start.number for start in self.starts], seed)
-        drawn = np.empty((len(self.starts), *(denoiser.image_shape or ())), np.uint8)
-        for level in sorted({start.noise_level or 0.0 for start in self.starts}):
-            which = [index for index, start in enumerate(self.starts) if start.noise_level == level]
-            images = np.stack([clean[self.starts[index].row or 0] for index in which])
-            drawn[which] = decode_noised(denoiser, images, level, [self.starts[index] for index in which], seed)
+    def images(
+        self,
+        denoiser: Denoiser,
+        seed: int,
+        clean: Mapping[int, np.ndarray],
+        conditions: Mapping[int, Condition] = MappingProxyType({}),
+        guidance: float | None = None,
+        batch: int = AT_ONCE,
+    ) -> np.ndarray:
+        """(starts, C, H, W) uint8, from the clean images (C, H, W) uint8 of `rows`, conditions of `condition_rows`.
+
+        Args:
+            batch: images that the network sees at a time.
+        """
+        drawn = np.empty((len(self.starts), *(denoiser.pixel_shape or ())), np.uint8)
+        for level, which in self._batches(batch):
+            starts = [self.starts[index] for index in which]
+            given = [conditions[start.condition_row] for start in starts if start.condition_row is not None]
+            model = guided(denoiser, given, guidance) if given else denoiser
+            if level is None:
+                drawn[which] = draw_samples(model, [start.number for start in starts], seed)
+            else:
+                images = np.stack([clean[start.row or 0] for start in starts])
+                drawn[which] = decode_noised(model, images, level, starts, seed)
         return drawn
+
+    def _batches(self, batch: int) -> Iterator[tuple[float | None, list[int]]]:
+        """Indices of starts with the noise level they share, so many at a time."""
+        for level in dict.fromkeys(start.noise_level for start in self.starts):
+            which = [index for index, start in enumerate(self.starts) if start.noise_level == level]
+            for first in range(0, len(which), batch):
+                yield level, which[first : first + batch]
 
 
 def drawings(kind: str, starts: Sequence[Start]) -> list[Drawing]:
@@ -84,30 +117,36 @@ def draw_samples(denoiser: Denoiser, numbers: Iterable[int], seed: int, steps: i
     Raises:
         ModelError: the denoiser has no schedule to sample with.
     """
-    times, wanted, drawn = _times(denoiser, steps), list(numbers), []
+    levels, wanted, drawn = _levels(denoiser, steps), list(numbers), []
     shape = denoiser.image_shape
     assert shape is not None
     for first in range(0, len(wanted), AT_ONCE):
         noise = [torch.randn(shape, generator=seeded(seed, SAMPLE, n)) for n in wanted[first : first + AT_ONCE]]
-        x = torch.stack(noise).to(denoiser.device, denoiser.dtype)
-        drawn.append(to_pixels(ddim_sample(denoiser, x, times)))
-    return np.concatenate(drawn) if drawn else np.empty((0, *shape), np.uint8)
+        # as wide as noised data of unit variance: x = noise where the schedule preserves variance
+        y = torch.stack(noise).to(denoiser.device, denoiser.dtype) * (1 + levels[-1].item() ** 2) ** 0.5
+        drawn.append(to_pixels(denoiser.render(decode(denoiser, y, levels))))
+    return np.concatenate(drawn) if drawn else np.empty((0, *(denoiser.pixel_shape or ())), np.uint8)
 
 
 def decode_noised(
     denoiser: Denoiser, images: np.ndarray, noise_level: float, starts: Sequence[Start], seed: int
 ) -> np.ndarray:
     """Images (B, C, H, W) uint8, noised to a level and decoded by the rest of the sampler's steps: the same shape."""
-    times = _times(denoiser, STEPS)
-    alpha, sigma = denoiser.schedule(times)  # type: ignore[misc]  # _times has seen to it
-    levels = sigma / alpha
+    levels = _levels(denoiser, STEPS)
     levels = torch.cat([levels[levels < noise_level], torch.tensor([noise_level], dtype=levels.dtype)])
+    clean = denoiser.embed(torch.from_numpy(to_unit(images)).to(denoiser.device, denoiser.dtype))
     noise = [
-        torch.randn(images.shape[1:], generator=seeded(seed, DECODED, start.row or 0, noise_level, start.number))
+        torch.randn(clean.shape[1:], generator=seeded(seed, DECODED, start.row or 0, noise_level, start.number))
         for start in starts
     ]
-    y = torch.from_numpy(to_unit(images)) + noise_level * torch.stack(noise)
-    return to_pixels(decode(denoiser, y.to(denoiser.device, denoiser.dtype), levels))
+    y = clean + noise_level * torch.stack(noise).to(clean)
+    return to_pixels(denoiser.render(decode(denoiser, y, levels)))
+
+
+def guided(denoiser: Denoiser, conditions: Sequence[Condition], guidance: float | None) -> Denoiser:
+    """The model under conditions, one for each image of a batch, with guidance if any is asked for."""
+    conditional = denoiser.given(conditions)
+    return conditional if guidance is None else GuidedDenoiser(conditional, denoiser, guidance)
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
@@ -150,7 +189,8 @@ def _identity(manifest: Manifest, drawing: Drawing) -> dict[str, str]:
     return {"plan_digest": manifest.digest, "drawing": drawing.digest}
 
 
-def _times(denoiser: Denoiser, steps: int) -> Tensor:
-    if not isinstance(denoiser.schedule, DDPMSchedule) or denoiser.image_shape is None:
-        raise ModelError("the model has no DDPM schedule: expected one, since samples are drawn along it")
-    return torch.linspace(0, len(denoiser.schedule) - 1, steps + 1, dtype=torch.float64).round()
+def _levels(denoiser: Denoiser, steps: int) -> Tensor:
+    try:
+        return denoiser.sampling_levels(steps)
+    except ValueError as error:
+        raise ModelError(f"no samples can be drawn: {error}") from None

@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from volgrowth.audit.measures import Measurement, measure_images
+from volgrowth.audit.measures import Flow, Measurement, measure_images
 from volgrowth.config import AuditConfig
 from volgrowth.errors import EngineError
 from volgrowth.numerics import Denoiser
+from volgrowth.numerics.denoisers import Condition
 from volgrowth.records import SCORES, Mark, Status
 from volgrowth.sources import BadImage, Row, decode, features, to_unit
 
@@ -37,6 +38,7 @@ class Prepared:
     row: int
     pixels: np.ndarray | None
     columns: dict[str, Any]
+    condition: Condition = None
 
 
 class Scorer:
@@ -72,12 +74,14 @@ class Scorer:
         try:
             if row.data is None:
                 raise BadImage(Status.UNDECODABLE, row.error or "no image")
-            shape = self.denoiser.image_shape
+            shape = self.denoiser.pixel_shape
             assert shape is not None
             pixels = decode(row.data, (shape[0], shape[1], shape[2]), self.config.max_pixels)
+            if self.config.condition_column and (problem := self.denoiser.problem(row.condition)):
+                raise BadImage(Status.WRONG_CONDITION, problem)
         except BadImage as problem:
             return Prepared(row.row, None, {**known, "status": problem.status.value, "error": problem.message})
-        return Prepared(row.row, pixels, {**known, "status": Status.OK.value, **features(pixels)})
+        return Prepared(row.row, pixels, {**known, "status": Status.OK.value, **features(pixels)}, row.condition)
 
     def _score_group(self, group: list[Prepared]) -> list[dict[str, Any]]:
         scored = [item for item in group if item.pixels is not None]
@@ -92,6 +96,8 @@ class Scorer:
     def _measure(self, items: list[Prepared]) -> list[dict[str, Any]]:
         """Columns of each item, measured in micro-batches of the size that fits."""
         columns: list[dict[str, Any]] = []
+        captions = self.config.caption_column is not None
+        cut = self.denoiser.overflow([item.condition for item in items]) if captions else [None] * len(items)
         start = 0
         while start < len(items):
             size, chunk = self.batch, items[start : start + self.batch]
@@ -99,7 +105,7 @@ class Scorer:
             if measurement is None:
                 self._halve()
                 continue
-            columns += [_columns(measurement, index, size) for index in range(len(chunk))]
+            columns += [_columns(measurement, index, size, cut[start + index]) for index in range(len(chunk))]
             start += len(chunk)
             self._calm += 1
             if self._calm >= GROW_AFTER and self.batch < self.config.batch_size:
@@ -113,12 +119,20 @@ class Scorer:
         rows = [item.row for item in padded]
         try:
             images = torch.from_numpy(to_unit(pixels)).to(self.denoiser.device, self.denoiser.dtype)
-            return measure_images(self.denoiser, images, rows, self.config.measure, self.config.seed)
+            flow = self._flow([item.condition for item in padded])
+            return measure_images(flow, self.denoiser.embed(images), rows, self.config.measure, self.config.seed)
         except RuntimeError as error:
             # leave the block before anything is freed or retried: the traceback holds the tensors
             if not _out_of_memory(error):
                 raise
         return None
+
+    def _flow(self, conditions: list[Condition]) -> Flow:
+        """The model's own flow, or the one under the images' conditions beside it."""
+        if not self.config.condition_column:
+            return Flow(self.denoiser)
+        null = self.denoiser if self.denoiser.has_null else None
+        return Flow(self.denoiser.given(conditions), null, self.config.guidance)
 
     def _halve(self) -> None:
         if self.batch == 1:
@@ -130,15 +144,20 @@ class Scorer:
             torch.cuda.empty_cache()
 
 
-def _columns(measurement: Measurement, index: int, batch: int) -> dict[str, Any]:
+def _columns(measurement: Measurement, index: int, batch: int, tokens_cut: int | None) -> dict[str, Any]:
     if not measurement.finite[index]:
         broken = [name for name, column in measurement.columns.items() if not np.isfinite(column[index]).all()]
         error = f"not finite: {', '.join(broken)}"
         return {"status": Status.NON_FINITE.value, "error": error, "nfe": measurement.nfe, "batch": batch}
-    flags = {Mark.ABOVE_CEILING: measurement.above_ceiling, Mark.SIGN_FLIP: measurement.sign_flip}
+    flags = {
+        Mark.ABOVE_CEILING: measurement.above_ceiling[index],
+        Mark.SIGN_FLIP: measurement.sign_flip[index],
+        Mark.CAPTION_CUT: bool(tokens_cut),
+    }
     return {
         **{name: column[index].tolist() for name, column in measurement.columns.items()},
-        "marks": [mark.value for mark, rows in flags.items() if rows[index]],
+        "tokens_cut": tokens_cut,
+        "marks": [mark.value for mark, flagged in flags.items() if flagged],
         "nfe": measurement.nfe,
         "batch": batch,
     }

@@ -64,7 +64,8 @@ class DataWorker:
             assert data is not None
             listing = stored_listing(self.store, folder, data)
             id_column = config.id_column if audited else None
-            source = open_source(data.name, data.split, config.image_column, id_column, listing)
+            condition = config.condition_column
+            source = open_source(data.name, data.split, config.image_column, id_column, listing, condition)
             self.sources[folder] = source
         return self.sources[folder]
 
@@ -86,13 +87,13 @@ class ModelWorker(DataWorker):
             ModelError: as `load_model`; or the model here is not the one in the manifest.
         """
         super().prepare()
-        name = (self.config.model, self.config.revision, self.config.subfolder)
-        if inspect_model(*name).hash != self.manifest.model.hash:
+        name = self.config.model_arguments
+        if inspect_model(**name).hash != self.manifest.model.hash:
             raise ModelError(
                 f"model {self.config.model} has other weights on {platform.node()} than where the audit was started: "
                 f"expected {self.manifest.model.hash}; put the same model on every node"
             )
-        self.denoiser = load_model(*name, self.config.dtype, self.device)
+        self.denoiser = load_model(**name, dtype=self.config.dtype, device=self.device)
 
 
 class ScoringWorker(ModelWorker):
@@ -125,7 +126,9 @@ class ScoringWorker(ModelWorker):
         measure = self.config.measure.model_copy(update={"num_probes": num_probes})
         scorer = Scorer(self.denoiser, self.config.model_copy(update={"measure": measure}))
         table, tally = self._measure(scorer, self._rows(shard, rows), {})
-        spent = pa.array(np.full(len(rows), self.config.measure.evaluations + measure.evaluations, np.int32))
+        # a row was measured once before with the audit's own probes
+        before = self.config.evaluations(self.denoiser.has_null)
+        spent = pc.add(table["nfe"], pa.scalar(before, pa.int32()))
         table = table.set_column(table.schema.get_field_index("nfe"), table.field("nfe"), spent)
         self._replace(shard, table, refined=str(num_probes))
         return tally
@@ -145,7 +148,7 @@ class ScoringWorker(ModelWorker):
 
         batch = max(moved(self.denoiser, batch_size=size) for size in {1, max(1, self.config.batch_size // 2)})
         try:
-            precise = load_model(self.config.model, self.config.revision, self.config.subfolder, "float64", self.device)
+            precise = load_model(**self.config.model_arguments, dtype="float64", device=self.device)
             dtype = moved(precise, dtype="float64", batch_size=NOISE_ROWS)
         except (VolgrowthError, RuntimeError):  # too large for the device, or made for one precision
             dtype = None
@@ -195,7 +198,10 @@ class DrawingWorker(ModelWorker):
             if pixels is None:
                 raise DataError(f"row {row} of {self.manifest.data.name} was scored and can no longer be read")
             clean[row] = pixels
-        images = drawing.images(self.denoiser, self.config.seed, clean)
+        conditions = {row: next(iter(source.read(row, row + 1))).condition for row in drawing.condition_rows}
+        images = drawing.images(
+            self.denoiser, self.config.seed, clean, conditions, self.config.guidance, self.config.batch_size
+        )
         write_images(self.store, self.manifest, drawing, images)
         return len(images)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volgrowth.audit.measures import denoising_loss, measure_images, seeded
+from volgrowth.audit.measures import Flow, denoising_loss, measure_images, seeded
 from volgrowth.config import Measure, PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.errors import UsageError
 from volgrowth.models.user_code import import_function
@@ -74,12 +74,12 @@ class Preset:
     def columns(self, denoiser: Denoiser, images: Tensor, seed: int) -> dict[str, np.ndarray]:
         """All that the preset measures, under the names of `records.SCORES`."""
         rows = [_number(image) for image in images.cpu().numpy()]
-        return measure_images(denoiser, images, rows, self.measure, seed).columns
+        return measure_images(Flow(denoiser), images, rows, self.measure, seed).columns
 
 
 def common_axis(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
     """The published growth with one and the same random axis for all images."""
-    return torch.from_numpy(measure_images(denoiser, images, [0] * len(images), PaperMeasure(), seed).columns["growth"])
+    return torch.from_numpy(measure_images(Flow(denoiser), images, [0] * len(images), PaperMeasure(), seed).columns["growth"])
 
 
 def negative_loss(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:

@@ -90,7 +90,9 @@ def inspect_model(
         shape, latent = denoiser.pixel_shape, denoiser.image_shape
         assert shape is not None
         latent = None if latent == shape else latent
-        return ModelInfo(name, denoiser.kind, shape, _factory_digest(name), None, latent, denoiser.condition)
+        return ModelInfo(
+            name, denoiser.kind, shape, _factory_digest(name), None, latent, denoiser.condition, denoiser.has_null
+        )
     with _inspected(name, revision, subfolder, base, lora, resolution) as model:
         shape, latent = model.image_shape, model.state_shape
         return ModelInfo(
@@ -101,6 +103,7 @@ def inspect_model(
             parameters=model.num_parameters,
             latent_shape=None if latent == shape else latent,
             condition=model.condition,
+            has_null=model.has_null,
         )
 
 

@@ -52,6 +52,9 @@ class Conditioner(Protocol):
             ModelError: a value is no condition of this model; None where it has no null condition.
         """
 
+    def problem(self, value: Condition) -> str | None:
+        """Why a value is no condition of this model; None where it is one."""
+
     def overflow(self, values: Sequence[Condition]) -> list[int]:
         """Tokens of each value that the network never sees."""
 
@@ -120,6 +123,9 @@ class NetworkDenoiser(Denoiser):
         bound = copy(self)
         bound._given = self.conditioner(values)
         return bound
+
+    def problem(self, value: Condition) -> str | None:
+        return self.conditioner.problem(value) if self.conditioner else super().problem(value)
 
     def overflow(self, values: Sequence[Condition]) -> list[int]:
         return self.conditioner.overflow(values) if self.conditioner else super().overflow(values)

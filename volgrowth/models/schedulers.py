@@ -130,7 +130,7 @@ class SchedulerConfig:
         return self._table(self._choice("prediction_type", "epsilon", PREDICTIONS))
 
     def _preconditioned(self, continuous: bool) -> Parameterization:
-        """Continuous Euler with v_prediction is EDM with data of unit deviation: c_out is -sigma / sqrt(sigma^2 + 1)."""
+        """Continuous Euler with v_prediction is EDM on data of unit deviation, with the sign of c_out turned."""
         config = self.scheduler.config
         prediction = self._choice("prediction_type", "epsilon", ("v_prediction",) if continuous else PREDICTIONS[:2])
         sigma_data = 1.0 if continuous else config["sigma_data"]

@@ -85,6 +85,10 @@ class Denoiser:
         """
         raise ValueError(f"a {self.kind} denoiser takes no conditions: expected a class- or text-conditional model")
 
+    def problem(self, value: Condition) -> str | None:
+        """Why the model cannot be given this condition; None where it can."""
+        return f"a {self.kind} denoiser takes no conditions"
+
     def overflow(self, values: Sequence[Condition]) -> list[int]:
         """Of each condition, the tokens that are cut since the model does not see so many."""
         return [0] * len(values)
@@ -96,9 +100,33 @@ class Denoiser:
             ValueError: the model has no schedule to sample with.
         """
         if not isinstance(self.schedule, DDPMSchedule):
-            raise ValueError("the denoiser has no DDPM schedule: expected one, since samples are drawn along it")
+            raise ValueError("the denoiser has no DDPM schedule: expected one, or a sampling_levels of its own")
         times = torch.linspace(0, len(self.schedule) - 1, steps + 1, dtype=torch.float64).round()
         return self.schedule.noise_level(times)
+
+
+class GuidedDenoiser(Denoiser):
+    """Classifier-free guidance (arXiv 2207.12598): noise = u + scale (c - u) with c conditional and u unconditional.
+
+    scale 0 is the unconditional flow, 1 the conditional one; what samplers call guidance scale.
+    """
+
+    kind = "guided"
+
+    def __init__(self, conditional: Denoiser, unconditional: Denoiser, scale: float):
+        self.conditional, self.unconditional, self.scale = conditional, unconditional, scale
+        self.schedule, self.image_shape = conditional.schedule, conditional.image_shape
+        self.device, self.dtype, self.precision = conditional.device, conditional.dtype, conditional.precision
+        # states, images and the sampler's levels are those of the one model behind both
+        self.embed, self.render = conditional.embed, conditional.render  # type: ignore[method-assign]
+        self.sampling_levels = conditional.sampling_levels  # type: ignore[method-assign]
+
+    def __call__(self, y: Images, noise_level: NoiseLevel) -> Images:
+        return y - per_image(noise_level, y) * self.noise(y, noise_level)
+
+    def noise(self, y: Images, noise_level: NoiseLevel) -> Images:
+        without = self.unconditional.noise(y, noise_level)
+        return without + self.scale * (self.conditional.noise(y, noise_level) - without)
 
 
 def per_image(scalar: NoiseLevel, images: Images) -> Tensor:

@@ -19,7 +19,7 @@ The same product gives |(de/dy)^T u|^2, whose mean over probes is the squared Fr
 in units of the noise, what arXiv 2412.04140 calls sharp around memorized images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log, pi
@@ -46,8 +46,9 @@ class TraceGrowth:
         log_volume: (B,) nats, trapezoid of the rate in log noise level; 0 for a single level.
         log_likelihood: (B,) log density at `noise_levels[0]`, nats.
         endpoint: (B, *image) the images at the last level.
+        other_rates: (B, levels, others) rates of the other denoisers at the same points, by the same probes.
         above_ceiling: (B,) a rate is above D: negative posterior variance on average, which is network error.
-        nfe: network evaluations per image: one forward and one backward per probe at each level.
+        nfe: network evaluations per image: one forward and one backward per probe, level and denoiser.
     """
 
     rate: Float[Tensor, "batch levels"]
@@ -57,6 +58,7 @@ class TraceGrowth:
     log_volume: Float[Tensor, "batch"]
     log_likelihood: Float[Tensor, "batch"]
     endpoint: Images
+    other_rates: Float[Tensor, "batch levels others"]
     above_ceiling: Bool[Tensor, "batch"]
     nfe: int
 
@@ -71,14 +73,20 @@ def trace_growth(
     noise_levels: Float[Tensor, "levels"],
     num_probes: int = 1,
     generator: torch.Generator | None = None,
+    others: Sequence[Denoiser] = (),
 ) -> TraceGrowth:
     """Rate of full-dimensional growth at each noise level along the flow that starts at the images.
+
+    Rates of `others`, such as the same network without its condition, are measured at the points of this flow. Rates
+    are linear in the expected noise, so that of guidance by w (arXiv 2207.12598), noise = u + w (c - u), is
+    rate_u + w (rate_c - rate_u) there, at no evaluation more.
 
     Args:
         images: (B, *image) in [-1, 1], float32 or float64, taken as y at `noise_levels[0]`.
         noise_levels: (levels,) rising from above 0; one level measures the rate at the images themselves.
         num_probes: probes per level, drawn afresh for each level.
         generator: for the probes; on the CPU, so that every device draws the same.
+        others: denoisers of the same states.
 
     Raises:
         ValueError: shapes that do not fit, levels that do not rise, no probes.
@@ -87,10 +95,12 @@ def trace_growth(
     if num_probes < 1:
         raise ValueError(f"num_probes is {num_probes}: expected at least 1")
     grid = nodes(VESchedule(), noise_levels)
-    measured = []
+    measured, aside = [], list[Tensor]()
 
     def noise(y: Images, node: Node) -> Images:
-        measured.append(_noise_and_rate(denoiser, y, node.noise_level, num_probes, generator))
+        probes = torch.randint(0, 2, (num_probes, *y.shape[1:]), generator=generator).to(y) * 2 - 1
+        measured.append(_noise_and_rate(denoiser, y, node.noise_level, probes))
+        aside.extend(_noise_and_rate(other, y, node.noise_level, probes)[1].mean(1) for other in others)
         return measured[-1][0]
 
     y = carry(noise, images, grid)
@@ -109,8 +119,9 @@ def trace_growth(
         log_volume=log_volume,
         log_likelihood=log_volume + _log_normal(y, grid[-1].noise_level),
         endpoint=y,
+        other_rates=torch.stack([*aside], 1).reshape(len(y), len(grid), -1) if others else rate[:, :, None][:, :, :0],
         above_ceiling=(rate > dimension * (1 + CEILING_TOLERANCE)).any(1),
-        nfe=len(grid) * (1 + num_probes),
+        nfe=len(grid) * (1 + num_probes) * (1 + len(others)),
     )
 
 
@@ -126,10 +137,9 @@ def carry(noise: Callable[[Images, Node], Images], y: Images, grid: list[Node]) 
 
 
 def _noise_and_rate(
-    denoiser: Denoiser, y: Images, noise_level: float, num_probes: int, generator: torch.Generator | None
+    denoiser: Denoiser, y: Images, noise_level: float, probes: Float[Tensor, "probes *image"]
 ) -> tuple[Images, Float[Tensor, "batch probes"], Float[Tensor, "batch"]]:
-    """The expected noise at y, level * u . (de/dy) u for fresh Rademacher probes u, and the sharpness."""
-    probes = torch.randint(0, 2, (num_probes, *y.shape[1:]), generator=generator).to(y) * 2 - 1
+    """The expected noise at y, level * u . (de/dy) u for Rademacher probes u, and the sharpness."""
     with torch.enable_grad():
         point = y.detach().requires_grad_()
         noise = denoiser.noise(point, torch.tensor(noise_level, dtype=torch.float64))

@@ -30,10 +30,13 @@ def provenance(summary: Summary) -> list[tuple[str, Pairs]]:
 
 
 def _model(model: Summary) -> Pairs:
+    latent = model.get("latent_shape")
     return [
         ("Name", model["name"]),
         ("Kind", model["kind"]),
         ("Image shape", " × ".join(map(str, model["image_shape"]))),
+        *([("Measured in latents of", " × ".join(map(str, latent)))] if latent else []),
+        *([("Conditioned on", model["condition"])] if model.get("condition") else []),
         ("Parameters", number(model["parameters"])),
         ("Dtype", model["dtype"]),
         ("Hash", model["hash"]),

@@ -13,12 +13,14 @@ STATUS_MEANING = {
     Status.WRONG_SHAPE: "An image, but not one this model could have been trained on.",
     Status.TOO_LARGE: "More pixels than a decoder should be asked for (a decompression bomb).",
     Status.NON_FINITE: "The measurement gave no finite number.",
+    Status.WRONG_CONDITION: "A class or caption that the model cannot be given.",
     Status.CRASHED: "Scoring the image ended its process.",
 }
 
 MARK_MEANING = {
     Mark.ABOVE_CEILING: "Growth beyond what any exact denoiser can have: part of the score is network error.",
     Mark.SIGN_FLIP: "A step reversed a direction: it is too long for the curvature there.",
+    Mark.CAPTION_CUT: "The model sees only the beginning of the caption.",
 }
 
 
