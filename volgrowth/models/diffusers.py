@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from volgrowth.errors import ModelError
-from volgrowth.models.families import DiT, Family, UNet2D
+from volgrowth.models.families import SD3, DiT, Family, Flux, TextFamily, UNet2D, UNet2DCondition
 from volgrowth.models.files import DIFFUSERS_WEIGHTS, NETWORKS, Component, digest, from_pretrained, read_json
 from volgrowth.models.latents import AUTOENCODER_KINDS, Latents, downsampling, load_autoencoder
+from volgrowth.models.lora import check_lora
 from volgrowth.models.network import NetworkDenoiser
 from volgrowth.models.schedulers import SchedulerConfig
+from volgrowth.models.text import OPTIONS, TextEncoders, quiet
 
 PIPELINES = (
     "DDPMPipeline",
@@ -31,7 +33,7 @@ PIPELINES = (
     "StableDiffusion3Pipeline",
     "FluxPipeline",
 )
-FAMILIES: dict[str, Family] = {family.name: family for family in (UNet2D(), DiT())}
+FAMILIES: dict[str, Family] = {family.name: family for family in (UNet2D(), DiT(), UNet2DCondition(), SD3(), Flux())}
 AUTOENCODERS = ("vae", "vqvae")
 LIBRARIES = ("diffusers", "transformers")
 FACTORY_HINT = "for any other model write factory:module:function"
@@ -60,7 +62,7 @@ class DiffusersModel:
     scheduler: SchedulerConfig
     vae: Component | None
     pipeline: Path | None
-    index: dict[str, Any]
+    text: TextEncoders | None
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -118,6 +120,11 @@ class DiffusersModel:
         return self.family.condition(self.network.config)
 
     @property
+    def has_null(self) -> bool:
+        """Whether the network knows what no condition is."""
+        return self.family.has_null(self.network.config)
+
+    @property
     def num_parameters(self) -> int:
         """Of the network, read from the headers of its weights."""
         return self.network.num_parameters
@@ -125,7 +132,12 @@ class DiffusersModel:
     @property
     def files(self) -> tuple[Path, ...]:
         """All that decides what the model computes, beside the configurations."""
-        return self.network.weights + (self.vae.weights if self.vae else ())
+        return (
+            *self.network.weights,
+            *(self.vae.weights if self.vae else ()),
+            *(self.text.files if self.text else ()),
+            *([self.settings.lora] if self.settings.lora else ()),
+        )
 
     @property
     def digest(self) -> str:
@@ -133,6 +145,8 @@ class DiffusersModel:
         values: list[Any] = [self.network.config, self.scheduler.values]
         if self.vae:
             values.append(self.vae.config)
+        if self.text:
+            values.append(self.text.values)
         if self.settings.resolution:
             values.append(self.settings.resolution)
         return digest(values, self.files)
@@ -147,13 +161,14 @@ class DiffusersModel:
         import diffusers
 
         config, family = self.network.config, self.family
-        network = from_pretrained(getattr(diffusers, self.network.kind), self.network)
+        with quiet():  # of settings that training adds to a config.json, as EMAModel does
+            network = from_pretrained(getattr(diffusers, self.network.kind), self.network)
         # diffusers' own `to` warns of a cast that is meant here
         torch.nn.Module.to(network, device, precision)
         network.eval().requires_grad_(False)
         codec = None
         if self.vae:
-            codec = Latents(load_autoencoder(self.vae, dtype, device), self.vae.config, self.image_shape)
+            codec = Latents(load_autoencoder(self.vae, dtype, device), self.image_shape)
         _, height, width = self.state_shape
         denoiser = NetworkDenoiser(
             family.forward(network, config),
@@ -170,7 +185,7 @@ class DiffusersModel:
         return denoiser
 
 
-def inspect_folder(folder: Path, settings: Settings = Settings()) -> DiffusersModel:  # noqa: B008  frozen
+def inspect_folder(folder: Path, settings: Settings = Settings()) -> DiffusersModel:
     """Check a pipeline folder, or one that holds a network.
 
     Raises:
@@ -191,17 +206,22 @@ def inspect_folder(folder: Path, settings: Settings = Settings()) -> DiffusersMo
             f"(a diffusers network); save one with pipeline.save_pretrained(...)"
         )
     network = _checked_network(network_folder)
+    text = _checked_text(network, pipeline, index)
+    if settings.lora:
+        if text is None:
+            raise ModelError(f"{network_folder} holds {network.kind}, which takes no lora: expected none (--lora)")
+        check_lora(settings.lora)
     scheduler = SchedulerConfig(_scheduler_file(network_folder, pipeline))
     vae = None
     if pipeline and (name := next((name for name in AUTOENCODERS if index.get(name)), None)):
         vae = Component.of(_component(pipeline, name), DIFFUSERS_WEIGHTS, AUTOENCODER_KINDS)
-    model = DiffusersModel(network, scheduler, vae, pipeline, index, settings)
+    model = DiffusersModel(network, scheduler, vae, pipeline, text, settings)
     _check_fit(model)
     return model
 
 
 def _checked_index(folder: Path) -> dict[str, Any]:
-    """The components of a pipeline: name -> (library, class), without those that it leaves empty."""
+    """The components of a pipeline: name -> (library, class), without those that it leaves empty, and its class."""
     index = read_json(folder / "model_index.json")
     name = index.get("_class_name", "pipeline")
     parts = {key: value for key, value in index.items() if isinstance(value, list) and any(value)}
@@ -215,7 +235,7 @@ def _checked_index(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} holds a {name}: expected one of {', '.join(PIPELINES)}; {FACTORY_HINT}")
     if not any(key in parts for key in NETWORKS):
         raise ModelError(f"{folder}/model_index.json names no unet and no transformer: save the pipeline again")
-    return parts
+    return {**parts, "_class_name": name, **{key: index[key] for key in OPTIONS if key in index}}
 
 
 _USED = frozenset((*NETWORKS, *AUTOENCODERS, "scheduler", "text_encoder", "text_encoder_2", "text_encoder_3"))
@@ -242,28 +262,56 @@ def _scheduler_file(network_folder: Path, pipeline: Path | None) -> Path:
 
 def _checked_network(folder: Path) -> Component:
     network = Component.of(folder, DIFFUSERS_WEIGHTS, FAMILIES)
-    network.config.setdefault("in_channels", 3 if network.kind == "UNet2DModel" else 4)
-    FAMILIES[network.kind].check(network)
+    family = FAMILIES[network.kind]
+    network.config.setdefault("in_channels", family.in_channels)
+    family.check(network)
     return network
+
+
+def _checked_text(network: Component, pipeline: Path | None, index: dict[str, Any]) -> TextEncoders | None:
+    """What reads captions, for a network that takes them."""
+    family = FAMILIES[network.kind]
+    if not isinstance(family, TextFamily):
+        return None
+    expected = family.pipeline(network.config)
+    if pipeline is None:
+        raise ModelError(
+            f"{network.folder} holds a {network.kind} alone, and no text encoders: name the {expected} that it "
+            f"belongs to with base (--base)"
+        )
+    if index["_class_name"] != expected:
+        raise ModelError(
+            f"{pipeline} holds a {index['_class_name']}, and the network in {network.folder} belongs to a {expected}: "
+            f"expected one of its kind (--base)"
+        )
+    return TextEncoders.of(pipeline, index)
 
 
 def _check_fit(model: DiffusersModel) -> None:
     """Whether network, scheduler and autoencoder belong together."""
     config, where = model.network.config, model.network.folder / "config.json"
     channels, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    states = model.family.channels(config)
     if outputs not in (channels, 2 * channels):
         raise ModelError(
-            f"{where} has out_channels {outputs}: expected {channels}, or {2 * channels} whose second half is a variance"
+            f"{where} has out_channels {outputs}: expected {channels}, or {2 * channels} whose second half is a "
+            f"variance"
         )
-    if model.vae is None and channels not in (1, 3):
+    if model.vae is None and states not in (1, 3):
         raise ModelError(
             f"{where} has in_channels {channels}: expected 1 or 3, since images are gray or RGB, or a pipeline with "
             f"an autoencoder around it (--base); wrap a network on anything else with factory:module:function"
         )
-    if model.state_shape[0] != channels:
+    if model.state_shape[0] != states:
         raise ModelError(
             f"{where} has in_channels {channels}, and the autoencoder beside it makes {model.state_shape[0]}: they do "
             f"not belong together"
+        )
+    patch, table = model.family.patch(config), config.get("pos_embed_max_size")
+    if table and max(model.state_shape[1:]) > patch * table:
+        raise ModelError(
+            f"{where} has positions for {table} x {table} tokens, and images of {model.image_shape[1]} x "
+            f"{model.image_shape[2]} pixels need more: expected a smaller resolution (--resolution)"
         )
     steps, labels = model.scheduler.num_steps, config.get("num_train_timesteps")
     if model.family.whole_labels(config) and (labels or 0) < steps:

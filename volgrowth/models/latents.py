@@ -22,15 +22,13 @@ class Latents:
     """An autoencoder between images in [-1, 1] and latents.
 
     Args:
-        vae: the module, frozen.
-        config: its configuration.
+        vae: the module, frozen. Old configurations leave out the scale, and the module knows its default.
         pixel_shape: of the images.
     """
 
-    def __init__(self, vae: Any, config: dict[str, Any], pixel_shape: tuple[int, int, int]):
-        self.vae, self.pixel_shape = vae, pixel_shape
-        scale: float | None = config.get("scaling_factor")
-        scale = 1.0 if scale is None else scale
+    def __init__(self, vae: Any, pixel_shape: tuple[int, int, int]):
+        self.vae, self.pixel_shape, config = vae, pixel_shape, vae.config
+        scale: float = config.scaling_factor
         mean, deviation = config.get("latents_mean"), config.get("latents_std")
         if mean and deviation:
             self.shift = torch.tensor(mean, dtype=torch.float64).reshape(-1, 1, 1)
