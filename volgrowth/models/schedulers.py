@@ -88,7 +88,9 @@ class SchedulerConfig:
             return share / (1 - share)
         if isinstance(self.parameterization, EDM):
             return scheduler.sigmas[scheduler.sigmas > 0]
-        return self.parameterization.schedule.noise_level(scheduler.timesteps.double())
+        # between the steps of a second-order sampler lie its second evaluations
+        times = scheduler.timesteps[:: getattr(scheduler, "order", 1)].double()
+        return self.parameterization.schedule.noise_level(times)
 
     def _shift(self, image_tokens: int) -> dict[str, float]:
         """Where a scheduler shifts by the image's size: linear in the number of tokens."""
@@ -109,7 +111,10 @@ class SchedulerConfig:
         self._choice("prediction_type", "epsilon", (*PREDICTIONS, "flow_prediction"))
         known = inspect.signature(kind.__init__).parameters
         try:
-            return kind(**{key: value for key, value in self.values.items() if key in known})
+            settings = {key: value for key, value in self.values.items() if key in known}
+            if "skip_prk_steps" in known:  # the first steps of PNDM, by Runge-Kutta, lie between the others
+                settings["skip_prk_steps"] = True
+            return kind(**settings)
         except Exception as error:  # each scheduler refuses settings in its own way
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise ModelError(f"{self.path} makes no {self.name} ({reason}): save the scheduler again") from None
