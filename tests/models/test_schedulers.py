@@ -254,8 +254,10 @@ def test_samples_are_the_schedulers_own(tmp_path: Path, name: str, options: dict
     levels = denoiser.sampling_levels(steps)
     assert len(levels) == steps
     drawn = decode(denoiser, noise * (1 + levels[-1] ** 2).sqrt(), levels)
-    # our noise starts where the last noise level of a straight path still is one
-    assert_close(drawn, x.double(), rtol=0, atol=(2e-3 if config.is_flow else 1e-6) * x.abs().max().item())
+    # our noise starts where the last noise level of a straight path still is one; between the entries of a table ours
+    # interpolates the logarithm of the noise level, Euler the level
+    loose = config.is_flow or options.get("timestep_spacing") == "linspace"
+    assert_close(drawn, x.double(), rtol=0, atol=(2e-3 if loose else 5e-5) * x.abs().max().item())
 
 
 @pytest.mark.parametrize(
