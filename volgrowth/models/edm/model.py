@@ -63,13 +63,16 @@ class OneHot(ClassConditioner):
         super().__init__(num_classes, num_classes if null else None, device)
 
     def __call__(self, values: Sequence[Condition]) -> dict[str, Tensor]:
-        if not self.null and None in values:
-            raise ModelError(
-                "the model was trained without label_dropout and knows no image without a class: expected a class "
-                "column (--class-column), or label_dropout above 0 in its config.json to show it a class of zeros"
-            )
         labels = super().__call__(values)["class_labels"]
         return {"class_labels": one_hot(labels, self.num_classes + 1)[:, : self.num_classes]}
+
+    def problem(self, value: Condition) -> str | None:
+        if value is None and not self.null:
+            return (
+                "the model was trained without label_dropout and knows no image without a class: expected a class "
+                "column, or label_dropout above 0 in its config.json to show it a class of zeros"
+            )
+        return super().problem(value)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,15 @@ def convert(pickle_path: Path, folder: Path, allow_pickle: bool) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} is not empty: name a new folder to write the network to")
     config, tensors = _read(pickle_path)
+    try:
+        _write(config, tensors, folder, f"the network of {pickle_path}")
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written ({error.strerror}): name a folder on a disk with room") from None
+    return folder
+
+
+def _write(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, what: str) -> None:
+    """The folder in one step, after it was checked."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     partial.mkdir()
@@ -63,10 +72,9 @@ def convert(pickle_path: Path, folder: Path, allow_pickle: bool) -> Path:
         inspect_edm(partial)
         os.replace(partial, folder)
     except ModelError as error:
-        raise ModelError(str(error).replace(str(partial), f"the network of {pickle_path}")) from None
+        raise ModelError(str(error).replace(str(partial), what)) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
