@@ -148,7 +148,7 @@ def _score_sde_ve(scheduler: Any, **network: Any) -> Any:
 
 
 def _ldm(scheduler: Any, **network: Any) -> Any:
-    return diffusers.LDMPipeline(quantiser(), unet2d(**network), scheduler or _scaled_linear())
+    return diffusers.LDMPipeline(quantiser(), unet2d(**network), scheduler or scaled_linear())
 
 
 def _dit(scheduler: Any, **network: Any) -> Any:
@@ -166,7 +166,8 @@ def _dit(scheduler: Any, **network: Any) -> Any:
     return diffusers.DiTPipeline(transformer, autoencoder(), scheduler or diffusers.DDIMScheduler())
 
 
-def _scaled_linear(**options: Any) -> Any:
+def scaled_linear(**options: Any) -> Any:
+    """As Stable Diffusion is trained and sampled."""
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     return diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1, **betas, **options)
 
@@ -177,7 +178,7 @@ def _sd1(scheduler: Any, **network: Any) -> Any:
         text_encoder=clip(projected=False),
         tokenizer=clip_tokenizer(),
         unet=unet_with_text(**network),
-        scheduler=scheduler or _scaled_linear(),
+        scheduler=scheduler or scaled_linear(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -186,7 +187,7 @@ def _sd1(scheduler: Any, **network: Any) -> Any:
 
 def _sd2(scheduler: Any, **network: Any) -> Any:
     config = {"use_linear_projection": True, **network}
-    return _sd1(scheduler or _scaled_linear(prediction_type="v_prediction"), **config)
+    return _sd1(scheduler or scaled_linear(prediction_type="v_prediction"), **config)
 
 
 def _sdxl(scheduler: Any, **network: Any) -> Any:
@@ -204,7 +205,7 @@ def _sdxl(scheduler: Any, **network: Any) -> Any:
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
         unet=unet_with_text(**{**config, **network}),
-        scheduler=scheduler or _scaled_linear(),
+        scheduler=scheduler or scaled_linear(),
     )
 
 
