@@ -104,6 +104,26 @@ def plan(
 
 
 @app.command()
+def convert(
+    pickle: Annotated[Path, typer.Argument(help="Checkpoint of NVlabs' EDM, a .pkl file.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for config.json and model.safetensors.")],
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read a pickle, whatever it holds.")] = False,
+) -> None:
+    """Turn a pickled EDM network into a folder that can be audited.
+
+    A pickle can run any code as you when it is opened. This reader runs none: what is not a tensor or a plain value of
+    a network is refused by name.
+
+    Example:
+
+      volgrowth convert edm-cifar10-32x32-uncond-vp.pkl ./edm-cifar10 --allow-pickle
+    """
+    from volgrowth.models.edm.nvlabs import convert
+
+    print(convert(pickle, folder, allow_pickle))
+
+
+@app.command()
 def report(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
     redact: Annotated[bool, typer.Option("--redact", help="Leave out all pictures, to hand the page on.")] = False,

@@ -12,6 +12,7 @@ import torch
 
 from volgrowth.errors import ModelError
 from volgrowth.models.diffusers import DiffusersModel, Settings, inspect_folder
+from volgrowth.models.edm.model import EDMModel, inspect_edm, is_edm
 from volgrowth.models.files import PATTERNS, wanted_folders
 from volgrowth.models.remote import local_folder
 from volgrowth.models.user_code import import_function
@@ -27,6 +28,7 @@ DTYPES = {
 }
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 FACTORY = "factory:"
+OWN_AFFAIR = "a factory loads what it needs itself"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -64,7 +66,7 @@ def load_model(
     precision, at = DTYPES[dtype], torch.device(device)
     states = torch.float64 if precision is torch.float64 else torch.float32
     if name.startswith(FACTORY):
-        _refuse_beside_factory(name, base=base, lora=lora, resolution=resolution)
+        _refuse_beside(OWN_AFFAIR, base=base, lora=lora, resolution=resolution)
         return _from_factory(name, precision, states, at)
     with _inspected(name, revision, subfolder, base, lora, resolution) as model:
         return model.load(states, precision, at)
@@ -85,7 +87,7 @@ def inspect_model(
         ModelError: as `load_model`.
     """
     if name.startswith(FACTORY):
-        _refuse_beside_factory(name, base=base, lora=lora, resolution=resolution)
+        _refuse_beside(OWN_AFFAIR, base=base, lora=lora, resolution=resolution)
         denoiser = _from_factory(name, torch.float32, torch.float32, torch.device("cpu"))
         shape, latent = denoiser.pixel_shape, denoiser.image_shape
         assert shape is not None
@@ -107,25 +109,29 @@ def inspect_model(
         )
 
 
-def _refuse_beside_factory(name: str, **settings: object) -> None:
-    given = next((setting for setting, value in settings.items() if value is not None), None)
+def _refuse_beside(reason: str, **settings: object) -> None:
+    given = next((f"{setting} {value}" for setting, value in settings.items() if value is not None), None)
     if given:
-        raise ModelError(f"{given} was given for {name}: a factory loads what it needs itself, so leave {given} out")
+        raise ModelError(f"{given} was given, and {reason}: leave it out")
 
 
 @contextmanager
 def _inspected(
     name: str, revision: str | None, subfolder: str | None, base: str | None, lora: str | None, resolution: int | None
-) -> Iterator[DiffusersModel]:
+) -> Iterator[DiffusersModel | EDMModel]:
     """A checked folder; what is said of a local copy names the URL that it was downloaded from."""
     folder = _folder(name, revision, subfolder)
-    settings = Settings(
-        base=_folder(base, None, None) if base else None,
-        lora=_lora_file(lora) if lora else None,
-        resolution=resolution,
-    )
     try:
-        yield inspect_folder(folder, settings)
+        if is_edm(folder):
+            _refuse_beside("an EDM network is whole and of one size", base=base, lora=lora, resolution=resolution)
+            yield inspect_edm(folder)
+        else:
+            settings = Settings(
+                base=_folder(base, None, None) if base else None,
+                lora=_lora_file(lora) if lora else None,
+                resolution=resolution,
+            )
+            yield inspect_folder(folder, settings)
     except ModelError as error:
         if not is_url(name):
             raise
