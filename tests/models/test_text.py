@@ -270,6 +270,15 @@ def test_a_network_alone_takes_the_rest_from_its_base(sd1: Path, tmp_path: Path)
     assert denoiser.given([CAPTION]).noise(state(denoiser), LEVEL).shape == (1, 4, 8, 8)
 
 
+def test_a_base_with_other_text_encoders(sd1: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "finetune"
+    unet_with_text(cross_attention_dim=16).save_pretrained(alone)
+    assert problem(load_model, str(alone), base=str(sd1)) == (
+        f"the text encoders in {sd1} make embeddings of 8 numbers, and the network in {alone} reads 16: expected the "
+        f"pipeline that it was trained in (--base)"
+    )
+
+
 def without(name: str) -> Callable[[Path], None]:
     return lambda folder: shutil.rmtree(folder / name)
 

@@ -198,6 +198,10 @@ class TextFamily(Family):
     def embed(self, pipeline: Any, caption: str | None, model: "DiffusersModel", device: torch.device) -> Embeddings:
         """Keyword arguments of the function, each (1, ...), for one caption, or None for the null condition."""
 
+    def width(self, network: Any) -> int:
+        """Of the embeddings that the network reads."""
+        return int(network.config.joint_attention_dim)
+
     def t5_tokens(self, config: dict[str, Any]) -> int | None:
         """How many T5 reads, where that is not the default of the pipeline."""
         return None
@@ -223,7 +227,14 @@ class TextFamily(Family):
         if model.settings.lora:
             add_lora(pipeline, model.settings.lora)
         embed = partial(self.embed, pipeline, model=model, device=device)
-        return TextConditioner(embed, readers(pipeline, self.t5_tokens(model.network.config)))
+        conditioner = TextConditioner(embed, readers(pipeline, self.t5_tokens(model.network.config)))
+        known, given = self.width(network), conditioner([None])["encoder_hidden_states"].shape[-1]
+        if known != given:
+            raise ModelError(
+                f"the text encoders in {model.pipeline} make embeddings of {given} numbers, and the network in "
+                f"{model.network.folder} reads {known}: expected the pipeline that it was trained in (--base)"
+            )
+        return conditioner
 
 
 class UNet2DCondition(TextFamily):
@@ -255,6 +266,10 @@ class UNet2DCondition(TextFamily):
                 f"{path} has addition_embed_type {config['addition_embed_type']!r}: expected none, or text_time as "
                 f"Stable Diffusion XL has it; wrap this network with factory:module:function"
             )
+
+    def width(self, network: Any) -> int:
+        of_blocks = network.config.cross_attention_dim
+        return int(of_blocks if isinstance(of_blocks, int) else of_blocks[0])
 
     def pipeline(self, config: dict[str, Any]) -> str:
         return "StableDiffusionXLPipeline" if config.get("addition_embed_type") else "StableDiffusionPipeline"
