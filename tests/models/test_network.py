@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from volgrowth.models import NetworkDenoiser, load_model
-from volgrowth.models.parameterizations import PredictionType, Scheduled
+from volgrowth.models.parameterizations import Scheduled
 from volgrowth.models.schedulers import PREDICTIONS
 from volgrowth.numerics import DDPMSchedule, trace_growth, volume_growth
 from volgrowth.numerics.sampling import ddim_sample
@@ -169,17 +169,11 @@ def test_pure_noise_has_no_level(tmp_path: Path, sampler: str) -> None:
     assert_close(denoiser.noise(y, levels), level / (VARIANCE + level**2) * (y - MEAN), rtol=0, atol=1e-8)
 
 
-def table(schedule: DDPMSchedule) -> Scheduled:
-    """As a scheduler_config.json of such a table is read."""
-    low, high = schedule.log_noise_levels[[0, -1]].exp().tolist()
-    return Scheduled(schedule, "epsilon", (low, high), lambda time: time.clamp(0, len(schedule) - 1))
-
-
 def recorded(labels_of: list[float], dtype: torch.dtype = torch.float64, **options: Any) -> Tensor:
     """The labels that a network with 1000 steps is given at these times."""
     schedule = DDPMSchedule((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
     seen = Recording()
-    denoiser = NetworkDenoiser(seen, table(schedule), (1, 2, 2), **options)
+    denoiser = NetworkDenoiser(seen, Scheduled.on_table(schedule, "epsilon"), (1, 2, 2), **options)
     times = torch.tensor(labels_of, dtype=torch.float64)
     denoiser.noise(randn(len(times), 1, 2, 2).to(dtype), schedule.noise_level(times))
     return seen.labels
@@ -203,7 +197,7 @@ def test_beyond_the_ends_x_keeps_its_own_scale() -> None:
     schedule = DDPMSchedule((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
     seen, y = Recording(), randn(2, 1, 2, 2)
     levels = torch.tensor([1e-3, 1e4], dtype=torch.float64)
-    NetworkDenoiser(seen, table(schedule), (1, 2, 2)).noise(y, levels)
+    NetworkDenoiser(seen, Scheduled.on_table(schedule, "epsilon"), (1, 2, 2)).noise(y, levels)
     assert_close(seen.x, y * (1 + levels**2).rsqrt()[:, None, None, None], rtol=1e-12, atol=0)
     assert seen.labels.tolist() == [0, 999]
 

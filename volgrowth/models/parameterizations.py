@@ -23,11 +23,11 @@ or, preconditioned (EDM, arXiv 2206.00364, eq. 7 and table 1), with s = sigma_da
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from torch import Tensor
 
-from volgrowth.numerics.schedules import Schedule, VESchedule
+from volgrowth.numerics.schedules import DDPMSchedule, Schedule, VESchedule
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction", "score", "negative_noise"]
 PREDICTION_TYPES = get_args(PredictionType)
@@ -88,6 +88,12 @@ class Scheduled(Parameterization):
     ):
         self.schedule, self.prediction_type = schedule, prediction_type
         self.noise_levels, self.label = noise_levels, label
+
+    @classmethod
+    def on_table(cls, schedule: DDPMSchedule, prediction_type: PredictionType) -> Self:
+        """Of a network whose labels are the steps of a DDPM table, from 0 to T - 1, between them, and never beyond."""
+        low, high = schedule.log_noise_levels[[0, -1]].exp().tolist()
+        return cls(schedule, prediction_type, (low, high), lambda time: time.clamp(0, len(schedule) - 1))
 
     def __call__(self, noise_level: Tensor) -> Scales:
         time = self.schedule.time(noise_level)

@@ -152,9 +152,7 @@ class SchedulerConfig:
             raise ModelError(
                 f"the betas of {self.path} make no noise schedule ({error}): expected each of them between 0 and 1"
             ) from None
-        low, high = schedule.log_noise_levels[[0, -1]].exp().tolist()
-        last = len(schedule) - 1
-        return Scheduled(schedule, prediction, (low, high), lambda time: time.clamp(0, last))
+        return Scheduled.on_table(schedule, prediction)
 
     def _choice(self, key: str, default: str, known: tuple[str, ...]) -> Any:
         value = self.values.get(key, default)
