@@ -1,4 +1,5 @@
 import contextlib
+import io
 import struct
 import warnings
 import zlib
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from volgrowth.records import Status
 from volgrowth.sources import BadImage, decode, to_unit
@@ -118,6 +120,63 @@ def test_other_sizes_are_cropped_at_the_centre_and_resized():
     image = Image.fromarray(PIXELS).resize((90, 40))
     expected = ImageOps.fit(image, (16, 12), method=Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(decode(encode_image(image), (3, 12, 16), LIMIT), rgb(expected))
+
+
+def photograph(width, height, seed=0):
+    """Noise with the spectrum of photographs, and a bright edge."""
+    random = np.random.default_rng(seed)
+    f = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    f[0, 0] = np.inf
+    waves = [np.fft.ifft2(np.fft.fft2(random.standard_normal((height, width))) / f).real for _ in range(3)]
+    pixels = 128 + 45 * np.stack(waves, -1) / np.std(waves)
+    pixels[height // 3 : height // 2, width // 4 :] = (250, 30, 90)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def loaded_sizes(monkeypatch):
+    """Fills with the size of each image whose pixels were decoded."""
+    sizes, load = [], JpegImageFile.load
+    monkeypatch.setattr(JpegImageFile, "load", lambda image: (sizes.append(image.size), load(image))[1])
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"),
+    [((1024, 512), (128, 64)), ((500, 250), (250, 125)), ((130, 129), (65, 65)), ((127, 300), (127, 300))],
+)
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(size, decoded, monkeypatch):
+    """Of (16, 16) with REDUCED 4: at the smallest part whose sides are both 64 or more."""
+    image = photograph(*size)
+    data = encode_image(image, "JPEG", quality=90)
+    whole = ImageOps.fit(Image.open(io.BytesIO(data)), (16, 16), method=Image.Resampling.BILINEAR)
+    sizes = loaded_sizes(monkeypatch)
+    moved = np.abs(decode(data, (3, 16, 16), LIMIT).astype(int) - rgb(whole).astype(int))
+    assert sizes[0] == decoded
+    assert moved.max() <= (4 if decoded != size else 0)
+    assert moved.mean() <= 0.5
+
+
+def test_a_turned_jpeg_is_decoded_at_a_part_of_its_size_too(monkeypatch):
+    image, exif = photograph(512, 256), Image.Exif()
+    exif[0x0112] = 6
+    data = encode_image(image, "JPEG", quality=90, exif=exif)
+    sizes = loaded_sizes(monkeypatch)
+    pixels = decode(data, (3, 32, 16), LIMIT)
+    assert sizes[0] == (256, 128)
+    upright = ImageOps.fit(image.transpose(Image.Transpose.ROTATE_270), (16, 32), method=Image.Resampling.BILINEAR)
+    assert np.abs(pixels.astype(int) - rgb(upright).astype(int)).mean() < 3  # and the loss of JPEG
+
+
+def test_other_formats_are_decoded_whole():
+    image = photograph(256, 256)
+    expected = ImageOps.fit(image, (16, 16), method=Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(decode(encode_image(image), (3, 16, 16), LIMIT), rgb(expected))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_truncated_jpeg_is_undecodable_at_a_part_of_its_size_too(share):
+    data = encode_image(photograph(512, 512), "JPEG")
+    assert status(data[: int(len(data) * share)], (3, 16, 16)) is Status.UNDECODABLE
 
 
 @pytest.mark.parametrize(("size", "fits"), [((64, 16), True), ((16, 64), True), ((65, 16), False), ((1, 5), False)])

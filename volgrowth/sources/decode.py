@@ -13,6 +13,10 @@ The rules, the same for every source:
 - Size: an image of the model's size is left alone; another is cropped at its centre to the model's aspect and
   resized bilinearly, in one step. One that would lose more than three quarters to the crop is of the wrong
   shape.
+- Reduced decoding: a JPEG of at least 8, 16 or 32 times the model's longer side in both of its sides is decoded at
+  1/2, 1/4 or 1/8 of its size, which its coding offers, so that the resizing still starts from at least `REDUCED`
+  times the model's size. Against decoding it whole, pixels move by .25 of 255 in the mean and 3 at most
+  (`REDUCED` = 2: .9 and 9, no faster for images so large), in half the time.
 - Anything that cannot be decoded whole, truncated files included, is undecodable.
 
 Safe in threads: nothing global is set, in Pillow or in `warnings`. Pillow's own warning and error about
@@ -44,6 +48,9 @@ EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extensio
 
 MAX_CROP = 4
 """How far an image's aspect may be off the model's: a factor of 4 leaves a quarter of the image."""
+
+REDUCED = 4
+"""How many times the model's sides a JPEG that is not decoded whole has at least."""
 
 _ORIENTATION = 0x0112
 _MODES = {1: "L", 3: "RGB"}
@@ -98,6 +105,8 @@ def _decode(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> 
     channels, height, width = image_shape
     with _open(data) as opened:
         _check_size(opened.size, max_pixels)
+        side = REDUCED * max(height, width)  # of both, since EXIF may turn the image
+        opened.draft(None, (side, side))  # does nothing to other formats than JPEG
         opened.load()
         image = _in_mode(_upright(opened), _MODES[channels], opened.format)
     if image.size != (width, height):
