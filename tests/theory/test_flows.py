@@ -49,8 +49,8 @@ def test_ends_of_an_edge_attract_at_rate_1_and_its_middle_repels(coordinate: flo
 def test_the_middle_repels_exponentially() -> None:
     denoiser = MinNormDenoiser(simplex([1.0], dimension=1), 1.0)
     start = denoiser.origin + 0.51 * denoiser.directions
-    reached = denoiser.coordinates(score_flow(denoiser, start, 0.1, 4.0, 10_000)).item()
-    assert reached - 0.5 == pytest.approx(0.01 * torch.tensor(0.25 * 4.0).exp().item(), rel=1e-3)
+    reached = denoiser.coordinates(score_flow(denoiser, start, 0.1, 4.0, 1000)).item()
+    assert reached - 0.5 == pytest.approx(0.01 * torch.tensor(0.25 * 4.0).exp().item(), rel=1e-2)
 
 
 def test_every_corner_of_orthogonal_data_is_stable() -> None:
@@ -133,16 +133,15 @@ def test_the_criterion_is_what_the_flow_does(angle: float) -> None:
     assert returned.tolist() == fixed.tolist()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 5, 10])
+@pytest.mark.parametrize("count", [2, 8])
 def test_memorization_by_the_hybrid_flow_falls_with_the_number_of_points(count: int) -> None:
     """Exact posterior mean above sigma = .1, min-norm below: Phi(a)^(N - 1) of the samples are training points."""
-    margin, samples = 1.5, 4000
+    margin, samples = 1.5, 2000
     low = MinNormDenoiser(simplex([2.0] * (count - 1), dimension=12), margin)
     hybrid = HybridDenoiser(low, vg.EmpiricalDenoiser(low.points), 0.1)
     noise = randn(samples, 12, seed=1)
     chosen = torch.randint(count, (samples,), generator=torch.Generator().manual_seed(2))
-    drawn = decode(hybrid, low.points[chosen] + 5.0 * noise, log_levels(1e-3, 5.0, 600))
+    drawn = decode(hybrid, low.points[chosen] + 5.0 * noise, log_levels(1e-3, 5.0, 400))
     ends = classify(low, drawn, 1e-6)
     share = sum(end.kind in ("origin", "training") for end in ends) / samples
     expected = Normal(0.0, 1.0).cdf(torch.tensor(margin)).item() ** (count - 1)

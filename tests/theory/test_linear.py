@@ -62,13 +62,13 @@ def test_divergence_falls_from_as_many_samples_as_dimensions_on() -> None:
 
 
 def test_growth_is_the_same_for_every_image() -> None:
-    denoiser = vg.LinearDenoiser(randn(9, 5))
-    levels = torch.linspace(-3, 3, 200, dtype=torch.float64).exp()
-    identity = torch.eye(5, dtype=torch.float64).expand(8, 5, 5)
+    denoiser = vg.LinearDenoiser(randn(9, 3))
+    levels = torch.linspace(-3, 3, 60, dtype=torch.float64).exp()
+    identity = torch.eye(3, dtype=torch.float64).expand(8, 3, 3)
     growth = vg.volume_growth(
-        denoiser, 3 * randn(8, 5, seed=1), vg.VESchedule(), levels, "heun", tangents=identity, coordinates="y"
+        denoiser, 3 * randn(8, 3, seed=1), vg.VESchedule(), levels, "multistep", tangents=identity, coordinates="y"
     ).log_volume[:, -1]
     variances = denoiser.variances
     expected = ((variances + levels[-1] ** 2) / (variances + levels[0] ** 2)).log().sum() / 2
     assert_close(growth, growth[:1].expand(8), atol=1e-10, rtol=0)
-    assert_close(growth[0], expected, atol=1e-3, rtol=0)
+    assert_close(growth[0], expected, atol=0.02, rtol=0)

@@ -47,17 +47,17 @@ def inertia_sample(
     return decode(denoiser, y, stopped(noise_levels, stop), eta, generator)
 
 
-def memorized_share(samples: Images, training: Images, radius: float) -> float:
+def memorized_share(samples: Images, training: Float[Tensor, "training *image"], radius: float) -> float:
     """Share of samples (B, *image) that lie within `radius` of a training image (n, *image)."""
     return float((_distances(samples, training).amin(1) <= radius).double().mean())
 
 
-def memorized_ratio(samples: Images, training: Images, ratio: float = 1 / 3) -> float:
+def memorized_ratio(samples: Images, training: Float[Tensor, "training *image"], ratio: float = 1 / 3) -> float:
     """Share of samples whose nearest training image is nearer than `ratio` times the second nearest."""
     nearest = _distances(samples, training).topk(2, dim=1, largest=False).values
     return float((nearest[:, 0] < ratio * nearest[:, 1]).double().mean())
 
 
-def _distances(samples: Images, training: Images) -> Float[Tensor, "samples training"]:
+def _distances(samples: Images, training: Float[Tensor, "training *image"]) -> Float[Tensor, "batch training"]:
     # the matrix product would lose the digits of distances that are small against the images
     return torch.cdist(samples.flatten(1), training.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
