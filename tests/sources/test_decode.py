@@ -152,7 +152,7 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(size, decoded, monkeypatc
     sizes = loaded_sizes(monkeypatch)
     moved = np.abs(decode(data, (3, 16, 16), LIMIT).astype(int) - rgb(whole).astype(int))
     assert sizes[0] == decoded
-    assert moved.max() <= (4 if decoded != size else 0)
+    assert moved.max() <= (5 if decoded != size else 0)
     assert moved.mean() <= 0.5
 
 
