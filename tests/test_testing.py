@@ -1,10 +1,13 @@
 """check_denoiser passes what is sound, and names what is broken: each fault is put into a denoiser that is exact."""
 
+import importlib
+import re
 from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -281,3 +284,53 @@ def test_it_costs_about_as_much_as_it_says() -> None:
 
     check_denoiser(Counted(), images=IMAGES[:4])
     assert 80 <= sum(evaluated) / 4 <= 130
+
+
+# the page
+
+
+PAGE = Path(__file__).parent.parent / "docs/factory.md"
+
+
+@pytest.fixture
+def trained(digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Tensor]:
+    """The page's module, its network after some steps of the page's loss, and images that it has seen."""
+    source = re.search(r"^```python\n(# cosine_model\.py\n.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    assert source
+    monkeypatch.chdir(tmp_path)
+    code = source[1].replace("    # network.load_state_dict", "    network.load_state_dict")
+    assert code != source[1]
+    (tmp_path / "trained_cosine.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("trained_cosine")
+    images = torch.from_numpy(digits[:32]).repeat(1, 3, 4, 4) / 127.5 - 1
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = module.Network()
+        optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+        for _ in range(40):
+            optimizer.zero_grad()
+            module.loss(network, images[torch.randint(32, (8,))]).backward()
+            optimizer.step()
+    torch.save(network.state_dict(), "cosine-40000.pt")
+    return module, images[:4]
+
+
+def test_the_model_of_the_page_prints_the_verdict_of_the_page(trained: tuple[Any, Tensor]) -> None:
+    module, images = trained
+    model = load_model("factory:trained_cosine:load")
+    report = check_denoiser(model, images=images)
+    shown = re.findall(r"^(ok|WARN|FAIL|skip)  +(\w[\w ]*?)  ", PAGE.read_text(), re.MULTILINE)
+    assert [(check.status, check.name) for check in report.checks] == shown, report
+    assert f"\n{str(report).splitlines()[-1]}\n```\n" in PAGE.read_text()
+
+    assert isinstance(model, NetworkDenoiser)
+    model.parameterization = Scheduled(module.Cosine(), "epsilon", (0.016, 63.0))
+    assert {"highest", "reading"} <= set(check_denoiser(model, images=images).named("WARN"))
+    model.network = module.Network().requires_grad_(False)
+    assert "denoising" in check_denoiser(model, images=images).named("WARN")
+
+
+def test_the_page_lists_every_check() -> None:
+    rows = re.findall(r"^\| (`.*`) \| .* \|$", PAGE.read_text().partition("| check |")[2], re.MULTILINE)
+    assert [name for row in rows for name in re.findall(r"`([^`]+)`", row)][: len(CHECKS)] == list(CHECKS)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from math import exp, log
+from math import prod
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ READINGS: dict[str, Reading] = {
     "shown images in [0, 1]": lambda bench, y, level: bench.noise((y + 1) / 2, level / 2),
     "shown images in [0, 255]": lambda bench, y, level: bench.noise((y + 1) * 127.5, level * 127.5),
 }
-# a reading is better by this much where that is no chance, and no lack of training
+# a reading that is no accident is better at every level, as one of an untrained model is not, and by this on average
 BETTER = 0.9
 # a loss so small is none
 SMALL = 1e-3
@@ -112,12 +112,14 @@ def reading(bench: Bench) -> Check:
     gains = {}
     for other, noise in READINGS.items():
         losses = [_loss(bench, level, partial(noise, bench)) + SMALL for level in bench.middle]
-        gains[other] = exp(sum(log(new / old) for new, old in zip(losses, as_it_is, strict=True)) / len(losses))
-    best = min(gains, key=lambda other: gains[other])
+        ratios = [new / old for new, old in zip(losses, as_it_is, strict=True)]
+        if max(ratios) < 1:
+            gains[other] = prod(ratios) ** (1 / len(ratios))
+    best = min(gains, key=lambda other: gains[other], default="")
     return judged(
-        gains[best] > BETTER,
-        f"{best} its error is {gains[best]:.2g} times what it is",
-        "expected more than as it is: convert the label, or the range of images, to that of training",
+        gains.get(best, 1.0) > BETTER,
+        f"{best} its error is {gains[best]:.2g} times what it is" if best else "best as it is",
+        "expected more: convert the label, or the range of images, to that of training",
         "WARN",
     )
 
