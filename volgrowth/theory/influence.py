@@ -187,7 +187,9 @@ class _Gradients:
             normalised.append(rows / norm.where(norm > 0, 1)[:, None])
         return sum(raw[1:], raw[0]) / len(raw), sum(normalised[1:], normalised[0]) / len(raw)
 
-    def _at(self, denoiser: Denoiser, images: Images, level: Tensor, noises: Images) -> list[Tensor]:
+    def _at(
+        self, denoiser: Denoiser, images: Images, level: Tensor, noises: Float[Tensor, "num_noises *image"]
+    ) -> list[Tensor]:
         """Gradients of the loss at one level, (images, parameters), parameter by parameter."""
 
         def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
