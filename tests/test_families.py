@@ -15,7 +15,7 @@ import volgrowth as vg
 from tests.models.pipelines import CLASSES, FAMILY_NAMES, FLUX_RESOLUTION, TEXT_FAMILIES, build, unet2d
 from volgrowth.audit.measures import seeded
 from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
-from volgrowth.errors import UsageError
+from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.models import load_model
 from volgrowth.numerics import trace_growth
 from volgrowth.numerics.sampling import encode
@@ -222,6 +222,8 @@ def test_classes_without_a_null(data: Path, tmp_path: Path) -> None:
         ("ddpm", {"class_column": "label"}, "class_column label was given, and model .*ddpm takes no conditions"),
         ("sd1", {"class_column": "label"}, "class_column label was given, and model .*sd1 takes a caption_column"),
         ("dit", {"caption_column": "caption"}, "caption_column caption .* takes a class_column"),
+        ("sd1", {"base": "."}, "base was given, and .*sd1 is a whole pipeline: leave it out"),
+        ("ddpm", {"lora": __file__}, "expected one file, or a folder with one"),
         ("sd1", {"guidance": 2.0}, "guidance needs a condition: expected a class_column or caption_column"),
         ("sd1", {"class_column": "label", "caption_column": "caption"}, "are both given: expected the one"),
         (
@@ -234,7 +236,7 @@ def test_classes_without_a_null(data: Path, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_said_before_anything_runs(
     family: str, given: dict[str, Any], message: str, data: Path, models: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(VolgrowthError, match=message):
         audit(models(family), data, tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
 

@@ -12,6 +12,7 @@ from volgrowth.lab.bench import choose, run_bench
 from volgrowth.lab.bench_page import write
 from volgrowth.lab.duplicates import run as run_duplicates
 from volgrowth.lab.duplicates import write as write_duplicates
+from volgrowth.lab.scale import run_scale, worker_counts, write_scale
 from volgrowth.lab.scores import choose_scores
 from volgrowth.lab.soak import run_soak
 from volgrowth.lab.soak import write as write_soak
@@ -37,18 +38,42 @@ def duplicates(options: argparse.Namespace) -> None:
     print((options.output / "duplicates.md").read_text())
 
 
+def scale(options: argparse.Namespace) -> None:
+    """Audits from a thousand rows up, by one worker or several: time, the driver's memory, CPU a row, resuming."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_scale(options.output, run_scale(options.output, options.rows, worker_counts()), _device())
+    print((options.output / "scale.md").read_text())
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Presets on networks of published configurations, beside the device's peak and the published algorithm."""
+    from volgrowth.lab.speed_run import run_speed
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    run_speed(options.output, quick=options.quick)
+    print((options.output / "speed.md").read_text())
+
+
 def _device() -> str:
     return f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """What `jobs/benchmark.py` does: 0 done, 2 could not start."""
-    parser = argparse.ArgumentParser(prog="benchmark", description="Measurements of detection, the engine, duplicates.")
+    parser = argparse.ArgumentParser(prog="benchmark", description="Measurements of detection, speed, scale.")
     commands = parser.add_subparsers(required=True)
     load = commands.add_parser("soak", description=soak.__doc__)
     load.set_defaults(run=soak)
     load.add_argument("--output", type=Path, required=True, help="where data, audit and numbers go")
     load.add_argument("--rows", type=int, default=1_000_000, help="images")
+    many = commands.add_parser("scale", description=scale.__doc__)
+    many.set_defaults(run=scale)
+    many.add_argument("--output", type=Path, required=True, help="where data, audits and numbers go")
+    many.add_argument("--rows", type=int, default=100_000, help="images of the largest audit")
+    fast = commands.add_parser("speed", description=speed.__doc__)
+    fast.set_defaults(run=speed)
+    fast.add_argument("--output", type=Path, required=True, help="where the numbers go")
+    fast.add_argument("--quick", action="store_true", help="the smallest network and a tenth of the work")
     near = commands.add_parser("duplicates", description=duplicates.__doc__)
     near.set_defaults(run=duplicates)
     near.add_argument("--output", type=Path, required=True, help="where the numbers go")

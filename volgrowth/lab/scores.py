@@ -79,7 +79,9 @@ class Preset:
 
 def common_axis(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
     """The published growth with one and the same random axis for all images."""
-    return torch.from_numpy(measure_images(Flow(denoiser), images, [0] * len(images), PaperMeasure(), seed).columns["growth"])
+    return torch.from_numpy(
+        measure_images(Flow(denoiser), images, [0] * len(images), PaperMeasure(), seed).columns["growth"]
+    )
 
 
 def negative_loss(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:

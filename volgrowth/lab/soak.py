@@ -77,7 +77,7 @@ def run_soak(folder: Path, rows: int) -> Soak:
     make_data(data, rows)
     log, output = folder / "soak.jsonl", folder / f"audit-{time.time():.0f}"
     began = time.monotonic()
-    samples = _watch(_command(data, output, log), log)
+    samples = watch(audit_command(data, output, log), log)
     seconds = time.monotonic() - began
     done, memory, cpu = (np.array(column, float) for column in zip(*samples, strict=True))
     while_scoring = done < rows
@@ -151,14 +151,16 @@ def write(folder: Path, soak: Soak, device: str) -> None:
     (folder / "soak.md").write_text(markdown(soak, device))
 
 
-def _command(data: Path, output: Path, log: Path) -> list[str]:
+def audit_command(data: Path, output: Path, log: Path, workers: int | None = None) -> list[str]:
+    """The soak's audit as a command line."""
     log.unlink(missing_ok=True)
     settings = ["--shard-size", str(SHARD_ROWS), "--set", f"batch_size={BATCH}", "--log-json", str(log)]
+    settings += ["--workers", str(workers)] if workers else []
     program = str(Path(sys.executable).parent / "volgrowth")
     return [program, "audit", MODEL, str(data), "--output", str(output), *settings]
 
 
-def _watch(command: list[str], log: Path) -> list[tuple[int, float, float]]:
+def watch(command: list[str], log: Path) -> list[tuple[int, float, float]]:
     """Run a command; often: rows scored, MiB of its process, and CPU seconds of all that it started."""
     samples: list[tuple[int, float, float]] = []
     spent: dict[int, float] = {}

@@ -136,10 +136,8 @@ def audit(bench: Bench) -> Section:
         findings=[
             "Growth is the same at all corners, training or virtual, and lower at every manifold point; its formula "
             f"holds to {formula:.0e} nats.",
-            *(
-                f"{row['corners']}: B ranks basin mass at {row['B']:.3f}, growth at {row['growth']:.3f}."
-                for row in basins
-            ),
+            f"B ranks the basin mass of training points at {basins[0]['B']:.3f} and of all {basins[1]['count']:,} "
+            f"corners at {basins[1]['B']:.3f} (Spearman); growth, the same at all, not at all.",
             "Training against virtual points: preset standard and curvature, which look where the network "
             f"interpolates, are {_of(scores, 'standard', 'virtual'):.2f} and "
             f"{_of(scores, 'curvature', 'virtual'):.2f}; what reaches the levels where it averages tells them: the "
@@ -196,7 +194,7 @@ def basin_rows(lab: Laboratory) -> tuple[list[Row], dict[str, Points]]:
                 "corners": name,
                 "count": int(chosen.sum()),
                 "B": float(spearmanr(density[chosen], mass[chosen]).statistic),
-                "growth": 0.0 if np.ptp(growth[chosen]) == 0 else float(spearmanr(growth[chosen], mass[chosen])[0]),
+                "growth": None if np.ptp(growth[chosen]) == 0 else float(spearmanr(growth[chosen], mass[chosen])[0]),
                 "share of samples": float(np.exp(mass[chosen]).sum()),
             }
         )

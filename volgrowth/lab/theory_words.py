@@ -24,8 +24,8 @@ exact are tests as well: `pytest tests/theory`.
 - **Growth does not say how often an image comes out.** B = growth + log p_T, the log likelihood of preset `volume`,
   does in exact models. On trained networks its value is off by many nats: take it as a rank. Raw growth is highest at
   outliers, which is why an audit calibrates it.
-- **More data, less memorization, and no threshold**: the share of memorized samples falls smoothly with the number of
-  training images.
+- **More data, less memorization, and no threshold**: in the closed form the share of memorized samples falls smoothly
+  with the number of training images, as Phi(a)^(N - 1).
 - **Stopping a sampler early hides copies and does not remove them.** What the network has memorized stays in it, and
   the samples are off the data. Verify with the sampler that will be used, and curate the data.
 - **A linear model shows the same growth at every image.** If an audit's growth has no spread, the model has hardly

@@ -86,7 +86,7 @@ class DiffusersModel:
             if not size:
                 raise ModelError(
                     f"{where} has no sample_size: set it to the size of the training images, or give resolution "
-                    f"(--resolution)"
+                    f"(--set resolution=512)"
                 )
             if not isinstance(size, int) and len(size) != 2:
                 raise ModelError(f"{where} has sample_size {size}: expected one number, or height and width")
@@ -193,6 +193,11 @@ def inspect_folder(folder: Path, settings: Settings = Settings()) -> DiffusersMo
     """
     network_folder = folder
     if (folder / "model_index.json").is_file():
+        if settings.base:
+            raise ModelError(
+                f"base was given, and {folder} is a whole pipeline: leave it out, or name the network in it "
+                f"(--set subfolder=unet)"
+            )
         pipeline: Path | None = folder
         index = _checked_index(folder)
         network_folder = _component(folder, next(name for name in NETWORKS if name in index))
@@ -311,7 +316,7 @@ def _check_fit(model: DiffusersModel) -> None:
     if table and max(model.state_shape[1:]) > patch * table:
         raise ModelError(
             f"{where} has positions for {table} x {table} tokens, and images of {model.image_shape[1]} x "
-            f"{model.image_shape[2]} pixels need more: expected a smaller resolution (--resolution)"
+            f"{model.image_shape[2]} pixels need more: expected a smaller resolution (--set resolution=512)"
         )
     steps, labels = model.scheduler.num_steps, config.get("num_train_timesteps")
     if model.family.whole_labels(config) and (labels or 0) < steps:
