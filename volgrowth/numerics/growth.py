@@ -27,7 +27,7 @@ from torch import Tensor
 from volgrowth.numerics.denoisers import Denoiser, Images
 from volgrowth.numerics.schedules import Schedule, VPSchedule
 from volgrowth.numerics.solvers import SOLVERS, Node, nodes
-from volgrowth.numerics.tangents import Derivative, Stack, noise_stack, orthonormal
+from volgrowth.numerics.tangents import Derivative, Stack, evaluations, noise_stack, orthonormal
 
 Coordinates = Literal["x", "y"]
 
@@ -48,8 +48,8 @@ class VolumeGrowth:
         ceiling: (steps,) the largest log volume an exact denoiser can show with this solver.
         above_ceiling: (B,) the log volume passed the ceiling at some step.
         sign_flip: (B,) a step or a stage of it reversed a tangent.
-        nfe: network evaluations per image, one for the image and one for each tangent; jvp evaluates the image
-            again with every tangent.
+        nfe: network evaluations per image, one for the image and one for each tangent; two for each tangent where
+            jvp had to take them one by one (`numerics.tangents`).
     """
 
     log_volume: Float[Tensor, "batch steps"]
@@ -83,7 +83,8 @@ def volume_growth(
         times: (steps + 1,) increasing; default the published `linspace(1e-3, 1.001, 1001)`.
         solver: `euler` in native time, as published; `ddim`, `heun`, `multistep` in the noise level, best on
             times that are uniform in log noise level.
-        derivative: `jvp`, exact; `difference`, as published, with `radius` in x-coordinates.
+        derivative: `jvp`, exact, at the same price, and the only one for networks of less than float32;
+            `difference`, as published, with `radius` in x-coordinates.
         tangents: directions to follow, orthonormalised here; random ones otherwise.
         num_tangents: how many random ones, at most the dimension of an image.
         generator: for the random tangents; on the CPU, so that every device draws the same.
@@ -91,6 +92,7 @@ def volume_growth(
     Raises:
         ValueError: shapes that do not fit, times without rising noise levels, an unknown solver, derivative or
             coordinates, a radius that is not positive.
+        NotImplementedError: jvp, and the network uses an operation that torch has no forward-mode derivative for.
     """
     _check_choice("solver", solver, tuple(SOLVERS))
     _check_choice("derivative", derivative, get_args(Derivative))
@@ -120,7 +122,7 @@ def volume_growth(
         ceiling=ceiling,
         above_ceiling=(log_volume > ceiling.to(log_volume) + slack).any(1),
         sign_flip=path.sign_flip,
-        nfe=SOLVERS[solver].evaluations * (2 * k if derivative == "jvp" else 1 + k) * (len(grid) - 1),
+        nfe=SOLVERS[solver].evaluations * evaluations(denoiser, k, derivative) * (len(grid) - 1),
     )
 
 
