@@ -1,6 +1,7 @@
 """`volgrowth verify` through the command line, and on the demo, where the truth is known."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -116,3 +117,25 @@ class TestDemo:
         low, high = found["precision_interval"]
         assert low < found["flagged_reproduced"] / found["flagged"] < high or high == 1
         assert found["warnings"] == []
+
+
+def test_a_sampler_that_stops_early_copies_less(demo, tmp_path):
+    """The demo's model reproduces what was planted; stopped at level 1, it no longer does."""
+    output = tmp_path / "audit"
+    shutil.copytree(demo / "audit", output)
+    early = {}
+    for level in (0.02, 1.0):
+        found = vg.verify_audit(str(output), 256, stop_level=level, engine="local", quiet=True).summary["verification"]
+        assert found["stopped"]["level"] == level
+        early[level] = found["stopped"]["early"]
+        usual = found["stopped"]["usual"]
+    assert usual["copies"] > 100
+    assert abs(early[0.02]["copies"] - usual["copies"]) < 0.1 * usual["copies"]
+    assert early[1.0]["copies"] < 0.5 * usual["copies"]
+    assert early[1.0]["distance"] > usual["distance"] * 0.5
+    assert "stopped at noise level 1" in (output / "report.html").read_text()
+
+
+def test_levels_to_stop_at(audited):
+    zero = volgrowth("verify", audited, "--samples", 100, "--stop-level", 0)
+    assert (zero.returncode, "--stop-level 0: expected a noise level above 0" in zero.stderr) == (2, True)

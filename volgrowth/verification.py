@@ -4,9 +4,12 @@ Everything runs through the audit's own engine. Images are drawn and published f
 that an interrupted verification goes on and a later one with more samples draws only what is new. Then every range
 of rows is searched for what is near to any of them, and the neighbours of all ranges are merged. Flagged images are
 also noised to several levels and decoded: a memorized image is returned to from levels at which others are forgotten.
+
+On demand the same samples are drawn again by a sampler that takes its last step from a higher noise level
+(`volgrowth.theory.inertia`, arXiv 2505.02508): how many fewer of them are copies, and how much further from all images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -25,7 +28,7 @@ from volgrowth.audit.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Sh
 from volgrowth.audit.neighbours import Neighbours
 from volgrowth.audit.progress import AuditProgress
 from volgrowth.audit.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit
-from volgrowth.audit.sampling import DECODED, SAMPLE, SAMPLER, Drawing, Start, drawings, is_drawn
+from volgrowth.audit.sampling import DECODED, SAMPLE, SAMPLER, STOPPED, Drawing, Start, drawings, is_drawn
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError
 from volgrowth.pipeline import SAMPLES_FILE, write_report
@@ -64,6 +67,7 @@ def verify_audit(
     output: str,
     samples: int,
     *,
+    stop_level: float | None = None,
     workers: int | None = None,
     gpus_per_worker: float | None = None,
     ray_address: str | None = None,
@@ -72,27 +76,33 @@ def verify_audit(
 ) -> Audit:
     """Verify a finished audit by so many samples; fills `verified_hits`, the summary's `verification`, the report.
 
+    Args:
+        stop_level: draw them again by a sampler that stops at this noise level, and compare.
+
     Raises:
-        UsageError: no samples asked for.
+        UsageError: no samples asked for; a level that is not above 0.
         OutputError: an older version wrote the findings.
         VolgrowthError: as `run_audit`; what was drawn stays, and the same call goes on.
     """
     if samples < 1:
         raise UsageError(f"--samples {samples}: expected at least 1; {samples_needed():,} say something")
+    if stop_level is not None and not stop_level > 0:
+        raise UsageError(f"--stop-level {stop_level:g}: expected a noise level above 0, such as 0.1")
     audit = open_audit(output)
     check_columns(audit.findings, output, "identical")
     running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address, "engine": engine}
     config = AuditConfig.build(**audit.manifest["config"], output=output, **running)
     targets = choose_targets(audit)
     conditional = config.condition_column is not None
-    asked = drawings(SAMPLE, _sample_starts(audit, samples, conditional)) + drawings(
-        DECODED, targets.starts(conditional)
-    )
+    starts = _sample_starts(audit, samples, conditional)
+    asked = drawings(SAMPLE, starts) + drawings(DECODED, targets.starts(conditional))
+    if stop_level is not None:
+        asked += drawings(f"{STOPPED}-{stop_level:g}", [replace(start, stop=stop_level) for start in starts])
     with driving(audit.store) as lock, shift(config, audit.plan, audit.store, lock) as work:
         _draw(work, audit, asked, quiet)
         groups = _groups(audit)
         found = _search(work, audit, asked, groups, quiet)
-        _write(audit, targets, samples, groups, found)
+        _write(audit, targets, samples, groups, found, stop_level)
     verified = open_audit(output)
     write_report(verified)
     return verified
@@ -202,7 +212,14 @@ def _ranges(plan: Manifest) -> list[Shard]:
     return ranges
 
 
-def _write(audit: Audit, targets: Targets, samples: int, groups: dict[str, np.ndarray], found: Neighbours) -> None:
+def _write(
+    audit: Audit,
+    targets: Targets,
+    samples: int,
+    groups: dict[str, np.ndarray],
+    found: Neighbours,
+    stop_level: float | None,
+) -> None:
     """The tables of samples and returns, `verified_hits` of every row, and the summary."""
     hit, rows = hit_groups(np.sqrt(found.squared), found.group), audit.plan.data.rows
     counts = np.bincount(hit[:samples][hit[:samples] >= 0], minlength=rows + len(groups.get(HOLDOUT_FOLDER, ())))
@@ -210,7 +227,8 @@ def _write(audit: Audit, targets: Targets, samples: int, groups: dict[str, np.nd
     reproduced = judge(counts[train], counts[held], samples)
     footer = {"schema_version": str(audit.plan.schema_version), "plan_digest": audit.plan.digest}
     audit.store.write_table(SAMPLES_FILE, _samples(found, hit, samples, rows), footer)
-    returns = _returns(audit, targets, hit[samples:])
+    stopped = len(hit) if stop_level is None else len(hit) - samples
+    returns = _returns(audit, targets, hit[samples:stopped])
     audit.store.write_table(RETURNS_FILE, returns, footer)
     identical = audit.findings["identical"].to_numpy()
     hits = pa.array(counts[identical].astype(np.int32), mask=audit.scores["content_hash"].is_null().to_numpy())
@@ -219,8 +237,21 @@ def _write(audit: Audit, targets: Targets, samples: int, groups: dict[str, np.nd
     metadata = {"schema_version": footer["schema_version"], "config_digest": audit.plan.config_digest}
     audit.store.write_table(FINDINGS_FILE, findings, metadata)
     verification = summarize(findings, train[reproduced.images], reproduced, samples)
-    verification |= {"sampler": SAMPLER, "returns": _shares(returns)}
+    verification |= {"sampler": SAMPLER, "returns": _shares(returns), "stopped": None}
+    if stop_level is not None:
+        usual, early = _copies(found, hit, 0, samples), _copies(found, hit, stopped, stopped + samples)
+        verification["stopped"] = {"level": stop_level, "usual": usual, "early": early}
     audit.store.write_json(SUMMARY_FILE, {**audit.summary, "verification": verification})
+
+
+def _copies(found: Neighbours, hit: np.ndarray, start: int, stop: int) -> dict[str, float]:
+    """Of some samples: how many are copies, and how far they are from the nearest image that they are no copy of.
+
+    The distance is a mean, for pixels in [-1, 1]: how far a sampler has left what images look like.
+    """
+    copies, distance = hit[start:stop] >= 0, np.sqrt(found.squared[start:stop])
+    other = distance[np.arange(len(copies)), np.minimum(copies.astype(int), distance.shape[1] - 1)] / 127.5
+    return {"copies": int(copies.sum()), "distance": float(other[np.isfinite(other)].mean())}
 
 
 def _held(groups: dict[str, np.ndarray]) -> np.ndarray:

@@ -24,6 +24,7 @@ from volgrowth.numerics.denoisers import Condition, GuidedDenoiser
 from volgrowth.numerics.sampling import decode
 from volgrowth.sources import decode as decode_image
 from volgrowth.sources import encode_png, to_unit
+from volgrowth.theory.inertia import stopped
 
 STEPS = 50
 AT_ONCE = 128
@@ -31,6 +32,7 @@ SAMPLER = f"DDIM, {STEPS} steps"
 FOLDER = "verification"
 
 SAMPLE = "sample"
+STOPPED = "stopped"
 DECODED = "decoded"
 
 
@@ -38,13 +40,15 @@ DECODED = "decoded"
 class Start:
     """Where an image comes from: row None and a sample's number, or a row, the level it is noised to, a draw.
 
-    `condition_row` is the row whose condition it is drawn under, None for no condition.
+    `condition_row` is the row whose condition it is drawn under, None for no condition. A sampler with `stop` takes its
+    last step from that noise level (`theory.inertia`).
     """
 
     number: int
     row: int | None = None
     noise_level: float | None = None
     condition_row: int | None = None
+    stop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Drawing:
             given = [conditions[start.condition_row] for start in starts if start.condition_row is not None]
             model = guided(denoiser, given, guidance) if given else denoiser
             if level is None:
-                drawn[which] = draw_samples(model, [start.number for start in starts], seed)
+                drawn[which] = draw_samples(model, [start.number for start in starts], seed, stop=starts[0].stop)
             else:
                 images = np.stack([clean[start.row or 0] for start in starts])
                 drawn[which] = decode_noised(model, images, level, starts, seed)
@@ -111,13 +115,18 @@ def drawings(kind: str, starts: Sequence[Start]) -> list[Drawing]:
     ]
 
 
-def draw_samples(denoiser: Denoiser, numbers: Iterable[int], seed: int, steps: int = STEPS) -> np.ndarray:
+def draw_samples(
+    denoiser: Denoiser, numbers: Iterable[int], seed: int, steps: int = STEPS, stop: float | None = None
+) -> np.ndarray:
     """Samples of the given numbers by DDIM with `steps` steps: (numbers, C, H, W) uint8.
 
+    Args:
+        stop: noise level from which the last step goes to the image; the sampler's first by default.
+
     Raises:
-        ModelError: the denoiser has no schedule to sample with.
+        ModelError: the denoiser has no schedule to sample with, or `stop` is not within it.
     """
-    levels, wanted, drawn = _levels(denoiser, steps), list(numbers), []
+    levels, wanted, drawn = _levels(denoiser, steps, stop), list(numbers), []
     shape = denoiser.image_shape
     assert shape is not None
     for first in range(0, len(wanted), AT_ONCE):
@@ -189,8 +198,9 @@ def _identity(manifest: Manifest, drawing: Drawing) -> dict[str, str]:
     return {"plan_digest": manifest.digest, "drawing": drawing.digest}
 
 
-def _levels(denoiser: Denoiser, steps: int) -> Tensor:
+def _levels(denoiser: Denoiser, steps: int, stop: float | None = None) -> Tensor:
     try:
-        return denoiser.sampling_levels(steps)
+        levels = denoiser.sampling_levels(steps)
+        return levels if stop is None else stopped(levels, stop)
     except ValueError as error:
         raise ModelError(f"no samples can be drawn: {error}") from None
