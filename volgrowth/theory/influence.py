@@ -37,9 +37,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from volgrowth.numerics.denoisers import Condition, Denoiser, Images
 
-# numbers of all the gradients that are held at once, unless one is longer
+# numbers of all the gradients that are held at once, unless one is longer; more images at once save little time
 AT_ONCE = 2**25
-MOST_IMAGES = 64
+MOST_IMAGES = 16
 
 Example = tuple[Tensor, Condition]
 Rows = Float[Tensor, "images width"]
@@ -171,6 +171,7 @@ class _Gradients:
         self.size = sum(value.numel() for value in self.parameters.values())
         if not self.size:
             raise ValueError(f"the {type(checkpoint.network).__name__} has no parameters: expected a network with some")
+        self.width = width or self.size
         self.sketch: Callable[[list[Tensor]], Tensor] = partial(torch.cat, dim=1)
         if width is not None:
             self.sketch = CountSketch(self.size, width, generator, noises.device)
@@ -178,14 +179,15 @@ class _Gradients:
     def __call__(self, batch: tuple[Images, Condition]) -> tuple[Rows, Rows]:
         images, condition = batch
         denoiser = self.denoiser if condition is None else self.denoiser.given([condition])
-        raw, normalised = [], []
+        raw, normalised = (images.new_zeros(len(images), self.width) for _ in range(2))
         for level, noises in self.draws:
             pieces = self._at(denoiser, images, level, noises)
             norm = torch.stack([piece.square().sum(1) for piece in pieces]).sum(0).sqrt()
-            rows = self.sketch(pieces)
-            raw.append(rows)
-            normalised.append(rows / norm.where(norm > 0, 1)[:, None])
-        return sum(raw[1:], raw[0]) / len(raw), sum(normalised[1:], normalised[0]) / len(raw)
+            rows = self.sketch(pieces) / len(self.draws)
+            # in place: exact rows are as long as the network, and there are many levels
+            raw += rows
+            normalised += rows.div_(norm.where(norm > 0, 1)[:, None])
+        return raw, normalised
 
     def _at(
         self, denoiser: Denoiser, images: Images, level: Tensor, noises: Float[Tensor, "num_noises *image"]
