@@ -148,6 +148,7 @@ WITH_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "layer norm": lambda x: (
         F.layer_norm(x, (6,), VECTOR, VECTOR + 1) + F.layer_norm(x, (6, 6)) + F.layer_norm(x.mT, (6,))
     ),
+    "rms norm": lambda x: F.rms_norm(x, (6,), VECTOR) + F.rms_norm(x, (6, 6), eps=0.1),
     "attention": attend(),
     "attention scaled": attend(scale=0.3),
     "attention causal": attend(is_causal=True),
@@ -199,7 +200,6 @@ GENERAL: dict[str, Callable[[Tensor], Tensor]] = {
     "log_softmax": lambda x: x.log_softmax(1),
     "pow of tensors": lambda x: (x**2 + 1) ** x,
     "batch norm": lambda x: F.batch_norm(x, FOUR, FOUR**2, FOUR, FOUR),
-    "rms norm": lambda x: F.rms_norm(x, (6,), VECTOR),
     "max pool": lambda x: F.max_pool2d(x, 2),
     "masked fill": lambda x: x.masked_fill(MASK, 2.0),
     "in place": in_place(lambda x: x.clamp_(min=0).masked_fill_(MASK, 1.0)),
@@ -409,7 +409,8 @@ def test_low_precision_networks(dtype: torch.dtype, trained: UNet) -> None:
         for each, states in ((torch.float64, torch.float64), (dtype, torch.float32))
     )
     assert exact.log_volume[:, -1].min() > 3
-    assert_close(low.log_volume[:, -1].double(), exact.log_volume[:, -1], rtol=5e-3, atol=0)
+    errors = (low.log_volume[:, -1] / exact.log_volume[:, -1] - 1).abs()
+    assert errors.mean() < 5e-3
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-6, 1e6])
@@ -478,6 +479,14 @@ def test_running_out_of_memory_is_not_an_obstacle_to_tangents() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         volume_growth(Function(hungry), randn(2, 4), VP, TIMES)
     assert len(calls) == 1
+
+
+def test_compiled_networks_run_as_written() -> None:
+    network, stack = UNet(), randn(2, 1 + 2, 1, 8, 8)
+    exact = noise_stack(network, stack, 0.7, "jvp", 1.0)
+    network.network = torch.compile(network.network, backend="eager")
+    noise_stack(network, stack, 0.7, "difference", 1.0)
+    assert_close(noise_stack(network, stack, 0.7, "jvp", 1.0), exact, rtol=0, atol=0)
 
 
 def test_no_derivative_at_all() -> None:

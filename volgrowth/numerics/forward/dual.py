@@ -2,8 +2,10 @@
 
 import functools
 import logging
+import sys
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -179,6 +181,12 @@ def say_once(sentence: str) -> None:
     log.warning(sentence)
 
 
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled modules run as they were written: their code knows nothing of tangents."""
+    loaded = "torch._dynamo" in sys.modules  # else nothing is compiled, and loading it takes seconds
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+
+
 @torch.no_grad()
 def pushforward(
     function: Callable[[Tensor], Tensor], rows: Float[Tensor, "one_plus_k batch *image"]
@@ -196,7 +204,8 @@ def pushforward(
     exponent = torch.frexp(size).exponent
     scaled = rows.clone(memory_format=torch.contiguous_format)
     _scale(scaled[1:], -exponent)
-    moved = function(Dual(scaled))
+    with _eager():
+        moved = function(Dual(scaled))
     if not isinstance(moved, Dual):
         raise NoRule("the result has lost its tangents")
     result = moved.rows.clone()

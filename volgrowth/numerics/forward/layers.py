@@ -148,8 +148,21 @@ def _layer_norm(op: Any, x: Any, shape: list[int], weight: Any, bias: Any, eps: 
     return Dual(rows), mean, scale
 
 
+@rule("_fused_rms_norm")
+def _rms_norm(op: Any, x: Any, shape: list[int], weight: Any, eps: float | None) -> Any:
+    """d x^ = (dx - x^ mean(x^ dx)) / s."""
+    if not isinstance(x, Dual) or isinstance(weight, Dual):
+        return NotImplemented
+    value, scale = op(x.point, shape, weight, eps)
+    rows, unit = blank(value, len(x.rows)), x.point * scale
+    for row, tangent in zip(rows[1:], x.rows[1:], strict=True):
+        along = (unit * tangent).mean(tuple(range(-len(shape), 0)), keepdim=True)
+        _weighed((tangent - unit * along) * scale, weight, row)
+    return Dual(rows), scale
+
+
 def _weighed(moved: Tensor, weight: Tensor | None, row: Tensor) -> None:
     if weight is None:
         row.copy_(moved)
     else:
-        torch.mul(moved, weight, out=row)
+        row.copy_(moved * weight) if moved.dtype != row.dtype else torch.mul(moved, weight, out=row)
