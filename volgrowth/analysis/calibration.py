@@ -16,9 +16,22 @@ conformal (Vovk, arXiv 1208.0806): how many held-out images exceed what the same
 
 which is uniform or larger, up to the dependence of the folds, for an image exchangeable with the held-out ones. Without
 held-out images p-values are those of `conformal.tail_p_values`.
+
+A cascade measures s only where a cheap score, the screen z, is high. The screen's own regressions N_k give an excess
+z_i - N_k(x_i) in each fold, and image i passes fold k where that is at least t, the K-th largest of the held-out
+images' own excesses z_j - N_k(j)(x_j), K = ceil(share * m). The screened score in fold k is
+
+    s_i - M_k(x_i) where i passes fold k, else -infinity
+
+for audited and held-out images alike, and p_i is as above with it: the screen is a part of the score and no choice of
+tests, and what it loses it loses to p = 1. That t is one of the held-out values costs nothing. In one fold, N and M
+given, let T be the K + 1 images of highest screen among i and the held-out ones. If i passes, it is in T and the others
+that pass are the rest of T; so p_i <= a / (1 + m) asks i to be in T and among its a highest in s, which has the chance
+(K + 1) / (1 + m) * a / (K + 1) for an exchangeable image. An image that passes no fold need not be measured.
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -69,6 +82,7 @@ class Calibration:
         r2: share of the score's variance that is explained in images not seen.
         residual_spread: of their excess, 1.4826 times the median absolute deviation.
         outside: (n,) audited images outside the range of complexity that was fitted.
+        unscreened_p_value: (n,) what p-values would be without the screen, 1 without a score; None without a screen.
     """
 
     method: Literal["held-out", "cross-fitted"]
@@ -80,38 +94,73 @@ class Calibration:
     r2: float
     residual_spread: float
     outside: np.ndarray
+    unscreened_p_value: np.ndarray | None = None
 
 
-def calibrate(audited: Images, holdout: Images | None = None) -> Calibration | None:
+@dataclass(frozen=True)
+class Passing:
+    """What a screen lets through: (FOLDS, n) audited images by fold, (m,) the distinct held-out images of `_usable`."""
+
+    audited: np.ndarray
+    held: np.ndarray
+
+
+def passing(audited: Images, holdout: Images, share: float) -> Passing | None:
+    """Images whose excess of the screen is among so large a share of the held-out ones'; None with too few of those."""
+    rows, _ = _usable(audited, holdout)
+    if len(rows) < MIN_IMAGES:
+        return None
+    held = holdout[rows]
+    models = _fit_folds(held)
+    excess = held.score - _own_fold(models, held)
+    threshold = np.sort(excess)[-ceil(share * len(rows))]
+    by_model = np.stack([_predict(model, audited.features) for model in models])
+    return Passing(audited.score - by_model >= threshold, excess >= threshold)
+
+
+def calibrate(audited: Images, holdout: Images | None = None, passing: Passing | None = None) -> Calibration | None:
     """Expected score of every image.
 
     With fewer than `MIN_IMAGES` usable held-out images the audited ones calibrate themselves; None with fewer of
     those.
+
+    Args:
+        passing: of a screen of the same images; others may lack a score, which is -infinity then.
     """
     known = audited if holdout is None else holdout
-    distinct = known.distinct
-    shared = np.zeros(len(distinct), bool) if holdout is None else np.isin(known.content[distinct], audited.content)
-    rows = distinct[~shared]
+    rows, shared = _usable(audited, holdout)
     if len(rows) < MIN_IMAGES:
         return None if holdout is None else calibrate(audited)
     models = _fit_folds(known[rows])
     own, fitted = _own_fold(models, known), known[rows]
     low, high = np.nanmin(fitted.features, 0), np.nanmax(fitted.features, 0)
+    unscreened = None
     if holdout is None:
         expected, p_value = own, tail_p_values(audited.score - own, rows)
     else:
         by_model = np.stack([_predict(model, audited.features) for model in models])
-        expected, p_value = by_model.mean(0), _p_values(audited, by_model, fitted, own[rows])
+        expected, p_value = by_model.mean(0), _p_values(audited, by_model, fitted, own[rows], passing)
+        unscreened = _p_values(audited, by_model, fitted, own[rows]) if passing else None
     return Calibration(
         method="cross-fitted" if holdout is None else "held-out",
         expected=expected,
         p_value=p_value,
         holdout_expected=None if holdout is None else own,
         rows=len(rows),
-        shared=int(shared.sum()),
+        shared=shared,
         **_quality(fitted.score, own[rows]),
         outside=((audited.features < low) | (audited.features > high)).any(1),
+        unscreened_p_value=unscreened,
     )
+
+
+def _usable(audited: Images, holdout: Images | None) -> tuple[np.ndarray, int]:
+    """First rows of the distinct images that calibrate, and how many held-out ones do not since they are audited."""
+    if holdout is None:
+        return audited.distinct, 0
+    distinct = holdout.distinct
+    shared = np.isin(holdout.content[distinct], audited.content)
+    return distinct[~shared], int(shared.sum())
 
 
 def _folds(images: Images) -> np.ndarray:
@@ -134,13 +183,17 @@ def _own_fold(models: list[HistGradientBoostingRegressor], images: Images) -> np
     return expected
 
 
-def _p_values(audited: Images, by_model: np.ndarray, held: Images, held_expected: np.ndarray) -> np.ndarray:
+def _p_values(
+    audited: Images, by_model: np.ndarray, held: Images, held_expected: np.ndarray, passing: Passing | None = None
+) -> np.ndarray:
     """(n,) cross-conformal p-values from the audited images' expectations (FOLDS, n) and the held-out images' own."""
     folds, exceeding = _folds(held), np.zeros(len(audited.score))
-    excess = held.score - held_expected
-    for fold, expected in enumerate(by_model):
-        reference = np.sort(excess[folds == fold])
-        exceeding += len(reference) - np.searchsorted(reference, audited.score - expected, side="left")
+    excess, held_excess = audited.score - by_model, held.score - held_expected
+    if passing:
+        excess, held_excess = np.where(passing.audited, excess, -np.inf), np.where(passing.held, held_excess, -np.inf)
+    for fold, own in enumerate(excess):
+        reference = np.sort(held_excess[folds == fold])
+        exceeding += len(reference) - np.searchsorted(reference, own, side="left")
     return (1 + exceeding) / (1 + len(held.score))
 
 

@@ -1,0 +1,161 @@
+r"""What a cascade may have lost: how many flags of the whole audit the screen kept from being found, with a bound.
+
+The whole audit would give each of n distinct images its p-value without the screen, and flag those with p at most
+rate F / n, F the largest number for which so many are (Benjamini-Hochberg). Of the images that pass the screen these
+p-values are known. Of the N others a random sample of m is measured, and c(F) of it have p <= rate F / n. Let U(F) be
+the largest number K among N of which a sample shows so few with a chance above 1 - `LEVEL`,
+
+    P(hypergeometric(N, K, m) <= c(F)) > 1 - LEVEL
+
+the bound of Clopper and Pearson (Biometrika 26, 1934) for a finite population (Wright, Exact Confidence Bounds when
+Sampling from Small Finite Universes, 1991); with m = N it is c. The whole audit's F does not depend on who was
+sampled. So U(F) holds at that F with the probability LEVEL, and then, with P(F) images that pass and have p <= rate
+F / n,
+
+    P(F) + c(F) <= F <= P(F) + U(F)
+
+Of all numbers F that fit, the worst is taken: with H(F) the images among P(F) that the cascade has flagged, at most
+P(F) - H(F) + U(F) flags of the whole audit are lost, and its recall of them is at least H(F) / (P(F) + U(F)). Since
+F may be any number, both hold together with the probability LEVEL; no p-value is compared with a threshold that was
+chosen after the sample was seen.
+
+A sample of m without a hit bounds the loss at about 3 N / m. To bound it at a tenth of few flags takes a large sample:
+some 27 N over the number of flags, whatever N is.
+"""
+
+from dataclasses import dataclass
+from math import floor
+
+import numpy as np
+from scipy.special import gammaln
+
+from volgrowth.analysis.conformal import FDR
+
+LEVEL = 0.95
+
+# the recall that a sample without a hit should prove, and the share of the screened-out images beyond which it costs
+# too much to be the default
+RECALL = 0.9
+MOST_SAMPLED = 0.05
+
+
+@dataclass(frozen=True)
+class Screening:
+    """The distinct images that were screened, arrays over them; images outside the calibration's range are no part.
+
+    Attributes:
+        row: the row that stands for the image: the first with a score.
+        passed: it passes the screen.
+        measured: it was measured by the preset.
+        flagged: by the cascade.
+        p_value: without the screen, 1 where it was not measured.
+        tests: distinct images that are tested, those outside the range included.
+    """
+
+    row: np.ndarray
+    passed: np.ndarray
+    measured: np.ndarray
+    flagged: np.ndarray
+    p_value: np.ndarray
+    tests: int
+
+    @property
+    def passing(self) -> np.ndarray:
+        """Rows that are to be measured."""
+        return np.sort(self.row[self.passed])
+
+    @property
+    def out(self) -> np.ndarray:
+        """Rows that the screen kept from being judged."""
+        return self.row[~(self.passed & self.measured)]
+
+    def sample(self, size: int | None, seed: int) -> np.ndarray:
+        """Sorted random rows of those; by default as many as `sample_size` asks for, but no more than a small share."""
+        out = np.sort(self.out)
+        if size is None:
+            size = min(sample_size(int(self.flagged.sum()), len(out)), floor(MOST_SAMPLED * len(out)))
+        return np.sort(np.random.default_rng([seed, 0x5C4EE7]).choice(out, min(size, len(out)), replace=False))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What was lost, as far as a sample can tell.
+
+    Attributes:
+        out: images that the screen kept from being judged, of which `sampled` were measured nevertheless.
+        missed: how many of those the whole audit would have flagged at the cascade's own threshold.
+        flags_lost: of the whole audit, at most, with the probability `LEVEL`.
+        recall: share of the whole audit's flags that were found, at least; None where that has none.
+        needed: sample with which no hit would have proved a recall of `RECALL`.
+    """
+
+    out: int
+    sampled: int
+    missed: int
+    flags_lost: int
+    recall: float | None
+    needed: int
+
+
+def loss(screening: Screening, sampled: np.ndarray, fdr: float = FDR) -> Loss:
+    """The bound from the sampled rows."""
+    kept = screening.passed & screening.measured
+    drawn = np.isin(screening.row, sampled) & ~kept & screening.measured
+    out, size, found = int((~kept).sum()), int(drawn.sum()), int(screening.flagged.sum())
+
+    def counted(some: np.ndarray, flags: np.ndarray) -> np.ndarray:
+        """How many of some images have a p-value that passes with so many flags; rounding may not decide."""
+        thresholds = fdr * flags / max(screening.tests, 1) * (1 + 1e-9)
+        return np.searchsorted(np.sort(screening.p_value[some]), thresholds, side="right")
+
+    def most(flags: np.ndarray) -> np.ndarray:
+        """P(F) + U(F)."""
+        hits, inverse = np.unique(counted(drawn, flags), return_inverse=True)
+        return counted(kept, flags) + np.array([most_among(int(c), size, out) for c in hits], int)[inverse]
+
+    top = screening.tests
+    while top and (fewer := int(most(np.array([top]))[0])) < top:  # beyond it no number fits
+        top = fewer
+    flags = np.arange(1, top + 1)
+    known = flags[counted(kept | drawn, flags) >= flags].max(initial=1)
+    flags = flags[known - 1 :]
+    flags = flags[most(flags) >= flags]
+    held, ceiling = counted(kept & screening.flagged, flags), most(flags)
+    return Loss(
+        out=out,
+        sampled=size,
+        missed=int(counted(drawn, np.array([found]))[0]),
+        flags_lost=int((ceiling - held).max(initial=0)),
+        recall=float((held / ceiling).min()) if len(flags) else None,
+        needed=sample_size(found, out),
+    )
+
+
+def most_among(hits: int, sampled: int, population: int) -> int:
+    """The most that a population may hold of what a sample of it showed `hits` times, with the confidence `LEVEL`."""
+    low, high = hits, population - (sampled - hits)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _chance(hits, sampled, middle, population) > 1 - LEVEL else (low, middle - 1)
+    return low
+
+
+def sample_size(found: int, population: int) -> int:
+    """The smallest sample that proves a recall of `RECALL` when it has no hit."""
+    allowed = floor(found * (1 - RECALL) / RECALL + 1e-9)
+    low, high = 0, population
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if most_among(0, middle, population) <= allowed else (middle + 1, high)
+    return low
+
+
+def _chance(hits: int, sampled: int, marked: int, population: int) -> float:
+    """P(at most so many of `marked` among `population` are in a sample). SciPy's own sums the longer tail."""
+    k = np.arange(max(0, sampled - (population - marked)), min(hits, marked, sampled) + 1)
+    log = _log_choose(marked, k) + _log_choose(population - marked, sampled - k) - _log_choose(population, sampled)
+    return float(np.exp(log).sum())
+
+
+def _log_choose(n: int, k: np.ndarray | int) -> np.ndarray:
+    return gammaln(n + 1) - gammaln(np.asarray(k) + 1) - gammaln(n - np.asarray(k) + 1)
