@@ -144,6 +144,10 @@ WITH_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "activations": lambda x: F.silu(x) + F.gelu(x) + F.gelu(x, approximate="tanh") + F.mish(x) + F.softplus(x, 2.0),
     "more activations": lambda x: x.relu() + x.sigmoid() + x.tanh() + F.leaky_relu(x, 0.2) + F.elu(x) + F.hardswish(x),
     "group norm": lambda x: F.group_norm(x, 2, FOUR, FOUR + 1, 1e-4) + F.group_norm(x.mT, 2),
+    "group norm of channels last": lambda x: (
+        F.group_norm(x.to(memory_format=torch.channels_last), 2, FOUR, FOUR + 1)
+        + F.group_norm((10 + x).to(memory_format=torch.channels_last), 4)
+    ),
     "group norm of sequences": lambda x: F.group_norm(x.flatten(2), 4, FOUR),
     "layer norm": lambda x: (
         F.layer_norm(x, (6,), VECTOR, VECTOR + 1) + F.layer_norm(x, (6, 6)) + F.layer_norm(x.mT, (6,))

@@ -120,17 +120,37 @@ def _group_norm(
 ) -> Any:
     if not isinstance(x, Dual) or isinstance(weight, Dual) or isinstance(bias, Dual):
         return NotImplemented
-    point, sizes = x.point.contiguous(), (batch, channels, pixels, groups)
+    point, sizes = x.point, (batch, channels, pixels, groups)
     value, mean, scale = op(point, weight, bias, *sizes, eps)
-    rows = torch.empty_like(x.rows)
-    rows[0] = value
-    weight = None if weight is None else weight.reshape(-1, *(1,) * (x.ndim - 2))
+    rows = blank(value, len(x.rows))
     for row, tangent in zip(rows[1:], x.rows[1:], strict=True):
+        if not value.is_contiguous():
+            _normed_in_place(row, tangent, point, weight, mean, scale)
+            continue
         moved, _, _ = aten.native_group_norm_backward(
-            tangent.contiguous(), point, mean, scale, None, *sizes, [True, False, False]
+            tangent.contiguous(), point.contiguous(), mean, scale, None, *sizes, [True, False, False]
         )
-        _weighed(moved, weight, row)
+        _weighed(moved, None if weight is None else weight.reshape(-1, *(1,) * (x.ndim - 2)), row)
     return Dual(rows), mean, scale
+
+
+def _normed_in_place(row: Tensor, u: Tensor, x: Tensor, weight: Any, mean: Tensor, scale: Tensor) -> None:
+    """row = w (u - E u - x^ E(x^ u)) / s for images in channels-last order, where the kernel would copy them thrice.
+
+    With the expectations E over a group this is a u + b x + c, and a, b, c depend on image and channel only.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    shape = (*mean.shape, -1)  # (B, groups, channels of a group)
+    mean, scale = mean.to(dtype)[..., None], scale.to(dtype)[..., None]
+    axes = tuple(range(2, x.ndim))
+    mean_u, mean_xu = (each.mean(axes, dtype=dtype).reshape(shape).mean(2, keepdim=True) for each in (u, x * u))
+    a = (scale if weight is None else scale * weight.to(dtype).reshape(1, shape[1], -1)).expand(
+        *mean.shape[:2], x.shape[1] // shape[1]
+    )
+    b = -a * scale * scale * (mean_xu - mean * mean_u)
+    c = -a * mean_u - b * mean
+    a, b, c = (each.reshape(*x.shape[:2], *(1,) * len(axes)).to(x.dtype) for each in (a, b, c))
+    torch.addcmul(c, b, x, out=row).addcmul_(a, u)
 
 
 @rule("native_layer_norm")

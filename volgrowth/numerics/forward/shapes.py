@@ -99,8 +99,17 @@ def _copy(op: Any, x: Dual, *, memory_format: Any = None, **named: Any) -> Any:
     return Dual(copied) if is_real(copied) else copied[0]
 
 
-@rule("cat", "stack")
+@rule("cat")
 def _join(op: Any, tensors: list[Tensor], axis: int = 0) -> Dual:
+    count = next(len(x.rows) for x in tensors if isinstance(x, Dual))
+    rows = [with_tangents(x, count) for x in tensors]
+    if axis > 0:  # with the axis of the batch in front, channels-last images keep their order
+        return Dual(op([each.flatten(0, 1) for each in rows], axis).unflatten(0, rows[0].shape[:2]))
+    return Dual(op(rows, shifted(axis)))
+
+
+@rule("stack")
+def _stack(op: Any, tensors: list[Tensor], axis: int = 0) -> Dual:
     count = next(len(x.rows) for x in tensors if isinstance(x, Dual))
     return Dual(op([with_tangents(x, count) for x in tensors], shifted(axis)))
 
