@@ -11,7 +11,9 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 from torch.testing import assert_close
 
-from volgrowth.models import NetworkDenoiser, load_model
+from volgrowth.models import NetworkDenoiser, diffusers, load_model
+from volgrowth.models.families import DiT, UNet2D
+from volgrowth.models.network import Compiled
 from volgrowth.models.parameterizations import Scheduled
 from volgrowth.models.schedulers import PREDICTIONS
 from volgrowth.numerics import DDPMSchedule, trace_growth, volume_growth
@@ -19,6 +21,7 @@ from volgrowth.numerics.sampling import ddim_sample
 
 from .checkpoints import PIPELINES, save_pipeline, unet
 
+DDPM = DDPMSchedule((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 KINDS = list(product(PREDICTIONS, BETA_SCHEDULES, PIPELINES))
 MEAN = torch.linspace(-0.5, 0.5, 64, dtype=torch.float64).reshape(1, 8, 8)
@@ -227,3 +230,96 @@ def test_ddpm_and_ddim_folders_mean_the_same_denoiser(tmp_path: Path) -> None:
         assert (tmp_path / sampler / "scheduler" / "scheduler_config.json").read_text().count(scheduler.__name__) == 1
         outputs.append(load_model(str(tmp_path / sampler)).noise(y, level))
     assert outputs[0].equal(outputs[1])
+
+
+def convolutions() -> torch.nn.Module:
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(4, 1, 3, padding=1)
+    return torch.nn.Sequential(*layers).requires_grad_(False)
+
+
+def small(network: Callable[..., Tensor]) -> NetworkDenoiser:
+    return NetworkDenoiser(lambda x, labels: network(x) + x, Scheduled.on_table(DDPM, "epsilon"), (1, 8, 8))
+
+
+def test_a_compiled_network_gives_the_same_growth_and_keeps_its_graph_for_several_probes() -> None:
+    """With derivatives and without, at two batch sizes."""
+    denoiser = small(convolutions())
+    faster = denoiser.compiled()
+    for batch in (3, 2):
+        images = randn(batch, 1, 8, 8).float()
+        given, expected = (
+            trace_growth(each, images, torch.tensor([0.2, 0.4]), 3, torch.Generator().manual_seed(0))
+            for each in (faster, denoiser)
+        )
+        assert_close(given.rate, expected.rate, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            level = torch.tensor(0.3)
+            assert_close(faster.noise(images, level), denoiser.noise(images, level), rtol=1e-5, atol=1e-5)
+    assert isinstance(faster.network, Compiled)
+    assert faster.network.problem is None
+
+
+@pytest.mark.parametrize("fault", ["no compiler", "other numbers", "other gradient", "no numbers"])
+def test_where_compiling_fails_the_network_runs_as_it_is_and_it_is_said_once(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compiled(network: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
+        def run(x: Tensor, labels: Tensor) -> Tensor:
+            if fault == "no compiler":
+                raise OSError("no such file: g++")
+            output = network(x, labels)
+            if fault == "other gradient":
+                return output.detach() + 0.9 * (output - output.detach())
+            return output * (1.1 if fault == "other numbers" else torch.nan)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    denoiser = small(convolutions())
+    faster, images = denoiser.compiled(), randn(2, 1, 8, 8).float()
+    given, expected = (
+        trace_growth(each, images, torch.tensor([0.2, 0.4]), 2, torch.Generator().manual_seed(0)).rate
+        for each in (faster, denoiser)
+    )
+    assert torch.equal(given, expected)
+    assert isinstance(faster.network, Compiled)
+    assert ("g++" if fault == "no compiler" else "other numbers") in str(faster.network.problem)
+    assert len(caplog.records) == 1
+
+
+def test_an_error_of_the_network_itself_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(x: Tensor) -> Tensor:
+        raise ValueError("of its own")
+
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: network)
+    with pytest.raises(ValueError, match="of its own"):
+        small(fails).compiled().noise(randn(2, 1, 8, 8).float(), torch.tensor(0.3))
+
+
+def test_networks_of_convolutions_have_channels_last_on_gpus_and_the_same_growth_with_it(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, level = randn(3, 1, 8, 8).float(), torch.tensor([0.2, 0.4])
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [diffusers.channels_last(*case) for case in ((UNet2D(), gpu), (UNet2D(), cpu), (DiT(), gpu))] == [
+        True,
+        False,
+        False,
+    ]
+    growth = []
+    for last in (False, True):
+        if last:
+            monkeypatch.setattr(diffusers, "channels_last", lambda *_: True)
+        denoiser = load_model(str(tiny_model))
+        traced = trace_growth(denoiser, images, level, 2, torch.Generator().manual_seed(0))
+        forward = volume_growth(
+            denoiser,
+            images,
+            num_tangents=2,
+            times=torch.linspace(0.1, 0.2, 3),
+            generator=torch.Generator().manual_seed(0),
+        )
+        growth.append((traced.rate, forward.log_volume))
+    for given, expected in zip(growth[1], growth[0], strict=True):
+        assert_close(given, expected, rtol=1e-4, atol=1e-4)

@@ -30,6 +30,6 @@ def test_scalars_broadcast_over_images_in_their_precision() -> None:
     images = randn(3, 4, 5).float()
     levels = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     assert per_image(levels, images).shape == (3, 1, 1)
-    assert per_image(levels[0], images).shape == (1, 1, 1)
+    assert per_image(levels[0], images).shape == ()  # and nothing to copy to a device
     assert per_image(levels, images).dtype == torch.float32
     assert_close(per_image(levels, images) * torch.ones_like(images), levels.float()[:, None, None].expand(3, 4, 5))

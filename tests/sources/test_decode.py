@@ -135,8 +135,13 @@ def photograph(width, height, seed=0):
 
 def loaded_sizes(monkeypatch):
     """Fills with the size of each image whose pixels were decoded."""
-    sizes, load = [], JpegImageFile.load
-    monkeypatch.setattr(JpegImageFile, "load", lambda image: (sizes.append(image.size), load(image))[1])
+    sizes, load = list[tuple[int, int]](), JpegImageFile.load
+
+    def noted(image):
+        sizes.append(image.size)
+        return load(image)
+
+    monkeypatch.setattr(JpegImageFile, "load", noted)
     return sizes
 
 

@@ -165,6 +165,8 @@ class DiffusersModel:
             network = from_pretrained(getattr(diffusers, self.network.kind), self.network)
         # diffusers' own `to` warns of a cast that is meant here
         torch.nn.Module.to(network, device, precision)
+        if channels_last(family, device):
+            torch.nn.Module.to(network, memory_format=torch.channels_last)  # type: ignore[call-overload]
         network.eval().requires_grad_(False)
         codec = None
         if self.vae:
@@ -183,6 +185,16 @@ class DiffusersModel:
         )
         denoiser.device, denoiser.dtype = device, dtype
         return denoiser
+
+
+def channels_last(family: Family, device: torch.device) -> bool:
+    """Whether weights, and through them all results, have channels last.
+
+    Convolutions on tensor cores want it: so says cuDNN, and it has not been measured here. On a CPU core it costs
+    google/ddpm-cifar10-32's network 5% of a forward pass, and saves 9% of one with a backward pass: bits are not
+    changed for so little.
+    """
+    return family.convolutional and device.type == "cuda"
 
 
 def inspect_folder(folder: Path, settings: Settings = Settings()) -> DiffusersModel:

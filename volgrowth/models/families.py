@@ -32,10 +32,12 @@ class Family(ABC):
     Attributes:
         name: of the class.
         in_channels: what a configuration means that does not say it.
+        convolutional: whether that is most of what its networks do.
     """
 
     name: str
     in_channels: int
+    convolutional = False
 
     @abstractmethod
     def check(self, network: Component) -> None:
@@ -96,7 +98,7 @@ class ClassConditioner:
             if problem := self.problem(value):
                 raise ModelError(problem)
         labels = [self.null_label if value is None else value for value in values]
-        return {"class_labels": torch.tensor(labels, dtype=torch.long, device=self.device)}
+        return {"class_labels": torch.tensor(labels, dtype=torch.long).to(self.device, non_blocking=True)}
 
     def problem(self, value: Condition) -> str | None:
         if value is None:
@@ -114,6 +116,7 @@ class UNet2D(Family):
 
     name = "UNet2DModel"
     in_channels = 3
+    convolutional = True
 
     def check(self, network: Component) -> None:
         config, path = network.config, network.folder / "config.json"
@@ -247,6 +250,7 @@ class UNet2DCondition(TextFamily):
 
     name = "UNet2DConditionModel"
     in_channels = 4
+    convolutional = True
     OTHERS = (
         *("class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type", "time_cond_proj_dim"),
         "center_input_sample",

@@ -41,11 +41,16 @@ class Latents:
     def encode(self, images: Tensor) -> Tensor:
         encoded = self.vae.encode(images)
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return (latents - self.shift.to(latents)) * self.scale.to(latents)
+        shift, scale = self._affine(latents)
+        return (latents - shift) * scale
 
     @torch.no_grad()
     def decode(self, states: Tensor) -> Tensor:
-        return self.vae.decode(states / self.scale.to(states) + self.shift.to(states), return_dict=False)[0]
+        shift, scale = self._affine(states)
+        return self.vae.decode(states / scale + shift, return_dict=False)[0]
+
+    def _affine(self, latents: Tensor) -> list[Tensor]:
+        return [each.to(latents.device, latents.dtype, non_blocking=True) for each in (self.shift, self.scale)]
 
 
 def downsampling(vae: Component) -> int:

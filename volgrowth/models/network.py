@@ -6,6 +6,7 @@ E[x_0 | y] = (1 - level of_y) y - level of_output F, where both are written with
 Networks made for images in [0, 1] see (y + 1) / 2 at half the noise level: the expected noise is the same.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, Protocol
@@ -18,6 +19,9 @@ from volgrowth.numerics import Denoiser, Schedule
 from volgrowth.numerics.denoisers import Condition, Images, NoiseLevel, per_image
 
 Levels = Callable[[int], Tensor]
+Network = Callable[..., Tensor]
+
+log = logging.getLogger("volgrowth")
 
 
 class Codec(Protocol):
@@ -130,6 +134,12 @@ class NetworkDenoiser(Denoiser):
     def overflow(self, values: Sequence[Condition]) -> list[int]:
         return self.conditioner.overflow(values) if self.conditioner else super().overflow(values)
 
+    def compiled(self) -> "NetworkDenoiser":
+        """The same with the network compiled: for evaluations and backward passes, not for forward mode."""
+        faster = copy(self)
+        faster.network = Compiled(self.network)
+        return faster
+
     def __call__(self, y: Images, noise_level: NoiseLevel) -> Images:
         if self.unit_range:
             y, noise_level = (y + 1) / 2, noise_level / 2
@@ -155,8 +165,8 @@ class NetworkDenoiser(Denoiser):
     def _labels(self, scales: Scales, y: Tensor) -> Tensor:
         """In the precision of the states: in a low one, neighbouring labels are the same number."""
         if self.whole_labels:
-            return scales.label.round().to(y.device, torch.long).expand(len(y))
-        return scales.label.to(y.device, y.dtype).expand(len(y))
+            return scales.label.round().to(y.device, torch.long, non_blocking=True).expand(len(y))
+        return scales.label.to(y.device, y.dtype, non_blocking=True).expand(len(y))
 
     def _conditions(self, y: Tensor) -> dict[str, Any]:
         """One for each of y, which may hold several points for each image that a condition was given for."""
@@ -165,3 +175,60 @@ class NetworkDenoiser(Denoiser):
         if self._given is None:
             self._given = self.conditioner([None])
         return {name: tensor.repeat_interleave(len(y) // len(tensor), 0) for name, tensor in self._given.items()}
+
+
+class Compiled:
+    """A network compiled by torch.compile, for each shape that it meets, with and without derivatives.
+
+    At the first sight of one, both networks run. Where the compiled one fails or differs by more than rounding, the
+    network itself is used from then on, and the log says so once. That happens: on a CPU, torch 2.13 compiles
+    google/ddpm-cifar10-32's network to one with the right output and a gradient that is off by 21%.
+
+    Attributes:
+        problem: why the network itself is used; None where it is not.
+    """
+
+    TOLERANCE, LOW_TOLERANCE = 5e-3, 0.1
+    """Of the largest number, in float32, which may be TF32 inside, and in low precisions: far beyond rounding."""
+
+    def __init__(self, network: Network):
+        import torch._functorch.config as autograd
+
+        # several probes go back through one graph, whose buffers must outlive the first
+        autograd.donated_buffer = False
+        self.network, self.compiled = network, torch.compile(network, dynamic=False)
+        self.problem: str | None = None
+        self._tried: set[Any] = set()
+
+    def __call__(self, x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
+        if self.problem is None:
+            shapes = tuple((name, tensor.shape) for name, tensor in condition.items())
+            case = x.shape, x.requires_grad and torch.is_grad_enabled(), shapes
+            if case not in self._tried:
+                self._try(x, labels, condition)
+                self._tried.add(case)
+        return (self.compiled if self.problem is None else self.network)(x, labels, **condition)
+
+    def _try(self, x: Tensor, labels: Tensor, condition: dict[str, Tensor]) -> None:
+        expected = _answer(self.network, x, labels, condition)
+        try:
+            given = _answer(self.compiled, x, labels, condition)
+            most = self.LOW_TOLERANCE if x.dtype in (torch.bfloat16, torch.float16) else self.TOLERANCE
+            if not all((a - b).abs().max() <= most * a.abs().max() for a, b in zip(expected, given, strict=True)):
+                self.problem = "compiled, the network gives other numbers"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # torch's compilers raise their own kinds, and those of the compilers they call
+            self.problem = f"torch.compile failed with {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        if self.problem:
+            log.warning("%s: it runs as it is", self.problem)
+
+
+def _answer(network: Network, x: Tensor, labels: Tensor, condition: dict[str, Tensor]) -> list[Tensor]:
+    """The output and, where there are gradients, one along signs that images share, as traces ask for it."""
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return [network(x, labels, **condition)]
+    point = x.detach().requires_grad_()
+    output = network(point, labels, **condition)
+    signs = torch.where(output.detach()[0] > output.detach()[0].mean(), 1.0, -1.0).to(output)
+    return [output.detach(), *torch.autograd.grad(output, point, signs.expand_as(output), retain_graph=True)]

@@ -131,4 +131,6 @@ class GuidedDenoiser(Denoiser):
 
 def per_image(scalar: NoiseLevel, images: Images) -> Tensor:
     """A scalar of shape () or (B,) in the images' precision, shaped to broadcast over (B, *image)."""
+    if scalar.ndim == 0:  # stays on the host: kernels take it as an argument, and no copy makes anybody wait
+        return scalar.to(images.dtype)
     return scalar.to(images).reshape(-1, *(1,) * (images.ndim - 1))

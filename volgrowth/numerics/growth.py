@@ -112,7 +112,10 @@ def volume_growth(
     if coordinates == "x":
         drift = k * torch.tensor([node.alpha / grid[0].alpha for node in grid[1:]], dtype=torch.float64).log()
     ceiling = k * _point_mass_log_volume(grid, solver) + drift
-    drift = drift.to(path.log_volume)
+    # no copy here makes the host wait for the steps that the device is still at
+    drift, limit = (
+        each.to(path.log_volume.device, path.log_volume.dtype, non_blocking=True) for each in (drift, ceiling)
+    )
     log_volume = path.log_volume + drift
     slack = CEILING_TOLERANCE * k * log(grid[-1].noise_level / grid[0].noise_level)
     return VolumeGrowth(
@@ -120,7 +123,7 @@ def volume_growth(
         log_edges=path.log_edges + drift,
         endpoint=path.endpoint * (grid[-1].alpha if coordinates == "x" else 1.0),
         ceiling=ceiling,
-        above_ceiling=(log_volume > ceiling.to(log_volume) + slack).any(1),
+        above_ceiling=(log_volume > limit + slack).any(1),
         sign_flip=path.sign_flip,
         nfe=SOLVERS[solver].evaluations * evaluations(denoiser, k, derivative) * (len(grid) - 1),
     )

@@ -98,7 +98,8 @@ def trace_growth(
     measured, aside = [], list[Tensor]()
 
     def noise(y: Images, node: Node) -> Images:
-        probes = torch.randint(0, 2, (num_probes, *y.shape[1:]), generator=generator).to(y) * 2 - 1
+        probes = torch.randint(0, 2, (num_probes, *y.shape[1:]), generator=generator)
+        probes = probes.to(y.device, y.dtype, non_blocking=True) * 2 - 1
         measured.append(_noise_and_rate(denoiser, y, node.noise_level, probes))
         aside.extend(_noise_and_rate(other, y, node.noise_level, probes)[1].mean(1) for other in others)
         return measured[-1][0]
@@ -109,7 +110,7 @@ def trace_growth(
     probe_rates = torch.stack(rates, 1)
     rate = probe_rates.mean(2)
     log_levels = torch.tensor([node.noise_level for node in grid], dtype=torch.float64).log()
-    log_volume = torch.trapezoid(rate, log_levels.to(rate), dim=1)
+    log_volume = torch.trapezoid(rate, log_levels.to(rate.device, rate.dtype, non_blocking=True), dim=1)
     dimension = images.shape[1:].numel()
     return TraceGrowth(
         rate=rate,

@@ -1,0 +1,109 @@
+"""Rows are read and decoded ahead of the device, in threads: Pillow and its codecs release Python's lock.
+
+One thread reads, since a source is a stream; `threads` others work on what it read, a few rows at a time, since handing
+over a single row costs as much as decoding a small one. What they make is taken in the order it was read.
+"""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AT_ONCE = 8
+MOST_THREADS = 16
+
+
+def decoding_threads(device: torch.device) -> int:
+    """On a GPU its share of the cores here; on a CPU one, since every core has a worker that computes."""
+    if device.type != "cuda":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_THREADS, cores // torch.cuda.device_count()))
+
+
+class Ahead(Generic[T, R]):
+    """`work` of every item of `source`, in order, made in threads that stay at most about `depth` items ahead.
+
+    Of what the source gave, which can be large, no more waits than the threads will work on next. What `source` or
+    `work` raises is raised to the taker.
+
+    Attributes:
+        starved: seconds that the taker waited.
+        held_up: seconds that the reader waited for room.
+    """
+
+    def __init__(self, source: Iterable[T], work: Callable[[T], R], threads: int = 1, depth: int = 2 * AT_ONCE):
+        self.source, self.work, self.threads = source, work, threads
+        self.starved = self.held_up = 0.0
+        self._ready: queue.Queue[Future[list[R]] | None] = queue.Queue(-(-depth // AT_ONCE) + threads - 1)
+        self._room, self._stopped = threading.Semaphore(threads + 1), threading.Event()
+
+    def items(self) -> Generator[R, None, None]:
+        """The results; closing the generator ends the threads."""
+        with ThreadPoolExecutor(self.threads, "volgrowth-decode") as pool:
+            reader = threading.Thread(target=self._read, args=(pool,), name="volgrowth-read", daemon=True)
+            reader.start()
+            try:
+                while (some := self._next()) is not None:
+                    yield from some
+            finally:
+                self._stopped.set()
+                reader.join()
+                pool.shutdown(cancel_futures=True)
+
+    def _next(self) -> list[R] | None:
+        began = time.monotonic()
+        try:
+            future = self._ready.get()
+            return None if future is None else future.result()
+        finally:
+            self.starved += time.monotonic() - began
+
+    def _read(self, pool: ThreadPoolExecutor) -> None:
+        items, some, failed = iter(self.source), list[T](), None
+        while not self._stopped.is_set():
+            some = []
+            try:
+                some.extend(islice(items, AT_ONCE))  # what came before an error stays
+            except BaseException as error:
+                failed = Future[list[R]]()
+                failed.set_exception(error)
+            if some and self._patiently(lambda wait: self._room.acquire(timeout=wait)):
+                began = time.monotonic()
+                self._put(pool.submit(self._work, some))
+                self.held_up += time.monotonic() - began
+            if failed or len(some) < AT_ONCE:
+                self._put(failed)
+                return
+
+    def _work(self, some: list[T]) -> list[R]:
+        try:
+            return [] if self._stopped.is_set() else [self.work(item) for item in some]
+        finally:
+            self._room.release()
+
+    def _put(self, entry: "Future[list[R]] | None") -> None:
+        def put(wait: float) -> bool:
+            try:
+                self._ready.put(entry, timeout=wait)
+            except queue.Full:
+                return False
+            return True
+
+        self._patiently(put)
+
+    def _patiently(self, attempt: Callable[[float], bool]) -> bool:
+        """Until it succeeds, or nobody takes any more."""
+        while not self._stopped.is_set():
+            if attempt(0.1):
+                return True
+        return False
