@@ -20,6 +20,9 @@ from volgrowth.errors import UsageError
 NoiseLevel = Annotated[float, Field(gt=0, le=1000)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 LOW_PRECISION = ("bfloat16", "float16")
+SCREEN_EVALUATIONS = 2
+BATCH_SIZE = 64
+AUTO = "auto"
 
 
 class Frozen(BaseModel):
@@ -162,10 +165,14 @@ class AuditConfig(Frozen):
     holdout_split: str | None = None
     measure: Measure = StandardMeasure()
     adaptive: bool = False
+    cascade: bool = False
+    screen_share: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    screen_sample: Annotated[int, Field(ge=0)] | None = None
     reference: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     shard_size: Count = 1024
-    batch_size: Count = 64
+    batch_size: Count | None = BATCH_SIZE
+    compile: bool = False
     max_pixels: Annotated[int, Field(ge=1)] = 89_478_485
 
     output: str
@@ -195,6 +202,21 @@ class AuditConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _screenable(self) -> Self:
+        if not self.cascade:
+            return self
+        if self.adaptive:
+            raise ValueError("cascade and adaptive are both given: expected one, since each measures other rows again")
+        if not self.holdout:
+            raise ValueError("cascade needs a holdout, which says how high an innocent image comes in the screen")
+        if self.measure.evaluations <= 2 * SCREEN_EVALUATIONS:
+            raise ValueError(
+                f"cascade saves nothing where the measure takes {self.measure.evaluations} evaluations an image and "
+                f"the screen {SCREEN_EVALUATIONS}: expected a measure that takes more, or no cascade"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _conditional(self) -> Self:
         if self.class_column and self.caption_column:
             raise ValueError("class_column and caption_column are both given: expected the one the model takes")
@@ -211,6 +233,11 @@ class AuditConfig(Frozen):
                 f"measure.derivative=jvp, or dtype float32"
             )
         return self
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _chosen(cls, value: Any) -> Any:
+        return None if value == AUTO else value
 
     @field_validator("measure", mode="before")
     @classmethod
@@ -232,6 +259,11 @@ class AuditConfig(Frozen):
     def condition_column(self) -> str | None:
         """The column of classes or captions."""
         return self.class_column or self.caption_column
+
+    @property
+    def images_at_once(self) -> int:
+        """Size of a micro-batch; where it is to be found by a search, a usual one for what comes before that."""
+        return self.batch_size or BATCH_SIZE
 
     @property
     def model_arguments(self) -> dict[str, Any]:

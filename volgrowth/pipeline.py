@@ -21,6 +21,7 @@ from volgrowth.audit.freeze import Plan, freeze, stored_listing
 from volgrowth.audit.ledger import Task
 from volgrowth.audit.lock import driving
 from volgrowth.audit.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, DataInfo, Manifest, Shard
+from volgrowth.audit.pilot import BATCH_FILE, settle_batch
 from volgrowth.audit.progress import AuditProgress
 from volgrowth.audit.refine import FACTOR, Refinement, near
 from volgrowth.audit.result import FINDINGS_FILE, HOLDOUT_FINDINGS_FILE, REPORT_FILE, SUMMARY_FILE, Audit, open_audit
@@ -76,6 +77,7 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
             return open_audit(config.output)
         store.delete(SUCCESS)
         with shift(config, manifest, store, lock) as work:
+            settle_batch(work, store)
             _score(work, store, failed, quiet)
             audit, analysis = _analysed(config, store)
             if config.adaptive:
@@ -135,6 +137,7 @@ def _report(work: Shift, progress: AuditProgress) -> Report:
         return [Task("the noise floor", "noise_floor", (shard,), keep, lambda _: (), attempts=1)]
 
     def keep(floor: dict[str, Any]) -> tuple[()]:
+        work.run.event("self_check", **floor)
         with suppress(OutputError):  # nothing else depends on it
             store.write_json(NOISE_FILE, floor)
         return ()
@@ -164,7 +167,8 @@ def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
     refinement = Refinement.load(store)
     refined = sum(len(rows) for rows in refinement.chosen.values()) if refinement else 0
     floor = store.read_json(NOISE_FILE) if store.exists(NOISE_FILE) else None
-    run = {**asdict(effort(store)), "refined_rows": refined, "noise_floor": floor}
+    batch = store.read_json(BATCH_FILE)["batch_size"] if config.batch_size is None else config.batch_size
+    run = {**asdict(effort(store)), "refined_rows": refined, "noise_floor": floor, "batch_size": batch}
     store.write_json(SUMMARY_FILE, summarize(audit, analysis, config, run))
     write_report(audit)
     store.write(SUCCESS, b"")

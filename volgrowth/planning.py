@@ -2,11 +2,12 @@
 
 The pilot runs on the audit's own engine, with as many workers as it has stretches or the audit would have workers, and
 leaves its notes in a hidden folder of OUT. Predicted are the audit's scoring and the start of its workers; machines
-that are slower later, or taken away, are not.
+that are slower later, or taken away, are not. A cascade is predicted as if its time went with its evaluations, and as
+if no more audited rows passed the screen than held-out ones do, as is right where few are memorized.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from heapq import heapreplace
 from itertools import pairwise
 from math import ceil
@@ -15,15 +16,16 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from volgrowth.analysis.screening import MOST_SAMPLED
 from volgrowth.audit.engine import Shift, shift
 from volgrowth.audit.freeze import Plan, write_listings
 from volgrowth.audit.ledger import Task
 from volgrowth.audit.lock import driving
-from volgrowth.audit.manifest import SCORES_FOLDER, Manifest, Shard
-from volgrowth.audit.pilot import Piece, PilotWorker
+from volgrowth.audit.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
+from volgrowth.audit.pilot import Piece, PilotWorker, choose_batch
 from volgrowth.audit.progress import AuditProgress
 from volgrowth.audit.store import Store
-from volgrowth.config import AuditConfig
+from volgrowth.config import SCREEN_EVALUATIONS, AuditConfig
 from volgrowth.pipeline import plan
 
 PILOT_FOLDER = ".plan"
@@ -85,7 +87,7 @@ def plan_audit(config: AuditConfig, *, price: float | None = None, quiet: bool =
     with driving(store) as lock:
         write_listings(store, planned)
         with shift(place, planned.manifest, store, lock) as work:
-            batch = _choose_batch(work, planned.manifest)
+            batch = _choose_batch(work)
             pieces = _pilot(work, planned, batch, quiet)
             startup = work.run.startup_seconds
             workers = config.workers or work.run.room
@@ -117,9 +119,10 @@ def predict(
     def wall(per_row: float) -> float:
         busy = [startup] * workers
         for shard in shards:  # each goes to the worker that is free first
-            heapreplace(busy, busy[0] + shard.rows * per_row + publishing)
+            heapreplace(busy, busy[0] + shard.rows * per_row * spent[shard.folder] / whole + publishing)
         return max(busy) / 3600
 
+    whole, spent = config.evaluations(manifest.model.has_null), _evaluations(config, manifest)
     low, mean, high = _mean_with_interval(seconds)
     hours = Range(wall(mean), wall(low), wall(high))
     rows = sum(shard.rows for shard in shards)
@@ -128,7 +131,7 @@ def predict(
         workers=workers,
         device=device,
         batch_size=batch,
-        evaluations=rows * config.evaluations(manifest.model.has_null),
+        evaluations=round(sum(shard.rows * spent[shard.folder] for shard in shards)),
         images_per_second=float(1 / mean),
         startup_seconds=startup,
         wall_hours=hours,
@@ -136,6 +139,15 @@ def predict(
         money=None if price is None else hours.times(workers * price),
         peak_memory=max(piece.peak_memory for piece in pieces),
     )
+
+
+def _evaluations(config: AuditConfig, manifest: Manifest) -> dict[str, float]:
+    """Network evaluations an image of each folder."""
+    whole = config.evaluations(manifest.model.has_null)
+    if not config.cascade:
+        return {SCORES_FOLDER: whole, HOLDOUT_FOLDER: whole}
+    share = config.screen_share + MOST_SAMPLED
+    return {SCORES_FOLDER: SCREEN_EVALUATIONS + share * whole, HOLDOUT_FOLDER: SCREEN_EVALUATIONS + whole}
 
 
 def _mean_with_interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -164,20 +176,11 @@ def describe(forecast: Forecast) -> str:
     return "\n".join([*lines, f"in brackets: {CONFIDENCE:.0%} intervals over which rows the pilot drew"])
 
 
-def _choose_batch(work: Shift, manifest: Manifest) -> int:
+def _choose_batch(work: Shift) -> int:
     """The setting where it was given, else what a worker finds best."""
-    if "batch_size" in work.config.model_fields_set:
-        return work.config.batch_size
-    found: list[int] = []
-
-    def done(batch: int) -> tuple[()]:
-        found.append(batch)
-        return ()
-
-    progress = AuditProgress(1, 1, quiet=True)
-    task = Task("the choice of a batch size", "choose_batch", (manifest.shards[0],), done)
-    work.work(PilotWorker, [task], 1, progress)
-    return found[0]
+    if "batch_size" not in work.config.model_fields_set:
+        work = replace(work, config=work.config.model_copy(update={"batch_size": None}))
+    return choose_batch(work)
 
 
 def _pilot(work: Shift, planned: Plan, batch: int, quiet: bool) -> list[Piece]:

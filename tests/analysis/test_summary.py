@@ -12,7 +12,7 @@ from tests.report.report_data import RUN
 from volgrowth.analysis.complexity import REGRESSORS
 from volgrowth.analysis.conformal import rows_needed
 from volgrowth.analysis.findings import Analysis, analyse
-from volgrowth.analysis.summary import summarize
+from volgrowth.analysis.summary import _arithmetic, summarize
 from volgrowth.audit.manifest import DataInfo, Manifest
 from volgrowth.audit.result import Audit
 from volgrowth.audit.store import Store
@@ -54,12 +54,12 @@ def rows() -> list[dict[str, Any]]:
 def test_every_row_is_counted_once(tmp_path: Path) -> None:
     counts = summarized(tmp_path, scores(*rows()))[0]["counts"]
     assert counts["rows"] == 75 == sum(counts[status.value] for status in Status)
-    expected = {"ok": 70, "undecodable": 2, "wrong_shape": 0, "too_large": 1, "non_finite": 1, "crashed": 1}
-    assert counts == {"rows": 75, **expected}
+    expected = {"ok": 70, "undecodable": 2, "too_large": 1, "non_finite": 1, "crashed": 1}
+    assert counts == {"rows": 75, **dict.fromkeys((status.value for status in Status), 0), **expected}
 
 
 def test_marks_are_counted_each(tmp_path: Path) -> None:
-    assert summarized(tmp_path, scores(*rows()))[0]["marks"] == {"above_ceiling": 2, "sign_flip": 1}
+    assert summarized(tmp_path, scores(*rows()))[0]["marks"] == {"above_ceiling": 2, "sign_flip": 1, "caption_cut": 0}
 
 
 def test_duplicates(tmp_path: Path) -> None:
@@ -95,8 +95,38 @@ def test_no_duplicates(tmp_path: Path) -> None:
 def test_evaluations_are_those_that_were_spent(tmp_path: Path) -> None:
     """On rows without a finite score as well, and on held-out rows; not on rows without an image."""
     alone = summarized(tmp_path, scores(*rows()))[0]["run"]
-    assert alone == {**RUN, "evaluations": 71 * 11}
+    assert alone == {**RUN, "evaluations": 71 * 11, "warnings": []}
     assert summarized(tmp_path, scores(*rows()), scores(*many(60), failed()))[0]["run"]["evaluations"] == 131 * 11
+
+
+CHECK = {
+    "deviation": 0.001,
+    "tolerance": 0.01,
+    "used": "backward passes",
+    "against": "float64",
+    "differenced": None,
+    "compiling": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({}, None),
+        ({"deviation": 0.3}, "by 30.00%, and at most 1% was expected"),
+        ({"deviation": float("nan")}, "differ from central differences in float64"),
+        (
+            {"differenced": "RuntimeError: no grad"},
+            "no derivative (RuntimeError: no grad): growth rests on",
+        ),
+        ({"compiling": "torch.compile failed with OSError: no g++"}, "not compiled: torch.compile failed with OSError"),
+    ],
+)
+def test_what_the_self_check_found_is_a_warning(found: dict[str, Any], said: str | None) -> None:
+    warnings = _arithmetic({"rows": 8, "batch": 0.0, "dtype": None, "derivative": {**CHECK, **found}})
+    assert len(warnings) == (said is not None)
+    assert said is None or said in warnings[0]
+    assert _arithmetic(None) == _arithmetic({"rows": 8, "batch": 0.0, "dtype": None}) == []
 
 
 @pytest.mark.parametrize("with_holdout", [False, True])

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 import volgrowth as vg
 from tests.conftest import volgrowth
+from volgrowth.audit import worker
+from volgrowth.audit.pilot import PilotWorker
 from volgrowth.audit.result import Audit
 from volgrowth.audit.worker import ScoringWorker
 from volgrowth.errors import EngineError, OutputError
@@ -199,8 +202,8 @@ def test_a_full_disk_stops_it_and_it_resumes(reference, tiny_model, digit_file, 
 def test_what_happened_is_logged_for_machines(tiny_model, digit_file, tmp_path):
     finished = audit(tiny_model, digit_file, tmp_path / "out", log_json=str(tmp_path / "log"))
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["started", *["shard"] * 4, "ended"]
-    assert [event["images"] for event in events[1:-1]] == [40, 40, 40, 30]
+    assert [event["event"] for event in events] == ["started", "shard", "self_check", *["shard"] * 3, "ended"]
+    assert [event["images"] for event in events if event["event"] == "shard"] == [40, 40, 40, 30]
     assert events[-1]["images"] == 150
     assert events[-1]["evaluations"] == finished.summary["run"]["evaluations"] == 150 * 15
     run = finished.summary["run"]
@@ -215,3 +218,134 @@ def test_the_noise_floor_is_measured_and_small(reference):
     growth = np.abs(reference.scores["growth"].to_numpy()).max()
     assert floor["batch"] <= 1e-5 * growth
     assert 0 < floor["dtype"] <= 1e-3 * growth
+
+
+def test_derivatives_are_checked_against_differences(reference):
+    check = reference.summary["run"]["noise_floor"]["derivative"]
+    assert check["images"] == 8
+    assert 0 < check["deviation"] < check["tolerance"] == 0.01
+    assert (check["used"], check["against"]) == ("backward passes", "float64")
+    assert reference.summary["run"]["warnings"] == []
+    assert "backward passes, &lt;0.1% from central differences in float64 (8 images)" in page(reference)
+
+
+def page(finished: Audit) -> str:
+    return finished.store.read("report.html").decode()
+
+
+# what has no derivative, and what hides it
+ODD_MODELS = """
+import numpy as np
+import torch
+import volgrowth as vg
+
+class Numpy(vg.GaussianDenoiser):
+    image_shape = (1, 8, 8)
+
+    def noise(self, y, noise_level):
+        return torch.from_numpy(np.copy(super().noise(y, noise_level).numpy()))
+
+class Rounded(vg.GaussianDenoiser):
+    image_shape = (1, 8, 8)
+
+    def noise(self, y, noise_level):
+        return (super().noise(y, noise_level) * 1e4).round() / 1e4
+
+def without(device, dtype):
+    return Numpy(0.0, 0.3)
+
+def hidden(device, dtype):
+    return Rounded(0.0, 0.3)
+
+def plain(device, dtype):
+    denoiser = vg.GaussianDenoiser(0.0, 0.3)
+    denoiser.image_shape = (1, 8, 8)
+    return denoiser
+"""
+
+
+@pytest.fixture
+def odd(tmp_path, monkeypatch):
+    (tmp_path / "odd_models.py").write_text(ODD_MODELS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda name: f"factory:odd_models:{name}"
+    sys.modules.pop("odd_models", None)
+
+
+def test_a_network_without_a_derivative_is_measured_by_differences_and_the_report_says_so(odd, digit_file, tmp_path):
+    found, known = (audit(odd(name), digit_file, tmp_path / name) for name in ("without", "plain"))
+    np.testing.assert_allclose(found.scores["growth"].to_numpy(), known.scores["growth"].to_numpy(), rtol=2e-3)
+    check = found.summary["run"]["noise_floor"]["derivative"]
+    assert check["used"] == "central differences"
+    assert check["deviation"] < check["tolerance"]
+    (warning,) = found.summary["run"]["warnings"]
+    assert warning.startswith("The network has no derivative (")
+    assert warning in found.summary["detection"]["warnings"]
+    assert "rests on differences in float32" in page(found)
+    assert known.summary["run"]["warnings"] == []
+
+
+def test_a_derivative_that_an_operation_hides_is_warned_of(odd, digit_file, tmp_path):
+    found = audit(odd("hidden"), digit_file, tmp_path / "out")
+    (warning,) = found.summary["run"]["warnings"]
+    assert "differ from central differences" in warning
+    assert "round and detach" in warning
+    assert "round and detach" in page(found)
+
+
+def test_a_batch_size_is_searched_once_and_kept(tiny_model, digit_file, tmp_path, monkeypatch):
+    searched = []
+
+    def search(worker, shard):
+        searched.append(shard.rows)
+        return 5
+
+    monkeypatch.setattr(PilotWorker, "choose_batch", search)
+    publish, count = worker.publish, []
+
+    def failing(*arguments, **more):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return publish(*arguments, **more)
+
+    monkeypatch.setattr(worker, "publish", failing)
+    with pytest.raises(KeyboardInterrupt):
+        audit(tiny_model, digit_file, tmp_path / "out", batch_size="auto")
+    monkeypatch.setattr(PilotWorker, "choose_batch", lambda self, shard: 1 / 0)
+    finished = audit(tiny_model, digit_file, tmp_path / "out", batch_size="auto")
+    assert searched == [40]
+    assert finished.scores["batch"].unique().to_pylist() == [5]
+    assert finished.summary["run"]["batch_size"] == 5
+    assert "5 images" in page(finished)
+    assert finished.manifest["config"]["batch_size"] is None
+
+
+def test_a_searched_batch_size_is_one_that_fits(odd, digit_file, tmp_path):
+    finished = audit(odd("plain"), digit_file, tmp_path / "out", batch_size="auto")
+    assert finished.summary["run"]["batch_size"] in {2**power for power in range(6)}
+    assert finished.scores["batch"].unique().to_pylist() == [finished.summary["run"]["batch_size"]]
+
+
+def test_a_compiled_audit_scores_alike(tiny_model, digit_file, tmp_path, reference, monkeypatch):
+    """The compiler itself is in tests/models/test_network.py: here it is the way there and what the summary says."""
+    calls = []
+
+    def compiled(network, dynamic):
+        def run(x, labels):
+            calls.append(len(x))
+            return network(x, labels)
+
+        assert dynamic is False
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    finished = audit(tiny_model, digit_file, tmp_path / "out", compile=True)
+    assert set(calls) == {16}  # every micro-batch is padded to one shape
+    np.testing.assert_array_equal(finished.scores["growth"].to_numpy(), reference.scores["growth"].to_numpy())
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: lambda *a, **k: 1 / 0)
+    finished = audit(tiny_model, digit_file, tmp_path / "failed", compile=True)
+    np.testing.assert_array_equal(finished.scores["growth"].to_numpy(), reference.scores["growth"].to_numpy())
+    (warning,) = finished.summary["run"]["warnings"]
+    assert "was not compiled" in warning
+    assert "ZeroDivisionError" in warning

@@ -1,5 +1,3 @@
-import threading
-import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,8 +6,10 @@ import pytest
 import torch
 
 import volgrowth as vg
-from volgrowth.audit.scorer import GROW_AFTER, Ahead, Scorer
-from volgrowth.config import AuditConfig
+from volgrowth.audit import scorer as scorer_module
+from volgrowth.audit.measures import Launched
+from volgrowth.audit.scorer import GROW_AFTER, Scorer
+from volgrowth.config import AuditConfig, StandardMeasure
 from volgrowth.errors import EngineError
 from volgrowth.models import load_model
 from volgrowth.records import SCORES
@@ -113,27 +113,6 @@ def test_nothing_in_nothing_out():
     assert Scorer(Limited(9), config()).score([]).num_rows == 0
 
 
-def test_the_decoding_thread_stays_ahead_passes_errors_on_and_ends():
-    made = []
-
-    def items():
-        for k in range(100):
-            made.append(k)
-            yield k
-        raise OSError("disk gone")
-
-    ahead = Ahead(items(), depth=2)
-    taken = ahead.items()
-    assert next(taken) == 0
-    time.sleep(0.3)
-    taken.close()
-    assert len(made) < 10
-    assert not any(thread.name == "volgrowth-decode" for thread in threading.enumerate())
-    assert ahead.held_up > ahead.starved
-    with pytest.raises(OSError, match="disk gone"):
-        list(Ahead(items()).items())
-
-
 def test_rows_known_to_crash_are_recorded_and_not_looked_at(tiny_model, digits):
     scorer = Scorer(load_model(str(tiny_model)), config())
     images = rows(digits[:10])
@@ -143,3 +122,95 @@ def test_rows_known_to_crash_are_recorded_and_not_looked_at(tiny_model, digits):
     assert table.column("error")[3].as_py() == "its process died"
     whole = scorer.score(rows(digits[:10])).to_pylist()
     assert [row for row in table.to_pylist() if row["row"] != 3] == [row for row in whole if row["row"] != 3]
+
+
+def test_results_are_fetched_while_the_device_is_at_the_next_micro_batch(digits, monkeypatch):
+    happened = []
+    launch, fetch = scorer_module.launch_images, Launched.fetch
+
+    def told(name, function):
+        def tell(*arguments):
+            happened.append(name)
+            return function(*arguments)
+
+        return tell
+
+    monkeypatch.setattr(scorer_module, "launch_images", told("launch", launch))
+    monkeypatch.setattr(Launched, "fetch", told("fetch", fetch))
+    Scorer(Limited(9), config()).score(rows(digits[:32]))
+    assert happened == ["launch", "launch", "fetch", "launch", "fetch", "launch", "fetch", "fetch"]
+
+
+class Underivable(vg.GaussianDenoiser):
+    """A Gaussian by a library that knows nothing of derivatives."""
+
+    image_shape = (1, 8, 8)
+
+    def noise(self, y, noise_level):
+        return torch.from_numpy(np.copy(super().noise(y, noise_level).numpy()))
+
+
+@pytest.mark.parametrize(
+    "measure", [{}, {"preset": "volume", "num_levels": 5}, {"preset": "paper", "derivative": "jvp"}]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_without_a_derivative_differences_are_taken_and_it_is_said_once(digits, measure, dtype, caplog, monkeypatch):
+    scorer_module._say_once.cache_clear()
+    settings = config(measure=measure, dtype=dtype)
+    known = Scorer(Limited(99), settings).score(rows(digits[:20]))
+    loaded = []
+
+    def precise():
+        loaded.append(1)
+        return Underivable(0.0, 0.5)
+
+    scorer = Scorer(Underivable(0.0, 0.5), settings, precise)
+    found = scorer.score(rows(digits[:20]))
+    assert found["status"].unique().to_pylist() == ["ok"]
+    for name in ("growth", "sharpness", "log_likelihood"):
+        if known[name].null_count == 0:
+            np.testing.assert_allclose(found[name].to_numpy(), known[name].to_numpy(), rtol=2e-3, err_msg=name)
+    assert scorer.differenced
+    assert len([record for record in caplog.records if "no derivative" in record.message]) == 1
+    assert loaded == ([1] if dtype == "bfloat16" else [])
+
+
+def test_an_operation_without_a_backward_pass_is_noticed_too(digits):
+    class Copy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return y.clone()
+
+    class Own(Limited):
+        def noise(self, y, noise_level):
+            return Copy.apply(super().noise(y, noise_level))
+
+    scorer = Scorer(Own(99), config())
+    found, known = (
+        each.score(rows(digits[:9]))["growth"].to_numpy() for each in (scorer, Scorer(Limited(99), config()))
+    )
+    np.testing.assert_allclose(found, known, rtol=2e-3)
+    assert "backward" in str(scorer.differenced)
+
+
+def test_what_differences_cost_is_counted(digits):
+    exact = Scorer(Limited(99), config()).score(rows(digits[:2]))["nfe"][0].as_py()
+    differenced = Scorer(Underivable(0.0, 0.5), config()).score(rows(digits[:2]))["nfe"][0].as_py()
+    assert differenced == exact + len(StandardMeasure().levels) * StandardMeasure().num_probes
+
+
+def test_differences_of_a_low_precision_need_a_network_in_float32(digits):
+    with pytest.raises(EngineError, match=r"no derivative .* expected dtype float32"):
+        Scorer(Underivable(0.0, 0.5), config(dtype="bfloat16")).score(rows(digits[:2]))
+
+
+def test_an_error_that_comes_and_goes_is_not_taken_for_a_missing_derivative(digits):
+    class Shaky(Limited):
+        def noise(self, y, noise_level):
+            self.refused += 1
+            if self.refused == 3:
+                raise RuntimeError("CUDA error: of another kind")
+            return super().noise(y, noise_level)
+
+    with pytest.raises(RuntimeError, match="of another kind"):
+        Scorer(Shaky(9), config()).score(rows(digits[:3]))

@@ -12,6 +12,7 @@ from volgrowth.analysis.complexity import REGRESSORS
 from volgrowth.analysis.conformal import FDR, TAIL, fewest_flags, rows_needed
 from volgrowth.analysis.findings import Analysis
 from volgrowth.analysis.overlap import least_alike, near_duplicates
+from volgrowth.analysis.screening import LEVEL, RECALL, Loss, loss
 from volgrowth.audit.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, Status
@@ -27,14 +28,28 @@ ASSUMPTION = (
 )
 
 
-def summarize(audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[str, Any]) -> dict[str, Any]:
-    """Summary of scored and analysed images. `run` says how the scores were made: seconds, workers, device."""
+def summarize(
+    audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[str, Any], sampled: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Summary of scored and analysed images.
+
+    Args:
+        run: how the scores were made: seconds, workers, device.
+        sampled: rows of a cascade that were measured to say what its screen lost.
+    """
     plan, scores = audit.plan, audit.scores
     statuses = _value_counts(scores.column("status"))
     marks = _value_counts(pc.list_flatten(scores.column("marks")))
     evaluations = _sum(scores.column("nfe"))
     if audit.holdout_scores is not None:
         evaluations += _sum(audit.holdout_scores.column("nfe"))
+    arithmetic = _arithmetic(run.get("noise_floor"))
+    detection = _detection(audit, analysis)
+    if detection:
+        detection["warnings"] = [*arithmetic, *detection["warnings"]]
+    cascade = _cascade(audit, analysis, config, evaluations, sampled)
+    if cascade and detection:
+        detection["warnings"] += cascade["warnings"]
     return {
         "schema_version": plan.schema_version,
         "volgrowth": plan.versions["volgrowth"],
@@ -43,15 +58,40 @@ def summarize(audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[s
         "model": {**audit.manifest["model"], "dtype": config.dtype},
         "data": _data(audit.manifest["data"]),
         "holdout": _data(audit.manifest["holdout"]),
-        "measure": {**config.measure.model_dump(mode="json"), "evaluations": config.evaluations(audit.plan.model.has_null)},
+        "measure": {
+            **config.measure.model_dump(mode="json"),
+            "evaluations": config.evaluations(audit.plan.model.has_null),
+        },
         "counts": {"rows": len(scores), **{status.value: statuses.get(status, 0) for status in Status}},
         "marks": {mark.value: marks.get(mark, 0) for mark in Mark},
         "calibration": _calibration(analysis, config),
-        "detection": _detection(audit, analysis),
+        "detection": detection,
+        "cascade": cascade,
         "duplicates": _duplicates(analysis),
-        "run": {**run, "evaluations": evaluations},
+        "run": {**run, "evaluations": evaluations, "warnings": arithmetic},
         "versions": plan.versions,
     }
+
+
+def _arithmetic(floor: dict[str, Any] | None) -> list[str]:
+    """What the self-check found that the scores' arithmetic should not be trusted for, or had to do without."""
+    check, warnings = (floor or {}).get("derivative"), list[str]()
+    if not check:
+        return warnings
+    if check["differenced"]:
+        warnings.append(
+            f"The network has no derivative ({check['differenced']}): growth rests on differences in float32."
+        )
+    if check["compiling"]:
+        warnings.append(f"The network was not compiled: {check['compiling']}.")
+    if not check["deviation"] <= check["tolerance"]:
+        warnings.append(
+            f"Derivatives by {check['used']} differ from central differences in {check['against']} by "
+            f"{check['deviation']:.2%}, and at most {check['tolerance']:.0%} was expected: an operation of the network "
+            f"hides its derivative, or its precision is too low. Growth may mean little: audit with dtype float32, "
+            f"TF32 off, and look for operations such as round and detach."
+        )
+    return warnings
 
 
 def _data(info: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -107,6 +147,49 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
         "fewest_flags": fewest_flags(len(p_value), calibration.rows),
         "warnings": _warnings(audit, calibration, memorized, extreme, len(p_value)),
     }
+
+
+def _cascade(
+    audit: Audit, analysis: Analysis, config: AuditConfig, evaluations: int, sampled: np.ndarray | None
+) -> dict[str, Any] | None:
+    """What a cascade left out and what that saved, with a bound on what it lost; None of a whole audit."""
+    screening, held = analysis.screening, audit.holdout_scores
+    if screening is None or held is None:
+        return None
+    lost = loss(screening, np.empty(0, int) if sampled is None else sampled)
+    rows = sum(len(table) - table["nfe"].null_count for table in (audit.scores, held))
+    whole = rows * config.evaluations(audit.plan.model.has_null)
+    return {
+        "screen_share": config.screen_share,
+        "images": len(screening.row),
+        "kept": len(screening.row) - lost.out,
+        "screened_out": lost.out,
+        "sample": lost.sampled,
+        "missed_in_sample": lost.missed,
+        "flags_lost_at_most": lost.flags_lost,
+        "recall_at_least": lost.recall,
+        "confidence": LEVEL,
+        "rows_measured": len(audit.scores) - audit.scores["growth"].null_count,
+        "evaluations_saved": whole - evaluations,
+        "evaluations_share": evaluations / max(whole, 1),
+        "warnings": _lost(lost),
+    }
+
+
+def _lost(lost: Loss) -> list[str]:
+    """Why the bound says little."""
+    if not lost.out or lost.recall is None or lost.recall >= RECALL:
+        return []
+    said = (
+        f"Of {lost.out} images that the cascade screened out {lost.sampled} were measured at random, and {lost.missed} "
+        f"of these would have been flagged. That only says that no more than {lost.flags_lost} flags were lost, and "
+        f"that {lost.recall:.0%} or more of the flags of a whole audit were found."
+    )
+    if lost.missed:
+        return [f"{said} The screen loses flags here: audit with a larger --set screen_share, or without --cascade."]
+    if lost.needed >= lost.out / 2:
+        return [f"{said} With so few images and flags {RECALL:.0%} can only be had by an audit without --cascade."]
+    return [f"{said} With --set screen_sample={lost.needed} and none of these it would be {RECALL:.0%}."]
 
 
 def _count(findings: pa.Table, flag: str) -> int:

@@ -1,33 +1,42 @@
 """Rows in, a table of scores out: everything an actor computes, without Ray.
 
-Images are read and decoded in a thread while the device computes. Micro-batches have one fixed shape, the last one of
-a shard padded to it, so that a score does not depend on which rows came along. A device that runs out of memory gets
-half the micro-batch, and the whole one again after a while; the column `batch` says which one a row had.
+Images are read and decoded in threads while the device computes (`audit.prefetch`). Micro-batches have one fixed shape,
+the last one of a shard padded to it, so that a score does not depend on which rows came along. While a device computes
+one, the next is stacked, copied and queued behind it; then the first one's results are fetched, in one copy. A device
+that runs out of memory gets half the micro-batch, and the whole one again after a while; the column `batch` says which
+one a row had. A network without the derivative that the measure takes is measured by central differences in float32.
 """
 
-import queue
-import threading
-import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from enum import Enum
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
-from volgrowth.audit.measures import Flow, Measurement, measure_images
-from volgrowth.config import AuditConfig
+from volgrowth.audit.measures import Differenced, Flow, Launched, Measurement, has_derivative, launch_images
+from volgrowth.audit.prefetch import Ahead, decoding_threads
+from volgrowth.config import LOW_PRECISION, AuditConfig, Measure, PaperMeasure
 from volgrowth.errors import EngineError
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition
 from volgrowth.records import SCORES, Mark, Status
 from volgrowth.sources import BadImage, Row, decode, features, to_unit
 
+log = logging.getLogger("volgrowth")
+
 # micro-batches without trouble after which a halved size is doubled again
 GROW_AFTER = 32
+# groups of rows that the device was given and whose results were not fetched
+IN_FLIGHT = 1
 NONE: Mapping[int, str] = MappingProxyType({})
 
 
@@ -41,29 +50,66 @@ class Prepared:
     condition: Condition = None
 
 
-class Scorer:
-    """Scores rows with one denoiser."""
+class Trouble(Enum):
+    """Why a micro-batch could not be measured, where something can be done about it."""
 
-    def __init__(self, denoiser: Denoiser, config: AuditConfig):
-        self.denoiser, self.config = denoiser, config
-        self.batch, self._calm = config.batch_size, 0
+    MEMORY = "the device has no memory for it"
+    DERIVATIVE = "the network has no derivative"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images that were given to the device in one micro-batch of `size`, and what comes back."""
+
+    items: list[Prepared]
+    size: int
+    cut: list[int | None]
+    launched: Launched
+
+
+class Scorer:
+    """Scores rows with one denoiser.
+
+    Args:
+        precise: loads the same denoiser in float32, for the case that differences have to be taken of one in less.
+
+    Attributes:
+        decode_wait, device_wait: see `score`.
+        differenced: why derivatives are taken by central differences; None where they need not be.
+    """
+
+    def __init__(self, denoiser: Denoiser, config: AuditConfig, precise: Callable[[], Denoiser] | None = None):
+        self.denoiser, self.config, self.precise = denoiser, config, precise
+        self.measure: Measure = config.measure
+        self.batch, self._calm = config.images_at_once, 0
         self.decode_wait = self.device_wait = 0.0
+        self.differenced: str | None = None
+        self._units = torch.from_numpy(to_unit(np.arange(256, dtype=np.uint8))).to(denoiser.device, denoiser.dtype)
 
     def score(self, rows: Iterable[Row], crashed: Mapping[int, str] = NONE) -> pa.Table:
         """One record per row, in the order of the rows, as `records.SCORES`.
 
-        Afterwards `decode_wait` holds the seconds that the device waited for images, `device_wait` those that images
-        waited for the device.
+        Afterwards `decode_wait` holds the seconds that the device had no images to be given, `device_wait` those that
+        images waited for the device.
 
         Args:
             crashed: rows that are recorded as crashed, with the reason, and not looked at.
         """
-        prepared = (self._prepare(row, crashed.get(row.row)) for row in rows)
         records: list[dict[str, Any]] = []
-        ahead = Ahead(_groups(prepared, self.config.batch_size))
-        with closing(ahead.items()) as groups:
-            for group in groups:
-                records += self._score_group(group)
+        flying: deque[tuple[list[Prepared], list[Chunk]]] = deque()
+        ahead = Ahead(
+            rows,
+            lambda row: self._prepare(row, crashed.get(row.row)),
+            decoding_threads(self.denoiser.device),
+            2 * self.config.images_at_once,
+        )
+        with closing(ahead.items()) as prepared:
+            for group in _groups(prepared, self.config.images_at_once):
+                flying.append((group, self._launch([item for item in group if item.pixels is not None])))
+                if len(flying) > IN_FLIGHT:
+                    records += _records(*flying.popleft())
+        for group, chunks in flying:
+            records += _records(group, chunks)
         self.decode_wait, self.device_wait = ahead.starved, ahead.held_up
         return pa.Table.from_pylist(records, schema=SCORES)
 
@@ -83,56 +129,87 @@ class Scorer:
             return Prepared(row.row, None, {**known, "status": problem.status.value, "error": problem.message})
         return Prepared(row.row, pixels, {**known, "status": Status.OK.value, **features(pixels)}, row.condition)
 
-    def _score_group(self, group: list[Prepared]) -> list[dict[str, Any]]:
-        scored = [item for item in group if item.pixels is not None]
-        records = [dict(item.columns) for item in group]
-        if scored:
-            measured = iter(self._measure(scored))
-            for record in records:
-                if record["status"] == Status.OK:
-                    record.update(next(measured))
-        return records
-
-    def _measure(self, items: list[Prepared]) -> list[dict[str, Any]]:
-        """Columns of each item, measured in micro-batches of the size that fits."""
-        columns: list[dict[str, Any]] = []
+    def _launch(self, items: list[Prepared]) -> list[Chunk]:
+        """Give images to the device, in micro-batches of the size that fits."""
+        chunks: list[Chunk] = []
         captions = self.config.caption_column is not None
-        cut = self.denoiser.overflow([item.condition for item in items]) if captions else [None] * len(items)
+        cut: list[int | None] = [None] * len(items)
+        if captions:
+            cut = [*self.denoiser.overflow([item.condition for item in items])]
         start = 0
         while start < len(items):
-            size, chunk = self.batch, items[start : start + self.batch]
-            measurement = self._try(chunk, size)
-            if measurement is None:
+            size, some = self.batch, items[start : start + self.batch]
+            outcome = self._try(some, size)
+            if outcome is Trouble.MEMORY:
                 self._halve()
-                continue
-            columns += [_columns(measurement, index, size, cut[start + index]) for index in range(len(chunk))]
-            start += len(chunk)
-            self._calm += 1
-            if self._calm >= GROW_AFTER and self.batch < self.config.batch_size:
-                self.batch, self._calm = min(self.batch * 2, self.config.batch_size), 0
-        return columns
+            elif outcome is Trouble.DERIVATIVE:
+                self._difference()
+            else:
+                chunks.append(Chunk(some, size, cut[start : start + size], outcome))
+                start += len(some)
+                self._grow()
+        return chunks
 
-    def _try(self, chunk: list[Prepared], size: int) -> Measurement | None:
-        """Measure one padded micro-batch; None when the device has no memory for it."""
-        padded = chunk + [chunk[-1]] * (size - len(chunk))
-        pixels = np.stack([item.pixels for item in padded if item.pixels is not None])
-        rows = [item.row for item in padded]
+    def _try(self, some: list[Prepared], size: int) -> Launched | Trouble:
+        """Launch one padded micro-batch."""
+        padded = some + [some[-1]] * (size - len(some))
         try:
-            images = torch.from_numpy(to_unit(pixels)).to(self.denoiser.device, self.denoiser.dtype)
-            flow = self._flow([item.condition for item in padded])
-            return measure_images(flow, self.denoiser.embed(images), rows, self.config.measure, self.config.seed)
+            images, flow = self._images(padded), self.flow([item.condition for item in padded])
+            return launch_images(flow, images, [item.row for item in padded], self.measure, self.config.seed)
         except RuntimeError as error:
             # leave the block before anything is freed or retried: the traceback holds the tensors
-            if not _out_of_memory(error):
+            trouble, known = (Trouble.MEMORY if _out_of_memory(error) else Trouble.DERIVATIVE), error
+            if trouble is Trouble.DERIVATIVE and (self.differenced or not self._lacks_derivative(padded)):
                 raise
-        return None
+        self._why = f"{type(known).__name__}: {known}".splitlines()[0]
+        return trouble
 
-    def _flow(self, conditions: list[Condition]) -> Flow:
+    def _images(self, items: list[Prepared]) -> Tensor:
+        """States of images, on their way to the device: as bytes, from memory that it can read by itself."""
+        pixels = torch.from_numpy(np.stack([item.pixels for item in items if item.pixels is not None]))
+        if self.denoiser.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(self.denoiser.device, non_blocking=True)
+        return self.denoiser.embed(self._units[pixels.int()])
+
+    def _lacks_derivative(self, items: list[Prepared]) -> bool:
+        """Whether the network can be evaluated at these images and not differentiated as the measure does."""
+        if isinstance(self.measure, PaperMeasure) and self.measure.derivative == "difference":
+            return False
+        try:
+            flow = self.flow([item.condition for item in items])
+            return not has_derivative(flow, self._images(items), self.measure)
+        except Exception:  # it is something else, which is raised as it was
+            return False
+
+    def _difference(self) -> None:
+        """From now on take derivatives by central differences, of a network in float32 or more."""
+        self.differenced = self._why
+        low = self.config.dtype in LOW_PRECISION
+        if low and self.precise is None:
+            raise EngineError(
+                f"the network has no derivative ({self._why}), and a difference is lost in the rounding of "
+                f"{self.config.dtype}: expected dtype float32"
+            )
+        if low and self.precise is not None:
+            self.denoiser = self.precise()
+        if isinstance(self.measure, PaperMeasure):
+            self.measure = self.measure.model_copy(update={"derivative": "difference"})
+        _say_once(f"the network has no derivative ({self._why}): differences in float32 are taken instead")
+
+    def flow(self, conditions: list[Condition]) -> Flow:
         """The model's own flow, or the one under the images' conditions beside it."""
-        if not self.config.condition_column:
-            return Flow(self.denoiser)
-        null = self.denoiser if self.denoiser.has_null else None
-        return Flow(self.denoiser.given(conditions), null, self.config.guidance)
+        denoiser, null = self.denoiser, None
+        if self.config.condition_column:
+            denoiser, null = denoiser.given(conditions), denoiser if denoiser.has_null else None
+        if self.differenced and not isinstance(self.measure, PaperMeasure):
+            denoiser, null = Differenced(denoiser), null and Differenced(null)
+        return Flow(denoiser, null, self.config.guidance if self.config.condition_column else None)
+
+    def _grow(self) -> None:
+        self._calm += 1
+        if self._calm >= GROW_AFTER and self.batch < self.config.images_at_once:
+            self.batch, self._calm = min(self.batch * 2, self.config.images_at_once), 0
 
     def _halve(self) -> None:
         if self.batch == 1:
@@ -142,6 +219,23 @@ class Scorer:
         self.batch, self._calm = self.batch // 2, 0
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning(message)
+
+
+def _records(group: list[Prepared], chunks: list[Chunk]) -> list[dict[str, Any]]:
+    """One of each row, those that were measured with what the device answers."""
+    measured = (columns for chunk in chunks for columns in _fetched(chunk))
+    return [item.columns if item.pixels is None else {**item.columns, **next(measured)} for item in group]
+
+
+def _fetched(chunk: Chunk) -> Iterator[dict[str, Any]]:
+    measurement = chunk.launched.fetch()
+    for index in range(len(chunk.items)):
+        yield _columns(measurement, index, chunk.size, chunk.cut[index])
 
 
 def _columns(measurement: Measurement, index: int, batch: int, tokens_cut: int | None) -> dict[str, Any]:
@@ -180,55 +274,3 @@ def _groups(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
             group, images = [], 0
     if group:
         yield group
-
-
-class Ahead:
-    """Items made by a thread that stays at most `depth` ahead of who takes them; its exceptions are raised there.
-
-    Attributes:
-        starved: seconds that the taker waited.
-        held_up: seconds that the thread waited for room.
-    """
-
-    def __init__(self, source: Iterable[Any], depth: int = 2):
-        self.source, self.starved, self.held_up = source, 0.0, 0.0
-        self._ready: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(depth)
-        self._stopped = threading.Event()
-
-    def items(self) -> Generator[Any, None, None]:
-        """The items; closing the generator ends the thread."""
-        thread = threading.Thread(target=self._produce, name="volgrowth-decode", daemon=True)
-        thread.start()
-        try:
-            while True:
-                began = time.monotonic()
-                item, error, last = self._ready.get()
-                self.starved += time.monotonic() - began
-                if error is not None:
-                    raise error
-                if last:
-                    return
-                yield item
-        finally:
-            self._stopped.set()
-            thread.join()
-
-    def _produce(self) -> None:
-        try:
-            for item in self.source:
-                self._put((item, None, False))
-                if self._stopped.is_set():
-                    return
-            self._put((None, None, True))
-        except BaseException as error:
-            self._put((None, error, True))
-
-    def _put(self, entry: tuple[Any, BaseException | None, bool]) -> None:
-        began = time.monotonic()
-        while not self._stopped.is_set():
-            try:
-                self._ready.put(entry, timeout=0.1)
-                break
-            except queue.Full:
-                continue
-        self.held_up += time.monotonic() - began

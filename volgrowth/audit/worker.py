@@ -1,8 +1,10 @@
 """What a worker does: one model replica, and plain methods that read rows, compute and publish. No Ray here."""
 
+import logging
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -14,19 +16,26 @@ import torch
 from volgrowth.audit.fragments import publish
 from volgrowth.audit.freeze import stored_listing
 from volgrowth.audit.manifest import SCORES_FOLDER, Manifest, Shard
+from volgrowth.audit.measures import derivative_deviation
 from volgrowth.audit.neighbours import IMAGES_AT_ONCE, Neighbours
 from volgrowth.audit.runs import Tally
 from volgrowth.audit.sampling import Drawing, read_images, write_images
 from volgrowth.audit.scorer import Scorer
 from volgrowth.audit.store import Store
-from volgrowth.config import AuditConfig
+from volgrowth.config import LOW_PRECISION, AuditConfig, PaperMeasure
 from volgrowth.errors import DataError, ModelError, VolgrowthError
 from volgrowth.models import inspect_model, load_model
+from volgrowth.models.load import DType
+from volgrowth.models.network import Compiled, NetworkDenoiser
 from volgrowth.numerics import Denoiser
 from volgrowth.records import Status
-from volgrowth.sources import BadImage, Row, Source, decode, open_source
+from volgrowth.sources import BadImage, Row, Source, decode, open_source, to_unit
 
 NOISE_ROWS = 8
+# of u . J u; in a low precision the network's weights and sums are rounded, which growth shows little of
+DEVIATION, LOW_DEVIATION = 0.01, 0.05
+
+log = logging.getLogger("volgrowth")
 
 
 class DataWorker:
@@ -93,7 +102,10 @@ class ModelWorker(DataWorker):
                 f"model {self.config.model} has other weights on {platform.node()} than where the audit was started: "
                 f"expected {self.manifest.model.hash}; put the same model on every node"
             )
-        self.denoiser = load_model(**name, dtype=self.config.dtype, device=self.device)
+        self.denoiser = self._load(self.config.dtype)
+
+    def _load(self, dtype: DType) -> Denoiser:
+        return load_model(**self.config.model_arguments, dtype=dtype, device=self.device)
 
 
 class ScoringWorker(ModelWorker):
@@ -101,7 +113,25 @@ class ScoringWorker(ModelWorker):
 
     def prepare(self) -> None:
         super().prepare()
-        self.scorer = Scorer(self.denoiser, self.config)
+        self.scorer = self.new_scorer(self.config)
+
+    def new_scorer(self, config: AuditConfig) -> Scorer:
+        """One with the network compiled where that is asked for."""
+        return Scorer(self.fast, config, lambda: self._load("float32"))
+
+    @cached_property
+    def fast(self) -> Denoiser:
+        """The model, compiled where that is asked for and backward passes or no derivatives at all are taken of it."""
+        measure = self.config.measure
+        if not self.config.compile:
+            return self.denoiser
+        if isinstance(measure, PaperMeasure) and measure.derivative == "jvp":
+            log.warning("forward mode does not work on compiled networks: this one runs as it is")
+        elif not isinstance(self.denoiser, NetworkDenoiser):
+            log.warning("a %s denoiser cannot be compiled: it runs as it is", self.denoiser.kind)
+        else:
+            return self.denoiser.compiled()
+        return self.denoiser
 
     def score(self, shard: Shard, rows: Sequence[int] | None, crashed: Mapping[int, str]) -> Tally:
         """Score a shard, or only some rows of a published one, and publish it.
@@ -109,11 +139,10 @@ class ScoringWorker(ModelWorker):
         Args:
             crashed: rows that end the process, and the reason: they are recorded and not tried.
         """
+        table, tally = self._measure(self.scorer, self._rows(shard, rows), crashed)
         if rows is None:
-            table, tally = self._measure(self.scorer, self._rows(shard), crashed)
             publish(self.store, self.manifest, shard, table, self.attempt)
         else:
-            table, tally = self._measure(self.scorer, self._rows(shard, rows), crashed)
             self._replace(shard, table)
         return tally
 
@@ -124,7 +153,7 @@ class ScoringWorker(ModelWorker):
     def refine(self, shard: Shard, rows: Sequence[int], num_probes: int) -> Tally:
         """Measure some rows of a published shard with more probes, and publish it again."""
         measure = self.config.measure.model_copy(update={"num_probes": num_probes})
-        scorer = Scorer(self.denoiser, self.config.model_copy(update={"measure": measure}))
+        scorer = self.new_scorer(self.config.model_copy(update={"measure": measure}))
         table, tally = self._measure(scorer, self._rows(shard, rows), {})
         # a row was measured once before with the audit's own probes
         before = self.config.evaluations(self.denoiser.has_null)
@@ -136,31 +165,62 @@ class ScoringWorker(ModelWorker):
     def noise_floor(self, shard: Shard) -> dict[str, Any]:
         """How far growth moves with the arithmetic alone: the largest difference over some rows of a published shard.
 
-        `batch`: over batch sizes; `dtype`: against float64, None where that is not possible here. Same units as growth.
+        `batch`: over batch sizes, and against the network as it is where it was compiled; `dtype`: against float64,
+        None where that is not possible here. Same units as growth. `derivative`: see `_check_derivative`.
         """
         table = self.store.read_table(shard.name)
         table = table.filter(pc.equal(table["status"], Status.OK.value))[:NOISE_ROWS]
         rows, growth = table["row"].to_pylist(), table["growth"].to_numpy()
 
         def moved(denoiser: Denoiser, **settings: Any) -> float:
-            scorer = Scorer(denoiser, self.config.model_copy(update=settings))
+            scorer = Scorer(denoiser, self.config.model_copy(update=settings), lambda: self._load("float32"))
             return float(np.abs(scorer.score(self._rows(shard, rows))["growth"].to_numpy() - growth).max(initial=0.0))
 
-        batch = max(moved(self.denoiser, batch_size=size) for size in {1, max(1, self.config.batch_size // 2)})
+        sizes = {1, max(1, self.config.images_at_once // 2)}
+        batch = max(moved(self.denoiser, batch_size=size) for size in sizes)
+        precise: Denoiser | None = None
         try:
-            precise = load_model(**self.config.model_arguments, dtype="float64", device=self.device)
+            precise = self._load("float64")
             dtype = moved(precise, dtype="float64", batch_size=NOISE_ROWS)
         except (VolgrowthError, RuntimeError):  # too large for the device, or made for one precision
             dtype = None
-        return {"rows": len(rows), "batch": batch, "dtype": dtype}
+        derivative = self._check_derivative(shard, rows, precise if dtype is not None else None)
+        return {"rows": len(rows), "batch": batch, "dtype": dtype, "derivative": derivative}
+
+    def _check_derivative(self, shard: Shard, rows: list[int], precise: Denoiser | None) -> dict[str, Any]:
+        """The derivative that scores rest on, against central differences, by `measures.derivative_deviation`.
+
+        `deviation` above `tolerance` is why to warn. `differenced` and `compiling` say what had to be done without.
+        """
+        # of the network as it is: compiled, it was compared with that, and would be again for so few rows
+        scorer = self.scorer if self.scorer.differenced else Scorer(self.denoiser, self.config)
+        low = self.config.dtype in LOW_PRECISION
+        exact = precise or (self._load("float32") if low else self.denoiser)
+        read = list(self._rows(shard, rows))
+        pixels = np.stack([each for each in map(self.pixels, read) if each is not None])
+        images = torch.from_numpy(to_unit(pixels)).to(scorer.denoiser.device, scorer.denoiser.dtype)
+        conditions = [row.condition for row in read]
+        flow = scorer.flow(conditions)
+        if self.config.condition_column:
+            exact = exact.given(conditions)
+        found = derivative_deviation(flow, exact, scorer.denoiser.embed(images), scorer.measure, self.config.seed)
+        network = getattr(self.fast, "network", None)
+        return {
+            **found,
+            "tolerance": LOW_DEVIATION if low else DEVIATION,
+            "images": len(images),
+            "used": _used(scorer),
+            "against": "float64" if precise is not None else "float32",
+            "differenced": scorer.differenced,
+            "compiling": network.problem if isinstance(network, Compiled) else None,
+        }
 
     def _measure(self, scorer: Scorer, rows: Iterable[Row], crashed: Mapping[int, str]) -> tuple[pa.Table, Tally]:
         began = time.monotonic()
         table = scorer.score(rows, crashed)
-        failed = pc.sum(pc.not_equal(table["status"], Status.OK.value)).as_py() or 0
         tally = Tally(
             images=len(table),
-            failed=failed,
+            failed=_failed(table),
             evaluations=pc.sum(table["nfe"]).as_py() or 0,
             seconds=time.monotonic() - began,
             decode_wait=scorer.decode_wait,
@@ -186,6 +246,17 @@ class ScoringWorker(ModelWorker):
         publish(self.store, self.manifest, shard, whole.sort_by("row"), self.attempt, **{**known, **extra})
 
 
+def _failed(table: pa.Table) -> int:
+    return pc.sum(pc.not_equal(table["status"], Status.OK.value)).as_py() or 0
+
+
+def _used(scorer: Scorer) -> str:
+    measure = scorer.measure
+    if isinstance(measure, PaperMeasure):
+        return "forward mode" if measure.derivative == "jvp" else f"differences of radius {measure.radius:g}"
+    return "central differences" if scorer.differenced else "backward passes"
+
+
 class DrawingWorker(ModelWorker):
     """Draws images from the model."""
 
@@ -200,7 +271,7 @@ class DrawingWorker(ModelWorker):
             clean[row] = pixels
         conditions = {row: next(iter(source.read(row, row + 1))).condition for row in drawing.condition_rows}
         images = drawing.images(
-            self.denoiser, self.config.seed, clean, conditions, self.config.guidance, self.config.batch_size
+            self.denoiser, self.config.seed, clean, conditions, self.config.guidance, self.config.images_at_once
         )
         write_images(self.store, self.manifest, drawing, images)
         return len(images)

@@ -18,6 +18,8 @@ def provenance(summary: Summary) -> list[tuple[str, Pairs]]:
     settings += [(_words(key), _listed(v)) for key, v in measure.items() if key not in ("preset", "evaluations")]
     groups.append(("Measurement", settings))
     groups.append(("Calibration", _calibration(summary["calibration"])))
+    if summary.get("cascade"):
+        groups.append(("Cascade", _cascade(summary["cascade"])))
     if summary["detection"]:
         groups.append(("Detection", _detection(summary["detection"])))
     if summary.get("verification"):
@@ -77,6 +79,19 @@ def _detection(detection: Summary) -> Pairs:
     ]
 
 
+def _cascade(cascade: Summary) -> Pairs:
+    recall = cascade["recall_at_least"]
+    return [
+        ("Screen", f"lets {percent(cascade['screen_share'])} of the held-out images through"),
+        ("Let through", f"{number(cascade['kept'])} of {plural(cascade['images'], 'distinct image')}"),
+        ("Sample of the others", plural(cascade["sample"], "image")),
+        ("Flagged in the sample", number(cascade["missed_in_sample"])),
+        ("Flags lost at most", number(cascade["flags_lost_at_most"])),
+        ("Share found at least", None if recall is None else percent(recall)),
+        ("Evaluations saved", number(cascade["evaluations_saved"])),
+    ]
+
+
 def _run(summary: Summary) -> Pairs:
     run = summary["run"]
     return [
@@ -92,6 +107,7 @@ def _run(summary: Summary) -> Pairs:
         ),
         ("Lost workers", f"{number(run['lost_workers'])}, {plural(run['retries'], 'task')} tried again"),
         *_noise(run["noise_floor"]),
+        *([("Micro-batch", plural(run["batch_size"], "image"))] if run.get("batch_size") else []),
         ("Network evaluations", number(run["evaluations"])),
     ]
 
@@ -102,7 +118,12 @@ def _noise(floor: Summary | None) -> Pairs:
         return []
     batch = f"{score(floor['batch'])} over batch sizes"
     said = batch if floor["dtype"] is None else f"{batch}, {score(floor['dtype'])} against float64"
-    return [("Noise floor of growth", f"{said} ({plural(floor['rows'], 'image')})")]
+    pairs = [("Noise floor of growth", f"{said} ({plural(floor['rows'], 'image')})")]
+    check = floor.get("derivative")  # reports of audits before it was there
+    if check:
+        said = f"{check['used']}, {percent(check['deviation'])} from central differences in {check['against']}"
+        pairs.append(("Derivatives", f"{said} ({plural(check['images'], 'image')})"))
+    return pairs
 
 
 def _words(name: str) -> str:
