@@ -162,6 +162,7 @@ def test_pure_noise_has_no_level(tmp_path: Path, sampler: str) -> None:
     save_pipeline(tmp_path, sampler=sampler, rescale_betas_zero_snr=True, prediction_type="v_prediction")
     denoiser = load_model(str(tmp_path), dtype="float64")
     assert isinstance(denoiser, NetworkDenoiser)
+    assert isinstance(denoiser.schedule, DDPMSchedule)
     assert len(denoiser.schedule) == 999
     betas = PIPELINES[sampler][1](rescale_betas_zero_snr=True).betas.double()
     table = (1 - betas).cumprod(0)

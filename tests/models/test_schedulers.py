@@ -124,7 +124,7 @@ def table_options(name: str) -> list[dict[str, Any]]:
     betas += ["exp"] if name == "HeunDiscreteScheduler" else []
     betas += ["sigmoid", "laplace"] if name == "DDPMScheduler" else []
     predictions = ["epsilon", "v_prediction", "sample"]
-    options = [{"beta_schedule": b, "prediction_type": p} for b, p in product(betas, predictions)]
+    options: list[dict[str, Any]] = [{"beta_schedule": b, "prediction_type": p} for b, p in product(betas, predictions)]
     kind = getattr(diffusers, name)
     if "rescale_betas_zero_snr" in kind().config:
         options += [{"rescale_betas_zero_snr": True, "prediction_type": p} for p in predictions]
