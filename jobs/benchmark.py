@@ -3,8 +3,8 @@
 `detection` compares memorization scores, raw and calibrated, with what models trained on the spot reproduce when
 sampled, without Ray: its cases are small. Models, samples and scores are cached under DIR, so a rerun is quick. `speed`
 times presets on networks of published configurations, on the GPU if there is one; `scale` times audits of growing
-size. `soak` audits very many small images with a model that costs nothing, and watches the driver's memory and the CPU time.
-`duplicates` groups very many hashes.
+size. `soak` audits very many small images with a model that costs nothing, and watches the driver's memory and the
+CPU time. `duplicates` groups very many hashes.
 """
 
 import sys
