@@ -44,6 +44,9 @@ def audit(
         str | None, typer.Option(help="Audit of the same rows under a model not trained on them, for calibration.")
     ] = None,
     adaptive: Annotated[bool, typer.Option("--adaptive", help="More probes for rows near the threshold.")] = False,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Screen every row, measure those that may be flagged.")
+    ] = False,
     min_workers: Annotated[int | None, typer.Option(help="Stop when fewer are ready for --set wait_minutes.")] = None,
     extend: Annotated[bool, typer.Option("--extend", help="Audit files that DATA gained into OUTPUT.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score rows without a score again.")] = False,
@@ -62,7 +65,7 @@ def audit(
     asked = audit_config(ctx)
 
     from volgrowth.pipeline import failed_share, run_audit
-    from volgrowth.report.words import title
+    from volgrowth.report.words import cascaded, title
 
     try:
         finished = run_audit(asked, extend=extend, retry_failed=retry_failed)
@@ -71,7 +74,7 @@ def audit(
         raise typer.Exit(Exit.INTERRUPTED) from None
     counts, failed = finished.summary["counts"], failed_share(finished)
     print(f"{counts['ok']} of {counts['rows']} images scored; report: {finished.store.path('report.html')}")
-    print(title(finished.summary))
+    print("\n".join([title(finished.summary), *cascaded(finished.summary.get("cascade"))]))
     _warn((finished.summary["detection"] or {}).get("warnings", ()))
     if failed > asked.max_failed:
         print(
@@ -171,6 +174,9 @@ def diff(
 def verify(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
     samples: Annotated[int, typer.Option(help="Images to draw from the model; 2500 or more say most.")],
+    stop_level: Annotated[
+        float | None, typer.Option(help="Compare a sampler that takes its last step from this noise level.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Model replicas; default one per GPU, or per core.")] = None,
     gpus_per_worker: GpusPerWorker = None,
     ray_address: RayAddress = None,
@@ -192,6 +198,7 @@ def verify(
         audit = verify_audit(
             output,
             samples,
+            stop_level=stop_level,
             workers=workers,
             gpus_per_worker=gpus_per_worker,
             ray_address=ray_address,

@@ -108,9 +108,8 @@ class PaperMeasure(Frozen):
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations an image: jvp evaluates the image again with every tangent."""
-        per_step = 2 * self.num_tangents if self.derivative == "jvp" else 1 + self.num_tangents
-        return self.num_steps * per_step
+        """Network evaluations an image: one for it and one for each tangent (more where tangents go one by one)."""
+        return self.num_steps * (1 + self.num_tangents)
 
     def beside(self, guidance: float | None = None) -> int:
         """Those of the flow without the condition, and of the guided one, each step of which takes both."""
@@ -166,7 +165,7 @@ class AuditConfig(Frozen):
     measure: Measure = StandardMeasure()
     adaptive: bool = False
     cascade: bool = False
-    screen_share: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    screen_share: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     screen_sample: Annotated[int, Field(ge=0)] | None = None
     reference: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from volgrowth.analysis.calibration import MIN_IMAGES
 from volgrowth.analysis.findings import Analysis, Reference, analyse
 from volgrowth.analysis.summary import summarize
+from volgrowth.audit.cascade import STAGES, Chosen, forget
 from volgrowth.audit.engine import Shift, shift
 from volgrowth.audit.fragments import published, reconcile
 from volgrowth.audit.freeze import Plan, freeze, stored_listing
@@ -23,7 +24,7 @@ from volgrowth.audit.lock import driving
 from volgrowth.audit.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, DataInfo, Manifest, Shard
 from volgrowth.audit.pilot import BATCH_FILE, settle_batch
 from volgrowth.audit.progress import AuditProgress
-from volgrowth.audit.refine import FACTOR, Refinement, near
+from volgrowth.audit.refine import Refinement
 from volgrowth.audit.result import FINDINGS_FILE, HOLDOUT_FINDINGS_FILE, REPORT_FILE, SUMMARY_FILE, Audit, open_audit
 from volgrowth.audit.runs import Tally, effort
 from volgrowth.audit.sampling import AT_ONCE as DRAWN_AT_ONCE
@@ -31,7 +32,7 @@ from volgrowth.audit.sampling import FOLDER, SAMPLE
 from volgrowth.audit.shards import Case, Report
 from volgrowth.audit.store import Store
 from volgrowth.audit.worker import ScoringWorker
-from volgrowth.config import AuditConfig, PaperMeasure, StandardMeasure
+from volgrowth.config import AuditConfig, PaperMeasure
 from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.models import inspect_model
 from volgrowth.records import ModelInfo, Status
@@ -79,6 +80,8 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
         with shift(config, manifest, store, lock) as work:
             settle_batch(work, store)
             _score(work, store, failed, quiet)
+            if config.cascade:
+                _cascade(work, store, bool(failed), quiet)
             audit, analysis = _analysed(config, store)
             if config.adaptive:
                 _refine(work, audit, analysis, quiet)
@@ -101,24 +104,44 @@ def _score(work: Shift, store: Store, failed: list[Shard], quiet: bool) -> None:
     work.work(ScoringWorker, (case.task() for case in cases), len(failed), progress)
 
 
+def _cascade(work: Shift, store: Store, again: bool, quiet: bool) -> None:
+    """Measure what passes the screen, then a sample of the rest: rows chosen by the first driver that got here."""
+    config, manifest = work.config, work.manifest
+    if again:
+        forget(store)
+    for stage in STAGES:
+        chosen = Chosen.load(store, stage, manifest.data.rows)
+        if chosen is None:
+            screening = _analysed(config, store)[1].screening
+            assert screening is not None  # the analysis has seen to it
+            rows = screening.passing if stage == "passed" else screening.sample(config.screen_sample, config.seed)
+            chosen = Chosen(stage, rows, manifest.data.rows)
+            chosen.save(store)
+        _again(work, chosen.todo(manifest, published(store, manifest)), "complete", stage, quiet, f"measuring {stage}")
+
+
 def _refine(work: Shift, audit: Audit, analysis: Analysis, quiet: bool) -> None:
     """Measure rows near the threshold with more probes: those chosen by the first driver that got here."""
     store, manifest = audit.store, work.manifest
     refinement = Refinement.load(store)
     if refinement is None:
-        refinement = _choose(work.config, audit, analysis)
+        tables = (audit.scores, analysis.findings), (audit.holdout_scores, analysis.holdout)
+        refinement = Refinement.choose(work.config, *tables)
         refinement.save(store)
-    done = published(store, manifest)
-    todo = [shard for shard in refinement.shards(manifest) if "refined" not in done[shard.name]]
-    rows = {shard: refinement.rows(shard) for shard in todo}
-    progress = AuditProgress(sum(map(len, rows.values())), len(todo), quiet=quiet, doing="refining")
+    rows = refinement.todo(manifest, published(store, manifest))
+    _again(work, rows, "refine", refinement.num_probes, quiet, "refining")
+
+
+def _again(work: Shift, rows: dict[Shard, list[int]], method: str, argument: Any, quiet: bool, doing: str) -> None:
+    """Have rows of published shards measured by a method of the workers."""
+    progress = AuditProgress(sum(map(len, rows.values())), len(rows), quiet=quiet, doing=doing)
     report = _report(work, progress)
 
     def task(shard: Shard) -> Task:
-        arguments = shard, rows[shard], refinement.num_probes
-        return Task(f"{shard.name}, refined", "refine", arguments, lambda tally: report(shard, tally))
+        arguments = shard, rows[shard], argument
+        return Task(f"{shard.name}, {doing}", method, arguments, lambda tally: report(shard, tally))
 
-    work.work(ScoringWorker, map(task, todo), len(todo), progress)
+    work.work(ScoringWorker, map(task, rows), len(rows), progress)
 
 
 def _report(work: Shift, progress: AuditProgress) -> Report:
@@ -169,7 +192,8 @@ def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
     floor = store.read_json(NOISE_FILE) if store.exists(NOISE_FILE) else None
     batch = store.read_json(BATCH_FILE)["batch_size"] if config.batch_size is None else config.batch_size
     run = {**asdict(effort(store)), "refined_rows": refined, "noise_floor": floor, "batch_size": batch}
-    store.write_json(SUMMARY_FILE, summarize(audit, analysis, config, run))
+    sampled = Chosen.load(store, "sampled") if config.cascade else None
+    store.write_json(SUMMARY_FILE, summarize(audit, analysis, config, run, sampled.rows if sampled else None))
     write_report(audit)
     store.write(SUCCESS, b"")
 
@@ -238,6 +262,8 @@ def _check_reference(reference: str, manifest: Manifest) -> None:
         UsageError, OutputError: it has not.
     """
     other = open_audit(reference).plan
+    if other.config.get("cascade"):
+        raise UsageError(f"--reference {reference}: it is a cascade, which did not measure most rows; expected without")
     pairs = {
         "data": (other.data.fingerprint, manifest.data.fingerprint),
         "held-out": (other.holdout and other.holdout.fingerprint, manifest.holdout and manifest.holdout.fingerprint),
@@ -314,23 +340,8 @@ def _analysed(config: AuditConfig, store: Store) -> tuple[Audit, Analysis]:
     if config.reference:
         other = open_audit(config.reference)
         reference = Reference(other.scores, other.holdout_scores)
-    return audit, analyse(audit.scores, audit.holdout_scores, reference)
-
-
-def _choose(config: AuditConfig, audit: Audit, analysis: Analysis) -> Refinement:
-    """Rows of both sets whose excess is near to where flags begin, or would, when none has been raised."""
-    measure = config.measure
-    assert isinstance(measure, StandardMeasure)  # the config has seen to it
-    findings, null = analysis.findings, analysis.findings if analysis.holdout is None else analysis.holdout
-    excess = findings["excess_growth"].to_numpy()
-    flagged = excess[pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)]
-    known = null["excess_growth"].drop_null().to_numpy()
-    threshold = flagged.min() if len(flagged) else known.max(initial=-np.inf)
-    chosen = {SCORES_FOLDER: near(excess, audit.scores["growth_error"].to_numpy(), threshold)}
-    if analysis.holdout is not None and audit.holdout_scores is not None:
-        held = analysis.holdout["excess_growth"].to_numpy(), audit.holdout_scores["growth_error"].to_numpy()
-        chosen[HOLDOUT_FOLDER] = near(*held, threshold)
-    return Refinement(float(threshold), FACTOR * measure.num_probes, chosen)
+    share = config.screen_share if config.cascade else None
+    return audit, analyse(audit.scores, audit.holdout_scores, reference, share)
 
 
 def _gallery_rows(findings: pa.Table) -> list[int]:

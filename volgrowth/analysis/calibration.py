@@ -27,7 +27,8 @@ for audited and held-out images alike, and p_i is as above with it: the screen i
 tests, and what it loses it loses to p = 1. That t is one of the held-out values costs nothing. In one fold, N and M
 given, let T be the K + 1 images of highest screen among i and the held-out ones. If i passes, it is in T and the others
 that pass are the rest of T; so p_i <= a / (1 + m) asks i to be in T and among its a highest in s, which has the chance
-(K + 1) / (1 + m) * a / (K + 1) for an exchangeable image. An image that passes no fold need not be measured.
+(K + 1) / (1 + m) * a / (K + 1) for an exchangeable image. An image that fails one fold is behind all held-out images of
+it, so that its p-value is 1 / FOLDS or so at best and flags nothing. It is taken as 1, and the image is not measured.
 """
 
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Passing:
-    """What a screen lets through: (FOLDS, n) audited images by fold, (m,) the distinct held-out images of `_usable`."""
+    """What a screen lets through: (n,) audited images in all folds, (m,) the distinct held-out images of `_usable`."""
 
     audited: np.ndarray
     held: np.ndarray
@@ -115,7 +116,7 @@ def passing(audited: Images, holdout: Images, share: float) -> Passing | None:
     excess = held.score - _own_fold(models, held)
     threshold = np.sort(excess)[-ceil(share * len(rows))]
     by_model = np.stack([_predict(model, audited.features) for model in models])
-    return Passing(audited.score - by_model >= threshold, excess >= threshold)
+    return Passing(np.all(audited.score - by_model >= threshold, axis=0), excess >= threshold)
 
 
 def calibrate(audited: Images, holdout: Images | None = None, passing: Passing | None = None) -> Calibration | None:

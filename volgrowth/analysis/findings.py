@@ -94,7 +94,7 @@ def _screening(audited: "_Scored", findings: pa.Table, growth: Calibration, pass
     flagged = pc.fill_null(findings.filter(pa.array(audited.mask))["memorized"], False).to_numpy()
     return Screening(
         row=audited.table["row"].to_numpy()[judged],
-        passed=np.any(passed.audited[:, judged], axis=0),
+        passed=passed.audited[judged],
         measured=audited.table["growth"].is_valid().to_numpy()[judged],
         flagged=flagged.astype(bool)[judged],
         p_value=growth.unscreened_p_value[judged],

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from volgrowth.audit.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.store import Store
+from volgrowth.config import AuditConfig, StandardMeasure
 
 ADAPTIVE_FILE = "adaptive.parquet"
 FACTOR = 4
@@ -38,9 +40,10 @@ class Refinement:
         rows = self.chosen.get(shard.folder, np.empty(0, int))
         return rows[(rows >= shard.start) & (rows < shard.stop)].tolist()
 
-    def shards(self, manifest: Manifest) -> list[Shard]:
-        """Shards that hold any."""
-        return [shard for shard in manifest.shards if self.rows(shard)]
+    def todo(self, manifest: Manifest, done: dict[str, dict[str, str]]) -> dict[Shard, list[int]]:
+        """Rows by shard, where they were not refined yet by the footers of what is there."""
+        rows = {shard: self.rows(shard) for shard in manifest.shards}
+        return {shard: some for shard, some in rows.items() if some and "refined" not in done[shard.name]}
 
     def save(self, store: Store) -> None:
         """Freeze it in OUT."""
@@ -49,6 +52,28 @@ class Refinement:
         footer = {"threshold": repr(self.threshold), "num_probes": str(self.num_probes)}
         columns = {"folder": pa.array(folders, pa.string()), "row": pa.array(rows, pa.int64())}
         store.write_table(ADAPTIVE_FILE, pa.table(columns), footer)
+
+    @classmethod
+    def choose(
+        cls, config: AuditConfig, audited: tuple[pa.Table, pa.Table], held: tuple[pa.Table | None, pa.Table | None]
+    ) -> "Refinement":
+        """Rows whose excess is near to where flags begin, or would, when none has been raised.
+
+        Args:
+            audited, held: scores and findings of both sets, if there are both.
+        """
+        assert isinstance(config.measure, StandardMeasure)  # the config has seen to it
+        sets = {SCORES_FOLDER: audited} | ({} if held[1] is None else {HOLDOUT_FOLDER: held})
+        excess = {folder: findings["excess_growth"].to_numpy() for folder, (_, findings) in sets.items()}
+        flagged = pc.fill_null(audited[1]["memorized"], False).to_numpy().astype(bool)
+        null = excess.get(HOLDOUT_FOLDER, excess[SCORES_FOLDER])
+        known = excess[SCORES_FOLDER][flagged] if flagged.any() else null[~np.isnan(null)]
+        threshold = known.min() if flagged.any() else known.max(initial=-np.inf)
+        chosen = {
+            folder: near(excess[folder], scores["growth_error"].to_numpy(), threshold)
+            for folder, (scores, _) in sets.items()
+        }
+        return cls(float(threshold), FACTOR * config.measure.num_probes, chosen)
 
     @classmethod
     def load(cls, store: Store) -> "Refinement | None":

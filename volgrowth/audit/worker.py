@@ -4,6 +4,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from volgrowth.audit.cascade import STAGES, Screener, mark, with_screen
 from volgrowth.audit.fragments import publish
 from volgrowth.audit.freeze import stored_listing
 from volgrowth.audit.manifest import SCORES_FOLDER, Manifest, Shard
@@ -139,7 +141,7 @@ class ScoringWorker(ModelWorker):
         Args:
             crashed: rows that end the process, and the reason: they are recorded and not tried.
         """
-        table, tally = self._measure(self.scorer, self._rows(shard, rows), crashed)
+        table, tally = self._first(shard, rows, crashed)
         if rows is None:
             publish(self.store, self.manifest, shard, table, self.attempt)
         else:
@@ -148,7 +150,28 @@ class ScoringWorker(ModelWorker):
 
     def probe(self, shard: Shard, rows: Sequence[int]) -> Tally:
         """Score some rows of a shard and forget them: whether this process survives it."""
-        return self._measure(self.scorer, self._rows(shard, rows), {})[1]
+        return self._first(shard, rows, {})[1]
+
+    def _first(self, shard: Shard, rows: Sequence[int] | None, crashed: Mapping[int, str]) -> tuple[pa.Table, Tally]:
+        """What every row of a shard gets: the preset, or in a cascade the screen, and held-out rows both."""
+        if not self.config.cascade:
+            return self._measure(self.scorer, self._rows(shard, rows), crashed)
+        screener = Screener(self.fast, self.config, lambda: self._load("float32"))
+        screens, tally = self._measure(screener, self._rows(shard, rows), crashed)
+        if shard.folder == SCORES_FOLDER:
+            return screens, tally
+        table, more = self._measure(self.scorer, self._rows(shard, rows), crashed)
+        table = with_screen(table, screens)
+        return table, replace(tally + more, images=len(table), failed=_failed(table))
+
+    def complete(self, shard: Shard, rows: Sequence[int], stage: str) -> Tally:
+        """Measure rows of a published shard that were only screened, for a stage of a cascade, and publish it again."""
+        table, tally = self._measure(self.scorer, self._rows(shard, rows), {})
+        before, footer = self.store.read_table(shard.name), self.store.read_footer(shard.name)[1]
+        screens = before.filter(pc.is_in(before["row"], value_set=table["row"].combine_chunks()))
+        known = {name: footer[name] for name in STAGES if name in footer}
+        self._replace(shard, with_screen(table, screens), **{**known, stage: mark(list(rows))})
+        return tally
 
     def refine(self, shard: Shard, rows: Sequence[int], num_probes: int) -> Tally:
         """Measure some rows of a published shard with more probes, and publish it again."""
@@ -171,6 +194,8 @@ class ScoringWorker(ModelWorker):
         table = self.store.read_table(shard.name)
         table = table.filter(pc.equal(table["status"], Status.OK.value))[:NOISE_ROWS]
         rows, growth = table["row"].to_pylist(), table["growth"].to_numpy()
+        if table["growth"].null_count:  # a cascade has only screened them
+            growth = self.scorer.score(self._rows(shard, rows))["growth"].to_numpy()
 
         def moved(denoiser: Denoiser, **settings: Any) -> float:
             scorer = Scorer(denoiser, self.config.model_copy(update=settings), lambda: self._load("float32"))

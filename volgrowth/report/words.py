@@ -67,9 +67,35 @@ def verdict(summary: Summary) -> list[str]:
             "This page ranks images and promises no error rate: there are too few to tell how high an innocent image "
             "can score."
         )
+    if summary.get("cascade"):
+        sentences += [*cascaded(summary["cascade"]), "Figures and ranks on this page are those of measured images."]
     if summary.get("verification"):
         sentences += proof(summary["verification"])
     return sentences
+
+
+def cascaded(cascade: Summary | None) -> list[str]:
+    """What a cascade left out, saved and may have lost, in sentences; none of a whole audit."""
+    if cascade is None:
+        return []
+    recall, sample, missed = cascade["recall_at_least"], cascade["sample"], cascade["missed_in_sample"]
+    said = (
+        f"This audit is a cascade: of {plural(cascade['images'], 'distinct image')} a screen let "
+        f"{number(cascade['kept'])} through, and only these, one row of each, were measured by the preset and could be "
+        f"flagged, as precursors too. It took {percent(cascade['evaluations_share'])} of a whole audit's evaluations."
+    )
+    if not cascade["screened_out"]:
+        return [said]
+    of = f"Of the {number(cascade['screened_out'])} others {number(sample)} were measured at random: "
+    lost = f"{number(missed) if missed else 'none'} of them would have been flagged"
+    if recall is None:
+        return [said, f"{of}{lost}, and a whole audit would have flagged none."]
+    return [
+        said,
+        f"{of}{lost}. With {percent(cascade['confidence'])} confidence the screen lost no more than "
+        f"{plural(cascade['flags_lost_at_most'], 'flag')}, and {percent(recall)} or more of a whole audit's flags were "
+        f"found.",
+    ]
 
 
 def _audited(counts: Summary) -> str:
@@ -143,6 +169,14 @@ def proof(verification: Summary) -> list[str]:
             f"{percent(high)}. {number(unhit) if unhit else 'None'} of the flagged images had no hit at all"
             f"{', which more samples may still change' if unhit else ''}."
         )
+    if stopped := verification.get("stopped"):
+        usual, early = stopped["usual"], stopped["early"]
+        said.append(
+            f"Of the same samples stopped at noise level {stopped['level']:g} and denoised from there, "
+            f"{number(early['copies'])} are copies instead of {number(usual['copies'])}, and they lie at a distance of "
+            f"{score(early['distance'])} instead of {score(usual['distance'])} from the nearest image that they are no "
+            f"copy of."
+        )
     returns = verification["returns"]
     if returns:
         best = max(range(len(returns["levels"])), key=lambda k: returns["flagged"][k] - returns["controls"][k])
@@ -182,6 +216,8 @@ def headline_numbers(summary: Summary) -> list[Headline]:
 def reason(card: dict[str, Any], fdr: float | None) -> str:
     """Why an image is where it is in the ranking, in one line."""
     excess = card["excess"]
+    if excess is None and card["status"] == Status.OK and card["p"] is not None:
+        return "Screened out: not measured any further."
     if excess is None:
         return f"No calibrated score: {STATUS_MEANING.get(card['status'], 'not measured.').lower()}"
     place = f"Excess growth higher than {percent(card['share_below'])} of distinct images"
