@@ -98,6 +98,7 @@ def _of_text(network: Any, x: Tensor, labels: Tensor) -> Tensor:
 
 SUBJECTS = (
     Subject("small UNet, 0.8M", partial(_unet, (32, 64), "dd", "uu", 1), (3, 32, 32), (64, 2048), _plain),
+    Subject("the same at 12 x 12 pixels", partial(_unet, (32, 64), "dd", "uu", 1), (3, 12, 12), (256, 4096), _plain),
     Subject(
         "CIFAR UNet (google/ddpm-cifar10-32), 35.7M",
         partial(_unet, (128, 256, 256, 256), "dadd", "uubu", 2),
@@ -108,7 +109,7 @@ SUBJECTS = (
     Subject("DiT-S/2, 33M", _dit, (4, 32, 32), (8, 256), _of_class),
     Subject("Stable Diffusion UNet, 860M", _stable_diffusion, (4, 64, 64), (1, 16), _of_text, on_gpu_only=True),
 )
-CIFAR = SUBJECTS[1]
+CIFAR = SUBJECTS[2]
 
 # preset `volume` is more of the traces of `standard`
 MEASURES: dict[str, Measure] = {

@@ -19,7 +19,7 @@ from volgrowth.lab.speed import (
 from volgrowth.lab.speed_page import Results, device_name, write
 
 # images, axes and steps of the race on a CPU and on a GPU, for small networks and for large ones
-SMALL_RACE = ((64, 1, 4), (512, 1, 4))
+SMALL_RACE = ((128, 1, 4), (512, 1, 4))
 LARGE_RACE = ((8, 1, 2), (256, 1, 4))
 
 
@@ -30,9 +30,9 @@ def run_speed(folder: Path, *, quick: bool = False) -> None:
     subjects = SUBJECTS[:1] if quick else SUBJECTS
     rounds = 1 if quick else 3
     racing = [
-        race(subject, device, *size[gpu], rounds=rounds)
-        for subject, size in ((SUBJECTS[0], SMALL_RACE), (CIFAR, LARGE_RACE))
-        if subject in subjects
+        race(subject, device, *(LARGE_RACE if subject == CIFAR else SMALL_RACE)[gpu], rounds=rounds)
+        for subject in subjects
+        if subject in SUBJECTS[:3]
     ]
     costs = {}
     for subject in subjects:
