@@ -358,3 +358,12 @@ def test_bad_input(change: dict[str, object], message: str) -> None:
     given: dict[str, object] = {"denoiser": Smooth(4), "images": randn(2, 4), "schedule": VP, "times": TIMES}
     with pytest.raises(ValueError, match=message):
         unchecked(**{**given, **change})
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_differences_of_low_precision_networks_are_refused(precision: torch.dtype) -> None:
+    denoiser = GaussianDenoiser(0.0, 1.0)
+    denoiser.precision = precision
+    with pytest.raises(ValueError, match=r"a displacement of 0.05 is lost in its rounding; expected 'jvp', or the"):
+        volume_growth(denoiser, torch.zeros(1, 4), derivative="difference")
+    assert volume_growth(denoiser, torch.zeros(1, 4), times=torch.tensor([0.1, 0.2])).log_volume.isfinite().all()

@@ -91,7 +91,7 @@ def volume_growth(
 
     Raises:
         ValueError: shapes that do not fit, times without rising noise levels, an unknown solver, derivative or
-            coordinates, a radius that is not positive.
+            coordinates, a radius that is not positive, differences of a network of less than float32.
         NotImplementedError: jvp, and the network uses an operation that torch has no forward-mode derivative for.
     """
     _check_choice("solver", solver, tuple(SOLVERS))
@@ -99,6 +99,11 @@ def volume_growth(
     _check_choice("coordinates", coordinates, get_args(Coordinates))
     if not radius > 0:
         raise ValueError(f"radius is {radius}: expected more than 0")
+    if derivative == "difference" and denoiser.precision in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"derivative 'difference' of a network in {denoiser.precision}: a displacement of {radius:g} is lost in "
+            f"its rounding; expected 'jvp', or the network in float32"
+        )
     check_images(denoiser, images)
     grid = nodes(schedule, torch.linspace(1e-3, 1.001, 1001, dtype=torch.float64) if times is None else times)
     if len(grid) < 2:
