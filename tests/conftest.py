@@ -15,7 +15,7 @@ from jaxtyping import install_import_hook
 
 from tests import s3
 
-install_import_hook("volgrowth.numerics", "beartype.beartype")
+install_import_hook(["volgrowth.numerics", "volgrowth.theory"], "beartype.beartype")
 
 VOLGROWTH = Path(sys.executable).parent / "volgrowth"
 
@@ -44,14 +44,12 @@ def ray_session(ray_folder: Path) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Networks so small gain nothing from threads, which spin while they wait where a machine is busy."""
-    import torch
     from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
+    from volgrowth.lab import training
+
+    with training.one_thread(), threadpool_limits(1):
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

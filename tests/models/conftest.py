@@ -1,16 +1,15 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+from volgrowth.lab import training
 
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
     """Networks here are tiny: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with training.one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,8 @@ import diffusers
 import torch
 import transformers
 
+from .checkpoints import unet
+
 FAMILY_NAMES = ("ddpm", "ddim", "score-sde-ve", "ldm", "dit", "sd1", "sd2", "sdxl", "sd3", "flux")
 TEXT_FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
 CLASSES = 10
@@ -44,18 +46,7 @@ def build(family: str, folder: Path, *, scheduler: Any = None, t5: bool = True, 
 
 
 def unet2d(**changes: Any) -> Any:
-    config: dict[str, Any] = {
-        "sample_size": SIZE,
-        "in_channels": 3,
-        "out_channels": 3,
-        "layers_per_block": 1,
-        "block_out_channels": (8, 8),
-        "norm_num_groups": 4,
-        "attention_head_dim": 8,
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    }
-    return diffusers.UNet2DModel(**{**config, **changes})
+    return unet(**{"in_channels": 3, "out_channels": 3, **changes})
 
 
 def unet_with_text(**changes: Any) -> Any:

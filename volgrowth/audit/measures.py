@@ -84,7 +84,7 @@ class Flow:
         """Whose rates are measured beside those of the flow."""
         return (self.null,) if self.null else ()
 
-    def beside(self, levels: int, probes: int) -> int:
+    def differences(self, levels: int, probes: int) -> int:
         """Evaluations an image that a central difference takes and a backward pass does not."""
         return levels * probes * (1 + len(self.others)) if isinstance(self.denoiser, Differenced) else 0
 
@@ -140,7 +140,9 @@ def _standard(flow: Flow, images: Tensor, measure: StandardMeasure, seed: int) -
         columns=columns,
         above_ceiling=trace.above_ceiling,
         sign_flip=torch.zeros_like(trace.above_ceiling),
-        nfe=measure.evaluations + (measure.beside() if flow.null else 0) + flow.beside(len(levels), measure.num_probes),
+        nfe=measure.evaluations
+        + (measure.beside() if flow.null else 0)
+        + flow.differences(len(levels), measure.num_probes),
     )
 
 
@@ -163,7 +165,7 @@ def _volume(flow: Flow, images: Tensor, measure: VolumeMeasure, seed: int) -> La
         columns=columns,
         above_ceiling=trace.above_ceiling,
         sign_flip=torch.zeros_like(trace.above_ceiling),
-        nfe=trace.nfe + flow.beside(len(levels), measure.num_probes),
+        nfe=trace.nfe + flow.differences(len(levels), measure.num_probes),
     )
 
 

@@ -97,13 +97,7 @@ def volume_growth(
     _check_choice("solver", solver, tuple(SOLVERS))
     _check_choice("derivative", derivative, get_args(Derivative))
     _check_choice("coordinates", coordinates, get_args(Coordinates))
-    if not radius > 0:
-        raise ValueError(f"radius is {radius}: expected more than 0")
-    if derivative == "difference" and denoiser.precision in (torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"derivative 'difference' of a network in {denoiser.precision}: a displacement of {radius:g} is lost in "
-            f"its rounding; expected 'jvp', or the network in float32"
-        )
+    _check_radius(denoiser, derivative, radius)
     check_images(denoiser, images)
     grid = nodes(schedule, torch.linspace(1e-3, 1.001, 1001, dtype=torch.float64) if times is None else times)
     if len(grid) < 2:
@@ -137,6 +131,17 @@ def volume_growth(
 def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
         raise ValueError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
+
+
+def _check_radius(denoiser: Denoiser, derivative: Derivative, radius: float) -> None:
+    """A difference needs a displacement, and a network that resolves it."""
+    if not radius > 0:
+        raise ValueError(f"radius is {radius}: expected more than 0")
+    if derivative == "difference" and denoiser.precision in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"derivative 'difference' of a network in {denoiser.precision}: a displacement of {radius:g} is lost in "
+            f"its rounding; expected 'jvp', or the network in float32"
+        )
 
 
 def check_images(denoiser: Denoiser, images: Images) -> None:
