@@ -109,7 +109,7 @@ def screened(flow: Flow, images: Images, seed: int) -> Launched:
     lowest, highest = flow.denoiser.noise_levels or (LEVEL, LEVEL)
     level = torch.tensor([min(max(LEVEL, lowest), highest)], dtype=torch.float64)
     trace = trace_growth(flow.denoiser, images, level, 1, seeded(seed, "probe"))
-    beside = replace(flow, null=None).beside(1, 1)
+    beside = replace(flow, null=None).differences(1, 1)
     nothing = torch.zeros_like(trace.above_ceiling)
     return Launched({"screen": trace.rate[:, 0]}, nothing, nothing, nfe=trace.nfe + beside)
 
