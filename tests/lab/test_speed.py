@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from volgrowth.lab import speed_run
-from volgrowth.lab.speed import Subject, _plain, _unet, denoiser_of, flops, images_of, matmul_peak, race, speeds
+from volgrowth.lab.speed import speeds
+from volgrowth.lab.speed_cost import Limits, cost_of, limits_of
 from volgrowth.lab.speed_page import Results, markdown
+from volgrowth.lab.speed_race import race
+from volgrowth.lab.speed_subjects import SUBJECTS, Subject, denoiser_of, images_of, plain, unet
 from volgrowth.numerics import volume_growth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-TINY = Subject("tiny", partial(_unet, (32, 32), "dd", "uu", 1), (3, 8, 8), (4, 4), _plain)
+TINY = Subject("tiny", partial(unet, (32, 32), "dd", "uu", 1), (3, 8, 8), (16, 16), plain)
 
 
 def test_the_race_is_run_on_the_same_work() -> None:
@@ -33,11 +36,47 @@ def test_random_weights_give_something_to_differentiate() -> None:
     assert images.abs().max() <= 1
 
 
+class Two(torch.nn.Module):
+    """One product and one sum: 6 images, 5 numbers in and 7 out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(5, 7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mm(self.weight)[:, :5] + 1
+
+
+def test_the_roofline_takes_the_longer_of_two_times_for_each_operation() -> None:
+    product, moved = 2 * 6 * 5 * 7, 4 * (6 * 5 + 5 * 7 + 6 * 7)
+    added = 4 * (min(6 * 5, 6 * 7) + 6 * 5)  # the sum reads a view, of which only its own entries count
+
+    class Denoised:
+        def noise(self, y: torch.Tensor, noise_level: torch.Tensor) -> torch.Tensor:
+            return network(y)
+
+    network = Two().requires_grad_(False)
+    for limits in (Limits(1.0, 1e9), Limits(1e9, 1.0)):
+        cost = cost_of(Denoised(), torch.ones(6, 5), limits)  # type: ignore[arg-type]
+        assert (6 * cost.flops, 6 * cost.bytes) == (product, moved + added)
+        assert 6 * cost.seconds == pytest.approx(
+            max(product / limits.flops, moved / limits.bandwidth) + added / limits.bandwidth
+        )
+
+
+def test_attention_is_counted_on_a_cpu_too() -> None:
+    """DiT-S/2: a published 6.06 G multiply-adds for latents of 32 x 32 (arXiv 2212.09748, table 4)."""
+    dit = next(subject for subject in SUBJECTS if subject.name.startswith("DiT"))
+    cost = cost_of(denoiser_of(dit, torch.float32, CPU), images_of(dit, 1, CPU), Limits(1.0, 1.0))
+    assert cost.flops == pytest.approx(2 * 6.06e9, rel=0.01)
+
+
 def test_a_forward_pass_is_counted() -> None:
     """A convolution of 3x3 from 3 to 32 channels on 8x8 pixels takes 2 x 9 x 3 x 32 x 64 operations, and is not all."""
-    cost = flops(denoiser_of(TINY, torch.float32, CPU), images_of(TINY, 1, CPU))
-    assert 2 * 9 * 3 * 32 * 64 < cost < 1e9
-    assert matmul_peak(torch.float32, CPU) > 1e8
+    limits = limits_of(torch.float32, CPU)
+    cost = cost_of(denoiser_of(TINY, torch.float32, CPU), images_of(TINY, 1, CPU), limits)
+    assert 2 * 9 * 3 * 32 * 64 < cost.flops < 1e9
+    assert cost.seconds >= cost.flops / limits.flops
 
 
 def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,13 +91,17 @@ def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for each in numbers["speeds"]:
         assert each["evaluations_per_second"] == pytest.approx(each["images_per_second"] * each["nfe"])
+        assert (each["idle"] is not None) == (each["preset"] == "paper, jvp" and each["batch"] == 16)
+        assert each["idle"] is None or 0 <= each["idle"] < 1
+    assert {each["batch"] for each in numbers["speeds"]} == {2, 16}
     page = (tmp_path / "speed.md").read_text()
     assert "100,000,000 images" in page
     assert "| tiny | 2 x 1 x 1 |" in page
 
 
 def test_a_page_without_a_gpu_has_no_memory() -> None:
-    some = list(speeds([TINY], CPU, rounds=1))[:1]
-    page = markdown(Results("here", {"float32": 1e12}, {"PNG 32": 1e4}, {"tiny": 1e6}, some, []))
+    floor, some = next(iter(speeds([TINY], CPU, rounds=1)))
+    page = markdown(Results("here", {"PNG 32": 1e4}, [floor], some[:1], []))
     assert "memory" not in page
-    assert "1.00 TFLOP/s" in page
+    assert "| tiny | float32 |" in page
+    assert "10,000 images/s of PNG 32" in page

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -51,6 +53,27 @@ def test_orthonormal_factors(k: int, seed: int) -> None:
     assert (r.tril(-1) == 0).all()
     assert (r.diagonal(dim1=1, dim2=2) > 0).all()
     assert_close(change_basis(tangents, r), q, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("condition", [1.0, 1e4, 1e6])
+def test_the_volume_is_that_of_the_singular_values(condition: float, dtype: torch.dtype) -> None:
+    stretches = torch.logspace(0, -math.log10(condition), 8, dtype=torch.float64)
+    left, right = (torch.linalg.qr(randn(3, size, 8, seed=size))[0] for size in (50, 8))
+    q, r = orthonormal((left * stretches @ right.mT).mT.to(dtype))
+    # what the tangents' own rounding does to the shortest axis
+    error = 10 * condition * torch.finfo(dtype).eps
+    assert_close(r.diagonal(dim1=1, dim2=2).double().log().sum(1), stretches.log().sum().expand(3), rtol=0, atol=error)
+    assert_close(q @ q.mT, torch.eye(8, dtype=dtype).expand(3, 8, 8), rtol=0, atol=10 * torch.finfo(dtype).eps)
+
+
+def test_dependent_tangents_span_no_volume_and_leave_other_images_alone() -> None:
+    tangents = randn(3, 3, 6)
+    tangents[1, 2], tangents[2, 1] = tangents[1, 0], 0.0
+    q, r = orthonormal(tangents)
+    assert_close(q[0] @ q[0].mT, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert not r[1, 2, 2] > 1e-7  # what rounding leaves, or nan
+    assert r[2].isnan().any()
 
 
 def test_an_orthonormal_frame_is_kept_and_not_mirrored() -> None:

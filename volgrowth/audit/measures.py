@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from math import log, sqrt
 from typing import Any
 
@@ -33,7 +34,7 @@ class Measurement:
     sign_flip: np.ndarray
     nfe: int
 
-    @property
+    @cached_property
     def finite(self) -> np.ndarray:
         """(B,) whether every number of the row is finite."""
         rows = len(self.above_ceiling)

@@ -12,7 +12,7 @@ from volgrowth.lab.bench import choose, run_bench
 from volgrowth.lab.bench_page import write
 from volgrowth.lab.duplicates import run as run_duplicates
 from volgrowth.lab.duplicates import write as write_duplicates
-from volgrowth.lab.scale import run_scale, worker_counts, write_scale
+from volgrowth.lab.scale import ROWS, run_scale, worker_counts, write_scale
 from volgrowth.lab.scores import choose_scores
 from volgrowth.lab.soak import run_soak
 from volgrowth.lab.soak import write as write_soak
@@ -40,8 +40,8 @@ def duplicates(options: argparse.Namespace) -> None:
 
 def scale(options: argparse.Namespace) -> None:
     """Audits from a thousand rows up, by one worker or several: time, the driver's memory, CPU a row, resuming."""
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_scale(options.output, run_scale(options.output, options.rows, worker_counts()), _device())
+    sizes = [rows for rows in ROWS if rows <= options.rows] or [options.rows]
+    write_scale(options.output, *run_scale(options.output, sizes, worker_counts()), _device())
     print((options.output / "scale.md").read_text())
 
 

@@ -1,6 +1,8 @@
 """What an audit costs beside its network: from a thousand rows to a million, by one worker or several.
 
-The model of the soak costs nothing, so that what is measured is reading, decoding, publishing and the driver.
+The model of the soak costs nothing, so that what is measured is reading, decoding, publishing and the driver. The cost
+model is a line: what an audit takes without any row, and what each row adds, beside the floor, a plain loop over the
+same rows.
 """
 
 import json
@@ -14,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from volgrowth.lab.soak import audit_command, make_data, watch
+from volgrowth.lab.soak import LOOP_ROWS, audit_command, loops_cpu, make_data, watch
 
 ROWS = (1_000, 10_000, 100_000, 1_000_000)
+MANY, GPUS, CORES = 100_000_000, (1, 8, 64), 16
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Scale:
         seconds: of the whole command, start of Ray, analysis and report included.
         images_per_second: while scoring.
         driver_mib: most memory of the driver while rows were scored.
-        cpu_per_row: CPU seconds a row of everything that the audit started, up to the last row.
+        analysis_mib: and of it afterwards.
+        cpu: CPU seconds of everything that the audit started, up to the last row.
         resume_seconds: of the same command again, which has nothing left to do.
     """
 
@@ -36,18 +40,52 @@ class Scale:
     seconds: float
     images_per_second: float
     driver_mib: float
-    cpu_per_row: float
+    analysis_mib: float
+    cpu: float
     resume_seconds: float
 
 
-def run_scale(folder: Path, largest: int, workers: Sequence[int]) -> list[Scale]:
-    """Audits of every size up to `largest` by each number of workers."""
-    found = []
-    for rows in (rows for rows in ROWS if rows <= largest):
+@dataclass(frozen=True)
+class CostModel:
+    """Of audits by so many workers: a line through the smallest and the largest.
+
+    Attributes:
+        start_seconds: of the whole command, without any row.
+        row_seconds: that each row adds to it.
+        row_cpu: CPU seconds that each row adds up to the last one.
+        loop_cpu: CPU seconds a row of plain loops, as many at the same time.
+    """
+
+    workers: int
+    start_seconds: float
+    row_seconds: float
+    row_cpu: float
+    loop_cpu: float
+
+
+def run_scale(folder: Path, sizes: Sequence[int], workers: Sequence[int]) -> tuple[list[Scale], list[CostModel]]:
+    """Audits of every size by each number of workers; cost models where there are two sizes or more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found, data = [], folder / "data"
+    for rows in sorted(sizes):
         data = folder / f"data-{rows}"
         make_data(data, rows)
         found += [_measure(folder, data, rows, count) for count in workers]
-    return found
+    models = []
+    for count in workers if len(sizes) > 1 else []:
+        few, *_, many = [each for each in found if each.workers == count]
+        added = many.rows - few.rows
+        row_seconds = (many.seconds - few.seconds) / added
+        models.append(
+            CostModel(
+                workers=count,
+                start_seconds=few.seconds - few.rows * row_seconds,
+                row_seconds=row_seconds,
+                row_cpu=(many.cpu - few.cpu) / added,
+                loop_cpu=loops_cpu(data, min(LOOP_ROWS, many.rows), count),
+            )
+        )
+    return found, models
 
 
 def _measure(folder: Path, data: Path, rows: int, workers: int) -> Scale:
@@ -69,27 +107,57 @@ def _measure(folder: Path, data: Path, rows: int, workers: int) -> Scale:
         seconds=seconds,
         images_per_second=summary["run"]["images_per_second"],
         driver_mib=memory[scoring].max(),
-        cpu_per_row=cpu[scoring].max() / rows,
+        analysis_mib=memory[~scoring].max(initial=0.0),
+        cpu=cpu[scoring].max(),
         resume_seconds=resume,
     )
 
 
-def write_scale(folder: Path, found: Sequence[Scale], device: str) -> None:
+def write_scale(folder: Path, found: Sequence[Scale], models: Sequence[CostModel], device: str) -> None:
     """`scale.json` and `scale.md`."""
-    (folder / "scale.json").write_text(json.dumps([asdict(each) for each in found], indent=2) + "\n")
-    (folder / "scale.md").write_text(markdown(found, device))
+    numbers = {"device": device, "audits": list(map(asdict, found)), "models": list(map(asdict, models))}
+    (folder / "scale.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (folder / "scale.md").write_text(markdown(found, models, device))
 
 
-def markdown(found: Sequence[Scale], device: str) -> str:
-    """The numbers as a table."""
-    header = "| rows | workers | whole command | images a second | driver | CPU a row | asked for again |"
-    rows = [
+def markdown(found: Sequence[Scale], models: Sequence[CostModel], device: str) -> str:
+    """The numbers as tables."""
+    lines = [
+        f"Measured on {device}, with a model that costs nothing on images of 8 x 8 pixels.",
+        "",
+        "| rows | workers | whole command | images a second | driver | analysis | CPU | asked for again |",
+        "|-" * 8 + "|",
+    ]
+    lines += [
         f"| {each.rows:,} | {each.workers} | {each.seconds:,.0f} s | {each.images_per_second:,.0f} | "
-        f"{each.driver_mib:,.0f} MiB | {1e3 * each.cpu_per_row:.3f} ms | {each.resume_seconds:.1f} s |"
+        f"{each.driver_mib:,.0f} MiB | {each.analysis_mib:,.0f} MiB | {each.cpu:,.0f} s | {each.resume_seconds:.1f} s |"
         for each in found
     ]
-    note = "CPU a row is of everything up to the last row, start of Ray and imports included, which few rows share."
-    return "\n".join([f"Measured on {device}.", "", header, "|-" * 7 + "|", *rows, "", note, ""])
+    lines += [
+        "",
+        "Driver: its memory while rows are scored; analysis: later. CPU: of all, up to the last row.",
+        "",
+    ]
+    if not models:
+        return "\n".join(lines)
+    hours = " | ".join(f"{n} GPU{'s' if n > 1 else ''}" for n in GPUS)
+    lines += [
+        "A line through the smallest audit and the largest: what a command takes without any row, what each row adds "
+        "to it, CPU time that each row adds up to the last one, and the floor, that of as many plain loops that read, "
+        f"decode, measure and keep nothing. Then hours of {MANY:,} rows by that CPU time, with {CORES} such cores "
+        "for each GPU, storage that delivers, and networks whose own time is not in it.",
+        "",
+        f"| workers | start | a row adds | CPU a row | plain loop | overhead | {hours} |",
+        "|-" * (6 + len(GPUS)) + "|",
+    ]
+    lines += [
+        f"| {model.workers} | {model.start_seconds:.0f} s | {1e3 * model.row_seconds:.3f} ms | "
+        f"{1e3 * model.row_cpu:.3f} ms | {1e3 * model.loop_cpu:.3f} ms | {model.row_cpu / model.loop_cpu - 1:+.0%} | "
+        + " | ".join(f"{MANY * model.row_cpu / CORES / n / 3600:.2f} h" for n in GPUS)
+        + " |"
+        for model in models
+    ]
+    return "\n".join([*lines, ""])
 
 
 def worker_counts() -> list[int]:

@@ -83,7 +83,10 @@ def run_soak(folder: Path, rows: int) -> Soak:
     while_scoring = done < rows
     steady = while_scoring & (done > rows / 10)
     fit = stats.linregress(done[steady] / 1e6, memory[steady])
-    loop, audited = loops_cpu(data, min(LOOP_ROWS, rows)), json.loads((output / "summary.json").read_text())
+    loop, audited = (
+        loops_cpu(data, min(LOOP_ROWS, rows), os.cpu_count() or 1),
+        json.loads((output / "summary.json").read_text()),
+    )
     engine = cpu[while_scoring].max() / rows
     return Soak(
         rows=rows,
@@ -111,9 +114,8 @@ def make_data(folder: Path, rows: int) -> None:
             path.with_suffix(".part").rename(path)
 
 
-def loops_cpu(data: Path, rows: int) -> float:
-    """CPU seconds a row of plain loops, one a CPU at the same time, as the audit's workers are: threads share cores."""
-    count = os.cpu_count() or 1
+def loops_cpu(data: Path, rows: int, count: int) -> float:
+    """CPU seconds a row of so many plain loops at the same time, as the audit's workers are: threads share cores."""
     with ProcessPoolExecutor(count, get_context("spawn")) as pool:
         return float(np.mean(list(pool.map(loop_cpu, [data] * count, [rows] * count))))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from volgrowth.lab.speed import Race, Speed
+from volgrowth.lab.speed import CHEAPEST, Floor, Speed
+from volgrowth.lab.speed_race import Race
 
 MANY = 100_000_000
 GPUS = (1, 8, 64)
@@ -20,15 +21,12 @@ class Results:
     """Everything that one run measured.
 
     Attributes:
-        peaks: operations a second of a matrix product, by precision.
         decoding: images a second and core.
-        flops: of a forward pass, by network.
     """
 
     device: str
-    peaks: Mapping[str, float]
     decoding: Mapping[str, float]
-    flops: Mapping[str, float]
+    floors: Sequence[Floor]
     speeds: Sequence[Speed]
     races: Sequence[Race]
 
@@ -50,7 +48,7 @@ def write(folder: Path, results: Results) -> None:
 
 def markdown(results: Results) -> str:
     """All tables."""
-    parts = [f"Measured on {results.device}.", _limits(results), _races(results.races), _speeds(results.speeds)]
+    parts = [f"Measured on {results.device}.", _floors(results), _races(results.races), _speeds(results.speeds)]
     return "\n\n".join([*parts, _extrapolation(results)]) + "\n"
 
 
@@ -59,11 +57,30 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _limits(results: Results) -> str:
-    rows = [[f"matrix product, {name}", f"{peak / 1e12:,.2f} TFLOP/s"] for name, peak in results.peaks.items()]
-    rows += [[f"a forward pass of {name}", f"{cost / 1e9:,.2f} GFLOP an image"] for name, cost in results.flops.items()]
-    rows += [[f"decoding {name}", f"{rate:,.0f} images/s a core"] for name, rate in results.decoding.items()]
-    return "### The device\n\n" + _table(["limit", "measured"], rows)
+def _floors(results: Results) -> str:
+    text = (
+        "### The floor\n\nA forward pass costs at least its floating-point operations at the rate of a large matrix "
+        "product; in a framework that takes one operation after the other, it costs the sum over operations of the "
+        "longer of two times, arithmetic at that rate and the bytes it reads and writes at the rate of a large copy "
+        "(`volgrowth.lab.speed_cost`). Limits were measured again before each network. "
+        + "; ".join(f"one core decodes {rate:,.0f} images/s of {name}" for name, rate in results.decoding.items())
+        + ".\n\n"
+    )
+    columns = ["network", "precision", "product", "copy", "an image", "moves", "at the peak", "op by op"]
+    rows = [
+        [
+            floor.network,
+            floor.dtype,
+            f"{floor.limits.flops / 1e12:,.2f} TFLOP/s",
+            f"{floor.limits.bandwidth / 1e9:,.0f} GB/s",
+            f"{floor.cost.flops / 1e9:,.2f} GFLOP",
+            f"{floor.cost.bytes / 1e6:,.0f} MB",
+            f"{1e3 * floor.cost.flops / floor.limits.flops:.3g} ms",
+            f"{1e3 * floor.cost.seconds:.3g} ms",
+        ]
+        for floor in results.floors
+    ]
+    return text + _table(columns, rows)
 
 
 def _races(races: Sequence[Race]) -> str:
@@ -91,11 +108,14 @@ def _races(races: Sequence[Race]) -> str:
 
 def _speeds(speeds: Sequence[Speed]) -> str:
     text = (
-        "### Presets\n\nA backward pass counts as one evaluation, as a forward pass does; the share is of the floor: "
-        "evaluations times the operations of a forward pass, at the matrix product's peak.\n\n"
+        "### Presets\n\nA backward pass counts as one evaluation, as a forward pass does. Shares are of the rates that "
+        "the floors above allow, for as many forward passes: the matrix product's peak, and operation by operation "
+        "(above 100% where caches spare the copies). Idle: of the time in which PNG files become records, decoding and "
+        "complexity included, the part that the measurement by itself does not take.\n\n"
     )
     memory = any(speed.peak_memory_mib is not None for speed in speeds)
-    columns = ["network", "preset", "precision", "batch", "evaluations", "images/s", "evaluations/s", "share of peak"]
+    columns = ["network", "preset", "precision", "batch", "evaluations", "images/s", "evaluations/s"]
+    columns += ["of peak", "of op by op", "idle"]
     rows = [
         [
             speed.network,
@@ -106,6 +126,8 @@ def _speeds(speeds: Sequence[Speed]) -> str:
             f"{speed.images_per_second:,.2f}",
             f"{speed.evaluations_per_second:,.1f}",
             f"{speed.share_of_peak:.0%}",
+            f"{speed.share_of_floor:.0%}",
+            "" if speed.idle is None else f"{speed.idle:.0%}",
             *([f"{speed.peak_memory_mib:,.0f} MiB"] if memory else []),
         ]
         for speed in speeds
@@ -120,6 +142,7 @@ def _extrapolation(results: Results) -> str:
         "nothing (docs/engine.md), and decoding by other cores, so many for one device, at the rate above.\n\n"
     )
     png = results.decoding.get("PNG 32", 1.0)
+    largest = {speed.network: speed.batch for speed in sorted(results.speeds, key=lambda speed: speed.batch)}
     columns = ["network", "preset", "precision", *(f"{n} device{'s' if n > 1 else ''}" for n in GPUS), "decoding cores"]
     rows = [
         [
@@ -130,6 +153,6 @@ def _extrapolation(results: Results) -> str:
             f"{speed.images_per_second / png:.2g}",
         ]
         for speed in results.speeds
-        if speed.preset in ("standard", "paper, jvp")
+        if speed.preset in ("standard", CHEAPEST) and speed.batch == largest[speed.network]
     ]
     return text + _table(columns, rows)

@@ -39,22 +39,28 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train_model(images: np.ndarray, folder: Path, seed: int, recipe: Recipe = Recipe()) -> None:
-    """Train a UNet2DModel on images (n, C, H, W) uint8 by the DDPM loss, and save it as a pipeline folder."""
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+def untrained(shape: tuple[int, ...], channels: tuple[int, ...]) -> torch.nn.Module:
+    """A UNet2DModel for images (C, H, W), its blocks of so many channels, without attention."""
+    from diffusers import UNet2DModel
 
-    torch.manual_seed(seed)
-    blocks = len(recipe.channels)
-    network = UNet2DModel(
-        sample_size=images.shape[2],
-        in_channels=images.shape[1],
-        out_channels=images.shape[1],
+    return UNet2DModel(
+        sample_size=shape[1],
+        in_channels=shape[0],
+        out_channels=shape[0],
         layers_per_block=1,
-        block_out_channels=recipe.channels,
-        down_block_types=("DownBlock2D",) * blocks,
-        up_block_types=("UpBlock2D",) * blocks,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D",) * len(channels),
+        up_block_types=("UpBlock2D",) * len(channels),
         norm_num_groups=8,
     )
+
+
+def train_model(images: np.ndarray, folder: Path, seed: int, recipe: Recipe = Recipe()) -> None:
+    """Train a UNet2DModel on images (n, C, H, W) uint8 by the DDPM loss, and save it as a pipeline folder."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    torch.manual_seed(seed)
+    network = untrained(images.shape[1:], recipe.channels)
     scheduler = DDPMScheduler()
     data = to_tensor(images)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate)
