@@ -17,6 +17,17 @@ from tests import s3
 
 install_import_hook(["volgrowth.numerics", "volgrowth.theory"], "beartype.beartype")
 
+DEMO = "demo"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (`-n`), those of one file run in one, and all that need the demo in one too."""
+    for item in items:
+        needs_demo = DEMO in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group(DEMO if needs_demo else item.nodeid.partition("::")[0]))
+
+
 VOLGROWTH = Path(sys.executable).parent / "volgrowth"
 
 

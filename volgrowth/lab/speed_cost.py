@@ -6,7 +6,7 @@ fused operations share their bytes.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +84,19 @@ def limits_of(dtype: torch.dtype, device: torch.device) -> Limits:
 
 def seconds(work: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
     """The least of several rounds, after one that is not counted."""
+    return seconds_each([work], device, rounds)[0]
 
-    def once() -> float:
+
+def seconds_each(works: Sequence[Callable[[], object]], device: torch.device, rounds: int = 3) -> list[float]:
+    """The same of several, which take turns, so that a slow spell of the machine falls on all of them."""
+
+    def once(work: Callable[[], object]) -> float:
         began = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    once()
-    return min(once() for _ in range(rounds))
+    for work in works:
+        once(work)
+    return [min(times) for times in zip(*([once(work) for work in works] for _ in range(rounds)), strict=True)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from volgrowth.audit.measures import true_float32
-from volgrowth.lab.speed_cost import seconds
+from volgrowth.lab.speed_cost import seconds_each
 from volgrowth.lab.speed_subjects import Subject, denoiser_of, images_of
 from volgrowth.models import NetworkDenoiser
 from volgrowth.numerics import volume_growth
@@ -85,11 +85,21 @@ def race(subject: Subject, device: torch.device, images: int, axes: int, steps: 
 
     exact, low = denoiser_of(subject, torch.float32, device), denoiser_of(subject, torch.bfloat16, device)
     double = ours(denoiser_of(subject, torch.float64, device), "jvp")
-    with true_float32():
-        loop, batches = published_loop(exact, whole, frames, times), ours(exact, "difference")
-        naive = seconds(lambda: published_loop(exact, whole, frames, times), device, rounds)
-        batched = seconds(lambda: ours(exact, "difference"), device, rounds)
-    spread = (loop.max() - loop.min()).item() or loop.abs().max().item()
+    found: dict[str, Tensor] = {}
+
+    def loop() -> None:
+        with true_float32():
+            found["loop"] = published_loop(exact, whole, frames, times)
+
+    def batches() -> None:
+        with true_float32():
+            found["batches"] = ours(exact, "difference")
+
+    def derivatives() -> None:
+        found["low"] = ours(low, "jvp")
+
+    naive, batched, derived = seconds_each([loop, batches, derivatives], device, rounds)
+    spread = (found["loop"].max() - found["loop"].min()).item() or found["loop"].abs().max().item()
     return Race(
         network=subject.name,
         images=images,
@@ -97,7 +107,7 @@ def race(subject: Subject, device: torch.device, images: int, axes: int, steps: 
         steps=steps,
         naive=naive,
         batched=batched,
-        low=seconds(lambda: ours(low, "jvp"), device, rounds),
-        difference=(batches - loop).abs().max().item() / spread,
-        low_difference=(ours(low, "jvp") - double).abs().max().item() / (axes * steps),
+        low=derived,
+        difference=(found["batches"] - found["loop"]).abs().max().item() / spread,
+        low_difference=(found["low"] - double).abs().max().item() / (axes * steps),
     )

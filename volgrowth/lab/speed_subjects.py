@@ -83,7 +83,9 @@ def _of_text(network: Any, x: Tensor, labels: Tensor) -> Tensor:
 
 SUBJECTS = (
     Subject("UNet of the demo, 0.3M, 8 x 8", partial(untrained, (1, 8, 8), (32, 32)), (1, 8, 8), (256, 8192), plain),
-    Subject("the same network, 12 x 12", partial(untrained, (1, 12, 12), (32, 32)), (1, 12, 12), (256, 8192), plain),
+    Subject(
+        "UNet of the demo, 0.3M, 12 x 12", partial(untrained, (1, 12, 12), (32, 32)), (1, 12, 12), (256, 8192), plain
+    ),
     Subject("UNet, 0.8M, 32 x 32", partial(unet, (32, 64), "dd", "uu", 1), (3, 32, 32), (64, 2048), plain),
     Subject(
         "CIFAR UNet (google/ddpm-cifar10-32), 35.7M",
