@@ -53,7 +53,8 @@ class CostModel:
         start_seconds: of the whole command, without any row.
         row_seconds: that each row adds to it.
         row_cpu: CPU seconds that each row adds up to the last one.
-        loop_cpu: CPU seconds a row of plain loops, as many at the same time.
+        loop_cpu: CPU seconds a row of plain loops, as many at the same time: the mean of before the largest audit and
+            after it, since machines that are shared change their speed.
     """
 
     workers: int
@@ -66,26 +67,32 @@ class CostModel:
 def run_scale(folder: Path, sizes: Sequence[int], workers: Sequence[int]) -> tuple[list[Scale], list[CostModel]]:
     """Audits of every size by each number of workers; cost models where there are two sizes or more."""
     folder.mkdir(parents=True, exist_ok=True)
-    found, data = [], folder / "data"
+    found: list[Scale] = []
+    models: list[CostModel] = []
     for rows in sorted(sizes):
         data = folder / f"data-{rows}"
         make_data(data, rows)
-        found += [_measure(folder, data, rows, count) for count in workers]
-    models = []
-    for count in workers if len(sizes) > 1 else []:
-        few, *_, many = [each for each in found if each.workers == count]
-        added = many.rows - few.rows
-        row_seconds = (many.seconds - few.seconds) / added
-        models.append(
-            CostModel(
-                workers=count,
-                start_seconds=few.seconds - few.rows * row_seconds,
-                row_seconds=row_seconds,
-                row_cpu=(many.cpu - few.cpu) / added,
-                loop_cpu=loops_cpu(data, min(LOOP_ROWS, many.rows), count),
-            )
-        )
+        for count in workers:
+            largest = rows == max(sizes) > min(sizes)
+            loops = [loops_cpu(data, min(LOOP_ROWS, rows), count)] if largest else []
+            found.append(many := _measure(folder, data, rows, count))
+            if largest:
+                loops.append(loops_cpu(data, min(LOOP_ROWS, rows), count))
+                few = next(each for each in found if each.workers == count)
+                models.append(_line(few, many, sum(loops) / 2))
     return found, models
+
+
+def _line(few: Scale, many: Scale, loop_cpu: float) -> CostModel:
+    added = many.rows - few.rows
+    row_seconds = (many.seconds - few.seconds) / added
+    return CostModel(
+        workers=many.workers,
+        start_seconds=few.seconds - few.rows * row_seconds,
+        row_seconds=row_seconds,
+        row_cpu=(many.cpu - few.cpu) / added,
+        loop_cpu=loop_cpu,
+    )
 
 
 def _measure(folder: Path, data: Path, rows: int, workers: int) -> Scale:
