@@ -22,10 +22,14 @@ DEMO = "demo"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (`-n`), those of one file run in one, and all that need the demo in one too."""
+    """With several processes (`-n`): tests of one file run in one, and first of all, in one, those that need the demo."""
+
+    def needs_demo(item: pytest.Item) -> bool:
+        return DEMO in getattr(item, "fixturenames", ())
+
+    items.sort(key=needs_demo, reverse=True)
     for item in items:
-        needs_demo = DEMO in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group(DEMO if needs_demo else item.nodeid.partition("::")[0]))
+        item.add_marker(pytest.mark.xdist_group(DEMO if needs_demo(item) else item.nodeid.partition("::")[0]))
 
 
 VOLGROWTH = Path(sys.executable).parent / "volgrowth"

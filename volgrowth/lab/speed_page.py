@@ -62,8 +62,8 @@ def _floors(results: Results) -> str:
         "### The floor\n\nA forward pass costs at least its floating-point operations at the rate of a large matrix "
         "product; in a framework that takes one operation after the other, it costs the sum over operations of the "
         "longer of two times, arithmetic at that rate and the bytes it reads and writes at the rate of a large copy "
-        "(`volgrowth.lab.speed_cost`). Limits were measured again before each network. "
-        + "; ".join(f"one core decodes {rate:,.0f} images/s of {name}" for name, rate in results.decoding.items())
+        "(`volgrowth.lab.speed_cost`). Limits were measured again before each network. One core decodes "
+        + " and ".join(f"{rate:,.0f} images/s of {name}" for name, rate in results.decoding.items())
         + ".\n\n"
     )
     columns = ["network", "precision", "product", "copy", "an image", "moves", "at the peak", "op by op"]
