@@ -22,7 +22,7 @@ DEMO = "demo"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (`-n`): tests of one file run in one, and first of all, in one, those that need the demo."""
+    """With several processes (`-n`) those of a file run in one; those that need the demo come first, all in one."""
 
     def needs_demo(item: pytest.Item) -> bool:
         return DEMO in getattr(item, "fixturenames", ())
