@@ -12,24 +12,34 @@ from typing import Any
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import s3
 
 install_import_hook(["volgrowth.numerics", "volgrowth.theory"], "beartype.beartype")
 
-DEMO = "demo"
+# files with tests that need the demo: with several processes (`-n`) they run in one, first of all
+DEMO = tuple(
+    f"tests/{name}.py"
+    for name in ("test_demo", "test_readme", "test_verification", "audit/test_cascade", "lab/test_curation")
+)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (`-n`) those of a file run in one; those that need the demo come first, all in one."""
+    """The demo's tests first: no other group takes as long."""
+    items.sort(key=lambda item: not item.nodeid.startswith(DEMO))
 
-    def needs_demo(item: pytest.Item) -> bool:
-        return DEMO in getattr(item, "fixturenames", ())
 
-    items.sort(key=needs_demo, reverse=True)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(DEMO if needs_demo(item) else item.nodeid.partition("::")[0]))
+class FileScheduling(LoadScopeScheduling):
+    """The tests of a file run in one process, so that they share what the file makes; and so do those of the demo."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "demo" if nodeid.startswith(DEMO) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
+    """Used by pytest-xdist. Its own groups are lost on pytest 9.2."""
+    return FileScheduling(config, log)
 
 
 VOLGROWTH = Path(sys.executable).parent / "volgrowth"
