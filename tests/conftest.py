@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
@@ -16,6 +17,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests import s3
 
+# no test asserts a wall-clock time
+hypothesis.settings.register_profile("volgrowth", deadline=None)
+hypothesis.settings.load_profile("volgrowth")
 install_import_hook(["volgrowth.numerics", "volgrowth.theory"], "beartype.beartype")
 
 # files with tests that need the demo: with several processes (`-n`) they run in one, first of all
