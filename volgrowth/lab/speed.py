@@ -1,6 +1,6 @@
 """How fast a measurement is, beside the device's own limits, and how long the device waits for images.
 
-Networks have published configurations and random weights. Work is counted in network evaluations, a backward pass as
+Networks have random weights. Work is counted in network evaluations, a backward pass as
 one; floating-point operations are those of a forward pass; the device's limits are measured in the same run. Times are
 the least of several rounds.
 """

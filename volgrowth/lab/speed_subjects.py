@@ -1,4 +1,4 @@
-"""Networks of published configurations with random weights, for timing."""
+"""Networks for timing, with random weights: of the demo, of published configurations, and a small one between."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ TABLE = DDPMSchedule(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=to
 
 @dataclass(frozen=True)
 class Subject:
-    """A network of a published configuration.
+    """A network.
 
     Attributes:
         batch: images at a time, on a CPU and on a GPU.

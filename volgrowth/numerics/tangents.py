@@ -94,12 +94,13 @@ class _ContiguousGroupNorm(TorchFunctionMode):
 
 
 def orthonormal(tangents: Float[Tensor, "batch k *image"]) -> tuple[Tensor, Float[Tensor, "batch k k"]]:
-    """QR over the image axes: (q, r) with tangents = q r and diag r > 0; nan where they are dependent.
+    """QR over the image axes: (q, r) with tangents = q r and diag r > 0.
 
     By the Cholesky factor of the float64 Gram matrix, twice: in float64 q is orthonormal and r right to rounding up to
     condition 1e7 (Yamamoto et al., CholeskyQR2, ETNA 44, 2015), far beyond what one step makes of a frame.
     Householder's `torch.linalg.qr` is as good and takes a GPU one call for each matrix of the batch. With diag r > 0 a
     tangent is continued along itself, not along its opposite: for a finite difference these are two different things.
+    Where tangents are dependent, r has what rounding leaves in place of a zero, or both are nan.
     """
     rows, r = tangents.flatten(2).double(), None
     for _ in range(2):
