@@ -8,8 +8,11 @@ CPU time. `duplicates` groups very many hashes.
 """
 
 import sys
+from pathlib import Path
 
-from volgrowth.lab.benchmark import main
+sys.path.insert(0, str(Path(__file__).parent.parent))  # a script's own folder stands there, not the repository
+
+from jobs.benchmark.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

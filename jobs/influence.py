@@ -5,8 +5,11 @@ set ranked by how far a training step on it lowers the model's loss there. Write
 """
 
 import sys
+from pathlib import Path
 
-from volgrowth.lab.influence import main
+sys.path.insert(0, str(Path(__file__).parent.parent))  # a script's own folder stands there, not the repository
+
+from jobs.influence.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,8 +4,11 @@ Tables (Parquet), figures (PNG, SVG), `paper.html` and `paper.md` under DIR. Wit
 """
 
 import sys
+from pathlib import Path
 
-from volgrowth.lab.paper import main
+sys.path.insert(0, str(Path(__file__).parent.parent))  # a script's own folder stands there, not the repository
+
+from jobs.reproduce_paper.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,8 +4,11 @@ Tables (Parquet), figures (PNG, SVG), and the page `theory.md` with its pictures
 """
 
 import sys
+from pathlib import Path
 
-from volgrowth.lab.theory import main
+sys.path.insert(0, str(Path(__file__).parent.parent))  # a script's own folder stands there, not the repository
+
+from jobs.theory.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,7 @@ import pytest
 from jaxtyping import install_import_hook
 from xdist.scheduler import LoadScopeScheduling
 
-from tests import s3
+from tests.support import s3
 
 # no test asserts a wall-clock time
 hypothesis.settings.register_profile("volgrowth", deadline=None)
@@ -25,7 +25,13 @@ install_import_hook(["volgrowth.numerics", "volgrowth.theory"], "beartype.bearty
 # files with tests that need the demo: with several processes (`-n`) they run in one, first of all
 DEMO = tuple(
     f"tests/{name}.py"
-    for name in ("test_demo", "test_readme", "test_verification", "audit/test_cascade", "lab/test_curation")
+    for name in (
+        "commands/test_demo",
+        "test_readme",
+        "commands/test_verify",
+        "audit/scoring/test_cascade",
+        "jobs/reproduce_paper/test_retraining",
+    )
 )
 
 
@@ -75,7 +81,7 @@ def one_thread() -> Iterator[None]:
     """Networks so small gain nothing from threads, which spin while they wait where a machine is busy."""
     from threadpoolctl import threadpool_limits
 
-    from volgrowth.lab import training
+    from volgrowth.demo import training
 
     with training.one_thread(), threadpool_limits(1):
         yield
@@ -119,7 +125,7 @@ def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits() -> np.ndarray:
     """(1797, 1, 8, 8) uint8."""
-    from volgrowth.lab.cases import digit_images
+    from volgrowth.demo.cases import digit_images
 
     return digit_images()
 
@@ -149,7 +155,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digit_file(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """150 digits as Parquet."""
-    from volgrowth.lab.cases import write_parquet
+    from volgrowth.demo.cases import write_parquet
 
     path = tmp_path_factory.mktemp("data") / "digits.parquet"
     write_parquet(path, digits[:150], [f"digit-{row:04d}" for row in range(150)])
@@ -159,7 +165,7 @@ def digit_file(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def demo(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make demo` leaves: a model trained on the spot, its data, its audit. Takes minutes, once a run."""
-    from volgrowth.demo import run_demo
+    from volgrowth.commands.demo import run_demo
 
     folder = tmp_path_factory.mktemp("trained") / "demo-output"
     run_demo(folder)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import VOLGROWTH, volgrowth
 from volgrowth.cli import run
-from volgrowth.lab.cases import write_parquet
+from volgrowth.demo.cases import write_parquet
 from volgrowth.version import VERSION
 
 
@@ -133,7 +133,7 @@ def test_a_ray_that_is_not_there(tiny_model, digit_file, tmp_path):
 @pytest.mark.slow
 def test_options_files_and_exit_code_three(tiny_model, tmp_path, digits, capsys, monkeypatch):
     """More failed rows than allowed: everything is written, and the exit code says so."""
-    from volgrowth.audit.result import open_audit
+    from volgrowth.audit.output.result import open_audit
     from volgrowth.sources import encode_png
 
     monkeypatch.chdir(tmp_path)

@@ -13,9 +13,9 @@ import pytest
 import typer
 import yaml
 
-from tests.test_views import small_audit
-from volgrowth.analysis.conformal import rows_needed
-from volgrowth.analysis.curation import CURATION
+from tests.audit.output.test_views import small_audit
+from volgrowth.analysis.policy import CURATION
+from volgrowth.analysis.rates import rows_needed
 from volgrowth.cli import app
 from volgrowth.config import EXECUTION, AuditConfig, PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.records import FINDINGS, SCORES

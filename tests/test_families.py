@@ -12,16 +12,16 @@ import pytest
 import torch
 
 import volgrowth as vg
-from tests.models.pipelines import CLASSES, FAMILY_NAMES, FLUX_RESOLUTION, TEXT_FAMILIES, build, unet2d
-from volgrowth.audit.measures import seeded
+from tests.support.pipelines import CLASSES, FAMILY_NAMES, FLUX_RESOLUTION, TEXT_FAMILIES, build, unet2d
+from volgrowth.audit.scoring.measures import seeded
+from volgrowth.commands.audit import run_audit
+from volgrowth.commands.verify import verify_audit
 from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.models import load_model
 from volgrowth.numerics import trace_growth
 from volgrowth.numerics.sampling import encode
-from volgrowth.pipeline import run_audit
 from volgrowth.sources import decode, encode_png, to_unit
-from volgrowth.verification import verify_audit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from volgrowth.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from volgrowth.audit.result import open_audit
+    from volgrowth.audit.output.result import open_audit
+    from volgrowth.commands.audit import run_audit
+    from volgrowth.commands.verify import verify_audit
     from volgrowth.config import AuditConfig
     from volgrowth.models import load_model
     from volgrowth.numerics import (
@@ -25,17 +27,15 @@ if TYPE_CHECKING:
         trace_growth,
         volume_growth,
     )
-    from volgrowth.pipeline import run_audit
     from volgrowth.theory import MinNormDenoiser
-    from volgrowth.verification import verify_audit
 
 _HOMES = {
-    "volgrowth.audit.result": ("open_audit",),
+    "volgrowth.audit.output.result": ("open_audit",),
     "volgrowth.config": ("AuditConfig",),
     "volgrowth.models": ("load_model",),
-    "volgrowth.pipeline": ("run_audit",),
+    "volgrowth.commands.audit": ("run_audit",),
     "volgrowth.theory": ("MinNormDenoiser",),
-    "volgrowth.verification": ("verify_audit",),
+    "volgrowth.commands.verify": ("verify_audit",),
     "volgrowth.numerics": (
         "DDPMSchedule",
         "Denoiser",

@@ -15,7 +15,7 @@ from volgrowth.options import EngineName, GpusPerWorker, RayAddress, audit_confi
 from volgrowth.version import VERSION
 
 if TYPE_CHECKING:
-    from volgrowth.analysis.curation import Policy
+    from volgrowth.analysis.policy import Policy
 
 
 class Exit(IntEnum):
@@ -64,7 +64,7 @@ def audit(
     """
     asked = audit_config(ctx)
 
-    from volgrowth.pipeline import failed_share, run_audit
+    from volgrowth.commands.audit import failed_share, run_audit
     from volgrowth.report.words import cascaded, title
 
     try:
@@ -101,7 +101,7 @@ def plan(
 
       volgrowth plan ./ddpm ./train.parquet --output out --price 2.5
     """
-    from volgrowth.planning import describe, plan_audit
+    from volgrowth.commands.plan import describe, plan_audit
 
     print(describe(plan_audit(audit_config(ctx), price=price)))
 
@@ -137,8 +137,8 @@ def report(
 
       volgrowth report out --redact
     """
-    from volgrowth.audit.result import open_audit
-    from volgrowth.pipeline import write_report
+    from volgrowth.audit.output.result import open_audit
+    from volgrowth.commands.audit import write_report
 
     finished = open_audit(output)
     write_report(finished, redact)
@@ -160,9 +160,9 @@ def diff(
 
       volgrowth diff out-before out-after --table changes.parquet
     """
-    from volgrowth.analysis.comparison import compare, save
-    from volgrowth.analysis.comparison_text import describe
-    from volgrowth.audit.result import open_audit
+    from volgrowth.analysis.comparison.changes import compare, save
+    from volgrowth.analysis.comparison.wording import describe
+    from volgrowth.audit.output.result import open_audit
 
     comparison = compare(open_audit(out_a), open_audit(out_b), fdr)
     if table:
@@ -191,8 +191,8 @@ def verify(
 
       volgrowth verify out --samples 5000
     """
+    from volgrowth.commands.verify import verify_audit
     from volgrowth.report.words import proof
-    from volgrowth.verification import verify_audit
 
     try:
         audit = verify_audit(
@@ -241,6 +241,7 @@ def curate(
       volgrowth curate --undo ./curated
     """
     from volgrowth import curation
+    from volgrowth.commands.curate import curate_audit
 
     if undo is not None:
         _refuse_beside_undo(ctx.params)
@@ -249,9 +250,7 @@ def curate(
         return
     if output is None:
         raise UsageError("curate needs the OUTPUT of a finished audit, or --undo with a folder that --apply wrote")
-    table, applied = curation.curate_audit(
-        output, _policy(ctx.params), list_path=list_, destination=apply, indices=indices
-    )
+    table, applied = curate_audit(output, _policy(ctx.params), list_path=list_, destination=apply, indices=indices)
     counts = Counter(table["action"].to_pylist())
     said = ", ".join(f"{name} {counts[name]:,}" for name in ("drop", "downweight", "review", "keep"))
     print(f"{said} of {len(table):,} rows; list: {list_ or output.rstrip('/') + '/' + curation.CURATION_FILE}")
@@ -276,8 +275,8 @@ def check(
       volgrowth check out --markdown >> "$GITHUB_STEP_SUMMARY"
     """
     from volgrowth.analysis import gate
-    from volgrowth.analysis.curation import store_of
-    from volgrowth.audit.result import open_audit
+    from volgrowth.analysis.policy import store_of
+    from volgrowth.audit.output.result import open_audit
 
     found = gate.check(open_audit(output), fdr, max_flagged)
     if junit:
@@ -297,7 +296,7 @@ def demo(output: Annotated[Path, typer.Option(help="Folder for model, data, audi
 
       volgrowth demo --output demo-output
     """
-    from volgrowth.demo import run_demo
+    from volgrowth.commands.demo import run_demo
 
     run_demo(output)
 
@@ -322,7 +321,7 @@ def _refuse_beside_undo(given: dict[str, Any]) -> None:
 
 def _policy(given: dict[str, Any]) -> "Policy | None":
     """Of the options of `curate`; None where they name none."""
-    from volgrowth.analysis.curation import Policy
+    from volgrowth.analysis.policy import Policy
 
     limits = {name: given[name] for name in ("fdr", "top_k", "max_score") if given[name] is not None}
     options = {name: given[name] for name in ("action", "allow", "opt_out") if given[name] is not None}

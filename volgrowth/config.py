@@ -68,7 +68,7 @@ class VolumeMeasure(Frozen):
 
     `growth` is the log volume in y-coordinates along `num_levels` noise levels, uniform in their logarithm; the
     default range is that of the published schedule. Two probes rank the demo's images as the exact volume does
-    (tests/test_demo.py::test_volume_ranks_as_the_exact_volume_of_the_dense_jacobian); one ranks them less well.
+    (tests/commands/test_demo.py::test_volume_ranks_as_the_exact_volume_of_the_dense_jacobian); one ranks less well.
     """
 
     preset: Literal["volume"] = "volume"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from tests.analysis.tables import failed, scores
+from tests.support.tables import failed, scores
 from volgrowth.analysis.complexity import REGRESSORS, regressors
 from volgrowth.sources import features
 

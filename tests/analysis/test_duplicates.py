@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits, load_sample_images
 
-from tests.analysis.tables import failed, scores
+from tests.support.tables import failed, scores
 from volgrowth.analysis import duplicates
 from volgrowth.analysis.duplicates import RADIUS, STEP, STEPS_APART, Light, clusters, identical, leaders
-from volgrowth.lab.cases import digit_images
+from volgrowth.demo.cases import digit_images
 from volgrowth.records import SCORES
-from volgrowth.sources.features import features
+from volgrowth.sources.pixels.features import features
 
 Look = tuple[int, int, int]
 

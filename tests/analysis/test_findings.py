@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose
 
-from tests.analysis.tables import failed, many, scores
+from tests.support.tables import failed, many, scores
 from volgrowth.analysis.calibration import MIN_IMAGES
 from volgrowth.analysis.findings import analyse
 from volgrowth.records import FINDINGS, Status

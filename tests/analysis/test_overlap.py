@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.analysis.tables import failed, many, scores
+from tests.support.tables import failed, many, scores
 from volgrowth.analysis.overlap import least_alike, near_duplicates
 
 

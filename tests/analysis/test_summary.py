@@ -7,19 +7,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.analysis.tables import failed, many, scores
-from tests.report.report_data import RUN
+from tests.support.report_data import RUN
+from tests.support.tables import failed, many, scores
 from volgrowth.analysis.complexity import REGRESSORS
-from volgrowth.analysis.conformal import rows_needed
 from volgrowth.analysis.findings import Analysis, analyse
+from volgrowth.analysis.rates import rows_needed
 from volgrowth.analysis.summary import _arithmetic, summarize
-from volgrowth.audit.manifest import DataInfo, Manifest
-from volgrowth.audit.result import Audit
-from volgrowth.audit.store import Store
+from volgrowth.audit.output.manifest import DataInfo, Manifest
+from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, ModelInfo, Status
 from volgrowth.report import Shown, render
 from volgrowth.report.words import verdict
+from volgrowth.storage.store import Store
 
 MODEL = ModelInfo("demo/model", "UNet2DModel", (1, 8, 8), "sha256:" + "0c" * 32, 18_521)
 
@@ -175,7 +175,7 @@ def keys(value: Any, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("with_holdout", [False, True])
 def test_the_page_finds_every_key_it_knows(tmp_path: Path, with_holdout: bool) -> None:
-    known = pytest.importorskip("tests.report.report_data")
+    known = pytest.importorskip("tests.support.report_data")
     holdout = scores(*many(60, seed=9)) if with_holdout else None
     summary, audit, analysis = summarized(tmp_path, scores(*rows()), holdout)
     wanted = known.summary(calibration=known.CALIBRATION)

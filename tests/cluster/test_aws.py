@@ -11,7 +11,7 @@ import pytest
 import yaml
 from moto import mock_aws
 
-from tests.cluster.files import CLUSTER, policy
+from tests.support.cluster_files import CLUSTER, policy
 
 OPEN = {"0.0.0.0/0", "::/0"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.files import CLUSTER, PINS, README, ROOT, audit_options, commands, launcher, policy, rayjob
+from tests.support.cluster_files import CLUSTER, PINS, README, ROOT, audit_options, commands, launcher, policy, rayjob
 
 RAY = [shlex.split(line)[1:] for line in commands() if line.startswith("ray ")]
 TYPED = "\n".join(commands())

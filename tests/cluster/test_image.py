@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.cluster.files import CLUSTER, IMAGE_PINS, PINS, ROOT, environment, instructions
+from tests.support.cluster_files import CLUSTER, IMAGE_PINS, PINS, ROOT, environment, instructions
 from volgrowth.version import VERSION
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -15,7 +15,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.sdk import get_docker_host_mount_location
 from ray.scripts.scripts import start
 
-from tests.cluster.files import IMAGE, environment, launcher, leaves
+from tests.support.cluster_files import IMAGE, environment, launcher, leaves
 
 CLOUDS = ["aws", "gcp"]
 

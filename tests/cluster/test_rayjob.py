@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 
-from tests.cluster.files import IMAGE, PINS, audit_options, instructions, leaves, rayjob
+from tests.support.cluster_files import IMAGE, PINS, audit_options, instructions, leaves, rayjob
 
 MANIFESTS = rayjob()
 JOB = MANIFESTS["RayJob"]["spec"]

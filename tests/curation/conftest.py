@@ -10,18 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.analysis.tables import failed, many, scores
-from tests.sources.samples import dataset, digits, pairs, values, write_tar
+from tests.support.samples import dataset, digits, pairs, values, write_tar
+from tests.support.tables import failed, many, scores
 from volgrowth.analysis.findings import analyse
-from volgrowth.audit.fragments import publish
-from volgrowth.audit.freeze import Plan, freeze
-from volgrowth.audit.manifest import SCORES_FOLDER, SUCCESS, DataInfo, Manifest
-from volgrowth.audit.result import FINDINGS_FILE, Audit, open_audit
-from volgrowth.audit.store import Store
+from volgrowth.audit.output.fragments import publish
+from volgrowth.audit.output.freezing import Plan, freeze
+from volgrowth.audit.output.manifest import SCORES_FOLDER, SUCCESS, DataInfo, Manifest
+from volgrowth.audit.output.result import FINDINGS_FILE, Audit, open_audit
+from volgrowth.commands.audit import run_audit
 from volgrowth.config import AuditConfig
-from volgrowth.pipeline import run_audit
 from volgrowth.records import ModelInfo
 from volgrowth.sources import Row, open_source
+from volgrowth.storage.store import Store
 
 COPIED = [3] * 4 + [10] * 3
 """Rows of which more copies stand at the end."""

@@ -17,20 +17,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from tests.sources.samples import dataset, pairs, values, write_folder, write_tar
-from volgrowth.analysis.curation import Policy, make_list
-from volgrowth.audit.freeze import Plan, write_listings
-from volgrowth.audit.manifest import MANIFEST, SCORES_FOLDER, DataInfo
-from volgrowth.audit.result import Audit, open_audit
-from volgrowth.curation import apply_list, curate_audit, undo
+from tests.curation.conftest import ROWS
+from tests.support.samples import dataset, pairs, values, write_folder, write_tar
+from volgrowth.analysis.policy import Policy, make_list
+from volgrowth.audit.output.freezing import Plan, write_listings
+from volgrowth.audit.output.manifest import MANIFEST, SCORES_FOLDER, DataInfo
+from volgrowth.audit.output.result import Audit, open_audit
+from volgrowth.commands.curate import curate_audit
+from volgrowth.curation import apply_list, undo
 from volgrowth.curation.applying import RECEIPT
 from volgrowth.curation.kept import WEIGHT
 from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.sources import open_source
 from volgrowth.sources.base import Request
-from volgrowth.sources.hub import HubSource
-
-from .conftest import ROWS
+from volgrowth.sources.readers.hub import HubSource
 
 KINDS = ("parquet", "saved", "tars", "folder")
 

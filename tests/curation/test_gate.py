@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.curation.conftest import ROWS
 from volgrowth.analysis import gate
-from volgrowth.audit.result import Audit
+from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
-
-from .conftest import ROWS
 
 
 @pytest.fixture

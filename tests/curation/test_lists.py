@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.sources.samples import write_parquet
-from volgrowth.analysis.curation import CURATION, Policy, digest, make_list
-from volgrowth.audit.result import Audit
-from volgrowth.curation import CURATION_FILE, curate_audit, read_list
+from tests.curation.conftest import ROWS
+from tests.support.samples import write_parquet
+from volgrowth.analysis.policy import CURATION, Policy, digest, make_list
+from volgrowth.audit.output.result import Audit
+from volgrowth.commands.curate import curate_audit
+from volgrowth.curation import CURATION_FILE, read_list
 from volgrowth.curation.lists import encoded
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.sources import open_source
-
-from .conftest import ROWS
 
 
 @pytest.fixture(scope="module")

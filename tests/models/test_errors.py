@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.checkpoints import WEIGHTS, edit, problem, save_pipeline, unet
 from volgrowth.errors import ModelError
 from volgrowth.models import inspect_model, load_model
-
-from .checkpoints import WEIGHTS, edit, problem, save_pipeline, unet
 
 # both ways into the package refuse the same folders
 CALLS: list[Callable[..., object]] = [load_model, inspect_model]

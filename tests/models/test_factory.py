@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.checkpoints import problem
 from volgrowth.models import inspect_model, load_model
 from volgrowth.numerics import EmpiricalDenoiser, GaussianDenoiser
 from volgrowth.numerics.growth import check_images
-
-from .checkpoints import problem
 
 CALLS: list[Callable[..., object]] = [load_model, inspect_model]
 MODULE = """

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.checkpoints import save_pipeline, unet
 from volgrowth.models import inspect_model
-
-from .checkpoints import save_pipeline, unet
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 NAME = "tests/tiny-ddpm"

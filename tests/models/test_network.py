@@ -11,15 +11,15 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 from torch.testing import assert_close
 
-from volgrowth.models import NetworkDenoiser, diffusers, load_model
-from volgrowth.models.families import DiT, UNet2D
+from tests.support.checkpoints import PIPELINES, save_pipeline, unet
+from volgrowth.models import NetworkDenoiser, load_model
 from volgrowth.models.network import Compiled
 from volgrowth.models.parameterizations import Scheduled
-from volgrowth.models.schedulers import PREDICTIONS
+from volgrowth.models.pipelines import inspection as diffusers
+from volgrowth.models.pipelines.families import DiT, UNet2D
+from volgrowth.models.pipelines.schedulers import PREDICTIONS
 from volgrowth.numerics import DDPMSchedule, trace_growth, volume_growth
 from volgrowth.numerics.sampling import ddim_sample
-
-from .checkpoints import PIPELINES, save_pipeline, unet
 
 DDPM = DDPMSchedule((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from volgrowth.lab import training
+from volgrowth.demo import training
 
 
 @pytest.fixture(autouse=True, scope="package")

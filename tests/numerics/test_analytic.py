@@ -6,9 +6,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 from torch.testing import assert_close
 
+from tests.support.networks import randn
 from volgrowth.numerics import EmpiricalDenoiser, GaussianDenoiser, LinearDenoiser
-
-from .networks import randn
 
 LEVELS = [0.05, 0.7, 20.0]
 Exact = GaussianDenoiser | EmpiricalDenoiser | LinearDenoiser

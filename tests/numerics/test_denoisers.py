@@ -3,10 +3,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.support.networks import randn
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import per_image
-
-from .networks import randn
 
 
 class Halving(Denoiser):

@@ -16,11 +16,10 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
+from tests.support.networks import UNet, randn, seeded
 from volgrowth.numerics import Denoiser, VPSchedule, volume_growth
 from volgrowth.numerics.forward import attention, dual, pushforward
 from volgrowth.numerics.tangents import _ContiguousGroupNorm, noise_stack
-
-from .networks import UNet, randn, seeded
 
 VP = VPSchedule(0.1, 20.0)
 bounded = settings(max_examples=15, deadline=None, derandomize=True)

@@ -8,18 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from volgrowth.numerics import (
-    Denoiser,
-    EmpiricalDenoiser,
-    GaussianDenoiser,
-    VESchedule,
-    VPSchedule,
-    volume_growth,
-)
-from volgrowth.numerics.growth import Coordinates, VolumeGrowth, initial_tangents
-from volgrowth.numerics.tangents import Derivative
-
-from .networks import (
+from tests.support.networks import (
     SOLVERS,
     Counting,
     Scaled,
@@ -32,6 +21,16 @@ from .networks import (
     randn,
     seeded,
 )
+from volgrowth.numerics import (
+    Denoiser,
+    EmpiricalDenoiser,
+    GaussianDenoiser,
+    VESchedule,
+    VPSchedule,
+    volume_growth,
+)
+from volgrowth.numerics.growth import Coordinates, VolumeGrowth, initial_tangents
+from volgrowth.numerics.tangents import Derivative
 
 VP = VPSchedule(0.1, 20.0)
 TIMES = torch.tensor([0.02, 0.05, 0.2, 0.3, 0.6, 0.95], dtype=torch.float64)

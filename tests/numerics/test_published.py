@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.support.networks import UNet, randn
 from volgrowth.numerics import volume_growth
-
-from .networks import UNet, randn
 
 
 def published(network: UNet, image: Tensor, tangents: Tensor, times: list[float]) -> tuple[list[float], list[float]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.support.networks import SOLVERS, Smooth, SolverName, encode, log_levels, randn
 from volgrowth.numerics import (
     DDPMSchedule,
     EmpiricalDenoiser,
@@ -20,8 +21,6 @@ from volgrowth.numerics import (
     volume_growth,
 )
 from volgrowth.numerics.solvers import nodes
-
-from .networks import SOLVERS, Smooth, SolverName, encode, log_levels, randn
 
 VP = VPSchedule(0.1, 20.0)
 Product = Callable[[float, list[float], list[float]], float]

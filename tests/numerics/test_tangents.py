@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from tests.support.networks import Smooth, UNet, jacobian, randn
 from volgrowth.numerics import Denoiser, EmpiricalDenoiser
 from volgrowth.numerics.tangents import change_basis, noise_stack, orthonormal
-
-from .networks import Smooth, UNet, jacobian, randn
 
 
 @pytest.mark.parametrize("denoiser", [Smooth(6), EmpiricalDenoiser(randn(4, 2, 3))])

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.support.networks import Counting, Scaled, Smooth, UNet, jacobian, log_levels, randn, seeded
 from volgrowth.numerics import Denoiser, EmpiricalDenoiser, GaussianDenoiser, LinearDenoiser, trace_growth
-
-from .networks import Counting, Scaled, Smooth, UNet, jacobian, log_levels, randn, seeded
 
 LEVELS = torch.tensor([0.1, 0.18, 0.5], dtype=torch.float64)
 

@@ -15,9 +15,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from tests.report.report_data import CALIBRATION, DETECTION, TRUTH, full_report, many, record, summary, tables
+from tests.support.report_data import CALIBRATION, DETECTION, TRUTH, full_report, many, record, summary, tables
 from volgrowth.report import Exhibit, Report, Sample, Shown, render, thumbnail
-from volgrowth.report.html import CAP
+from volgrowth.report.page import CAP
 
 ARTEFACTS = Path(__file__).parents[2] / "test-artefacts"
 NAMES = ("chromium", "chromium-browser", "google-chrome")

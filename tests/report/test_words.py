@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.report_data import DETECTION, NO_COUNTS, TRUTH, summary
+from tests.support.report_data import DETECTION, NO_COUNTS, TRUTH, summary
 from volgrowth.records import Mark, Status
 from volgrowth.report import words
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import volgrowth as vg
-from tests.report.page_parser import Page, parse
+from tests.support.page_parser import Page, parse
 from volgrowth.cli import run
-from volgrowth.pipeline import write_report
-from volgrowth.report.pictures import data_url, thumbnail
-from volgrowth.verification import verify_audit
+from volgrowth.commands.audit import write_report
+from volgrowth.commands.verify import verify_audit
+from volgrowth.report.gallery.pictures import data_url, thumbnail
 
 ROWS, SAMPLES = 150, 8
 
@@ -105,7 +105,7 @@ def test_a_sample_whose_picture_is_gone_costs_no_page(out: Path, capsys: pytest.
 
 
 def test_rows_that_lie_near_to_one_another_are_read_at_once() -> None:
-    from volgrowth.pipeline import READ_THROUGH, _runs
+    from volgrowth.commands.audit import READ_THROUGH, _runs
 
     assert _runs([]) == []
     assert _runs([5]) == [[5]]

@@ -1,6 +1,6 @@
 import pytest
 
-from .samples import digits
+from tests.support.samples import digits
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,7 @@ import s3fs  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volgrowth.errors import DataError
-from volgrowth.sources import open_source
-from volgrowth.sources.base import Request
-from volgrowth.sources.conditions import check_condition_column, class_names, conditions_of
-from volgrowth.sources.hub import HubSource
-
-from .samples import (
+from tests.support.samples import (
     CAPTIONS,
     CUTS,
     again,
@@ -29,6 +23,11 @@ from .samples import (
     write_parquet,
     write_tar,
 )
+from volgrowth.errors import DataError
+from volgrowth.sources import open_source
+from volgrowth.sources.base import Request
+from volgrowth.sources.conditions import check_condition_column, class_names, conditions_of
+from volgrowth.sources.readers.hub import HubSource
 
 NUMBERS = [number % 10 if number % 7 else None for number in range(57)]
 NOT_UTF_8 = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xff", b"c"]).buffers())

@@ -12,6 +12,7 @@ from torch.distributions import Normal
 from torch.testing import assert_close
 
 import volgrowth as vg
+from tests.support.simplexes import orthogonal, randn, scalar, simplex
 from volgrowth.numerics.sampling import decode, encode
 from volgrowth.theory import (
     HybridDenoiser,
@@ -23,8 +24,6 @@ from volgrowth.theory import (
     stable_sums,
     vertex_time,
 )
-
-from .simplexes import orthogonal, randn, scalar, simplex
 
 PUBLISHED = {90.5: 32, 92.0: 26, 95.0: 16, 100.0: 6}
 

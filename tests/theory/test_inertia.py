@@ -8,11 +8,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import volgrowth as vg
+from tests.support.simplexes import randn, scalar
 from volgrowth.numerics.sampling import decode
 from volgrowth.theory import inertia_sample, probability_flow
 from volgrowth.theory.inertia import memorized_ratio, memorized_share, stopped
-
-from .simplexes import randn, scalar
 
 
 def circle(count: int) -> Tensor:

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import volgrowth as vg
-from volgrowth.lab.cases import digit_images, to_tensor
-from volgrowth.lab.training import Recipe, train_model
+from tests.support.simplexes import randn
+from volgrowth.demo.cases import digit_images, to_tensor
+from volgrowth.demo.training import Recipe, train_model
 from volgrowth.models import load_model
 from volgrowth.numerics.sampling import decode
 from volgrowth.theory.influence import Checkpoint, CountSketch, Influence, influence
-
-from .simplexes import randn
 
 LEVELS = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
 

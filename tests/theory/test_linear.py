@@ -6,9 +6,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from torch.testing import assert_close
 
 import volgrowth as vg
+from tests.support.simplexes import randn, scalar
 from volgrowth.theory.linear import divergence, divergence_of_all, seen_always, seen_once
-
-from .simplexes import randn, scalar
 
 
 def centred(count: int, dimension: int, seed: int = 0) -> torch.Tensor:

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import volgrowth as vg
+from tests.support.simplexes import orthogonal, randn, rotation, scalar, simplex
 from volgrowth.theory import HybridDenoiser, MinNormDenoiser
-
-from .simplexes import orthogonal, randn, rotation, scalar, simplex
 
 ANGLES = st.sampled_from([90.0, 91.0, 95.0, 100.0])
 

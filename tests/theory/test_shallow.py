@@ -5,10 +5,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.support.simplexes import scalar
 from volgrowth.theory import MinNormDenoiser
 from volgrowth.theory.shallow import ShallowDenoiser, Training, stays, train
-
-from .simplexes import scalar
 
 LEVELS = torch.tensor([0.05, 0.1], dtype=torch.float64)
 POINTS = torch.cat([torch.zeros(1, 3), torch.eye(3)]).double()

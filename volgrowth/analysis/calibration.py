@@ -39,7 +39,7 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 
-from volgrowth.analysis.conformal import tail_p_values
+from volgrowth.analysis.rates import tail_p_values
 
 FOLDS = 5
 

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration import MIN_IMAGES, Calibration, Images, Passing, calibrate, passing
 from volgrowth.analysis.complexity import regressors
-from volgrowth.analysis.conformal import FDR, q_values
 from volgrowth.analysis.duplicates import clusters, identical
+from volgrowth.analysis.rates import FDR, q_values
 from volgrowth.analysis.screening import Screening
 from volgrowth.errors import DataError, OutputError
 from volgrowth.records import FINDINGS, Status

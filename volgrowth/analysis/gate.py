@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.conformal import fewest_flags, rows_needed
 from volgrowth.analysis.findings import check_columns
+from volgrowth.analysis.rates import fewest_flags, rows_needed
 from volgrowth.analysis.summary import ASSUMPTION
-from volgrowth.audit.result import Audit
+from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
 
 LISTED = 20

@@ -29,7 +29,7 @@ from math import floor
 import numpy as np
 from scipy.special import gammaln
 
-from volgrowth.analysis.conformal import FDR
+from volgrowth.analysis.rates import FDR
 
 LEVEL = 0.95
 

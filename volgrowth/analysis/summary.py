@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration import MIN_IMAGES, Calibration
 from volgrowth.analysis.complexity import REGRESSORS
-from volgrowth.analysis.conformal import FDR, TAIL, fewest_flags, rows_needed
 from volgrowth.analysis.findings import Analysis
 from volgrowth.analysis.overlap import least_alike, near_duplicates
+from volgrowth.analysis.rates import FDR, TAIL, fewest_flags, rows_needed
 from volgrowth.analysis.screening import LEVEL, RECALL, Loss, loss
-from volgrowth.audit.result import Audit
+from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, Status
 

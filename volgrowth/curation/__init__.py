@@ -5,7 +5,6 @@ whatever form that lives, and undone.
 """
 
 from volgrowth.curation.applying import Receipt, apply_list, undo
-from volgrowth.curation.command import curate_audit
 from volgrowth.curation.lists import CURATION_FILE, read_list
 
-__all__ = ["CURATION_FILE", "Receipt", "apply_list", "curate_audit", "read_list", "undo"]
+__all__ = ["CURATION_FILE", "Receipt", "apply_list", "read_list", "undo"]

@@ -20,16 +20,16 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.curation import Action, digest
-from volgrowth.audit.freeze import stored_listing
-from volgrowth.audit.manifest import SCORES_FOLDER
-from volgrowth.audit.result import Audit
+from volgrowth.analysis.policy import Action, digest
+from volgrowth.audit.output.freezing import stored_listing
+from volgrowth.audit.output.manifest import SCORES_FOLDER
+from volgrowth.audit.output.result import Audit
 from volgrowth.curation.files import FILE_LIST, write_file_list, write_tars
 from volgrowth.curation.kept import Kept
 from volgrowth.curation.tables import INDICES_FILE, write_indices, write_parquet, write_saved
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.sources import Source, open_source
-from volgrowth.storage import is_url, reason
+from volgrowth.storage.urls import is_url, reason
 from volgrowth.version import VERSION
 
 RECEIPT = ".curation.json"

@@ -8,10 +8,10 @@ from typing import BinaryIO, NamedTuple
 
 from volgrowth.curation.kept import WEIGHT, Kept, refuse_weights, target
 from volgrowth.errors import DataError
-from volgrowth.sources.folder import FolderSource
 from volgrowth.sources.listing import SourceFile
-from volgrowth.sources.places import Stream, printable, read_ahead
-from volgrowth.sources.webdataset import BLOCK_BYTES, WebDatasetSource, samples
+from volgrowth.sources.readers.folder import FolderSource
+from volgrowth.sources.readers.webdataset import BLOCK_BYTES, WebDatasetSource, samples
+from volgrowth.storage.places import Stream, printable, read_ahead
 
 FILE_LIST = "files.txt"
 WEIGHT_LIST = "weights.txt"

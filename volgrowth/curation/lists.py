@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
-from volgrowth.analysis.curation import CURATION, Action, digest, store_of
-from volgrowth.audit.result import Audit
-from volgrowth.audit.store import Store
+from volgrowth.analysis.policy import CURATION, Action, digest, store_of
+from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
+from volgrowth.storage.store import Store
 
 CURATION_FILE = "curation.parquet"
 NEEDED = ("row", "image_id", "action", "weight", "audit")

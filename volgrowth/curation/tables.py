@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from volgrowth.curation.kept import WEIGHT, Kept, refuse_weights, target
 from volgrowth.errors import DataError
-from volgrowth.sources.arrow import ArrowSource, DatasetSource
-from volgrowth.sources.columns import BATCH_ROWS
 from volgrowth.sources.listing import SourceFile
-from volgrowth.sources.parquet import ParquetSource
-from volgrowth.storage import reason
+from volgrowth.sources.readers.columns import BATCH_ROWS
+from volgrowth.sources.readers.parquet import ParquetSource
+from volgrowth.sources.readers.saved import ArrowSource, DatasetSource
+from volgrowth.storage.urls import reason
 
 GROUP_BYTES = 64 << 20
 """Held in memory before a row group is written; smaller row groups are written as they were cut."""

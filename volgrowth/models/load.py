@@ -11,14 +11,14 @@ from typing import Literal
 import torch
 
 from volgrowth.errors import ModelError
-from volgrowth.models.diffusers import DiffusersModel, Settings, inspect_folder
+from volgrowth.models.downloads import local_folder
 from volgrowth.models.edm.model import EDMModel, inspect_edm, is_edm
 from volgrowth.models.files import PATTERNS, wanted_folders
-from volgrowth.models.remote import local_folder
+from volgrowth.models.pipelines.inspection import DiffusersModel, Settings, inspect_folder
 from volgrowth.models.user_code import import_function
 from volgrowth.numerics import Denoiser
 from volgrowth.records import ModelInfo
-from volgrowth.storage import is_url
+from volgrowth.storage.urls import is_url
 
 DTYPES = {
     "float32": torch.float32,

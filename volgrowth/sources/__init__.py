@@ -6,11 +6,11 @@ bytes of one row into pixels and into the measures of complexity that calibratio
 """
 
 from volgrowth.sources.base import Row, Source, content_id
-from volgrowth.sources.decode import BadImage, decode, to_unit
-from volgrowth.sources.features import encode_png, features
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.opening import open_source
-from volgrowth.sources.places import UnreachableError
+from volgrowth.sources.pixels.decode import BadImage, decode, to_unit
+from volgrowth.sources.pixels.features import encode_png, features
+from volgrowth.storage.places import UnreachableError
 
 __all__ = [
     "BadImage",

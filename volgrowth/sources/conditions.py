@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from volgrowth.errors import DataError
 from volgrowth.sources.arrays import dense, huggingface_features, is_text, texts
-from volgrowth.sources.decode import EXTENSIONS
+from volgrowth.sources.pixels.decode import EXTENSIONS
 
 OPTIONS = "class_column or caption_column"
 """What the user gives: which of the two is not known here."""

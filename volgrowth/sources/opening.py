@@ -22,17 +22,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from volgrowth.errors import DataError
-from volgrowth.sources.arrow import ArrowSource
 from volgrowth.sources.base import Request, Source
-from volgrowth.sources.decode import EXTENSIONS
-from volgrowth.sources.folder import FolderSource
-from volgrowth.sources.hub import HubSource
 from volgrowth.sources.listing import Listing
 from volgrowth.sources.ordering import Sorted
-from volgrowth.sources.parquet import ParquetSource
-from volgrowth.sources.places import Found, LocalPlace, Place, locate, read_ahead
-from volgrowth.sources.webdataset import WebDatasetSource, refuse_packed
-from volgrowth.storage import is_url
+from volgrowth.sources.pixels.decode import EXTENSIONS
+from volgrowth.sources.readers.folder import FolderSource
+from volgrowth.sources.readers.hub import HubSource
+from volgrowth.sources.readers.parquet import ParquetSource
+from volgrowth.sources.readers.saved import ArrowSource
+from volgrowth.sources.readers.webdataset import WebDatasetSource, refuse_packed
+from volgrowth.storage.places import Found, LocalPlace, Place, locate, read_ahead
+from volgrowth.storage.urls import is_url
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PACKED = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst"})

@@ -31,9 +31,9 @@ from torch.nn.functional import one_hot
 from volgrowth.errors import ModelError
 from volgrowth.models.edm.networks import ARCHITECTURES, Architecture, UNet
 from volgrowth.models.edm.preconditioning import PRECONDITIONINGS, Preconditioning
-from volgrowth.models.families import ClassConditioner
 from volgrowth.models.files import Component, digest, read_json, unreadable
 from volgrowth.models.network import NetworkDenoiser
+from volgrowth.models.pipelines.families import ClassConditioner
 from volgrowth.numerics.denoisers import Condition
 
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""Ray entry points, and the experiments behind docs/. Not in the wheel."""

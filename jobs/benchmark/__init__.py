@@ -1,0 +1,1 @@
+"""Measurements of detection and of cost."""

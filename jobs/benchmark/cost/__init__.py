@@ -1,0 +1,1 @@
+"""What an audit costs: speed, scale, soak."""

@@ -1,0 +1,1 @@
+"""Which score finds what."""

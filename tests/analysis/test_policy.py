@@ -1,0 +1,175 @@
+"""Which action a policy gives each row."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from volgrowth.analysis.policy import CURATION, Action, Policy, decide
+from volgrowth.errors import OutputError, UsageError
+from volgrowth.records import FINDINGS
+
+PLAIN = {"growth": 1.0, "expected_growth": 1.0, "excess_growth": 0.0, "p_value": 0.5, "q_value": 0.9, "copies": 1}
+NO_SCORE = dict.fromkeys(PLAIN)
+
+
+def tables(*rows: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
+    """Findings, and the two columns of scores; a row is plain, and of its own cluster, unless it says otherwise."""
+    findings = [
+        {**PLAIN, "row": row, "image_id": f"id-{row}", "cluster": row, "outside_range": False, **changes}
+        for row, changes in enumerate(rows)
+    ]
+    known = [{name: value for name, value in row.items() if name in FINDINGS.names} for row in findings]
+    scores = {
+        "source": [f"a.parquet#{row}" for row in range(len(rows))],
+        "status": [changes.get("status", "ok") for changes in rows],
+    }
+    return pa.Table.from_pylist(known, FINDINGS), pa.table(scores)
+
+
+HIGH: dict[str, Any] = {"q_value": 0.01, "p_value": 0.001, "excess_growth": 8.0}
+PICTURES: tuple[dict[str, Any], ...] = (
+    {},
+    {**HIGH, "cluster": 1},
+    {"cluster": 1, "excess_growth": 2.0},  # a near duplicate that is not flagged by itself
+    {**HIGH, "excess_growth": 9.0},
+    {"excess_growth": 50.0, "q_value": 1.0, "p_value": 1.0, "outside_range": True},
+    {**NO_SCORE, "status": "undecodable", "outside_range": None},
+    {"verified_hits": 3},
+    {**HIGH, "excess_growth": 7.0, "cluster": 1},
+)
+
+
+def decided(policy: Policy, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+    table = decide(*tables(*(rows or PICTURES)), policy, "digest")
+    assert table.schema.equals(CURATION)
+    assert set(table["audit"].to_pylist()) == {"digest"}
+    return table.to_pylist()
+
+
+def actions(policy: Policy, *rows: dict[str, Any]) -> str:
+    """The first letter of each row's action; w for downweight."""
+    return "".join({"downweight": "w"}.get(row["action"], row["action"][0]) for row in decided(policy, *rows))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (Policy("fdr", 0.1, "drop"), "kdddrrrd"),
+        (Policy("fdr", 0.1, "dedupe"), "kkdrrrrd"),
+        (Policy("fdr", 0.1, "downweight"), "kwwrrrrw"),
+        (Policy("fdr", 0.001, "drop"), "kkkkrrrk"),
+        (Policy("top_k", 0, "drop"), "kkkkrrrk"),
+        (Policy("top_k", 1, "drop"), "kkkdrrrk"),
+        (Policy("top_k", 2, "drop"), "kdddrrrd"),
+        (Policy("top_k", 99, "drop"), "ddddrrdd"),
+        (Policy("max_score", 8.5, "drop"), "kkkdrrrk"),
+        (Policy("max_score", 7.5, "drop"), "kdddrrrd"),
+        (Policy("max_score", 9.0, "drop"), "kkkkrrrk"),
+        (Policy("max_score", -1.0, "drop"), "ddddrrdd"),
+    ],
+)
+def test_what_is_flagged_and_what_is_done(policy, expected):
+    assert actions(policy) == expected
+
+
+def test_a_cluster_weighs_one_copy_and_everything_else_one():
+    rows = decided(Policy("fdr", 0.1, "downweight"))
+    assert [row["weight"] for row in rows] == [1, 1 / 3, 1 / 3, 1, 1, 1, 1, 1 / 3]
+    assert [row["weight"] for row in decided(Policy("fdr", 0.1, "drop"))] == [1, 0, 0, 0, 1, 1, 1, 0]
+
+
+def test_reasons_say_why():
+    reasons = [row["reason"] for row in decided(Policy("fdr", 0.1, "dedupe"))]
+    assert reasons == [
+        "",
+        "q_value 0.01 <= 0.1; one of 3 in its cluster, and the one that stays",
+        "in the cluster of row 1: q_value 0.01 <= 0.1; one of 3 in its cluster",
+        "q_value 0.01 <= 0.1; it has no copies to take away",
+        "not judged: outside the range of the calibration",
+        "not judged: it has no score (undecodable)",
+        "samples reproduced it, and it is not flagged",
+        "q_value 0.01 <= 0.1; one of 3 in its cluster",
+    ]
+    assert decided(Policy("top_k", 1))[3]["reason"] == "excess_growth 9, among the 1 highest"
+    assert decided(Policy("max_score", 8.5))[3]["reason"] == "excess_growth 9 > 8.5"
+
+
+def test_what_is_allowed_stays_and_what_opted_out_goes_with_its_cluster():
+    allow, opt_out = frozenset({"id-2", "a.parquet#3"}), frozenset({"id-0"})
+    assert actions(Policy("fdr", 0.1, "drop", allow, opt_out)) == "ddkkrrrd"
+    assert actions(Policy("fdr", 0.1, "dedupe", allow, opt_out)) == "ddkkrrrd"
+    assert actions(Policy("fdr", 0.1, "downweight", allow, opt_out)) == "dwkkrrrw"
+    assert actions(Policy("top_k", 0, opt_out=frozenset({"id-7", "id-5"}), allow=frozenset({"id-1"}))) == "kkdkrdrd"
+    reasons = {row["row"]: row["reason"] for row in decided(Policy("top_k", 0, opt_out=frozenset({"id-7"})))}
+    assert (reasons[7], reasons[1]) == ("opted out", "an image of its cluster, 1, opted out")
+
+
+def test_an_id_is_of_all_rows_that_have_it():
+    rows = [{"image_id": "same"}, {}, {"image_id": "same"}]
+    assert actions(Policy("top_k", 0, opt_out=frozenset({"same"})), *rows) == "dkd"
+
+
+def test_unknown_and_contradictory_ids_are_refused():
+    with pytest.raises(UsageError, match=r"--allow names 'nobody' \(and 1 more\), which is neither an image_id nor"):
+        decided(Policy("fdr", 0.1, allow=frozenset({"nobody", "noone", "id-3"})))
+    with pytest.raises(UsageError, match="--opt-out names 'nobody', which"):
+        decided(Policy("fdr", 0.1, opt_out=frozenset({"nobody"})))
+    with pytest.raises(UsageError, match=r"row 3 \(id-3\) is both in --allow and in --opt-out"):
+        decided(Policy("fdr", 0.1, allow=frozenset({"id-3"}), opt_out=frozenset({"a.parquet#3"})))
+
+
+def test_policies_that_make_no_sense():
+    for by, limit in (("fdr", 0), ("fdr", 1), ("fdr", np.nan), ("top_k", -1), ("max_score", np.nan)):
+        with pytest.raises(UsageError, match=f"--{by.replace('_', '-')} .*: expected"):
+            Policy(by, limit)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="--action burn: expected drop, dedupe or downweight"):
+        Policy("fdr", 0.1, "burn")  # type: ignore[arg-type]
+
+
+def test_without_calibration_only_opt_outs_can_be_listed():
+    rows = [{**NO_SCORE, "growth": 3.0, "outside_range": None}] * 3
+    for policy in (Policy("fdr", 0.1), Policy("top_k", 1), Policy("max_score", 0)):
+        with pytest.raises(OutputError, match="no row of this audit has a calibrated score"):
+            decided(policy, *rows)
+    assert actions(Policy("top_k", 0, opt_out=frozenset({"id-1"})), *rows) == "kdk"
+
+
+pictures = st.lists(
+    st.tuples(st.integers(0, 5), st.sampled_from([0.001, 0.05, 0.5]), st.booleans(), st.booleans()),
+    min_size=1,
+    max_size=25,
+)
+
+
+@given(pictures, st.sampled_from(["drop", "dedupe", "downweight"]))
+@settings(max_examples=150, deadline=None)
+def test_every_cluster_is_treated_as_one_picture(drawn, action):
+    first = {key: row for row, (key, *_) in reversed(list(enumerate(drawn)))}
+    rows = [{"cluster": first[key], "q_value": q, "excess_growth": 1 / q} for key, q, _, _ in drawn]
+    allow = frozenset(f"id-{row}" for row, (*_, allowed, gone) in enumerate(drawn) if allowed and not gone)
+    opt_out = frozenset(f"id-{row}" for row, (*_, gone) in enumerate(drawn) if gone)
+    found = decided(Policy("fdr", 0.1, action, allow, opt_out), *rows)
+    assert [row["row"] for row in found] == list(range(len(rows)))
+    for cluster in set(first.values()):
+        members = [row for row in found if row["cluster"] == cluster]
+        free = [row for row in members if row["image_id"] not in allow]
+        said = Counter(row["action"] for row in free)
+        assert all(row["action"] == Action.KEEP and row["weight"] == 1 for row in members if row["image_id"] in allow)
+        gone = any(row["image_id"] in opt_out for row in members)
+        flagged = any(row["q_value"] <= 0.1 for row in members)
+        if gone or (flagged and action == "drop"):
+            assert said == {"drop": len(free)} or not free
+        elif not flagged:
+            assert said == {"keep": len(free)} or not free
+        elif action == "downweight" and len(members) > 1:
+            assert sum(row["weight"] for row in free) == pytest.approx(len(free) / len(members))
+        elif len(members) > 1:
+            kept = [row["row"] for row in members if row["action"] != Action.DROP]
+            assert kept == ([row["row"] for row in members if row["image_id"] in allow] or [cluster])
+        else:
+            assert said == {"review": len(free)} or not free

@@ -1,0 +1,363 @@
+"""What the engine survives, done for real: several raylets on this machine, processes that are killed or stopped.
+
+Every test ends alike: each row exactly once, and the same scores to the bit as an audit that nobody disturbed.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import volgrowth as vg
+from tests.conftest import start_volgrowth, volgrowth
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+# slow enough to be caught in the act, and held up at will; its workers leave their process ids
+MODEL = """
+import os, signal, time
+import volgrowth as vg
+
+class Slow(vg.GaussianDenoiser):
+    image_shape = (1, 8, 8)
+
+    def noise(self, y, noise_level):
+        time.sleep(0.02)
+        while os.path.exists(os.path.join(os.path.dirname(__file__), "hold")):
+            time.sleep(0.05)
+        return super().noise(y, noise_level)
+
+class Deadly(Slow):
+    def noise(self, y, noise_level):
+        if (y.flatten(1).mean(1) > 0.95).any():  # a white image
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().noise(y, noise_level)
+
+def make(device, dtype, kind=Slow):
+    open(os.path.join(os.path.dirname(__file__), "pids", str(os.getpid())), "w").close()
+    return kind(0.0, 0.3)
+
+def deadly(device, dtype):
+    return make(device, dtype, Deadly)
+"""
+
+
+@dataclass
+class Machines:
+    """Several raylets, a head without CPUs among them, and the folder where drivers run."""
+
+    folder: Path
+    cluster: Any
+    nodes: list[Any] = field(default_factory=list)
+
+    def add(self) -> Any:
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+        return self.nodes[-1]
+
+    def remove(self, node: Any) -> None:
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def home_of(self, worker: int) -> Any:
+        """The node whose raylet started a process."""
+        parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+        raylets = {info.process.pid: node for node in self.nodes for info in node.all_processes["raylet"]}
+        return raylets[parent]
+
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """No worker gets on meanwhile."""
+        hold = self.folder / "hold"
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink()
+
+    def nodes_up_to(self, count: int) -> None:
+        while len(self.nodes) < count:
+            self.add()
+        while len(self.nodes) > count:
+            self.remove(self.nodes[-1])
+
+
+@pytest.fixture(scope="module")
+def machines(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    from ray.cluster_utils import Cluster
+
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "slow_model.py").write_text(MODEL)
+    (folder / "pids").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        yield Machines(folder, cluster)
+        cluster.shutdown()
+
+
+@dataclass
+class Run:
+    """An audit on the cluster, as a command in a process of its own."""
+
+    machines: Machines
+    out: Path
+    arguments: list[Any]
+
+    def start(self) -> subprocess.Popen[str]:
+        return start_volgrowth(self.arguments, self.machines.folder)
+
+    def finish(self) -> None:
+        finished = volgrowth(*self.arguments, cwd=self.machines.folder)
+        assert finished.returncode == 0, finished.stderr
+
+    def fragments(self) -> int:
+        return len(list(self.out.glob("scores/*.parquet")))
+
+    def wait_for_fragments(self, count: int, process: subprocess.Popen[str]) -> None:
+        wait_for(lambda: self.fragments() >= count or process.poll() is not None)
+        assert process.poll() is None, process.communicate()
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+    @property
+    def log(self) -> Path:
+        return self.out.with_suffix(".jsonl")
+
+    @property
+    def scores(self) -> pa.Table:
+        return vg.open_audit(str(self.out)).scores
+
+
+@pytest.fixture
+def run(machines: Machines, digit_file: Path, tmp_path: Path) -> Run:
+    """Two machines with a worker each; 25 shards."""
+    machines.nodes_up_to(2)
+    for left in (machines.folder / "pids").iterdir():
+        left.unlink()
+    out = tmp_path / "out"
+    return Run(machines, out, arguments(machines, out, digit_file))
+
+
+def arguments(machines: Machines, out: Path, data: Path, model: str = "make", *more: Any) -> list[Any]:
+    return [
+        "audit", f"factory:slow_model:{model}", data, "--output", out, "--shard-size", 6, "--set", "batch_size=6",
+        "--ray-address", machines.cluster.address, "--log-json", out.with_suffix(".jsonl"), *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(machines: Machines, digit_file: Path, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    machines.nodes_up_to(2)
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    quiet = Run(machines, out, arguments(machines, out, digit_file))
+    quiet.finish()
+    assert quiet.scores["row"].to_pylist() == list(range(150))
+    return quiet.scores
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not get there"
+        time.sleep(0.02)
+
+
+def ended_well(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+
+
+def workers(run: Run, driver: subprocess.Popen[str]) -> list[int]:
+    """Processes that hold the model, the driver left out: it looks at the model too."""
+    pids = (int(path.name) for path in (run.machines.folder / "pids").iterdir())
+    return [pid for pid in pids if pid != driver.pid and Path(f"/proc/{pid}").exists()]
+
+
+def test_a_driver_killed_five_times(run, undisturbed):
+    dice = random.Random(7)
+    for _ in range(5):
+        driver = run.start()
+        run.wait_for_fragments(run.fragments() + dice.randrange(1, 4), driver)
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+        assert not (run.out / "_SUCCESS").exists()
+    run.finish()
+    assert run.scores.equals(undisturbed)
+
+
+def test_workers_and_nodes_that_go_and_come(run, undisturbed):
+    """A worker is killed, a node is lost, and two others join."""
+    driver = run.start()
+    run.wait_for_fragments(2, driver)
+    with run.machines.held_up():
+        killed, other = workers(run, driver)
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: len(run.events("worker_lost")) == 1)
+        run.machines.remove(run.machines.home_of(other))
+        wait_for(lambda: len(run.events("worker_lost")) >= 2)
+        run.machines.nodes_up_to(3)
+        new = {node.node_id for node in run.machines.nodes[1:]}
+        wait_for(lambda: new <= {event["node"] for event in run.events("worker_ready")})
+    ended_well(driver)
+    blameless = [event["blameless"] for event in run.events("worker_lost")]
+    assert blameless == [False, *[True] * (len(blameless) - 1)]
+    assert run.scores.equals(undisturbed)
+
+
+def test_a_draining_node_gets_nothing_more(run, undisturbed):
+    run.machines.nodes_up_to(2)
+    driver = run.start()
+    run.wait_for_fragments(3, driver)
+    going = run.machines.nodes[0]
+    with run.machines.held_up():
+        drain(run.machines, going)
+        wait_for(lambda: bool(run.events("worker_leaving")))
+    assert [event["node"] for event in run.events("worker_leaving")] == [going.node_id]
+    ended_well(driver)
+    run.machines.remove(going)
+    assert going.node_id not in [event["node"] for event in run.events("worker_lost")]
+    assert run.scores.equals(undisturbed)
+
+
+def drain(machines: Machines, node: Any) -> None:
+    """What a cloud says of a spot machine that it is about to take."""
+    command = Path(sys.executable).parent / "ray"
+    subprocess.run(
+        [
+            command, "drain-node", "--address", machines.cluster.address, "--node-id", node.node_id,
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+            "--deadline-remaining-seconds", "60",
+        ],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_a_worker_that_was_given_up_and_comes_back(run, undisturbed):
+    driver = run.start()
+    run.wait_for_fragments(3, driver)
+    with run.machines.held_up():
+        zombie = workers(run, driver)[0]
+        os.kill(zombie, signal.SIGSTOP)
+        run.machines.remove(run.machines.home_of(zombie))
+        wait_for(lambda: bool(run.events("worker_lost")))
+    ended_well(driver)
+    if Path(f"/proc/{zombie}").exists():
+        os.kill(zombie, signal.SIGCONT)
+        wait_for(lambda: not Path(f"/proc/{zombie}").exists())
+    assert run.scores.equals(undisturbed)
+
+
+def test_a_row_that_kills_its_process_is_found_and_the_rest_is_scored(run, undisturbed, digits, tmp_path):
+    import numpy as np
+
+    from volgrowth.demo.cases import write_parquet
+
+    images = digits[:30].copy()
+    images[17] = 255
+    data, out = tmp_path / "white.parquet", tmp_path / "poisoned"
+    write_parquet(data, images, [str(row) for row in range(30)])
+    poisoned = Run(run.machines, out, arguments(run.machines, out, data, "deadly", "--max-failed", 0.1))
+    poisoned.finish()
+    # the same images but one; in another file
+    found, expected = (scores.drop_columns("source") for scores in (poisoned.scores, undisturbed.slice(0, 30)))
+    crashed = found.slice(17, 1).to_pylist()[0]
+    assert crashed["status"] == "crashed"
+    assert crashed["error"].startswith("its process died")
+    assert crashed["growth"] is None
+    others = np.arange(30) != 17
+    assert found.filter(pa.array(others)).equals(expected.filter(pa.array(others)))
+    assert vg.open_audit(str(poisoned.out)).summary["counts"]["crashed"] == 1
+
+
+def test_a_second_driver_refuses_and_the_first_goes_on(run, undisturbed):
+    driver = run.start()
+    run.wait_for_fragments(2, driver)
+    with run.machines.held_up():
+        second = volgrowth(*run.arguments, cwd=run.machines.folder)
+    assert second.returncode == 2
+    assert f"is being written by another volgrowth (process {driver.pid} on" in second.stderr
+    assert "Traceback" not in second.stderr
+    ended_well(driver)
+    assert run.scores.equals(undisturbed)
+
+
+def test_too_few_workers_for_too_long_is_a_resumable_stop(run, undisturbed):
+    run.machines.nodes_up_to(1)
+    stopped = volgrowth(
+        *run.arguments, "--workers", 2, "--min-workers", 2, "--set", "wait_minutes=0.05", cwd=run.machines.folder
+    )
+    assert stopped.returncode == 2
+    assert "workers were ready of the 2 asked for" in stopped.stderr
+    assert not (run.out / "_SUCCESS").exists()
+    run.machines.nodes_up_to(2)
+    run.finish()
+    assert run.scores.equals(undisturbed)
+
+
+def on_cluster(machines: Machines, code: str) -> str:
+    """What a program prints that is connected to the cluster."""
+    connect = f"import ray; ray.init({machines.cluster.address!r}, logging_level=40, log_to_driver=False)\n"
+    command = [sys.executable, "-c", connect + code]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return finished.stdout.strip()
+
+
+def test_workers_may_share_a_gpu_and_none_is_hired_for_a_draining_node(machines):
+    nodes = [machines.cluster.add_node(num_cpus=1, num_gpus=gpus) for gpus in (2, 1)]
+    try:
+        code = f"""
+from volgrowth.audit.engine.driver import _room
+print(_room(1.0), _room(0.5), _room(0.4), _room(1.0, {{"{nodes[0].node_id}"}}), _room(2.0))
+"""
+        assert on_cluster(machines, code) == "3 6 7 1 1"
+    finally:
+        for node in nodes:
+            machines.cluster.remove_node(node)
+
+
+def test_a_cluster_of_another_version_is_named(run, machines):
+    key, namespace = "CLUSTER_METADATA", "cluster"
+    code = f"""
+import json
+from ray.experimental import internal_kv as kv
+found = json.loads(kv._internal_kv_get({key!r}, namespace={namespace!r}))
+print(found["ray_version"])
+found["ray_version"] = VERSION or found["ray_version"]
+kv._internal_kv_put({key!r}, json.dumps(found), overwrite=True, namespace={namespace!r})
+"""
+    true = on_cluster(machines, code.replace("VERSION", "'1.2.3'"))
+    try:
+        refused = volgrowth(*run.arguments, cwd=machines.folder)
+    finally:
+        subprocess.run(
+            [sys.executable, "-c", RESTORE.format(address=machines.cluster.address, version=true)],
+            check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+    assert refused.returncode == 2
+    assert "Version mismatch" in refused.stderr
+    assert f"expected the address of a running cluster with this version of Ray, {true}" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+# past ray.init, which would refuse
+RESTORE = """
+import json
+from ray._raylet import GcsClient
+gcs = GcsClient(address="{address}")
+found = json.loads(gcs.internal_kv_get(b"CLUSTER_METADATA", b"cluster"))
+found["ray_version"] = "{version}"
+gcs.internal_kv_put(b"CLUSTER_METADATA", json.dumps(found).encode(), True, b"cluster")
+"""

@@ -1,0 +1,79 @@
+import pyarrow as pa
+import pytest
+
+from tests.audit.output.test_manifest import manifest
+from volgrowth.audit.output.fragments import publish, published, read_scores, reconcile
+from volgrowth.audit.output.manifest import Manifest, Shard
+from volgrowth.errors import DataError, OutputError
+from volgrowth.records import SCORES
+from volgrowth.storage.store import Store
+
+
+def scores(shard: Shard) -> pa.Table:
+    rows = [{"row": row, "status": "ok", "growth": 1.0} for row in range(shard.start, shard.stop)]
+    return pa.Table.from_pylist(rows, schema=SCORES)
+
+
+def put(store: Store, plan: Manifest, shard: Shard) -> None:
+    publish(store, plan, shard, scores(shard), 1)
+
+
+@pytest.fixture
+def plan():
+    return manifest(25, shard_size=10)
+
+
+@pytest.fixture
+def store(tmp_path, plan):
+    """Where three fragments of an audit are."""
+    store = Store(str(tmp_path))
+    for shard in plan.shards:
+        put(store, plan, shard)
+    return store
+
+
+def test_a_whole_audit_reconciles(store, plan):
+    reconcile(store, plan)
+    assert read_scores(store, plan)["row"].to_pylist() == list(range(25))
+
+
+def damaged(store: Store, plan: Manifest) -> None:
+    whole = store.read("scores/part-00001.parquet")
+    store.write("scores/part-00001.parquet", whole[: len(whole) // 2])
+
+
+def foreign(store: Store, plan: Manifest) -> None:
+    put(store, manifest(25, shard_size=10, seed=1), plan.shards[1])
+
+
+def other_weights_or_rows(store: Store, plan: Manifest) -> None:
+    put(store, manifest(25, shard_size=10, size=101), plan.shards[1])
+
+
+def missing(store: Store, plan: Manifest) -> None:
+    store.delete("scores/part-00001.parquet")
+
+
+@pytest.mark.parametrize("harm", [damaged, foreign, other_weights_or_rows, missing])
+def test_a_fragment_that_is_not_whole_or_not_of_this_audit_is_scored_again(store, plan, harm):
+    harm(store, plan)
+    assert set(published(store, plan)) == {"scores/part-00000.parquet", "scores/part-00002.parquet"}
+    with pytest.raises(OutputError, match=r"part-00001.parquet is missing or not whole: expected 10 rows"):
+        reconcile(store, plan)
+    put(store, plan, plan.shards[1])
+    reconcile(store, plan)
+
+
+def test_rows_that_a_source_did_not_give_are_not_published(store, plan):
+    with pytest.raises(DataError, match=r"got 9 rows: expected rows 10 to 19"):
+        publish(store, plan, plan.shards[1], scores(plan.shards[1]).slice(1), 1)
+
+
+def test_columns_that_were_added_later_are_null_in_older_audits(store, plan):
+    shard = plan.shards[1]
+    _, footer = store.read_footer(shard.name)
+    store.write_table(shard.name, scores(shard).drop_columns(["lid", "marks"]), footer)
+    table = read_scores(store, plan)
+    assert table.schema.names == SCORES.names
+    assert table["lid"].null_count == 25
+    assert table["growth"].null_count == 0

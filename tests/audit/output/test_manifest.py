@@ -1,0 +1,76 @@
+import json
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from volgrowth.audit.output.manifest import DataInfo, Manifest
+from volgrowth.config import EXECUTION, AuditConfig
+from volgrowth.records import ModelInfo
+from volgrowth.sources import Listing, SourceFile
+
+MODEL = ModelInfo("m", "UNet2DModel", (1, 8, 8), "sha256:0123456789ab", 10)
+
+
+def listing(*rows: int, size: int = 100) -> Listing:
+    """Of files with so many rows each."""
+    return Listing.build("parquet", [SourceFile(f"{index}.parquet", size, count) for index, count in enumerate(rows)])
+
+
+def manifest(rows: int = 10, holdout: int = 0, size: int = 100, **settings: Any) -> Manifest:
+    config = AuditConfig.build(model="m", data="d", output="o", **settings)
+    held = DataInfo.of("h", None, listing(holdout)) if holdout else None
+    return Manifest.plan(config, MODEL, DataInfo.of("d", None, listing(rows, size=size)), held)
+
+
+@given(rows=st.integers(0, 500), holdout=st.integers(0, 500), size=st.integers(1, 200))
+def test_shards_cover_every_row_once(rows, holdout, size):
+    plan = manifest(rows, holdout, shard_size=size)
+    for folder, count in (("scores", rows), ("holdout", holdout)):
+        covered = [row for s in plan.shards if s.folder == folder for row in range(s.start, s.stop)]
+        assert covered == list(range(count))
+    assert len({shard.name for shard in plan.shards}) == len(plan.shards)
+    assert all(0 < shard.rows <= size for shard in plan.shards)
+
+
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=5), st.integers(1, 40))
+def test_an_extension_adds_shards_and_leaves_those_there_as_they_are(gained, size):
+    plan = manifest(25, 7, shard_size=size)
+    files = [25]
+    for rows in gained:
+        before = plan
+        files.append(rows)
+        plan = replace(plan, data=plan.data.extended(listing(*files)))
+        audited = [shard for shard in plan.shards if shard.folder == "scores"]
+        assert [row for shard in audited for row in range(shard.start, shard.stop)] == list(range(sum(files)))
+        kept = [(shard, before.digest_at(shard.generation)) for shard in before.shards]
+        assert set(kept) <= {(shard, plan.digest_at(shard.generation)) for shard in plan.shards}
+
+
+def test_fragments_are_named_as_the_design_says():
+    assert manifest(8000, shard_size=1000).shards[7].name == "scores/part-00007.parquet"
+
+
+def test_a_manifest_survives_json():
+    plan = manifest(10, 5)
+    assert Manifest.from_json(json.loads(json.dumps(plan.to_json())), "here") == plan
+    assert plan.to_json()["shards"]["table"][0] == ["scores/part-00000.parquet", 0, 10]
+
+
+def test_how_an_audit_runs_does_not_change_its_digest_and_what_it_measures_does():
+    digest = manifest().config_digest
+    running: dict[str, Any] = {
+        "engine": "local",
+        "workers": 7,
+        "min_workers": 2,
+        "wait_minutes": 1.0,
+        "gpus_per_worker": 0.5,
+        "ray_address": "a:1",
+        "max_failed": 0.5,
+        "log_json": "log",
+    }
+    assert running.keys() | {"output"} == EXECUTION
+    assert manifest(**running).config_digest == digest
+    for settings in ({"seed": 1}, {"batch_size": 8}, {"measure": {"num_probes": 5}}, {"shard_size": 3}, {"split": "x"}):
+        assert manifest(**settings).config_digest != digest

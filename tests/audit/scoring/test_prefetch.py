@@ -1,0 +1,104 @@
+import threading
+import time
+
+import pytest
+
+from volgrowth.audit.scoring.prefetch import AT_ONCE, Ahead
+
+
+def threads():
+    """Those of reading and decoding; tests of locks leave one behind, as a driver does that dies."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith(("volgrowth-read", "volgrowth-decode"))]
+
+
+def same(item):
+    return item
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("count", [0, 1, AT_ONCE, 5 * AT_ONCE + 3])
+def test_everything_comes_once_and_in_order(workers, count):
+    def slowly(item):
+        time.sleep(0.002 * (item % 3))
+        return -item
+
+    assert list(Ahead(range(count), slowly, workers).items()) == [-k for k in range(count)]
+    assert not threads()
+
+
+def test_several_threads_work_at_once():
+    together = threading.Barrier(3, timeout=30)
+
+    def meet(item):
+        if item % AT_ONCE == 0:
+            together.wait()
+        return item
+
+    assert len(list(Ahead(range(3 * AT_ONCE), meet, 3).items())) == 3 * AT_ONCE
+
+
+def test_it_stays_ahead_by_so_much_and_closing_ends_it():
+    made, read = list[int](), list[int]()
+
+    def items():
+        for k in range(10_000):
+            read.append(k)
+            yield k
+
+    ahead = Ahead(items(), made.append, threads=2, depth=4 * AT_ONCE)
+    taken = ahead.items()
+    next(taken)
+    time.sleep(0.5)
+    assert 4 * AT_ONCE <= len(made) <= 10 * AT_ONCE
+    assert len(read) <= 10 * AT_ONCE
+    taken.close()
+    assert not threads()
+    assert ahead.held_up > ahead.starved
+
+
+def test_what_waits_to_be_worked_on_is_little_however_deep_it_is():
+    """Encoded images may be large, decoded ones are as the model sees them."""
+    read, gate = [], threading.Event()
+
+    def items():
+        for k in range(10_000):
+            read.append(k)
+            yield k
+
+    ahead = Ahead(items(), lambda item: gate.wait(30), threads=2, depth=10_000)
+    taken = ahead.items()
+    threading.Timer(0.5, gate.set).start()
+    waiting = threading.Thread(target=lambda: next(taken))
+    waiting.start()
+    time.sleep(0.3)
+    assert len(read) <= 5 * AT_ONCE
+    waiting.join()
+    taken.close()
+    assert not threads()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_exception_of_the_source_is_raised_after_what_came_before_it(workers):
+    def items():
+        yield from range(AT_ONCE + 2)
+        raise OSError("disk gone")
+
+    taken = list[int]()
+    with pytest.raises(OSError, match="disk gone"):
+        taken.extend(Ahead(items(), same, workers).items())
+    assert taken == list(range(AT_ONCE + 2))
+    assert not threads()
+
+
+def test_an_exception_of_the_work_is_raised_where_it_is_taken():
+    def work(item):
+        if item == 3 * AT_ONCE:
+            raise MemoryError("so large")
+        return item
+
+    taken = list[int]()
+    with pytest.raises(MemoryError, match="so large"):
+        taken.extend(Ahead(range(1000), work, 2).items())
+    assert taken == list(range(3 * AT_ONCE))
+    assert not threads()

@@ -1,0 +1,131 @@
+"""Audits that measure twice, or beside a reference model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import volgrowth as vg
+from tests.support.checkpoints import save_pipeline, unet
+from volgrowth.audit.output.result import Audit
+from volgrowth.audit.scoring.refine import ADAPTIVE_FILE, FACTOR
+from volgrowth.cli import run
+from volgrowth.demo.cases import write_parquet
+from volgrowth.errors import OutputError, UsageError
+
+
+@pytest.fixture(scope="module")
+def held(digits, tmp_path_factory):
+    path = tmp_path_factory.mktemp("held") / "held.parquet"
+    write_parquet(path, digits[200:320], [f"held-{row}" for row in range(120)])
+    return path
+
+
+@pytest.fixture
+def audit(tiny_model, digit_file, held):
+    def run(output: Path, **settings: object) -> Audit:
+        data = {"data": str(digit_file), "holdout": str(held)}
+        given = {"model": str(tiny_model), **data, "engine": "local", "shard_size": 40, **settings}
+        return vg.run_audit(vg.AuditConfig.build(output=str(output), **given), quiet=True)
+
+    return run
+
+
+def test_rows_near_the_threshold_get_more_probes(audit, tmp_path):
+    plain, adaptive = audit(tmp_path / "plain"), audit(tmp_path / "adaptive", adaptive=True)
+    refined = adaptive.scores["nfe"].to_numpy() > 15
+    held = adaptive.holdout_scores["nfe"].to_numpy() > 15
+    assert refined.sum() + held.sum() == adaptive.summary["run"]["refined_rows"] > 0
+    assert held.any()
+    assert not refined.all()
+    # 4 times the 2 probes at each of 3 levels, beside the 2 of the run-in and the 4 of the loss
+    assert set(adaptive.scores["nfe"].to_pylist()) <= {15, 15 + 3 * (1 + 8) + 2 + 4}
+    same = plain.scores.filter(~refined).drop_columns("batch")
+    assert adaptive.scores.filter(~refined).drop_columns("batch").equals(same)
+    better, before = (a.holdout_scores["growth_error"].to_numpy()[held].mean() for a in (adaptive, plain))
+    assert better < 0.9 * before
+    assert FACTOR == 4
+
+
+def test_an_interrupted_refinement_refines_the_same_rows(audit, tmp_path):
+    first = audit(tmp_path / "out", adaptive=True)
+    before = first.holdout_scores
+    (tmp_path / "out/_SUCCESS").unlink()
+    for path in (tmp_path / "out/holdout").iterdir():  # as if it had been interrupted before any of them
+        path.unlink()
+    chosen = (tmp_path / "out" / ADAPTIVE_FILE).read_bytes()
+    again = audit(tmp_path / "out", adaptive=True)
+    assert again.holdout_scores.equals(before)
+    assert (tmp_path / "out" / ADAPTIVE_FILE).read_bytes() == chosen
+
+
+def test_refining_needs_an_error_to_go_by():
+    for measure in ({"preset": "paper"}, {"preset": "volume"}, {"num_probes": 1}):
+        with pytest.raises(UsageError, match="adaptive needs the standard error of preset standard"):
+            vg.AuditConfig.build(model="m", data="d", output="o", adaptive=True, measure=measure)
+
+
+@pytest.fixture
+def other_model(tmp_path):
+    save_pipeline(tmp_path / "other", unet(seed=7))
+    return tmp_path / "other"
+
+
+def test_a_reference_model_adds_its_score_to_the_regressors(audit, other_model, tmp_path):
+    audit(tmp_path / "reference", model=str(other_model))
+    plain = audit(tmp_path / "plain").summary["calibration"]
+    with_it = audit(tmp_path / "out", reference=str(tmp_path / "reference")).summary["calibration"]
+    assert with_it["features"] == [*plain["features"], "reference"]
+    assert with_it["reference"] == str(tmp_path / "reference")
+    assert with_it["r2"] != plain["r2"]
+
+
+def test_a_reference_that_does_not_fit(audit, other_model, held, digits, tmp_path):
+    audit(tmp_path / "same")
+    with pytest.raises(UsageError, match="it audits the same model"):
+        audit(tmp_path / "out", reference=str(tmp_path / "same"))
+    with pytest.raises(OutputError, match="holds no audit"):
+        audit(tmp_path / "out", reference=str(tmp_path / "nothing"))
+    audit(tmp_path / "paper", model=str(other_model), measure={"preset": "paper"})
+    with pytest.raises(UsageError, match="its measure is another"):
+        audit(tmp_path / "out", reference=str(tmp_path / "paper"))
+    audit(tmp_path / "alone", model=str(other_model), holdout=None)
+    with pytest.raises(UsageError, match="its held-out set is another"):
+        audit(tmp_path / "out", reference=str(tmp_path / "alone"))
+    assert not np.any([path.name == "manifest.json" for path in (tmp_path).glob("out/*")])
+
+
+@pytest.mark.parametrize("preset", ["paper", "volume"])
+def test_every_preset_ends_in_a_report(audit, preset, tmp_path):
+    finished = audit(tmp_path / "out", measure={"preset": preset})
+    assert f">{preset}<" in (tmp_path / "out/report.html").read_text()
+    assert finished.findings["p_value"].null_count == 0
+    assert finished.findings["loss_p_value"].null_count == 150
+
+
+def test_held_out_sets_that_do_not_fit_are_said(tiny_model, digit_file, digits, tmp_path, capsys):
+    """Shared images by their pixels, near duplicates by their looks, another kind by its distribution."""
+    brighter = digits[150:260] // 2 + 128
+    near = np.where(digits[:40] > 0, digits[:40] - 1, 0).astype(np.uint8)
+    write_parquet(tmp_path / "bad.parquet", np.concatenate([digits[:5], near, brighter]), [str(k) for k in range(155)])
+    command = ["audit", str(tiny_model), str(digit_file), "--output", str(tmp_path / "out"), "--engine", "local"]
+    command.append("--holdout")
+    assert run([*command, str(tmp_path / "bad.parquet")]) == 0
+    said = capsys.readouterr().err
+    assert "warning: 5 held-out images are in the audited set too" in said
+    assert "held-out images look like audited ones" in said
+    assert "The held-out images are of another kind" in said
+    assert "With 1399 held-out images 1 would be enough" in said
+
+
+def test_a_report_of_an_older_version_is_refused_in_one_sentence(audit, tmp_path, capsys):
+    store = audit(tmp_path / "out").store
+    summary = store.read_json("summary.json")
+    for lacking in ("detection", "duplicates", "run"):  # the template reads the last one, code the others
+        known = {name: value for name, value in summary.items() if name != lacking}
+        store.write_json("summary.json", {**known, "volgrowth": "0.0.9"})
+        assert run(["report", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith(f"volgrowth: {tmp_path}/out was summarised by volgrowth 0.0.9, which did not write")
+        assert lacking in said
+        assert said.endswith(f"delete {tmp_path}/out/_SUCCESS and run the same `volgrowth audit` again")

@@ -1,0 +1,87 @@
+"""`volgrowth diff` on audits that two models really gave."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import volgrowth as vg
+from tests.conftest import volgrowth
+from volgrowth.analysis.comparison.changes import CHANGES, compare
+from volgrowth.cli import run
+from volgrowth.commands.audit import run_audit
+from volgrowth.demo.cases import write_parquet
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def other_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network with other random weights: another checkpoint."""
+    import torch
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(1)
+    network = UNet2DModel.from_config(UNet2DModel.load_config(tiny_model / "unet"))
+    folder = tmp_path_factory.mktemp("models") / "other"
+    DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def audits(tiny_model, other_model, digit_file, digits, tmp_path_factory):
+    """Outputs of one model on 150 digits, and of the other on a curated set: the first digit dropped, one copied."""
+    folder = tmp_path_factory.mktemp("diff")
+    write_parquet(folder / "held.parquet", digits[150:300], [f"held-{row}" for row in range(150)])
+    curated = [3, *range(1, 150)]
+    write_parquet(folder / "curated.parquet", digits[curated], [f"kept-{row:04d}" for row in curated])
+    for name, model, data in (("before", tiny_model, digit_file), ("after", other_model, folder / "curated.parquet")):
+        config = vg.AuditConfig.build(
+            model=str(model),
+            data=str(data),
+            holdout=str(folder / "held.parquet"),
+            output=str(folder / name),
+            id_column="name",
+            measure={"num_noises": 1},
+            engine="local",
+        )
+        run_audit(config, quiet=True)
+    return folder
+
+
+def test_the_command_says_what_changed_and_writes_the_table(audits, tmp_path):
+    finished = volgrowth("diff", audits / "before", audits / "after", "--table", "changes.parquet", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "149 distinct images are in both" in finished.stdout
+    assert "1 are only in A, of which 0 flagged there; 0 only in B" in finished.stdout
+    assert "held-out images that both audits share" in finished.stdout
+    table = pq.read_table(tmp_path / "changes.parquet")
+    found = compare(vg.open_audit(str(audits / "before")), vg.open_audit(str(audits / "after")))
+    assert table.cast(CHANGES).equals(found.table)
+    assert found.null_rows == 150
+    rows = {row["image_id"]: row for row in table.to_pylist()}
+    assert sorted(rows) == [f"digit-{row:04d}" for row in range(1, 150)]
+    copied, other = rows["digit-0003"], rows["digit-0007"]
+    assert (copied["row_a"], copied["row_b"], copied["copies_a"], copied["copies_b"]) == (3, 0, 1, 2)
+    assert (other["row_a"], other["row_b"], other["copies_a"], other["copies_b"]) == (7, 7, 1, 1)
+
+
+def test_what_cannot_be_compared_is_one_sentence_and_exit_code_two(audits, tmp_path, capsys):
+    before, after = str(audits / "before"), str(audits / "after")
+    for arguments, reason in (
+        ([before, before], "are the same audit"),
+        ([before, str(tmp_path / "nowhere")], "holds no audit"),
+        ([before, after, "--fdr", "1"], "expected above 0 and below 1"),
+        ([before, after, "--table", str(tmp_path / "changes.csv")], "ends in .parquet"),
+        ([before], "Missing argument"),
+    ):
+        assert run(["diff", *arguments]) == 2
+        captured = capsys.readouterr()
+        assert reason in " ".join(captured.err.split())
+        assert "Traceback" not in captured.err
+        assert captured.out == ""
+
+
+def test_help_has_an_example(capsys):
+    assert run(["diff", "--help"]) == 0
+    assert "volgrowth diff out-before out-after --table changes.parquet" in capsys.readouterr().out

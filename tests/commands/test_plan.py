@@ -1,0 +1,79 @@
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import volgrowth as vg
+from tests.audit.output.test_manifest import manifest
+from tests.conftest import volgrowth
+from volgrowth.audit.output.manifest import Manifest
+from volgrowth.audit.scoring.pilot import Piece
+from volgrowth.commands.plan import PIECES, Forecast, _stretches, describe, predict
+
+
+def forecast(plan: Manifest, seconds: list[float], workers: int = 1, price: float | None = None) -> Forecast:
+    """With pieces of ten rows that took so long."""
+    config = vg.AuditConfig.build(model="m", data="d", output="o")
+    pieces = [Piece(10, 0, each, 0.5, 2**30) for each in seconds]
+    return predict(plan, config, pieces, 16, workers, "cpu", 5.0, price)
+
+
+def test_one_worker_does_one_row_after_the_other():
+    found = forecast(manifest(1000, 200, shard_size=100), [20.0] * 4, price=3.0)
+    assert found.wall_hours == pytest.approx([(5 + 1200 * 2 + 12 * 0.5) / 3600] * 3)
+    assert found.device_hours == pytest.approx(found.wall_hours)
+    assert found.money
+    assert found.money == pytest.approx([3 * hours for hours in found.wall_hours])
+    assert (found.rows, found.evaluations, found.peak_memory) == (1200, 1200 * 15, 2**30)
+
+
+def test_workers_share_the_shards_and_the_busiest_one_counts():
+    plan = manifest(1000, shard_size=100)  # ten shards, four for the busiest
+    found = forecast(plan, [20.0] * 4, workers=3)
+    assert found.wall_hours.middle == pytest.approx((5 + 4 * (100 * 2 + 0.5)) / 3600)
+    assert found.device_hours.middle == pytest.approx(3 * found.wall_hours.middle)
+    assert forecast(plan, [20.0], workers=99).workers == 10
+
+
+def test_the_interval_covers_what_it_promises():
+    random, plan = np.random.default_rng(0), manifest(100_000, shard_size=1000)
+    covered = 0
+    for _ in range(400):
+        found = forecast(plan, (random.gamma(9, 1 / 9, PIECES) * 10).tolist())
+        covered += found.wall_hours.low <= (5 + 100_000 + 100 * 0.5) / 3600 <= found.wall_hours.high
+    assert 0.86 <= covered / 400 <= 0.94
+
+
+@pytest.mark.parametrize("rows", [1, 10, 1000, 100_000])
+def test_stretches_lie_apart_in_the_data_set(rows):
+    found = list(_stretches(manifest(rows), 0, 64))
+    assert 1 <= len(found) <= PIECES
+    assert all(0 <= part.start < part.stop <= rows and part.rows <= 64 for part in found)
+    assert all(one.stop <= other.start for one, other in pairwise(found))
+
+
+def test_a_pilot_says_what_the_audit_will_take(tiny_model, digit_file, tmp_path):
+    arguments = [tiny_model, digit_file, "--output", tmp_path / "out", "--engine", "local", "--shard-size", "40"]
+    piloted = volgrowth("plan", *arguments, "--price", "2.5", "--set", "batch_size=8")
+    assert piloted.returncode == 0, piloted.stderr
+    assert piloted.stdout.startswith("150 images, 2,250 network evaluations, 1 workers on cpu\n")
+    kept = json.loads((tmp_path / "out/.plan/forecast.json").read_text())
+    assert kept["batch_size"] == 8
+    assert kept["money"] == pytest.approx([2.5 * hours for hours in kept["device_hours"]])
+    assert kept["wall_hours"][1] <= kept["wall_hours"][0] <= kept["wall_hours"][2]
+    assert kept["peak_memory"] > 2**20
+    # what the pilot left is no obstacle
+    assert volgrowth("audit", *arguments).returncode == 0
+
+
+def test_the_batch_size_is_chosen_where_none_is_set(tiny_model, digit_file, tmp_path):
+    config = vg.AuditConfig.build(
+        model=str(tiny_model), data=str(digit_file), output=str(tmp_path / "out"), engine="local"
+    )
+    from volgrowth.commands.plan import plan_audit
+
+    found = plan_audit(config, quiet=True)
+    assert found.batch_size in {2**power for power in range(8)}
+    assert f"--set batch_size={found.batch_size}" in describe(found)
+    assert "cost" not in describe(found)

@@ -1,0 +1,282 @@
+"""The paper's experiments: measured on models known exactly, and run whole at a size that says nothing but runs."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs.reproduce_paper import __main__ as paper
+from jobs.reproduce_paper import planted as paper_planted
+from jobs.reproduce_paper.overfit import enlarged, sides
+from jobs.reproduce_paper.paper_page import cell, html, markdown
+from jobs.reproduce_paper.published import Judged, published_growth, published_times
+from jobs.reproduce_paper.stochastic import draw_ancestral
+from jobs.sections import QUICK, Scale, Section, Workshop, read, table, write
+from tests.support.page_parser import parse
+from volgrowth.analysis import calibration
+from volgrowth.demo.cases import digit_images
+from volgrowth.demo.setups import Setup
+from volgrowth.demo.training import Recipe
+from volgrowth.errors import ModelError
+from volgrowth.models import load_model
+from volgrowth.numerics import EmpiricalDenoiser, GaussianDenoiser
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = Scale(
+    images=3,
+    axes=4,
+    steps=12,
+    channels=(8, 8),
+    overfit_steps=(40, 60),
+    overfit_samples=8,
+    ablation_axes=(1, 3),
+    ablation_steps=(1, 3, 12),
+    ablation_radii=(0.01, 0.1),
+    whole_case=4,
+    budget=200,
+    fewest=8,
+    trajectory_images=2,
+    ancestral_samples=12,
+    ancestral_steps=4,
+    curation_samples=12,
+)
+SETUP = Setup("tiny-exact", None, 100, ((4, 10),), Recipe((8, 8), 60, 8), plain=20, held_out=120, samples=12)
+
+
+def exact(points: np.ndarray) -> EmpiricalDenoiser:
+    """What a network of unlimited capacity learns from images (n, C, H, W) uint8."""
+    denoiser = EmpiricalDenoiser(torch.from_numpy(points / 127.5 - 1))
+    denoiser.dtype = torch.float64
+    return denoiser
+
+
+def test_a_single_point_grows_by_the_published_product_of_euler_steps() -> None:
+    point = digit_images()[:1]
+    growth = published_growth(exact(point), point, axes=3, steps=1000)
+    assert growth.volume[0, -1] / 3 == pytest.approx(4.63362, abs=5e-6)
+    assert growth.edges[0, -1] / 3 == pytest.approx(4.63362, abs=5e-6)
+    assert growth.volume[0, 0] / 3 == pytest.approx(0.43516, abs=5e-6)
+    assert growth.ceiling[-1] / 3 == pytest.approx(4.63362, abs=5e-6)
+    assert growth.nfe == 4000
+    assert not growth.above_ceiling.any()
+    assert not growth.sign_flip.any()
+
+
+def test_distinct_points_grow_as_much_off_their_span_and_stay_under_the_bound() -> None:
+    """An overfit model that is exact: the axes see the other points only where these lie."""
+    points = np.zeros((3, 1, 4, 4), np.uint8)
+    points[:, 0, 0, :3] = 255 * np.eye(3, dtype=np.uint8)  # differences lie in three pixels of sixteen
+    growth = published_growth(exact(points), points, axes=1, steps=1000)
+    assert not growth.above_ceiling.any()
+    assert (growth.volume[:, -1] <= growth.ceiling[-1] + 1e-9).all()
+    assert (growth.volume[:, -1] > 4.55).all()
+    whole = published_growth(exact(points), points, axes=16, steps=1000)
+    assert (whole.volume[:, -1] < whole.ceiling[-1]).all()
+    # of sixteen directions two hold the differences, fourteen are those of a point mass
+    assert (whole.volume[:, -1] > 14 * 4.63362).all()
+    assert not whole.above_ceiling.any()
+
+
+def test_settings_share_axes_and_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = digit_images()[:5]
+    denoiser = exact(images)
+    three = published_growth(denoiser, images, axes=3, steps=4)
+    monkeypatch.setattr("jobs.reproduce_paper.published.AT_ONCE", 8)
+    again = published_growth(denoiser, images, axes=3, steps=6)
+    np.testing.assert_allclose(three.volume, again.volume[:, :4], rtol=1e-10)
+    assert len(published_times(7)) == 8
+    assert published_times(1000)[-1] == pytest.approx(1.001)
+
+
+def test_a_small_difference_is_the_derivative() -> None:
+    images = digit_images()[:4]
+    denoiser = exact(digit_images()[:40])
+    derivative = published_growth(denoiser, images, 2, 40, derivative="jvp").volume
+    difference = published_growth(denoiser, images, 2, 40, radius=1e-5).volume
+    np.testing.assert_allclose(difference, derivative, atol=1e-4)
+
+
+def test_ancestral_samples_need_a_table_to_sample_along(tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match="no DDPM schedule"):
+        draw_ancestral(GaussianDenoiser(0.0, 1.0), 1, 4, 0)
+    model = load_model(str(tiny_model))
+    drawn = draw_ancestral(model, 130, 2, 0)
+    assert drawn.shape == (130, 1, 8, 8)
+    assert drawn.dtype == np.uint8
+    assert (drawn[:128] == draw_ancestral(model, 128, 2, 0)).all()
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    folder = tmp_path_factory.mktemp("paper")
+    return Workshop(TINY, SETUP, Path(), None, folder / "models", lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def whole(shop: Workshop) -> Path:
+    """Everything, at a size that says nothing: so small a model reproduces nothing, and four are called memorized."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "FOLDS", 2)  # boosting is what takes time here
+        patch.setattr(
+            paper_planted.Planted, "memorized", property(lambda self: self.trained.case.copies > 1), raising=True
+        )
+        patch.setattr(paper_planted, "flags", lambda shop: paper_planted.planted(shop).memorized)
+        patch.setattr("jobs.reproduce_paper.stochastic.flags", lambda shop: paper_planted.planted(shop).memorized)
+        patch.setattr("jobs.reproduce_paper.stochastic.highest", lambda score: paper_planted.planted(shop).memorized)
+        return paper.reproduce(
+            shop.models.parent, scale=TINY, models=shop.models, setup=SETUP, command="python <b>&amp;</b>"
+        )
+
+
+def rows_of(page: Path, name: str) -> list[dict[str, float]]:
+    return pq.read_table(page.parent / f"{name}.parquet").to_pylist()
+
+
+def test_every_experiment_leaves_tables_figures_and_its_part_of_the_page(whole: Path) -> None:
+    text = whole.read_text()
+    page = parse(text)
+    for name in paper.EXPERIMENTS:
+        section = json.loads((whole.parent / name / "section.json").read_text())
+        assert section["findings"]
+        assert section["differences"]
+        assert section["seconds"] > 0
+        assert f'id="{name}"' in text
+        for chart in section["charts"]:
+            for suffix in ("png", "svg"):
+                assert (whole.parent / name / f"{chart['name']}.{suffix}").stat().st_size > 2000
+        for each in section["tables"]:
+            rows = pq.read_table(whole.parent / name / f"{each['name']}.parquet")
+            assert rows.num_rows == len(each["rows"])
+            assert rows.column_names == each["columns"]
+    assert page.all("svg")
+    assert not page.all("script")
+    assert not page.all("img")  # self-contained: figures are drawn in the page
+    assert not re.search(r"\bnan\b|\bNone\b|<b>", text.split("</style>")[1].split("</main>")[0])
+    assert "python &lt;b&gt;&amp;amp;&lt;/b&gt;" in text
+    assert "](overfit/overfit.png)" in (whole.parent / "paper.md").read_text()
+
+
+def test_the_overfit_table_holds_both_sides(whole: Path) -> None:
+    trained, held = rows_of(whole, "overfit/overfit")
+    assert (trained["count"], held["count"]) == (3, 3)
+    assert len(rows_of(whole, "overfit/images")) == 6
+    for row in (trained, held):
+        assert row["lowest"] <= row["mean"] <= row["highest"]
+        assert row["edges, mean"] >= row["mean"] - 1e-6  # Hadamard
+    assert [row["training steps"] for row in rows_of(whole, "degrees/degrees")] == [40, 60]
+
+
+def test_the_ablation_has_a_row_for_every_setting(whole: Path, shop: Workshop) -> None:
+    rows = rows_of(whole, "ablation/axes-steps")
+    assert [(row["axes"], row["steps"]) for row in rows] == [(k, s) for k in (1, 3) for s in (1, 3, 12)]
+    for row in rows:
+        assert row["evaluations"] == (1 + row["axes"]) * row["steps"]
+        assert 0 <= row["AUROC"] <= 1
+        assert 0 < row["memorized"] < row["images"]
+        everywhere = row["evaluations"] <= TINY.whole_case
+        assert (row["TPR, calibrated"] is not None) == everywhere
+        families = len(paper_planted.planted(shop).images)
+        assert row["images"] == (families if everywhere else max(TINY.fewest, TINY.budget // row["evaluations"]))
+    exact_row, *others = rows_of(whole, "ablation/radius")
+    assert exact_row["radius"] is None
+    assert exact_row["error"] == 0
+    assert [row["radius"] for row in others] == [0.01, 0.1]
+    assert all(row["error"] < 0.05 for row in others)
+
+
+def test_growth_along_the_way_stays_below_none_but_its_bound(whole: Path) -> None:
+    *groups, bound = rows_of(whole, "trajectory/trajectory")
+    assert [row["group"] for row in groups] == ["memorized", "not memorized", "held out", "plain"]
+    assert bound["group"] == "point mass"
+    assert bound["at step 1"] == pytest.approx(0.43516, abs=5e-6)
+    for row in groups:
+        assert row["at step 1"] < row["at step 10"] < row["at step 12"]
+
+
+def test_scores_are_compared_raw_and_calibrated(whole: Path) -> None:
+    for name in ("memorized/test", "scores/scores"):
+        rows = rows_of(whole, name)
+        assert [row["form"] for row in rows] == ["raw", "calibrated"] * (len(rows) // 2)
+        assert all(0 <= row["AUROC"] <= 1 and 0 <= row["TPR at 1% FPR"] <= 1 for row in rows)
+
+
+def test_curation_and_its_control_drop_as_many_rows(whole: Path) -> None:
+    before, after, control = rows_of(whole, "curation/curation")
+    assert before["rows"] - after["rows"] == before["rows"] - control["rows"] == 4 * 9
+    flow, ancestral = rows_of(whole, "stochastic/samplers")
+    assert flow["flagged"] == ancestral["flagged"] == 4
+
+
+def test_sides_share_no_image_and_have_room_for_the_axes(shop: Workshop) -> None:
+    pair = sides(replace(shop, scale=QUICK))
+    assert pair.trained.shape == pair.held_out.shape == (QUICK.images, 1, 12, 12)
+    assert not {image.tobytes() for image in pair.trained} & {image.tobytes() for image in pair.held_out}
+    flat = np.full((1, 1, 8, 8), 77, np.uint8)
+    assert (enlarged(flat) == 77).all()
+
+
+def test_judged_images_are_calibrated_by_strangers(shop: Workshop) -> None:
+    case = SETUP.case(Path(), 1)
+    judged = Judged.of(case)
+    brightness = judged.audited.features[:, 4], judged.holdout.features[:, 4]
+    calibrated = judged.calibrate(*brightness)
+    assert calibrated.method == "held-out"
+    assert calibrated.r2 > 0.8  # a score that is complexity is explained away
+    small = replace(case, holdout=case.holdout[:10])
+    with pytest.raises(ValueError, match="10 held-out images"):
+        Judged.of(replace(small, train=small.train[:20], family=np.arange(20))).calibrate(np.zeros(20), np.zeros(10))
+
+
+def test_a_section_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    section = Section("one", "One", "nothing.", [table("t", "A table.", [{"a": 1, "b": 0.5}, {"a": 2}])], (), ("x",))
+    write(section, tmp_path, 61.0, {"device": "none"})
+    assert [written.name for written in read(tmp_path, ["zero", "one"])] == ["one"]
+    (tmp_path / "one" / "section.json").unlink()
+    assert read(tmp_path, ["one"]) == []
+    write(section, tmp_path, 61.0, {"device": "none"})
+    written = read(tmp_path, ["one"])
+    assert "| 1 | 0.500 |" in markdown(written)
+    assert "| 2 | – |" in markdown(written)
+    assert "61.0 s" in html(written)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "–"), (math.nan, "–"), (0.0, "0"), (1234, "1,234"), (1e-20, "1.0e−20"), (0.5, "0.500"), ("x", "x")],
+)
+def test_cells_read_as_numbers(value: object, shown: str) -> None:
+    assert cell(value) == shown
+
+
+def test_the_job_says_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "none.npz"
+    assert paper.main(["--output", str(tmp_path / "out"), "--data", str(missing)]) == 2
+    assert "does not exist: expected an .npz" in capsys.readouterr().err
+    np.savez(missing, x=np.zeros((20, 8, 8)))
+    assert paper.main(["--output", str(tmp_path / "out"), "--data", str(missing)]) == 2
+    assert "expected at least 500 uint8 images" in capsys.readouterr().err
+    missing.write_bytes(b"no archive")
+    assert paper.main(["--output", str(tmp_path / "out"), "--data", str(missing)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        paper.main(["--output", str(tmp_path / "out"), "--only", "nothing"])
+    assert stopped.value.code == 2
+
+
+def test_a_data_file_makes_a_case_of_its_own(tmp_path: Path) -> None:
+    data = tmp_path / "colour.npz"
+    random = np.random.default_rng(0)
+    np.savez(data, x=random.integers(0, 256, (600, 6, 6, 3), np.uint8))
+    setup = paper.planted_setup(data)
+    assert setup.trained == 300
+    assert setup.case(tmp_path, 1).train.shape[1:] == (3, 6, 6)
+    known = tmp_path / "mnist12.npz"
+    np.savez(known, x=np.zeros((600, 12, 12), np.uint8))
+    assert paper.planted_setup(known).name == "mnist-exact"

@@ -1,0 +1,125 @@
+"""Dropping copies and training again: what is dropped, what is counted, and whether it helps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.reproduce_paper.retraining import (
+    SampleHits,
+    compare_curation,
+    copies_of,
+    highest,
+    mean_loss,
+    random_rows,
+    retrain_without,
+    sample_hits,
+)
+from volgrowth.demo.cases import Case, digit_images, plant
+from volgrowth.demo.training import Recipe, train_model
+from volgrowth.models import load_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = Recipe(channels=(8, 8), steps=40, batch=8)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return plant(digit_images()[:120], 0, trained=40, planting=((2, 10), (3, 4)), plain=6, prefix="digit")
+
+
+@pytest.fixture(scope="module")
+def model(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("curated") / "model"
+    train_model(case.train, folder, 0, TINY)
+    return folder
+
+
+def test_one_image_of_each_suspected_family_stays(case: Case) -> None:
+    flagged = np.zeros(len(case.names), bool)
+    flagged[[0, 3, 30]] = True  # ten copies, four copies, one
+    rows = copies_of(case, flagged)
+    left = np.bincount(np.delete(case.family, rows), minlength=len(case.names))
+    assert (left[flagged] == 1).all()
+    assert (left[~flagged] == case.copies[~flagged]).all()
+    assert len(rows) == 9 + 3
+
+
+def test_suspects_are_the_highest_few() -> None:
+    assert np.flatnonzero(highest(np.array([0.1, 5.0, -2.0, 3.0]), share=0.3)).tolist() == [1, 3]
+    assert highest(np.arange(1050.0)).sum() == 53
+
+
+def test_random_rows_are_rows_once_each_and_repeat_with_the_seed(case: Case) -> None:
+    rows = random_rows(case, 12, seed=3)
+    assert len(set(rows.tolist())) == 12
+    assert rows.max() < len(case.train)
+    assert rows.tolist() == random_rows(case, 12, seed=3).tolist() != random_rows(case, 12, seed=4).tolist()
+
+
+def test_dropping_nothing_trains_the_same_model(case: Case, model: Path, tmp_path: Path) -> None:
+    again = retrain_without(case, np.empty(0, int), tmp_path / "again", 0, TINY)
+    first, second = (mean_loss(load_model(str(folder)), case.holdout) for folder in (model, again))
+    assert first == pytest.approx(second, rel=1e-5)
+    assert retrain_without(case, np.arange(5), again, 0, TINY) == again  # what is there is not trained again
+
+
+@pytest.mark.parametrize("rows", [np.array([10_000]), np.arange(1000)])
+def test_rows_that_cannot_be_dropped_are_refused(case: Case, rows: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rows to drop of"):
+        retrain_without(case, rows, tmp_path / "never", 0, TINY)
+
+
+def test_samples_that_are_training_images_all_hit(case: Case, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampler that copies: every sample hits the set, none hits a held-out image; and the other way round."""
+    for source, hits, null in ((case.train[case.first], 40, 0), (case.holdout, 0, 40)):
+        drawn = source[:40]
+        monkeypatch.setattr("jobs.reproduce_paper.retraining.draw_samples", lambda *_, drawn=drawn, **__: drawn)
+        counted = sample_hits("copies", model, case, len(case.train), 40)
+        assert counted.hits == hits
+        assert counted.null_hits == pytest.approx(null * len(case.names) / len(case.holdout))
+
+
+def test_shares_and_standard_errors() -> None:
+    hits = SampleHits("", rows=1, samples=400, hits=100, null_hits=44.0, reproduced=0, loss=0.1, holdout_loss=0.1)
+    assert (hits.share, hits.null) == (0.25, 0.11)
+    assert hits.excess == pytest.approx(56 / 12)
+
+
+def test_the_control_drops_as_many_rows(case: Case, model: Path, tmp_path: Path) -> None:
+    flagged = case.copies > 1
+    said: list[str] = []
+    whole, dropped, random = compare_curation(case, flagged, model, tmp_path, 0, TINY, samples=16, say=said.append)
+    assert whole.rows == len(case.train)
+    assert dropped.rows == random.rows == len(case.names)
+    assert {whole.samples, dropped.samples, random.samples} == {16}
+    assert len(said) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1800)
+def test_deduplicating_by_calibrated_growth_ends_memorization_and_a_random_drop_does_not(
+    demo: Path, tmp_path: Path
+) -> None:
+    """On the demo's audit: calibrated growth in, two models trained again, hits out."""
+    import pyarrow.parquet as pq
+
+    from volgrowth.demo.setups import DIGITS
+
+    case = DIGITS.case(Path(), seed=1)
+    findings = pq.read_table(demo / "audit" / "findings.parquet").sort_by("row")
+    suspects = highest(findings.column("excess_growth").to_numpy()[case.first])
+    # half the steps of the demo's model: the random drop has to memorize in less time
+    recipe = replace(DIGITS.recipe, steps=1000)
+    whole, dropped, random = compare_curation(
+        case, suspects, demo / "model", tmp_path, seed=1, recipe=recipe, samples=1000
+    )
+    assert whole.excess > 10
+    # 600 samples of models like these: .417 before, .018 against a null of .005 after, .178 after the random drop
+    assert dropped.share < dropped.null + 0.03
+    assert random.excess > 10
+    assert random.share > 5 * dropped.share
+    assert dropped.reproduced <= 2 < random.reproduced

@@ -1,0 +1,3 @@
+from tests.sources.conftest import _own_cache, images
+
+__all__ = ["_own_cache", "images"]

@@ -1,0 +1,276 @@
+r"""Which images became or ceased to be memorized between two audits: checkpoints, or before and after curation.
+
+Distinct images are matched by `content_hash`, so that their rows may differ; one image is one test, however many
+copies it has. Raw scores of two models are not comparable. Each audit's excess growth is put in units of its own
+calibration, and an image's change is
+
+    z = excess_growth / residual_spread        d_i = z_B,i - z_A,i
+
+so d says how the image moved among images that were not trained on. It has no zero of its own: an image that is
+memorized in both moves too where the spread of all others does.
+
+Null. An image is unchanged where d_i is exchangeable with the changes d_j of the m held-out images that both audits
+share and neither was trained on. Conformal p-values (Vovk, arXiv 1208.0806) of a rise and of a fall are
+
+    p_rise = (1 + #{j: d_j >= d_i}) / (1 + m)        p_fall = (1 + #{j: d_j <= d_i}) / (1 + m)
+
+With fewer than `MIN_IMAGES` of those the n judged images are their own null, mirrored at their median c,
+
+    p_rise = (1 + #{j: d_j - c <= -(d_i - c)}) / (1 + n)        p_fall with >= likewise
+
+which assumes that most images did not change and that the differences of those are symmetric about the median. Images
+that changed the other way count as null there, which costs power, not the promise: a direction in which k images
+changed is found only where fewer than about k rate / 2 went the other way.
+
+What is promised. Benjamini-Hochberg runs over all p_rise and p_fall together, so the expected share of false ones
+among the significant changes is at most the rate; a change in the wrong direction counts as false. `became` (rose,
+flagged by B, not by A) and `ceased` (fell, flagged by A, not by B) are the part of those that the flags pick, and the
+flags use the same z: a part may hold more than its share. What holds of it is that the false ones in it are no more
+than those in the whole, about rate * significant, and that the flags keep their own audits' rate.
+tests/analysis/comparison/test_changes.py::test_the_rate_is_kept_and_what_changed_is_found simulates both nulls.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from volgrowth.analysis.calibration import MIN_IMAGES
+from volgrowth.analysis.comparison.matching import Matched, check_comparable, match
+from volgrowth.analysis.rates import FDR, fewest_flags, q_values, rows_needed
+from volgrowth.audit.output.result import Audit
+from volgrowth.errors import UsageError
+from volgrowth.storage.store import Store
+
+
+class Verdict(StrEnum):
+    """What became of an image from A to B."""
+
+    BECAME = "became"
+    """a significant rise, flagged by B and not by A"""
+    CEASED = "ceased"
+    """a significant fall, flagged by A and not by B"""
+    ROSE = "rose"
+    """a significant rise of any other image"""
+    FELL = "fell"
+    """a significant fall of any other image"""
+    SAME = "same"
+    """no significant change, which is no proof that there is none"""
+    NOT_JUDGED = "not_judged"
+    """without a score, or outside the range of complexity that was calibrated, in either audit"""
+
+
+def _field(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, type_, metadata={"meaning": meaning})
+
+
+CHANGES = pa.schema(
+    [
+        _field("content_hash", pa.uint64(), "of the pixels the models see: the same in A and B"),
+        _field("image_id", pa.string(), "of row_a, in A"),
+        _field("row_a", pa.int64(), "first scored row with these pixels in A"),
+        _field("row_b", pa.int64(), "the same in B"),
+        _field("copies_a", pa.int32(), "rows with these pixels in A"),
+        _field("copies_b", pa.int32(), "the same in B"),
+        _field("z_a", pa.float64(), "excess growth in units of A's residual spread; null without a score"),
+        _field("z_b", pa.float64(), "the same of B"),
+        _field("change", pa.float64(), "z_b - z_a"),
+        _field("p_rise", pa.float64(), "of a rise so large without a change; 1 outside either calibration's range"),
+        _field("p_fall", pa.float64(), "of a fall so large without a change; 1 outside either calibration's range"),
+        _field("q_value", pa.float64(), "Benjamini-Hochberg adjusted over both directions, the smaller of the two"),
+        _field("verdict", pa.string(), "see volgrowth.analysis.comparison.changes.Verdict"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two audits compared. Counts are of distinct images.
+
+    Attributes:
+        names: where A and B are.
+        table: one row per image in both, by row in A, with the columns `CHANGES`.
+        only: images that are only in A, only in B; without a second score they cannot be judged.
+        only_flagged: how many of those their audit flags.
+        null: what changes are compared with.
+        null_rows: how many of them.
+        tests: one-sided tests that were adjusted together.
+        fdr: the rate that is promised for all significant changes together.
+        warnings: sentences for people.
+    """
+
+    names: tuple[str, str]
+    table: pa.Table
+    only: tuple[int, int]
+    only_flagged: tuple[int, int]
+    null: Literal["held-out", "mirrored"]
+    null_rows: int
+    tests: int
+    fdr: float
+    warnings: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[Verdict, int]:
+        """Images of each verdict."""
+        found = Counter(self.table.column("verdict").to_pylist())
+        return {verdict: found[verdict.value] for verdict in Verdict}
+
+    @property
+    def significant(self) -> int:
+        """Images that changed either way: the set for which the rate is promised."""
+        return self.table.num_rows - self.counts[Verdict.SAME] - self.counts[Verdict.NOT_JUDGED]
+
+
+def compare(a: Audit, b: Audit, fdr: float = FDR) -> Comparison:
+    """Compare two finished audits that measured the same of, in part, the same images.
+
+    Raises:
+        UsageError: the two cannot be compared, or the rate is none.
+        OutputError: one was not calibrated, or its tables do not fit each other.
+    """
+    check_comparable(a, b, fdr)
+    images = match(a, b)
+    change = images.b.z - images.a.z
+    scored = np.isfinite(change)
+    judged = scored & ~(images.a.outside | images.b.outside)
+    null = None
+    if len(images.held_a) >= MIN_IMAGES and not images.draws_moved:
+        null = images.held_b.z - images.held_a.z
+    p_value = np.where(scored, np.ones((2, 1)), np.nan)
+    p_value[:, judged] = mirrored_p_values(change[judged]) if null is None else conformal_p_values(change[judged], null)
+    q_value = _q_values(p_value)
+    null_rows = int(judged.sum()) if null is None else len(null)
+    return Comparison(
+        names=(a.store.url, b.store.url),
+        table=_table(images, change, p_value, q_value, _verdicts(images, p_value, q_value <= fdr, judged)),
+        only=images.only,
+        only_flagged=images.only_flagged,
+        null="mirrored" if null is None else "held-out",
+        null_rows=null_rows,
+        tests=2 * int(scored.sum()),
+        fdr=fdr,
+        warnings=(
+            *_about_null(images),
+            *_about_size(p_value[:, judged], q_value, null_rows, fdr),
+        ),
+    )
+
+
+def save(comparison: Comparison, file: str) -> None:
+    """Write the table as Parquet to a path or URL, in one step.
+
+    Raises:
+        UsageError: the file's name is none of a Parquet file.
+        OutputError: it cannot be written there.
+    """
+    folder, _, name = file.rpartition("/")
+    if not name.endswith(".parquet"):
+        raise UsageError(f"table {file}: expected a file name that ends in .parquet")
+    about = {"a": comparison.names[0], "b": comparison.names[1], "null": comparison.null, "fdr": repr(comparison.fdr)}
+    Store(folder or ("/" if file.startswith("/") else ".")).write_table(name, comparison.table, about)
+
+
+def conformal_p_values(change: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """(2, n) of a rise and of a fall, against changes (m,) of images that did not change."""
+    return np.stack([_share_beyond(change, null), _share_beyond(-change, -null)])
+
+
+def mirrored_p_values(change: np.ndarray) -> np.ndarray:
+    """(2, n) of a rise and of a fall, each against the other side of the changes themselves."""
+    if not len(change):
+        return np.empty((2, 0))
+    centred = change - np.median(change)
+    return np.stack([_share_beyond(centred, -centred), _share_beyond(-centred, centred)])
+
+
+def _share_beyond(value: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """(n,) share of the null that is at least the value, the value itself counted in."""
+    beyond = len(null) - np.searchsorted(np.sort(null), value, side="left")
+    return (1 + beyond) / (1 + len(null))
+
+
+def _q_values(p_value: np.ndarray) -> np.ndarray:
+    """(n,) adjusted over all tests of both directions, the smaller of an image's two; NaN where there was none."""
+    tested = np.isfinite(p_value)
+    q_value = np.full(p_value.shape, np.nan)
+    q_value[tested] = q_values(p_value[tested], np.arange(tested.sum()))
+    return q_value.min(0)
+
+
+def _verdicts(images: Matched, p_value: np.ndarray, significant: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    before, after = images.a.flagged, images.b.flagged
+    rises = significant & (p_value[0] < p_value[1])
+    falls = significant & ~rises
+    cases = {
+        Verdict.NOT_JUDGED: ~judged,
+        Verdict.BECAME: rises & after & ~before,
+        Verdict.CEASED: falls & before & ~after,
+        Verdict.ROSE: rises,
+        Verdict.FELL: falls,
+    }
+    return np.select(list(cases.values()), [verdict.value for verdict in cases], Verdict.SAME.value)
+
+
+def _table(
+    images: Matched, change: np.ndarray, p_value: np.ndarray, q_value: np.ndarray, verdict: np.ndarray
+) -> pa.Table:
+    columns = {
+        "content_hash": images.a.content,
+        "image_id": images.a.image_id,
+        **{f"{name}_a": getattr(images.a, name) for name in ("row", "copies", "z")},
+        **{f"{name}_b": getattr(images.b, name) for name in ("row", "copies", "z")},
+        "change": change,
+        "p_rise": p_value[0],
+        "p_fall": p_value[1],
+        "q_value": q_value,
+        "verdict": verdict,
+    }
+    arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in CHANGES]  # NaN becomes null
+    return pa.table(arrays, schema=CHANGES).sort_by("row_a")
+
+
+def _about_null(images: Matched) -> list[str]:
+    """How far the held-out images serve."""
+    common, sizes = len(images.held_a), images.held_sizes
+    assumed = (
+        "Changes were compared with their own mirror image at the median instead, which assumes that most images did "
+        "not change and that the differences of those are symmetric, and which finds little where images changed both "
+        "ways."
+    )
+    if common < MIN_IMAGES:
+        return [
+            f"{common} usable held-out images are common to both audits (A has {sizes[0]}, B has {sizes[1]}), fewer "
+            f"than {MIN_IMAGES}. {assumed} Audit both with the same --holdout to do without."
+        ]
+    if images.draws_moved:
+        return [
+            f"Preset paper draws its axes by row, and audited images have other rows in B than in A, which makes their "
+            f"changes noisier than those of held-out ones. {assumed} Audit one of them with another seed to do without."
+        ]
+    if 2 * common < max(sizes):
+        return [
+            f"The held-out sets differ: only {common} usable images of A's {sizes[0]} and B's {sizes[1]} are in both. "
+            f"Audit both with the same --holdout to compare with all."
+        ]
+    return []
+
+
+def _about_size(p_value: np.ndarray, q_value: np.ndarray, null_rows: int, fdr: float) -> list[str]:
+    """Why nothing could be found, and what would do, as `summary` says it of one audit. `p_value` of judged images."""
+    if not p_value.size:
+        return ["No image in both could be judged: each lacks a score or is outside a calibration's range."]
+    if (q_value <= fdr).any():
+        return []
+    smallest, tests = 1 / (1 + null_rows), 2 * int(np.isfinite(q_value).sum())
+    fewest, extreme = fewest_flags(tests, null_rows, fdr), int((p_value <= smallest).sum())
+    if extreme >= fewest:
+        return []
+    enough = rows_needed(tests, extreme, fdr)
+    return [
+        f"With {null_rows} images to compare with no p-value is below {smallest:.2g}, which at least {fewest} of the "
+        f"{tests} tests would have to reach for any finding, and {extreme} did. With {enough} held-out images common "
+        f"to both audits {max(extreme, 1)} would be enough."
+    ]

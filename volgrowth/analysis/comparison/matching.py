@@ -1,0 +1,187 @@
+"""Two finished audits, image by image: whether they can be compared, and their distinct images matched by content."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from volgrowth.analysis.calibration import MIN_IMAGES
+from volgrowth.analysis.findings import check_columns
+from volgrowth.analysis.rates import FDR
+from volgrowth.audit.output.result import Audit
+from volgrowth.errors import OutputError, UsageError
+
+# settings of a measure that say how often it is repeated, not what is measured
+REPEATS = frozenset({"num_probes", "num_noises"})
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """Arrays over the distinct images of a table, sorted by content. `z` is NaN without a score."""
+
+    content: np.ndarray
+    image_id: np.ndarray
+    row: np.ndarray
+    copies: np.ndarray
+    z: np.ndarray
+    outside: np.ndarray
+    flagged: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def __getitem__(self, chosen: np.ndarray) -> "Distinct":
+        return Distinct(**{name: column[chosen] for name, column in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What two audits have in common, image by image, and what they have not.
+
+    Attributes:
+        a, b: the images in both, in the same order.
+        held_a, held_b: held-out images that both calibrated and neither audits, in the same order.
+        only: number of images only in A, only in B.
+        only_flagged: how many of those their audit flags.
+        held_sizes: distinct held-out images of A, of B.
+        draws_moved: see `_draws_moved`.
+    """
+
+    a: Distinct
+    b: Distinct
+    held_a: Distinct
+    held_b: Distinct
+    only: tuple[int, int]
+    only_flagged: tuple[int, int]
+    held_sizes: tuple[int, int]
+    draws_moved: bool
+
+
+def check_comparable(a: Audit, b: Audit, fdr: float) -> None:
+    """Refuse what has no meaning, before tables of images are matched.
+
+    Raises:
+        UsageError: the two cannot be compared, or the rate is none.
+    """
+    if not 0 < fdr < 1:
+        raise UsageError(f"rate of false discoveries {fdr:g}: expected above 0 and below 1, such as {FDR:g}")
+    measures = [{k: v for k, v in audit.manifest["config"]["measure"].items() if k not in REPEATS} for audit in (a, b)]
+    for name in ("preset", *sorted({*measures[0], *measures[1]})):
+        before, after = (measure.get(name) for measure in measures)
+        if before != after:
+            raise UsageError(
+                f"the audits measured different things ({name} was {before!r} in {a.store.url} and {after!r} in "
+                f"{b.store.url}): audit one of them again with the other's settings"
+            )
+    shapes = ["x".join(map(str, audit.manifest["model"]["image_shape"])) for audit in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise UsageError(
+            f"the models see images of different shapes ({shapes[0]} in {a.store.url}, {shapes[1]} in {b.store.url}): "
+            f"expected two models of the same images"
+        )
+    if a.plan.digest == b.plan.digest and a.scores.column("growth").equals(b.scores.column("growth")):
+        raise UsageError(
+            f"{a.store.url} and {b.store.url} are the same audit (settings, weights, rows and scores): give the "
+            f"outputs of two"
+        )
+
+
+def match(a: Audit, b: Audit) -> Matched:
+    """Match the images of two audits by content.
+
+    Raises:
+        UsageError: there is no image in both.
+        OutputError: one was not calibrated, or its tables do not fit each other.
+    """
+    all_a, all_b = (_distinct(audit, audit.scores, audit.findings) for audit in (a, b))
+    one, other = _common(all_a, all_b)
+    if not len(one):
+        raise UsageError(
+            f"{a.store.url} and {b.store.url} have no image in common: expected audits of the same images, which are "
+            f"matched by their pixels"
+        )
+    all_held = _held_out(a), _held_out(b)
+    held_a, held_b = _common(*all_held)
+    usable = np.isfinite(held_a.z) & np.isfinite(held_b.z)
+    usable &= ~np.isin(held_a.content, np.union1d(all_a.content, all_b.content))
+    return Matched(
+        a=one,
+        b=other,
+        held_a=held_a[usable],
+        held_b=held_b[usable],
+        only=(len(all_a) - len(one), len(all_b) - len(one)),
+        only_flagged=(int(all_a.flagged.sum() - one.flagged.sum()), int(all_b.flagged.sum() - other.flagged.sum())),
+        held_sizes=(len(all_held[0]), len(all_held[1])),
+        draws_moved=_draws_moved(a, b, one, other),
+    )
+
+
+def _distinct(audit: Audit, scores: pa.Table, findings: pa.Table) -> Distinct:
+    """Each image once, by its first row with a score, which is the one that decided its flag."""
+    url = audit.store.url
+    check_columns(findings, url, "outside_range", "memorized")
+    if not scores.column("row").equals(findings.column("row")):
+        raise OutputError(
+            f"findings in {url} is of other rows than scores: delete {url}/_SUCCESS and run the same `volgrowth audit` "
+            f"again, which keeps the scores"
+        )
+    known = scores.column("content_hash").is_valid()
+    scores, findings = scores.filter(known), findings.filter(known)
+    content, row = (scores.column(name).to_numpy() for name in ("content_hash", "row"))
+    z = findings.column("excess_growth").to_numpy() / _spread(audit)
+    order = np.lexsort((row, ~np.isfinite(z)))
+    _, first, copies = np.unique(content[order], return_index=True, return_counts=True)
+    chosen = order[first]
+    return Distinct(
+        content=content[chosen],
+        image_id=findings.column("image_id").to_numpy()[chosen],
+        row=row[chosen],
+        copies=copies,
+        z=z[chosen],
+        outside=_mask(findings.column("outside_range"))[chosen],
+        flagged=_mask(findings.column("memorized"))[chosen],
+    )
+
+
+def _mask(column: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(column, False).to_numpy().astype(bool)
+
+
+def _held_out(audit: Audit) -> Distinct:
+    """The same of the held-out images, of which there may be none."""
+    if audit.holdout_scores is None or audit.holdout_findings is None:
+        return Distinct(*[np.empty(0)] * 7)
+    return _distinct(audit, audit.holdout_scores, audit.holdout_findings)
+
+
+def _spread(audit: Audit) -> float:
+    calibration = audit.summary["calibration"]
+    if calibration is None:
+        raise OutputError(
+            f"the audit in {audit.store.url} is not calibrated, which takes {MIN_IMAGES} distinct images with a score: "
+            f"audit again with --holdout, or with more images"
+        )
+    if not calibration["residual_spread"] > 0:
+        raise OutputError(
+            f"growth does not vary among the images of {audit.store.url} (residual spread "
+            f"{calibration['residual_spread']:g}), so that changes have no unit: audit again with a trained model"
+        )
+    return calibration["residual_spread"]
+
+
+def _common(one: Distinct, other: Distinct) -> tuple[Distinct, Distinct]:
+    """The images in both, in the same order."""
+    _, first, second = np.intersect1d(one.content, other.content, assume_unique=True, return_indices=True)
+    return one[first], other[second]
+
+
+def _draws_moved(a: Audit, b: Audit, one: Distinct, other: Distinct) -> bool:
+    """Whether audited images lost the random draws in common that held-out ones may have kept.
+
+    Preset `paper` draws axes by row, the others the same for all. A change between two rows is noisier than one of a
+    row that stayed, and must not be compared with such.
+    """
+    configs = [audit.manifest["config"] for audit in (a, b)]
+    by_row = configs[0]["measure"]["preset"] == "paper" and configs[0]["seed"] == configs[1]["seed"]
+    return by_row and bool((one.row != other.row).any())

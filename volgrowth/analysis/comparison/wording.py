@@ -1,0 +1,84 @@
+"""A comparison of two audits in words, as `volgrowth diff` prints it."""
+
+from collections.abc import Iterator
+from textwrap import wrap
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from volgrowth.analysis.comparison.changes import Comparison, Verdict
+
+# images that are listed of each verdict
+LISTED = 20
+
+# characters of an id: those that are hashes say nothing more beyond
+ID_WIDTH = 28
+
+# characters of a line of prose
+WIDTH = 110
+
+MEANING = {
+    Verdict.BECAME: "memorized: a significant rise, flagged in B and not in A",
+    Verdict.CEASED: "to be memorized: a significant fall, flagged in A and not in B",
+    Verdict.ROSE: "significantly, but are not newly flagged",
+    Verdict.FELL: "significantly, but did not lose a flag",
+    Verdict.SAME: "no significant change",
+    Verdict.NOT_JUDGED: "no score, or outside the calibration's range, in A or B",
+}
+
+
+def describe(comparison: Comparison) -> str:
+    """Counts, what they promise, and up to `LISTED` images of each kind of change."""
+    notes = [line for warning in comparison.warnings for line in wrap(f"Note: {warning}", WIDTH)]
+    blocks = [_counts(comparison), wrap(_promise(comparison), WIDTH), notes]
+    blocks += [list(_images(comparison, verdict)) for verdict in list(Verdict)[:4]]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _counts(comparison: Comparison) -> list[str]:
+    (only_a, only_b), (flagged_a, flagged_b) = comparison.only, comparison.only_flagged
+    counts = [f"  {number:>9,}  {_name(v):<10} {MEANING[v]}" for v, number in comparison.counts.items()]
+    return [
+        f"A: {comparison.names[0]}",
+        f"B: {comparison.names[1]}",
+        f"{comparison.table.num_rows:,} distinct images are in both and are compared:",
+        *counts,
+        f"{only_a:,} are only in A, of which {flagged_a:,} flagged there; {only_b:,} only in B, {flagged_b:,} flagged.",
+    ]
+
+
+def _promise(comparison: Comparison) -> str:
+    if comparison.null == "held-out":
+        null = f"the {comparison.null_rows:,} held-out images that both audits share and neither model was trained on"
+    else:
+        null = f"the mirror image of the {comparison.null_rows:,} changes themselves (an assumption: see the note)"
+    said = [f"Changes are compared with {null}."]
+    if found := comparison.significant:
+        said.append(
+            f"Of the {found:,} significant ones at most {comparison.fdr:.1%} ({comparison.fdr * found:.1f}) are "
+            f"expected to be chance; that holds for all four kinds together, not for each alone."
+        )
+    return " ".join([*said, "z is excess growth in units of its own audit's residual spread."])
+
+
+def _images(comparison: Comparison, verdict: Verdict) -> Iterator[str]:
+    """The most certain first."""
+    table = comparison.table.filter(pc.equal(comparison.table.column("verdict"), verdict.value))
+    if not table.num_rows:
+        return
+    order = np.lexsort((-np.abs(table.column("change").to_numpy()), table.column("q_value").to_numpy()))
+    listed = table.take(pa.array(order[:LISTED])).to_pylist()
+    of = f"{table.num_rows:,} images" if len(listed) < table.num_rows else ""
+    yield f"{_name(verdict)}" + (f" (the first {LISTED} of {of}; --table FILE has all)" if of else "")
+    yield f"  {'image':<{ID_WIDTH}}  {'row':>18}  {'copies':>14}  {'z':>18}  {'q':>8}"
+    for image in listed:
+        name = image["image_id"]
+        name = name if len(name) <= ID_WIDTH else f"{name[: ID_WIDTH - 1]}…"
+        row, copies = (f"{image[f'{n}_a']} -> {image[f'{n}_b']}" for n in ("row", "copies"))
+        z = f"{image['z_a']:.2f} -> {image['z_b']:.2f}"
+        yield f"  {name:<{ID_WIDTH}}  {row:>18}  {copies:>14}  {z:>18}  {image['q_value']:>8.2g}"
+
+
+def _name(verdict: Verdict) -> str:
+    return verdict.value.replace("_", " ")

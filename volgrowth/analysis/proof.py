@@ -1,0 +1,164 @@
+r"""Proof by sampling: which training images a model really reproduces, and what that says of the flags.
+
+A sample hits the image nearest to it when it is much nearer to that one than to the others around it: distance to the
+nearest over the mean distance to the `NEIGHBOURS` nearest below `RATIO` (the rule of FINDINGS section 2, after Carlini
+et al., arXiv 2301.13188), among the distinct images of the training set and of a held-out set together. Held-out images
+cannot be memorized, so their hits are what the rule finds by chance, most of all between plain images, which lie
+close to one another. An image is reproduced with at least h hits, h the smallest number that is at least 2, at least a
+share `MIN_SHARE` of the samples, and at which
+
+    (held-out images with h hits) * (training images / held-out images) <= FALSE_SHARE * (training images with h hits)
+
+The share of flagged images that are reproduced is a binomial proportion; its interval is that of Clopper and Pearson
+(Biometrika 26, 1934). It is a lower bound of the flags' precision: an image that no sample hit may still be hit by the
+next ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.stats import binom, binomtest
+
+from volgrowth.analysis.ranking import auroc, tpr_at_fpr
+
+RATIO = 0.4
+NEIGHBOURS = 50
+MIN_HITS = 2
+MIN_SHARE = 0.002
+FALSE_SHARE = 0.05
+
+# chance with which an image that fills the share MIN_SHARE of all samples should be seen
+POWER = 0.95
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """What samples hit.
+
+    Attributes:
+        hits: (N,) of each training image.
+        holdout_hits: (M,) of each held-out image.
+        min_hits: from how many hits on an image counts as reproduced.
+    """
+
+    hits: np.ndarray
+    holdout_hits: np.ndarray
+    min_hits: int
+
+    @property
+    def images(self) -> np.ndarray:
+        """(N,) whether each training image is reproduced."""
+        return self.hits >= self.min_hits
+
+    @property
+    def rule(self) -> str:
+        """The rule in words."""
+        return (
+            f"a sample hits an image when it is nearer to it than {RATIO:g} times the mean distance to its "
+            f"{NEIGHBOURS} nearest; {self.min_hits} hits make an image reproduced, since so many held-out images have: "
+            f"{int((self.holdout_hits >= self.min_hits).sum())}"
+        )
+
+
+def hit_groups(distance: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """(S,) the group that each sample hits, -1 for none, from its nearest groups: (S, k) distances and numbers.
+
+    Distances are sorted, and infinite where there are fewer than k groups.
+    """
+    known = np.isfinite(distance)
+    mean = np.where(known, distance, 0).sum(1) / np.maximum(known.sum(1), 1)
+    return np.where(known[:, 0] & (distance[:, 0] < RATIO * mean), group[:, 0], -1)
+
+
+def judge(hits: np.ndarray, holdout_hits: np.ndarray, samples: int) -> Reproduced:
+    """The rule on hits of training images (N,) and held-out images (M,) by so many samples."""
+    min_hits = max(MIN_HITS, ceil(MIN_SHARE * samples))
+    scale = len(hits) / max(len(holdout_hits), 1)
+    while (holdout_hits >= min_hits).sum() * scale > FALSE_SHARE * (hits >= min_hits).sum():
+        min_hits += 1
+    return Reproduced(hits, holdout_hits, min_hits)
+
+
+def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a binomial proportion; (0, 1) without trials."""
+    if not trials:
+        return 0.0, 1.0
+    interval = binomtest(successes, trials).proportion_ci(level, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def chance_to_see(samples: int, share: float = MIN_SHARE) -> float:
+    """Probability that an image which fills this share of all samples has `MIN_HITS` hits among so many."""
+    return float(binom.sf(MIN_HITS - 1, samples, share))
+
+
+def samples_needed(share: float = MIN_SHARE, power: float = POWER) -> int:
+    """Samples with which that probability is at least `power`."""
+    high = MIN_HITS
+    while chance_to_see(high, share) < power:
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if chance_to_see(middle, share) >= power else (middle, high)
+    return high
+
+
+def summarize(findings: pa.Table, images: np.ndarray, reproduced: Reproduced, samples: int) -> dict[str, Any]:
+    """What samples prove, of distinct images; `images` are the first rows of those reproduced."""
+    first = findings.filter(pc.equal(findings["row"], findings["identical"]))
+    truth = np.isin(first["row"].to_numpy(), images)
+    flagged = pc.fill_null(first["memorized"], False).to_numpy().astype(bool)
+    hits = pc.fill_null(first["verified_hits"], 0).to_numpy()
+    proved = int((flagged & truth).sum())
+    return {
+        "samples": samples,
+        "rule": reproduced.rule,
+        "min_hits": reproduced.min_hits,
+        "hits": int(reproduced.hits.sum()),
+        "holdout_images": len(reproduced.holdout_hits),
+        "holdout_hits": int(reproduced.holdout_hits.sum()),
+        "holdout_reproduced": int((reproduced.holdout_hits >= reproduced.min_hits).sum()),
+        "reproduced_images": int(truth.sum()),
+        "rows": findings["row"].to_numpy()[np.isin(findings["identical"].to_numpy(), images)].tolist(),
+        "flagged": int(flagged.sum()),
+        "flagged_reproduced": proved,
+        "precision_interval": list(clopper_pearson(proved, int(flagged.sum()))),
+        "recall_interval": list(clopper_pearson(proved, int(truth.sum()))),
+        "unhit_rows": first["row"].to_numpy()[flagged & (hits == 0)].tolist(),
+        "raw": _detects(first["growth"], truth),
+        "calibrated": _detects(first["excess_growth"], truth),
+        "warnings": _warnings(samples, len(reproduced.holdout_hits), int(flagged.sum())),
+    }
+
+
+def _detects(column: pa.ChunkedArray, truth: np.ndarray) -> dict[str, float | None]:
+    """How well a score finds what is reproduced, among images that have it; null with nothing to tell apart."""
+    known = column.is_valid().to_numpy()
+    score, positive = column.to_numpy()[known], truth[known]
+
+    def number(measure: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
+        value = measure(score, positive) if len(score) else float("nan")
+        return value if np.isfinite(value) else None
+
+    return {"auroc": number(auroc), "tpr_at_1_fpr": number(tpr_at_fpr)}
+
+
+def _warnings(samples: int, holdout: int, flagged: int) -> list[str]:
+    warnings = []
+    chance = chance_to_see(samples)
+    if chance < POWER:
+        warnings.append(
+            f"{samples:,} samples are few: an image that fills {MIN_SHARE:.1%} of what the model makes is seen with a "
+            f"chance of {chance:.0%}. {samples_needed():,} samples see it with {POWER:.0%}."
+        )
+    if not holdout:
+        warnings.append("Without held-out images it is not known how many hits chance makes.")
+    if not flagged:
+        warnings.append("The audit flagged no image, so there are no flags to verify.")
+    return warnings

@@ -1,0 +1,298 @@
+"""The Ray engine: hands the ledger's tasks to actors that have answered, on a cluster that comes and goes.
+
+A worker is PENDING until its `prepare` has returned, READY while it takes tasks (two in flight, so that it never
+waits for the driver), LEAVING when its node is about to be taken away, and LOST when its process or node is gone. Lost
+workers are replaced, and more are hired when nodes join; what an actor asks for and the cluster lacks is what its
+autoscaler sees. A node that was taken away is nobody's failure; whatever else ends a process is blamed on the task it
+was at.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, cast
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+
+from volgrowth.audit.engine.actor import Actor, Home
+from volgrowth.audit.engine.ledger import ATTEMPTS, Ledger, Task
+from volgrowth.audit.engine.local import first_line
+from volgrowth.audit.engine.progress import AuditProgress
+from volgrowth.audit.engine.session import Shift
+from volgrowth.errors import EngineError, VolgrowthError
+
+IN_FLIGHT = 2
+POLL_SECONDS = 0.5
+LOOK_SECONDS = 3.0
+
+
+class State(Enum):
+    """Of a worker."""
+
+    PENDING = "pending"
+    READY = "ready"
+    LEAVING = "leaving"
+    LOST = "lost"
+
+
+@dataclass
+class Worker:
+    """An actor and the calls it has not answered, oldest first; the first of all is `prepare`."""
+
+    actor: Any
+    state: State = State.PENDING
+    home: Home | None = None
+    hired: float = field(default_factory=time.monotonic)
+    calls: dict[ray.ObjectRef, Task | None] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> list[Task]:
+        """What it was given and has not answered."""
+        return [task for task in self.calls.values() if task]
+
+
+class RayCrew:
+    """The workers of one piece of work."""
+
+    def __init__(self, shift: Shift, worker: type, count: int, progress: AuditProgress):
+        self.shift, self.progress, self.count = shift, progress, count
+        self.share = _gpu_share(shift)
+        device = "cuda" if self.share else "cpu"
+        self.arguments = [ray.put(argument) for argument in (worker, shift.config, shift.manifest)] + [device]
+        shift.run.room = _room(self.share)
+        self.remote = cast(Any, Actor).options(num_cpus=1, num_gpus=self.share)
+        self.workers: list[Worker] = []
+        self.failed_starts = 0
+        self._look = self._enough = time.monotonic()
+
+    def work(self, ledger: Ledger) -> None:
+        """Until every task is done."""
+        self.ledger = ledger
+        try:
+            while self.ledger or any(worker.tasks for worker in self.workers):
+                self._staff()
+                self._dispatch()
+                self._wait()
+                ready = sum(worker.state is State.READY for worker in self.workers)
+                self.shift.run.workers = max(self.shift.run.workers, ready)
+                self.shift.pulse(self.progress, ready)
+                self._check_patience(ready)
+        finally:
+            # what they publish is published whole, so they may be ended at any moment
+            for worker in list(self.workers):
+                self._end(worker)
+
+    def _staff(self) -> None:
+        """Hire up to what the cluster has room for now, and let those go whose node is to be taken away."""
+        if time.monotonic() < self._look:
+            return
+        self._look = time.monotonic() + LOOK_SECONDS
+        draining = _draining_nodes()
+        for worker in list(self.workers):
+            if worker.state is State.READY and worker.home and worker.home.node in draining:
+                worker.state = State.LEAVING
+                self.shift.run.event("worker_leaving", node=worker.home.node)
+            if worker.state is State.LEAVING and not worker.calls:
+                self._end(worker)
+        staying = sum(worker.state is not State.LEAVING for worker in self.workers)
+        if self.failed_starts < ATTEMPTS or not self.workers:  # else go on with those that could start
+            for _ in range(staying, min(self.count, self.shift.config.workers or _room(self.share, draining))):
+                self._hire()
+
+    def _hire(self) -> None:
+        worker = Worker(self.remote.remote(*self.arguments))
+        worker.calls[worker.actor.prepare.remote()] = None
+        self.workers.append(worker)
+
+    def _end(self, worker: Worker) -> None:
+        worker.state = State.LOST
+        self.workers.remove(worker)
+        ray.kill(worker.actor)
+        self.shift.run.worker_seconds += time.monotonic() - worker.hired if worker.home else 0.0
+
+    def _dispatch(self) -> None:
+        for depth in range(1, IN_FLIGHT + 1):
+            for worker in self.workers:
+                if worker.state is State.READY and len(worker.calls) < depth and (task := self.ledger.take()):
+                    call = worker.actor.call.remote(task.method, task.arguments, self.ledger.attempt(task))
+                    worker.calls[call] = task
+
+    def _wait(self) -> None:
+        """Collect the answers that are there, or wait a moment for one."""
+        owners = {call: worker for worker in self.workers for call in worker.calls}
+        if not owners:
+            return time.sleep(POLL_SECONDS)
+        ready, rest = ray.wait(list(owners), num_returns=1, timeout=POLL_SECONDS)
+        if ready and rest:
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        for call in ready:
+            worker = owners[call]
+            if worker.state is not State.LOST:  # with one of its calls, a moment ago
+                self._collect(worker, call)
+        return None
+
+    def _collect(self, worker: Worker, call: ray.ObjectRef) -> None:
+        try:
+            answer = ray.get(call)
+        except RayTaskError as error:
+            self._failed(worker, worker.calls.pop(call), error.cause)
+        except RayError as error:  # the actor, its node, or an object on it
+            self._lost(worker, error)
+        else:
+            task = worker.calls.pop(call)
+            if task:
+                self.ledger.done(task, answer)
+            else:
+                worker.state, worker.home, self.failed_starts = State.READY, answer, 0
+                self.shift.run.devices.add(answer.device)
+                self.shift.run.startup_seconds = max(self.shift.run.startup_seconds, time.monotonic() - worker.hired)
+                self.shift.run.event("worker_ready", node=answer.node, device=answer.device)
+
+    def _failed(self, worker: Worker, task: Task | None, cause: BaseException) -> None:
+        """A call raised."""
+        if task is None:
+            return self._failed_to_start(worker, cause)
+        self.shift.run.retries += 1
+        self.shift.run.event("task_failed", task=task.name, reason=first_line(cause))
+        if isinstance(cause, VolgrowthError):
+            return self.ledger.refused(task, cause)
+        if worker.home and worker.home.device != "cpu":
+            # an error may have left the device's context unusable
+            self.ledger.give_back(worker.tasks)
+            self._replace(worker)
+        return self.ledger.failed(task, first_line(cause))
+
+    def _failed_to_start(self, worker: Worker, cause: BaseException) -> None:
+        """What would fail everywhere ends the run; where others are at work, it may be this node alone."""
+        self.shift.run.event("worker_failed", reason=first_line(cause))
+        self._replace(worker)
+        self.failed_starts += 1
+        if any(other.state is State.READY for other in self.workers):
+            return
+        if isinstance(cause, VolgrowthError):
+            raise cause from None
+        raise EngineError(f"a worker could not start ({first_line(cause)})") from cause
+
+    def _lost(self, worker: Worker, error: RayError) -> None:
+        """A worker is gone: the task it was at may be why, unless its node was taken away or is out of reach."""
+        tasks, starting, reason = worker.tasks, worker.state is State.PENDING, first_line(error)
+        blameless = _is_blameless(error, worker)
+        self.shift.run.lost_workers += 1
+        self.shift.run.event("worker_lost", node=worker.home and worker.home.node, reason=reason, blameless=blameless)
+        self._replace(worker)
+        self.ledger.give_back(tasks[1:])
+        if tasks:
+            self.shift.run.retries += 1
+            if blameless:
+                self.ledger.lost(tasks[0], reason)
+            else:
+                self.ledger.failed(tasks[0], "its process died: " + reason)
+        elif starting and not blameless:
+            self.failed_starts += 1
+            if self.failed_starts >= ATTEMPTS and not any(other.state is State.READY for other in self.workers):
+                raise EngineError(
+                    f"workers die while they start ({reason}): check memory, and the model with `volgrowth.load_model`"
+                )
+
+    def _replace(self, worker: Worker) -> None:
+        """End a worker, and look for another one at once."""
+        self._end(worker)
+        self._look = time.monotonic()
+
+    def _check_patience(self, ready: int) -> None:
+        """Stop, resumable, where the cluster has not given enough workers for too long."""
+        config = self.shift.config
+        if ready >= min(config.min_workers, self.count):
+            self._enough = time.monotonic()
+        elif time.monotonic() - self._enough > 60 * config.wait_minutes:
+            gpus = f" and {self.share:g} GPUs" if self.share else ""
+            raise EngineError(
+                f"in {config.wait_minutes:g} minutes {ready} workers were ready of the {config.min_workers} asked for, "
+                f"each with a CPU{gpus}: give the cluster nodes, or lower min_workers; the same command resumes"
+            )
+
+
+@contextmanager
+def ray_running(address: str | None) -> Iterator[None]:
+    """A Ray to run on: the caller's, the cluster at `address` or RAY_ADDRESS, or one started here meanwhile.
+
+    Raises:
+        EngineError: it cannot be reached, or is of another version.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = {"include_dashboard": False} if address == "local" else {}
+    if address != "local":
+        _check_reachable(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:  # ray raises whatever its transports raise
+        said = " ".join(str(error).split()) if "ersion mismatch" in str(error) else first_line(error)
+        raise EngineError(
+            f"Ray cannot be reached at {address} ({said}): expected the address of a running "
+            f"cluster with this version of Ray, {ray.__version__}, or none to start one here"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes. Only HOST:PORT is checked; "auto" and ray:// find their own way."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise EngineError(
+            f"Ray cannot be reached at {address} ({first_line(error)}): expected the address of a running cluster, or "
+            f"none to start one here"
+        ) from None
+
+
+def _gpu_share(shift: Shift) -> float:
+    """The share of a GPU for each worker: one where there are any, unless the settings say otherwise."""
+    gpus, share = ray.cluster_resources().get("GPU", 0.0), shift.config.gpus_per_worker
+    if share is None:
+        return 1.0 if gpus else 0.0
+    if share > gpus and not shift.config.workers:
+        raise EngineError(
+            f"each worker was to have {share:g} GPUs and Ray sees {gpus:g}: lower gpus_per_worker, 0 runs on CPUs, or "
+            f"give it a cluster with GPUs; where one adds nodes on demand, say how many workers to wait for"
+        )
+    return share
+
+
+def _room(share: float, draining: Set[str] = frozenset()) -> int:
+    """Workers that the cluster has room for now: one a GPU, or one a core without any; on nodes that stay."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+    unit, each = ("GPU", share) if share else ("CPU", 1.0)
+    return max(1, sum(int(resources.get(unit, 0.0) / each) for resources in nodes))
+
+
+def _draining_nodes() -> set[str]:
+    """Nodes that were told they will be taken away. Ray has no public way to ask; its own Serve asks like this."""
+    try:
+        nodes = ray._private.worker.global_worker.gcs_client.get_draining_nodes(timeout=5)
+    except Exception:  # the head is away for a moment
+        return set()
+    return {node if isinstance(node, str) else node.hex() for node in nodes}
+
+
+def _is_blameless(error: RayError, worker: Worker) -> bool:
+    """Whether the worker was taken away: preempted, out of reach, or with its whole node."""
+    if isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False):
+        return True
+    if worker.home is None:
+        return "node" in str(error) and "died" in str(error) and "its node" in str(error)
+    return worker.home.node not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}

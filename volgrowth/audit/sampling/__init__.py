@@ -1,0 +1,1 @@
+"""Images drawn from the model, and what they are near to."""

@@ -1,0 +1,276 @@
+"""Rows in, a table of scores out: everything an actor computes, without Ray.
+
+Images are read and decoded in threads while the device computes (`audit.prefetch`). Micro-batches have one fixed shape,
+the last one of a shard padded to it, so that a score does not depend on which rows came along. While a device computes
+one, the next is stacked, copied and queued behind it; then the first one's results are fetched, in one copy. A device
+that runs out of memory gets half the micro-batch, and the whole one again after a while; the column `batch` says which
+one a row had. A network without the derivative that the measure takes is measured by central differences in float32.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from volgrowth.audit.scoring.measures import Differenced, Flow, Launched, Measurement, has_derivative, launch_images
+from volgrowth.audit.scoring.prefetch import Ahead, decoding_threads
+from volgrowth.config import LOW_PRECISION, AuditConfig, Measure, PaperMeasure
+from volgrowth.errors import EngineError
+from volgrowth.numerics import Denoiser
+from volgrowth.numerics.denoisers import Condition
+from volgrowth.records import SCORES, Mark, Status
+from volgrowth.sources import BadImage, Row, decode, features, to_unit
+
+log = logging.getLogger("volgrowth")
+
+# micro-batches without trouble after which a halved size is doubled again
+GROW_AFTER = 32
+# groups of rows that the device was given and whose results were not fetched
+IN_FLIGHT = 1
+NONE: Mapping[int, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A row as the model sees it: uint8 pixels (C, H, W), or why there are none."""
+
+    row: int
+    pixels: np.ndarray | None
+    columns: dict[str, Any]
+    condition: Condition = None
+
+
+class Trouble(Enum):
+    """Why a micro-batch could not be measured, where something can be done about it."""
+
+    MEMORY = "the device has no memory for it"
+    DERIVATIVE = "the network has no derivative"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images that were given to the device in one micro-batch of `size`, and what comes back."""
+
+    items: list[Prepared]
+    size: int
+    cut: list[int | None]
+    launched: Launched
+
+
+class Scorer:
+    """Scores rows with one denoiser.
+
+    Args:
+        precise: loads the same denoiser in float32, for the case that differences have to be taken of one in less.
+
+    Attributes:
+        decode_wait, device_wait: see `score`.
+        differenced: why derivatives are taken by central differences; None where they need not be.
+    """
+
+    def __init__(self, denoiser: Denoiser, config: AuditConfig, precise: Callable[[], Denoiser] | None = None):
+        self.denoiser, self.config, self.precise = denoiser, config, precise
+        self.measure: Measure = config.measure
+        self.batch, self._calm = config.images_at_once, 0
+        self.decode_wait = self.device_wait = 0.0
+        self.differenced: str | None = None
+        self._units = torch.from_numpy(to_unit(np.arange(256, dtype=np.uint8))).to(denoiser.device, denoiser.dtype)
+
+    def score(self, rows: Iterable[Row], crashed: Mapping[int, str] = NONE) -> pa.Table:
+        """One record per row, in the order of the rows, as `records.SCORES`.
+
+        Afterwards `decode_wait` holds the seconds that the device had no images to be given, `device_wait` those that
+        images waited for the device.
+
+        Args:
+            crashed: rows that are recorded as crashed, with the reason, and not looked at.
+        """
+        records: list[dict[str, Any]] = []
+        flying: deque[tuple[list[Prepared], list[Chunk]]] = deque()
+        ahead = Ahead(
+            rows,
+            lambda row: self._prepare(row, crashed.get(row.row)),
+            decoding_threads(self.denoiser.device),
+            2 * self.config.images_at_once,
+        )
+        with closing(ahead.items()) as prepared:
+            for group in _groups(prepared, self.config.images_at_once):
+                flying.append((group, self._launch([item for item in group if item.pixels is not None])))
+                if len(flying) > IN_FLIGHT:
+                    records += _records(*flying.popleft())
+        for group, chunks in flying:
+            records += _records(group, chunks)
+        self.decode_wait, self.device_wait = ahead.starved, ahead.held_up
+        return pa.Table.from_pylist(records, schema=SCORES)
+
+    def _prepare(self, row: Row, crashed: str | None) -> Prepared:
+        known = {"row": row.row, "image_id": row.image_id, "source": row.source}
+        if crashed:
+            return Prepared(row.row, None, {**known, "status": Status.CRASHED.value, "error": crashed})
+        try:
+            if row.data is None:
+                raise BadImage(Status.UNDECODABLE, row.error or "no image")
+            shape = self.denoiser.pixel_shape
+            assert shape is not None
+            pixels = decode(row.data, (shape[0], shape[1], shape[2]), self.config.max_pixels)
+            if self.config.condition_column and (problem := self.denoiser.problem(row.condition)):
+                raise BadImage(Status.WRONG_CONDITION, problem)
+        except BadImage as problem:
+            return Prepared(row.row, None, {**known, "status": problem.status.value, "error": problem.message})
+        return Prepared(row.row, pixels, {**known, "status": Status.OK.value, **features(pixels)}, row.condition)
+
+    def _launch(self, items: list[Prepared]) -> list[Chunk]:
+        """Give images to the device, in micro-batches of the size that fits."""
+        chunks: list[Chunk] = []
+        captions = self.config.caption_column is not None
+        cut: list[int | None] = [None] * len(items)
+        if captions:
+            cut = [*self.denoiser.overflow([item.condition for item in items])]
+        start = 0
+        while start < len(items):
+            size, some = self.batch, items[start : start + self.batch]
+            outcome = self._try(some, size)
+            if outcome is Trouble.MEMORY:
+                self._halve()
+            elif outcome is Trouble.DERIVATIVE:
+                self._difference()
+            else:
+                chunks.append(Chunk(some, size, cut[start : start + size], outcome))
+                start += len(some)
+                self._grow()
+        return chunks
+
+    def _try(self, some: list[Prepared], size: int) -> Launched | Trouble:
+        """Launch one padded micro-batch."""
+        padded = some + [some[-1]] * (size - len(some))
+        try:
+            images, flow = self._images(padded), self.flow([item.condition for item in padded])
+            return launch_images(flow, images, [item.row for item in padded], self.measure, self.config.seed)
+        except RuntimeError as error:
+            # leave the block before anything is freed or retried: the traceback holds the tensors
+            trouble, known = (Trouble.MEMORY if _out_of_memory(error) else Trouble.DERIVATIVE), error
+            if trouble is Trouble.DERIVATIVE and (self.differenced or not self._lacks_derivative(padded)):
+                raise
+        self._why = f"{type(known).__name__}: {known}".splitlines()[0]
+        return trouble
+
+    def _images(self, items: list[Prepared]) -> Tensor:
+        """States of images, on their way to the device: as bytes, from memory that it can read by itself."""
+        pixels = torch.from_numpy(np.stack([item.pixels for item in items if item.pixels is not None]))
+        if self.denoiser.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(self.denoiser.device, non_blocking=True)
+        return self.denoiser.embed(self._units[pixels.int()])
+
+    def _lacks_derivative(self, items: list[Prepared]) -> bool:
+        """Whether the network can be evaluated at these images and not differentiated as the measure does."""
+        if isinstance(self.measure, PaperMeasure) and self.measure.derivative == "difference":
+            return False
+        try:
+            flow = self.flow([item.condition for item in items])
+            return not has_derivative(flow, self._images(items), self.measure)
+        except Exception:  # it is something else, which is raised as it was
+            return False
+
+    def _difference(self) -> None:
+        """From now on take derivatives by central differences, of a network in float32 or more."""
+        self.differenced = self._why
+        low = self.config.dtype in LOW_PRECISION
+        if low and self.precise is None:
+            raise EngineError(
+                f"the network has no derivative ({self._why}), and a difference is lost in the rounding of "
+                f"{self.config.dtype}: expected dtype float32"
+            )
+        if low and self.precise is not None:
+            self.denoiser = self.precise()
+        if isinstance(self.measure, PaperMeasure):
+            self.measure = self.measure.model_copy(update={"derivative": "difference"})
+        _say_once(f"the network has no derivative ({self._why}): differences in float32 are taken instead")
+
+    def flow(self, conditions: list[Condition]) -> Flow:
+        """The model's own flow, or the one under the images' conditions beside it."""
+        denoiser, null = self.denoiser, None
+        if self.config.condition_column:
+            denoiser, null = denoiser.given(conditions), denoiser if denoiser.has_null else None
+        if self.differenced and not isinstance(self.measure, PaperMeasure):
+            denoiser, null = Differenced(denoiser), null and Differenced(null)
+        return Flow(denoiser, null, self.config.guidance if self.config.condition_column else None)
+
+    def _grow(self) -> None:
+        self._calm += 1
+        if self._calm >= GROW_AFTER and self.batch < self.config.images_at_once:
+            self.batch, self._calm = min(self.batch * 2, self.config.images_at_once), 0
+
+    def _halve(self) -> None:
+        if self.batch == 1:
+            raise EngineError(
+                "one image does not fit into the device's memory: use a device with more, or a smaller dtype"
+            )
+        self.batch, self._calm = self.batch // 2, 0
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning(message)
+
+
+def _records(group: list[Prepared], chunks: list[Chunk]) -> list[dict[str, Any]]:
+    """One of each row, those that were measured with what the device answers."""
+    measured = (columns for chunk in chunks for columns in _fetched(chunk))
+    return [item.columns if item.pixels is None else {**item.columns, **next(measured)} for item in group]
+
+
+def _fetched(chunk: Chunk) -> Iterator[dict[str, Any]]:
+    measurement = chunk.launched.fetch()
+    for index in range(len(chunk.items)):
+        yield _columns(measurement, index, chunk.size, chunk.cut[index])
+
+
+def _columns(measurement: Measurement, index: int, batch: int, tokens_cut: int | None) -> dict[str, Any]:
+    if not measurement.finite[index]:
+        broken = [name for name, column in measurement.columns.items() if not np.isfinite(column[index]).all()]
+        error = f"not finite: {', '.join(broken)}"
+        return {"status": Status.NON_FINITE.value, "error": error, "nfe": measurement.nfe, "batch": batch}
+    flags = {
+        Mark.ABOVE_CEILING: measurement.above_ceiling[index],
+        Mark.SIGN_FLIP: measurement.sign_flip[index],
+        Mark.CAPTION_CUT: bool(tokens_cut),
+    }
+    return {
+        **{name: column[index].tolist() for name, column in measurement.columns.items()},
+        "tokens_cut": tokens_cut,
+        "marks": [mark.value for mark, flagged in flags.items() if flagged],
+        "nfe": measurement.nfe,
+        "batch": batch,
+    }
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    said = ("can't allocate memory", "ALLOC_FAILED")  # the CPU's allocator; cuBLAS and cuDNN
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+
+
+def _groups(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
+    """Runs of items that hold `size` images each, the last one fewer."""
+    group: list[Prepared] = []
+    images = 0
+    for item in items:
+        group.append(item)
+        images += item.pixels is not None
+        if images == size:
+            yield group
+            group, images = [], 0
+    if group:
+        yield group

@@ -1,0 +1,400 @@
+"""A whole audit: plan, score, reconcile, analyse, report. What `volgrowth audit` and `run_audit` do."""
+
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import groupby, pairwise
+from math import prod
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from volgrowth.analysis.calibration import MIN_IMAGES
+from volgrowth.analysis.findings import Analysis, Reference, analyse
+from volgrowth.analysis.summary import summarize
+from volgrowth.audit.engine.ledger import Task
+from volgrowth.audit.engine.progress import AuditProgress
+from volgrowth.audit.engine.session import Shift, shift
+from volgrowth.audit.engine.shard_tasks import Case, Report
+from volgrowth.audit.output.fragments import published, reconcile
+from volgrowth.audit.output.freezing import Plan, freeze, stored_listing
+from volgrowth.audit.output.lock import driving
+from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, DataInfo, Manifest, Shard
+from volgrowth.audit.output.result import (
+    FINDINGS_FILE,
+    HOLDOUT_FINDINGS_FILE,
+    REPORT_FILE,
+    SUMMARY_FILE,
+    Audit,
+    open_audit,
+)
+from volgrowth.audit.output.runs import Tally, effort
+from volgrowth.audit.sampling.drawing import AT_ONCE as DRAWN_AT_ONCE
+from volgrowth.audit.sampling.drawing import FOLDER, SAMPLE
+from volgrowth.audit.scoring.cascade import STAGES, Chosen, forget
+from volgrowth.audit.scoring.pilot import BATCH_FILE, settle_batch
+from volgrowth.audit.scoring.refine import Refinement
+from volgrowth.audit.scoring.worker import ScoringWorker
+from volgrowth.config import AuditConfig, PaperMeasure
+from volgrowth.errors import DataError, OutputError, UsageError
+from volgrowth.models import inspect_model
+from volgrowth.records import ModelInfo, Status
+from volgrowth.report import Shown, exhibits, render, thumbnail
+from volgrowth.report.charts.numbers import groups
+from volgrowth.report.page import CAP, FRAME
+from volgrowth.sources import BadImage, decode, open_source
+from volgrowth.storage.store import Store
+
+NOISE_FILE = "noise-floor.json"
+SAMPLES_FILE = f"{FOLDER}/samples.parquet"
+FIGURES_FOLDER = "figures"
+
+# images in the gallery: so many, or all flagged ones up to a limit
+GALLERY = 60
+MOST_CARDS = 5000
+
+# cards whose pictures are read before it is asked whether there is room for more, of which base64 takes a third;
+# rows read through to save a read
+CARDS_AT_ONCE = 250
+ROOM = (CAP - FRAME) * 3 // 4
+READ_THROUGH = 16
+
+
+def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False, retry_failed: bool = False) -> Audit:
+    """Audit a data set, or resume the audit that `config.output` holds.
+
+    Args:
+        extend: audit the files that the data set gained since into the same output.
+        retry_failed: score again the rows that have no score.
+
+    Raises:
+        VolgrowthError: model, data, output or engine, in one sentence; what was published stays.
+        KeyboardInterrupt: as it comes; what was published stays, and the same call resumes.
+    """
+    store, planned = Store(config.output), plan(config)
+    if store.exists(SUCCESS) and not extend and not retry_failed:
+        freeze(store, planned)
+        return open_audit(config.output)
+    with driving(store) as lock:
+        manifest = freeze(store, planned, extend=extend)
+        failed = _failed_shards(store, manifest) if retry_failed else []
+        if store.exists(SUCCESS) and not failed:
+            return open_audit(config.output)
+        store.delete(SUCCESS)
+        with shift(config, manifest, store, lock) as work:
+            settle_batch(work, store)
+            _score(work, store, failed, quiet)
+            if config.cascade:
+                _cascade(work, store, bool(failed), quiet)
+            audit, analysis = _analysed(config, store)
+            if config.adaptive:
+                _refine(work, audit, analysis, quiet)
+                audit, analysis = _analysed(config, store)
+        _write(audit, analysis, config)
+    return open_audit(config.output)
+
+
+def _score(work: Shift, store: Store, failed: list[Shard], quiet: bool) -> None:
+    """Score the shards that are not there, and again the failed rows of those that are."""
+    shards, done = work.manifest.shards, published(store, work.manifest)
+    todo = [shard for shard in shards if shard.name not in done]
+    rows, left = (sum(shard.rows for shard in some) for some in (shards, todo))
+    progress = AuditProgress(rows, len(shards), rows - left, len(shards) - len(todo), quiet=quiet)
+    cases = (Case(shard, _report(work, progress)) for shard in todo)
+    work.work(ScoringWorker, (case.task() for case in cases), len(todo), progress)
+    rows = sum(int(done[shard.name]["failed"]) for shard in failed)
+    progress = AuditProgress(rows, len(failed), quiet=quiet, doing="retrying")
+    cases = (Case(shard, _report(work, progress), _failed_rows(store, shard)) for shard in failed)
+    work.work(ScoringWorker, (case.task() for case in cases), len(failed), progress)
+
+
+def _cascade(work: Shift, store: Store, again: bool, quiet: bool) -> None:
+    """Measure what passes the screen, then a sample of the rest: rows chosen by the first driver that got here."""
+    config, manifest = work.config, work.manifest
+    if again:
+        forget(store)
+    for stage in STAGES:
+        chosen = Chosen.load(store, stage, manifest.data.rows)
+        if chosen is None:
+            screening = _analysed(config, store)[1].screening
+            assert screening is not None  # the analysis has seen to it
+            rows = screening.passing if stage == "passed" else screening.sample(config.screen_sample, config.seed)
+            chosen = Chosen(stage, rows, manifest.data.rows)
+            chosen.save(store)
+        _again(work, chosen.todo(manifest, published(store, manifest)), "complete", stage, quiet, f"measuring {stage}")
+
+
+def _refine(work: Shift, audit: Audit, analysis: Analysis, quiet: bool) -> None:
+    """Measure rows near the threshold with more probes: those chosen by the first driver that got here."""
+    store, manifest = audit.store, work.manifest
+    refinement = Refinement.load(store)
+    if refinement is None:
+        tables = (audit.scores, analysis.findings), (audit.holdout_scores, analysis.holdout)
+        refinement = Refinement.choose(work.config, *tables)
+        refinement.save(store)
+    rows = refinement.todo(manifest, published(store, manifest))
+    _again(work, rows, "refine", refinement.num_probes, quiet, "refining")
+
+
+def _again(work: Shift, rows: dict[Shard, list[int]], method: str, argument: Any, quiet: bool, doing: str) -> None:
+    """Have rows of published shards measured by a method of the workers."""
+    progress = AuditProgress(sum(map(len, rows.values())), len(rows), quiet=quiet, doing=doing)
+    report = _report(work, progress)
+
+    def task(shard: Shard) -> Task:
+        arguments = shard, rows[shard], argument
+        return Task(f"{shard.name}, {doing}", method, arguments, lambda tally: report(shard, tally))
+
+    work.work(ScoringWorker, map(task, rows), len(rows), progress)
+
+
+def _report(work: Shift, progress: AuditProgress) -> Report:
+    """Who is told of published shards: the display and the record. The first one shows how large the noise floor is."""
+    store = Store(work.config.output)
+    measured = store.exists(NOISE_FILE)
+
+    def report(shard: Shard, tally: Tally) -> list[Task]:
+        nonlocal measured
+        progress.advance(tally.images, tally.failed)
+        work.run.add(tally)
+        work.run.event("shard", shard=shard.name, **asdict(tally))
+        if measured or tally.images == tally.failed:
+            return []
+        measured = True
+        return [Task("the noise floor", "noise_floor", (shard,), keep, lambda _: (), attempts=1)]
+
+    def keep(floor: dict[str, Any]) -> tuple[()]:
+        work.run.event("self_check", **floor)
+        with suppress(OutputError):  # nothing else depends on it
+            store.write_json(NOISE_FILE, floor)
+        return ()
+
+    return report
+
+
+def _failed_shards(store: Store, manifest: Manifest) -> list[Shard]:
+    """Published shards with rows that have no score."""
+    done = published(store, manifest)
+    return [shard for shard in manifest.shards if int(done.get(shard.name, {}).get("failed", 0))]
+
+
+def _failed_rows(store: Store, shard: Shard) -> list[int]:
+    table = store.read_table(shard.name)
+    return table.filter(pc.not_equal(table["status"], Status.OK.value))["row"].to_pylist()
+
+
+def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
+    """Findings, summary, report, and last of all the word that it is done."""
+    store, manifest = audit.store, audit.plan
+    reconcile(store, manifest)
+    metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
+    store.write_table(FINDINGS_FILE, analysis.findings, metadata)
+    if analysis.holdout is not None:
+        store.write_table(HOLDOUT_FINDINGS_FILE, analysis.holdout, metadata)
+    refinement = Refinement.load(store)
+    refined = sum(len(rows) for rows in refinement.chosen.values()) if refinement else 0
+    floor = store.read_json(NOISE_FILE) if store.exists(NOISE_FILE) else None
+    batch = store.read_json(BATCH_FILE)["batch_size"] if config.batch_size is None else config.batch_size
+    run = {**asdict(effort(store)), "refined_rows": refined, "noise_floor": floor, "batch_size": batch}
+    sampled = Chosen.load(store, "sampled") if config.cascade else None
+    store.write_json(SUMMARY_FILE, summarize(audit, analysis, config, run, sampled.rows if sampled else None))
+    write_report(audit)
+    store.write(SUCCESS, b"")
+
+
+def plan(config: AuditConfig) -> Plan:
+    """The plan of an audit from what model and data are now: headers, listings and footers only."""
+    model = inspect_model(**config.model_arguments)
+    _check_conditions(config, model)
+    condition = config.condition_column
+    source = open_source(config.data, config.split, config.image_column, config.id_column, condition_column=condition)
+    listings = {SCORES_FOLDER: source.listing}
+    data, holdout = DataInfo.of(config.data, config.split, source.listing), None
+    if config.holdout:
+        split = config.holdout_split
+        held_out = open_source(config.holdout, split, config.image_column, condition_column=condition)
+        listings[HOLDOUT_FOLDER] = held_out.listing
+        holdout = DataInfo.of(config.holdout, split, listings[HOLDOUT_FOLDER])
+        if holdout.fingerprint == data.fingerprint and config.holdout == config.data and split == config.split:
+            raise DataError(
+                f"holdout {config.holdout} is the audited set itself: give images the model was not trained on"
+            )
+        if holdout.rows < MIN_IMAGES:
+            raise DataError(f"holdout {config.holdout} has {holdout.rows} images: expected at least {MIN_IMAGES}")
+    _check_tangents(config, model)
+    manifest = Manifest.plan(config, model, data, holdout)
+    if config.reference:
+        _check_reference(config.reference, manifest)
+    return Plan(manifest, listings)
+
+
+def _check_conditions(config: AuditConfig, model: ModelInfo) -> None:
+    """Whether the model takes what the data set gives, and gets what it needs.
+
+    Raises:
+        UsageError: it does not.
+    """
+    given = "class" if config.class_column else "caption" if config.caption_column else None
+    if given and given != model.condition:
+        takes = f"takes a {model.condition}_column" if model.condition else "takes no conditions"
+        raise UsageError(f"{given}_column {config.condition_column} was given, and model {config.model} {takes}")
+    if model.condition and not given and not model.has_null:
+        raise UsageError(
+            f"model {config.model} knows no image without a {model.condition}: expected {model.condition}_column "
+            f"(--{model.condition}-column)"
+        )
+    if config.guidance is not None and not model.has_null:
+        raise UsageError(
+            f"guidance {config.guidance:g} was given, and model {config.model} does not know what no condition is: "
+            f"leave guidance out"
+        )
+
+
+def _check_tangents(config: AuditConfig, model: ModelInfo) -> None:
+    dimension, measure = prod(model.state_shape), config.measure
+    if isinstance(measure, PaperMeasure) and measure.num_tangents > dimension:
+        raise UsageError(
+            f"setting measure.num_tangents: {measure.num_tangents} axes in {dimension} dimensions: expected "
+            f"at most as many"
+        )
+
+
+def _check_reference(reference: str, manifest: Manifest) -> None:
+    """The reference must have measured the same rows by the same measure, under another model.
+
+    Raises:
+        UsageError, OutputError: it has not.
+    """
+    other = open_audit(reference).plan
+    if other.config.get("cascade"):
+        raise UsageError(f"--reference {reference}: it is a cascade, which did not measure most rows; expected without")
+    pairs = {
+        "data": (other.data.fingerprint, manifest.data.fingerprint),
+        "held-out": (other.holdout and other.holdout.fingerprint, manifest.holdout and manifest.holdout.fingerprint),
+        "measure": (other.config["measure"], manifest.config["measure"]),
+    }
+    for name, (there, here) in pairs.items():
+        if there != here:
+            what = "measure is another" if name == "measure" else f"{name} set is another"
+            raise UsageError(
+                f"--reference {reference}: its {what}; expected an audit of the same rows, with the same held-out "
+                f"set and preset, by a model that was not trained on them"
+            )
+    if other.model.hash == manifest.model.hash:
+        raise UsageError(
+            f"--reference {reference}: it audits the same model; expected one that was not trained on these images"
+        )
+
+
+def failed_share(audit: Audit) -> float:
+    """Share of the audited rows that have no score."""
+    counts = audit.summary["counts"]
+    return (counts["rows"] - counts["ok"]) / max(counts["rows"], 1)
+
+
+def write_report(audit: Audit, redact: bool = False) -> None:
+    """Write report.html and figures/ from an analysed audit's tables, and their numbers into summary.json.
+
+    Where the data set is no longer there, the page has no pictures, and a line on stderr says so.
+
+    Args:
+        redact: leave out all pictures.
+
+    Raises:
+        UsageError: the summary or the tables are of an older version and lack what the page shows.
+    """
+    try:
+        report = render(audit.summary, audit.scores, audit.findings, _shown(audit, redact), audit.holdout_findings)
+    except KeyError as error:
+        url, version = audit.store.url, audit.summary.get("volgrowth", "of unknown version")
+        raise UsageError(
+            f"{url} was summarised by volgrowth {version}, which did not write what the report now shows "
+            f"({error.args[0]}): to keep the scores, delete {url}/_SUCCESS and run the same `volgrowth audit` again"
+        ) from error
+    for name, data in report.files().items():
+        audit.store.write(f"{FIGURES_FOLDER}/{name}", data)
+    if report.numbers != audit.summary.get("figures"):
+        audit.store.write_json(SUMMARY_FILE, {**audit.summary, "figures": report.numbers})
+    audit.store.write(REPORT_FILE, report.html.encode())
+
+
+def _shown(audit: Audit, redact: bool) -> Shown:
+    """What the gallery shows, with as many pictures as the page has room for."""
+    samples = audit.store.read_table(SAMPLES_FILE) if audit.store.exists(SAMPLES_FILE) else None
+    chosen = exhibits(audit.scores, audit.findings, _gallery_rows(audit.findings), samples)
+    if redact:
+        return Shown(chosen, redacted=True)
+    drawn: dict[int, bytes] = {}
+    try:
+        rows = _thumbnails(audit, {group["row"] for group in groups(audit.findings)["largest"]})
+        for first in range(0, len(chosen), CARDS_AT_ONCE):
+            some = chosen[first : first + CARDS_AT_ONCE]
+            rows |= _thumbnails(audit, {row for each in some for row in each.rows} - rows.keys())
+            drawn |= _samples(audit, {each.sample.number for each in some if each.sample} - drawn.keys())
+            if sum(map(len, [*rows.values(), *drawn.values()])) > ROOM:
+                break
+    except (DataError, OutputError) as error:
+        print(f"the report shows no pictures: {error}", file=sys.stderr)
+        return Shown(chosen)
+    return Shown(chosen, rows, drawn)
+
+
+def _analysed(config: AuditConfig, store: Store) -> tuple[Audit, Analysis]:
+    audit, reference = Audit(store, store.read_json(MANIFEST)), None
+    if config.reference:
+        other = open_audit(config.reference)
+        reference = Reference(other.scores, other.holdout_scores)
+    share = config.screen_share if config.cascade else None
+    return audit, analyse(audit.scores, audit.holdout_scores, reference, share)
+
+
+def _gallery_rows(findings: pa.Table) -> list[int]:
+    """The highest row of each distinct image, by excess growth, or by growth where nothing was calibrated."""
+    excess = findings.column("excess_growth").to_numpy()
+    score = excess if np.isfinite(excess).any() else findings.column("growth").to_numpy()
+    ranked = np.argsort(-score, kind="stable")[: np.isfinite(score).sum()]
+    _, highest = np.unique(findings.column("identical").to_numpy()[ranked], return_index=True)
+    distinct = ranked[np.sort(highest)]
+    flagged = pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)[distinct]
+    return distinct[(np.arange(len(distinct)) < GALLERY) | (flagged & (np.cumsum(flagged) <= MOST_CARDS))].tolist()
+
+
+def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:
+    """Each row as the model saw it, in few bytes; rows that cannot be read any more are left out."""
+    config, data = audit.manifest["config"], audit.plan.data
+    listing = stored_listing(audit.store, SCORES_FOLDER, data)
+    source = open_source(data.name, data.split, config["image_column"], config["id_column"], listing)
+    shape = _image_shape(audit)
+    pictures = {}
+    for run in _runs(sorted(rows)):
+        wanted = set(run)
+        for record in source.read(run[0], run[-1] + 1):
+            if record.row in wanted:
+                with suppress(BadImage):
+                    pictures[record.row] = thumbnail(decode(record.data, shape, config["max_pixels"]))
+    return pictures
+
+
+def _runs(rows: list[int]) -> Iterable[list[int]]:
+    """Rows so near to one another that what lies between is read with them."""
+    starts = [k for k, row in enumerate(rows) if not k or row - rows[k - 1] > READ_THROUGH]
+    return [rows[start:stop] for start, stop in pairwise([*starts, len(rows)])]
+
+
+def _samples(audit: Audit, numbers: Iterable[int]) -> dict[int, bytes]:
+    """Samples of the verification with these numbers, in few bytes."""
+    shape = _image_shape(audit)
+    pictures: dict[int, bytes] = {}
+    for file, some in groupby(sorted(numbers), lambda number: number // DRAWN_AT_ONCE):
+        table = audit.store.read_table(f"{FOLDER}/{SAMPLE}-{file:05d}.parquet").select(["number", "image"])
+        drawn = {record["number"]: record["image"]["bytes"] for record in table.to_pylist()}
+        pictures |= {number: thumbnail(decode(drawn[number], shape, prod(shape))) for number in some}
+    return pictures
+
+
+def _image_shape(audit: Audit) -> tuple[int, int, int]:
+    channels, height, width = audit.plan.model.image_shape
+    return channels, height, width

@@ -1,0 +1,59 @@
+"""The demo: real digits, a model that memorizes some of them, an audit that says which, samples that prove it.
+
+Scikit-learn's 8x8 digits, twenty of them planted in many copies, and plain images (flat, gradient, faint), which every
+model finds easy and which therefore look memorized to the raw score. Other digits and plain images are held out.
+"""
+
+from pathlib import Path
+
+from volgrowth.audit.output.result import Audit
+from volgrowth.commands.audit import run_audit
+from volgrowth.commands.verify import verify_audit
+from volgrowth.config import AuditConfig
+from volgrowth.demo.cases import write_parquet
+from volgrowth.demo.setups import DIGITS
+from volgrowth.demo.training import train_model
+from volgrowth.report.formats import score
+
+SAMPLES = 2500
+
+
+def run_demo(output: Path) -> Audit:
+    """Everything the demo does, in `output`; prints what it finds."""
+    output.mkdir(parents=True, exist_ok=True)
+    case = DIGITS.case(output, seed=1)
+    write_parquet(output / "train.parquet", case.train, case.row_names)
+    write_parquet(output / "holdout.parquet", case.holdout, case.holdout_names.tolist())
+    if (output / "model" / "model_index.json").exists():
+        _say(f"taking the model of an earlier run; delete {output} to begin anew")
+    else:
+        planted = int((case.copies > 1).sum())
+        _say(f"training a small diffusion model on {len(case.train)} images, {planted} of them in many copies")
+        train_model(case.train, output / "model", seed=1, recipe=DIGITS.recipe)
+    config = AuditConfig.build(
+        model=str(output / "model"),
+        data=str(output / "train.parquet"),
+        holdout=str(output / "holdout.parquet"),
+        output=str(output / "audit"),
+        id_column="name",
+        shard_size=256,
+    )
+    _say("auditing")
+    run_audit(config)
+    _say(f"drawing {SAMPLES} samples to see what the model really reproduces")
+    audit = verify_audit(config.output, SAMPLES)
+    found = audit.summary["verification"]
+    _say(
+        f"the model reproduces {found['reproduced_images']} images; how well growth finds them:\n"
+        f"              AUROC   TPR at 1% FPR\n"
+        f"  raw         {score(found['raw']['auroc'])}   {score(found['raw']['tpr_at_1_fpr'])}\n"
+        f"  calibrated  {score(found['calibrated']['auroc'])}   {score(found['calibrated']['tpr_at_1_fpr'])}\n"
+        f"{found['flagged']} images were flagged at a false-discovery rate of "
+        f"{audit.summary['detection']['fdr']:.0%}; {found['flagged_reproduced']} of them are reproduced\n"
+        f"report: {audit.store.path('report.html')}"
+    )
+    return audit
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,219 @@
+"""`volgrowth plan`: what an audit will take, measured on a few random stretches of its rows.
+
+The pilot runs on the audit's own engine, with as many workers as it has stretches or the audit would have workers, and
+leaves its notes in a hidden folder of OUT. Predicted are the audit's scoring and the start of its workers; machines
+that are slower later, or taken away, are not. A cascade is predicted as if its time went with its evaluations, and as
+if no more audited rows passed the screen than held-out ones do, as is right where few are memorized.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from heapq import heapreplace
+from itertools import pairwise
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from volgrowth.analysis.screening import MOST_SAMPLED
+from volgrowth.audit.engine.ledger import Task
+from volgrowth.audit.engine.progress import AuditProgress
+from volgrowth.audit.engine.session import Shift, shift
+from volgrowth.audit.output.freezing import Plan, write_listings
+from volgrowth.audit.output.lock import driving
+from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
+from volgrowth.audit.scoring.pilot import Piece, PilotWorker, choose_batch
+from volgrowth.commands.audit import plan
+from volgrowth.config import SCREEN_EVALUATIONS, AuditConfig
+from volgrowth.storage.store import Store
+
+PILOT_FOLDER = ".plan"
+FORECAST_FILE = "forecast.json"
+PIECES = 8
+CONFIDENCE = 0.9
+
+
+class Range(NamedTuple):
+    """A prediction, and the ends of its interval."""
+
+    middle: float
+    low: float
+    high: float
+
+    def times(self, factor: float) -> "Range":
+        """In another unit."""
+        return Range(*(factor * value for value in self))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an audit is predicted to take. Intervals hold the truth with `CONFIDENCE`, as far as the rows go.
+
+    Attributes:
+        rows: audited and held-out.
+        batch_size: the smallest with nearly the best throughput.
+        wall_hours, device_hours, money: no money without a price.
+        peak_memory: bytes, of the device's memory on a GPU, else of the worker's process.
+        images_per_second: of one worker, while the others work too.
+        startup_seconds: until a worker takes tasks.
+    """
+
+    rows: int
+    workers: int
+    device: str
+    batch_size: int
+    evaluations: int
+    images_per_second: float
+    startup_seconds: float
+    wall_hours: Range
+    device_hours: Range
+    money: Range | None
+    peak_memory: int
+
+
+def plan_audit(config: AuditConfig, *, price: float | None = None, quiet: bool = False) -> Forecast:
+    """Run the pilot of an audit.
+
+    Args:
+        price: of an hour of one device, or of one worker on CPUs.
+
+    Raises:
+        VolgrowthError: as `run_audit`.
+    """
+    planned = plan(config)
+    place = config.model_copy(update={"output": f"{config.output.rstrip('/')}/{PILOT_FOLDER}"})
+    store = Store(place.output)
+    with driving(store) as lock:
+        write_listings(store, planned)
+        with shift(place, planned.manifest, store, lock) as work:
+            batch = _choose_batch(work)
+            pieces = _pilot(work, planned, batch, quiet)
+            startup = work.run.startup_seconds
+            workers = config.workers or work.run.room
+            device = " and ".join(sorted(work.run.devices))
+        forecast = predict(planned.manifest, config, pieces, batch, workers, device, startup, price)
+        store.write_json(FORECAST_FILE, asdict(forecast))
+    return forecast
+
+
+def predict(
+    manifest: Manifest,
+    config: AuditConfig,
+    pieces: list[Piece],
+    batch: int,
+    workers: int,
+    device: str,
+    startup: float,
+    price: float | None,
+) -> Forecast:
+    """From measured stretches to the whole: shards in turn to the workers, each as long as its rows' mean time.
+
+    The interval is Student's for the mean time of a row over random stretches.
+    """
+    shards = manifest.shards
+    workers = min(workers, len(shards))
+    seconds = np.array([piece.seconds / piece.rows for piece in pieces])
+    publishing = float(np.median([piece.publishing for piece in pieces]))
+
+    def wall(per_row: float) -> float:
+        busy = [startup] * workers
+        for shard in shards:  # each goes to the worker that is free first
+            heapreplace(busy, busy[0] + shard.rows * per_row * spent[shard.folder] / whole + publishing)
+        return max(busy) / 3600
+
+    whole, spent = config.evaluations(manifest.model.has_null), _evaluations(config, manifest)
+    low, mean, high = _mean_with_interval(seconds)
+    hours = Range(wall(mean), wall(low), wall(high))
+    rows = sum(shard.rows for shard in shards)
+    return Forecast(
+        rows=rows,
+        workers=workers,
+        device=device,
+        batch_size=batch,
+        evaluations=round(sum(shard.rows * spent[shard.folder] for shard in shards)),
+        images_per_second=float(1 / mean),
+        startup_seconds=startup,
+        wall_hours=hours,
+        device_hours=hours.times(workers),
+        money=None if price is None else hours.times(workers * price),
+        peak_memory=max(piece.peak_memory for piece in pieces),
+    )
+
+
+def _evaluations(config: AuditConfig, manifest: Manifest) -> dict[str, float]:
+    """Network evaluations an image of each folder."""
+    whole = config.evaluations(manifest.model.has_null)
+    if not config.cascade:
+        return {SCORES_FOLDER: whole, HOLDOUT_FOLDER: whole}
+    share = config.screen_share + MOST_SAMPLED
+    return {SCORES_FOLDER: SCREEN_EVALUATIONS + share * whole, HOLDOUT_FOLDER: SCREEN_EVALUATIONS + whole}
+
+
+def _mean_with_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Lower end, mean and upper end of Student's interval; the lower one is not below half the smallest value."""
+    mean, half = values.mean(), 0.0
+    if len(values) > 1:
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return max(mean - half, values.min() / 2), mean, mean + half
+
+
+def describe(forecast: Forecast) -> str:
+    """The forecast for people."""
+    wall, device = (_interval(each, _hours) for each in (forecast.wall_hours, forecast.device_hours))
+    lines = [
+        f"{forecast.rows:,} images, {forecast.evaluations:,} network evaluations, {forecast.workers} workers on "
+        f"{forecast.device}",
+        f"wall time     {wall}",
+        f"device-hours  {device}",
+        f"speed         {forecast.images_per_second:,.3g} images a second and worker, after "
+        f"{forecast.startup_seconds:.0f} s to start",
+        f"peak memory   {forecast.peak_memory / 2**30:.2f} GiB a worker",
+        f"batch size    {forecast.batch_size}: audit with --set batch_size={forecast.batch_size}",
+    ]
+    if forecast.money is not None:
+        lines.insert(3, f"cost          {_interval(forecast.money, lambda amount: f'{amount:,.2f}')}")
+    return "\n".join([*lines, f"in brackets: {CONFIDENCE:.0%} intervals over which rows the pilot drew"])
+
+
+def _choose_batch(work: Shift) -> int:
+    """The setting where it was given, else what a worker finds best."""
+    if "batch_size" not in work.config.model_fields_set:
+        work = replace(work, config=work.config.model_copy(update={"batch_size": None}))
+    return choose_batch(work)
+
+
+def _pilot(work: Shift, planned: Plan, batch: int, quiet: bool) -> list[Piece]:
+    pieces: list[Piece] = []
+    stretches = list(_stretches(planned.manifest, work.config.seed, 2 * batch))
+    progress = AuditProgress(sum(s.rows for s in stretches), len(stretches), quiet=quiet, doing="measuring")
+
+    def task(stretch: Shard) -> Task:
+        def done(piece: Piece) -> tuple[()]:
+            pieces.append(piece)
+            progress.advance(piece.rows, piece.failed)
+            return ()
+
+        return Task(f"the pilot of {stretch.name}", "pilot", (stretch, batch), done)
+
+    work.work(PilotWorker, map(task, stretches), len(stretches), progress)
+    return pieces
+
+
+def _stretches(manifest: Manifest, seed: int, rows: int) -> Iterator[Shard]:
+    """Random ranges of audited rows, one of each of `PIECES` equal parts of the data set."""
+    random, total = np.random.default_rng(seed), manifest.data.rows
+    edges = np.linspace(0, total, min(PIECES, ceil(total / rows)) + 1).astype(int)
+    for index, (low, high) in enumerate(pairwise(edges)):
+        start = int(random.integers(low, max(high - rows, low) + 1))
+        yield Shard(SCORES_FOLDER, index, start, min(start + rows, int(high)))
+
+
+def _interval(values: Range, shown: Callable[[float], str]) -> str:
+    return f"{shown(values.middle)} [{shown(values.low)} to {shown(values.high)}]"
+
+
+def _hours(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"

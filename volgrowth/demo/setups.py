@@ -1,0 +1,123 @@
+"""The bench's cases: which images, how they are planted, how the model is trained; models and samples are cached.
+
+Scikit-learn's digits are always there. Other sets are .npz files with an array `x` of uint8 images, (n, H, W) or
+(n, H, W, 3), in a folder given by the caller; cases whose file is missing are left out.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from volgrowth.audit.sampling.drawing import draw_samples
+from volgrowth.demo.cases import Case, Planting, Variation, digit_images, plant
+from volgrowth.demo.training import Recipe, train_model
+from volgrowth.models import load_model
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a case is made, apart from its seed. `file` is None for scikit-learn's digits."""
+
+    name: str
+    file: str | None
+    trained: int
+    planting: Planting
+    recipe: Recipe
+    plain: int = 150
+    held_out: int | None = None
+    variation: Variation = "exact"
+    halvings: int = 0
+    samples: int = 3000
+
+    def images(self, folder: Path) -> np.ndarray:
+        """(n, C, H, W) uint8."""
+        if self.file is None:
+            return digit_images()
+        with np.load(folder / self.file) as archive:
+            images = archive["x"]
+        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        for _ in range(self.halvings):
+            n, channels, height, width = images.shape
+            blocks = images.reshape(n, channels, height // 2, 2, width // 2, 2)
+            images = np.round(blocks.mean((3, 5))).astype(np.uint8)
+        return images
+
+    def case(self, folder: Path, seed: int) -> Case:
+        """The labelled training set."""
+        return plant(
+            self.images(folder),
+            seed,
+            trained=self.trained,
+            planting=self.planting,
+            plain=self.plain,
+            prefix=self.name.split("-")[0],
+            held_out=self.held_out,
+            variation=self.variation,
+        )
+
+
+DIGITS = Setup("digits-exact", None, 900, ((10, 100), (10, 50)), Recipe())
+SUITE = (
+    DIGITS,
+    Setup("digits-shifted", None, 900, ((10, 100), (10, 50)), Recipe(), variation="shifted"),
+    Setup("digits-near", None, 900, ((10, 100), (10, 50)), Recipe(), variation="near"),
+    Setup(
+        "mnist-exact",
+        "mnist12.npz",
+        1500,
+        ((15, 100), (15, 50), (10, 20), (10, 8)),
+        Recipe(steps=4000),
+        held_out=2500,
+    ),
+    Setup(
+        "emoji-exact",
+        "emoji32.npz",
+        1200,
+        ((15, 100), (15, 50), (10, 20)),
+        Recipe(channels=(32, 64), steps=6000, batch=32),
+        held_out=2500,
+        halvings=1,
+    ),
+)
+
+
+def available(folder: Path) -> list[Setup]:
+    """The cases whose images are there."""
+    return [setup for setup in SUITE if setup.file is None or (folder / setup.file).exists()]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A case with its model's folder and samples (samples, C, H, W) uint8."""
+
+    setup: Setup
+    seed: int
+    case: Case
+    model: Path
+    samples: np.ndarray
+
+
+def trained(setup: Setup, seed: int, folder: Path, cache: Path, say: Callable[[str], None]) -> Trained:
+    """Train and sample, or take both from the cache. They are cached under what made them."""
+    case = setup.case(folder, seed)
+    digest = hashlib.sha256(case.train.tobytes() + repr((setup, seed, torch.__version__)).encode()).hexdigest()[:12]
+    home = cache / f"{setup.name}-{seed}-{digest}"
+    model, samples = home / "model", home / "samples.npy"
+    if not (model / "model_index.json").exists():
+        say(f"training {setup.name}, seed {seed}: {setup.recipe.steps} steps on {len(case.train)} images")
+        train_model(case.train, model, seed, setup.recipe)
+    if not samples.exists():
+        say(f"sampling {setup.name}, seed {seed}: {setup.samples} images")
+        np.save(samples, draw_samples(load_model(str(model)), range(setup.samples), seed=0))
+    return Trained(setup, seed, case, model, np.load(samples))
+
+
+def each(setups: list[Setup], seeds: int) -> Iterator[tuple[Setup, int]]:
+    """Every case with every seed from 1 on, the small cases first."""
+    for setup in setups:
+        for seed in range(1, seeds + 1):
+            yield setup, seed

@@ -1,0 +1,1 @@
+"""Diffusers pipelines: what a folder holds, and how each part is loaded."""

@@ -1,0 +1,1 @@
+"""The figures of the report, and the numbers behind them."""

@@ -1,0 +1,128 @@
+"""Which figures a report has, drawn from its tables."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from volgrowth.report.charts import drawing as figures
+from volgrowth.report.charts.numbers import Bars, Rates, bars, expected_by_size, groups, plain, rates
+from volgrowth.report.formats import number, score
+from volgrowth.report.gallery.exhibits import Shown
+from volgrowth.report.words import Summary
+
+
+@dataclass
+class Plots:
+    """The figures and their SVG for the page, by name, and the numbers in them."""
+
+    figures: dict[str, Figure] = field(default_factory=dict)
+    svg: dict[str, Markup] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, figure: Figure, alt: str, drawn: Any = None) -> None:
+        """Draw a figure under a name; `drawn` are its numbers, if the summary has none of them."""
+        self.figures[name] = figure
+        self.svg[name] = figures.inline_svg(figure, name, alt)
+        if drawn is not None:
+            self.numbers[name.replace("-", "_")] = plain(drawn)
+
+
+def plots(
+    summary: Summary, scores: pa.Table, findings: pa.Table, shown: Shown, holdout: pa.Table | None = None
+) -> Plots:
+    """All figures, and the numbers of the table of duplicates."""
+    truth = summary.get("verification")
+    made = Plots(numbers={"duplicates": groups(findings)})
+    points = _points(scores, findings, truth)
+    unit = "collapsed directions" if summary["measure"].get("preset") == "standard" else "nats"
+    notable, name = points.notable
+    made.numbers["notable"] = name if notable.any() else None
+    for key, values in (("growth", points.growth), ("excess_growth", points.excess)):
+        heldout = None if holdout is None else _finite(holdout[key])
+        _histogram(made, key, values, heldout, notable, (name, f"{key.replace('_', ' ')}, {unit}"))
+    _scatter(made, points, f"growth, {unit}")
+    pairs = [(each.row, each.control) for each in shown.exhibits if each.control is not None]
+    measured = rates(scores, pairs, summary["measure"])
+    if measured:
+        _rates(made, measured, "nats per step" if measured.axis == "step" else "collapsed directions")
+    if truth and truth["returns"]:
+        _returns(made, truth["returns"])
+    return made
+
+
+def _histogram(
+    made: Plots,
+    key: str,
+    values: np.ndarray,
+    heldout: np.ndarray | None,
+    notable: np.ndarray,
+    labels: tuple[str, str],
+) -> None:
+    counted: Bars = bars(values, heldout, notable)
+    alt = f"Histogram of {labels[1]}: {describe(values)}."
+    if heldout is not None:
+        alt += f" Held out: {describe(heldout)}."
+    made.add(key.replace("_", "-"), figures.histogram(counted, *labels), alt, counted)
+
+
+def _scatter(made: Plots, points: figures.Points, label: str) -> None:
+    expected = expected_by_size(points.png_bytes, points.expected)
+    figure, dots, ordinary = figures.complexity_scatter(points, expected, label)
+    above = int(np.count_nonzero(points.flagged))
+    alt = (
+        f"Growth against the size of the image as PNG, with the growth expected at that size. {number(above)} flagged "
+        f"images are marked."
+    )
+    made.add("complexity", figure, alt, {"dots": dots, "ordinary": ordinary, "expected": plain(expected)})
+
+
+def _rates(made: Plots, measured: Rates, label: str) -> None:
+    flagged, controls = (", ".join(map(score, some.median)) for some in (measured.flagged, measured.controls))
+    at = ", ".join(f"{level:g}" for level in measured.flagged.at)
+    alt = f"Median growth at {measured.axis} {at}: flagged {flagged}; controls {controls}."
+    made.add("levels", figures.levels(measured, label), alt, measured)
+
+
+def _returns(made: Plots, returns: dict[str, Any]) -> None:
+    alt = f"Share of draws that return, by noise level: flagged {returns['flagged']}, controls {returns['controls']}."
+    made.add("returns", figures.returns(returns["levels"], returns["flagged"], returns["controls"]), alt)
+
+
+def describe(values: np.ndarray) -> str:
+    """What a histogram shows, for those who do not see it."""
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return "no images"
+    low, middle, high = np.quantile(values, [0, 0.5, 1])
+    return f"{number(values.size)} images from {score(low)} to {score(high)}, median {score(middle)}"
+
+
+def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figures.Points:
+    """Distinct images: with copies of an image the figures would be those of the copies."""
+    findings = findings.filter(pc.equal(findings["row"], findings["identical"]))
+    scores = scores.select(["row", "png_bytes"]).take(
+        pc.index_in(findings["row"], value_set=scores["row"].combine_chunks())
+    )
+    rows = findings["row"].to_numpy()
+    return figures.Points(
+        growth=_floats(findings["growth"]),
+        expected=_floats(findings["expected_growth"]),
+        png_bytes=_floats(scores["png_bytes"]),
+        excess=_floats(findings["excess_growth"]),
+        flagged=pc.fill_null(findings["memorized"], False).to_numpy().astype(bool),
+        reproduced=np.isin(rows, np.array(truth["rows"], dtype=np.int64)) if truth else None,
+    )
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    return pc.cast(column, pa.float64()).to_numpy()
+
+
+def _finite(column: pa.ChunkedArray) -> np.ndarray:
+    values = _floats(column)
+    return values[np.isfinite(values)]

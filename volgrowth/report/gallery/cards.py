@@ -1,0 +1,212 @@
+"""The gallery: one card for each distinct image among those to show."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from markupsafe import Markup
+
+from volgrowth.report.formats import missing, number, score, signed
+from volgrowth.report.gallery.exhibits import Exhibit, Sample, Shown, of_rows
+from volgrowth.report.gallery.pictures import data_url
+from volgrowth.report.words import reason
+
+Card = dict[str, Any]
+
+ROWS_LISTED = 40
+
+FILTERS = {
+    "memorized": "flagged as memorized",
+    "reproduced": "reproduced in samples",
+    "unhit": "flagged, hit by no sample",
+    "copied": "flagged, with copies or near duplicates",
+    "single": "flagged, without copies",
+    "precursor": "precursors",
+    "outside": "not judged",
+    "marked": "with a mark",
+    "unflagged": "not flagged",
+}
+SORTS = {
+    "excess:-1": "excess growth, highest first",
+    "excess:1": "excess growth, lowest first",
+    "growth:-1": "growth, highest first",
+    "q:1": "q, lowest first",
+    "loss:1": "loss, lowest first",
+    "copies:-1": "copies, most first",
+    "hits:-1": "samples that hit, most first",
+    "row:1": "row",
+}
+
+_SCORES = {
+    "growth": "growth",
+    "expected": "expected_growth",
+    "excess": "excess_growth",
+    "p": "p_value",
+    "q": "q_value",
+    "loss": "loss",
+    "hits": "verified_hits",
+}
+
+
+def gallery(
+    scores: pa.Table, findings: pa.Table, shown: Shown, truth_rows: Collection[int] = (), fdr: float | None = None
+) -> list[Card]:
+    """Cards by excess growth, highest first, those without a score last.
+
+    A card stands for all identical images and shows the scores of the highest of them.
+
+    Raises:
+        ValueError: an exhibit is of a row that the tables do not have.
+    """
+    exhibits = {exhibit.row: exhibit for exhibit in shown.exhibits}
+    records = _records(scores, findings, sorted(exhibits))
+    copies = _copies(scores, {r["content_hash"] for r in records} - {None})
+    partners = sorted({exhibit.control for exhibit in shown.exhibits if exhibit.control is not None})
+    excess_of = dict(zip(partners, of_rows(findings, partners)["excess_growth"].to_pylist(), strict=True))
+    excesses = _sorted_finite(findings.filter(pc.equal(findings["row"], findings["identical"]))["excess_growth"])
+    truth = frozenset(truth_rows)
+    cards = []
+    for rank, record in enumerate(_distinct(records), 1):
+        rows = copies.get(record["content_hash"], np.array([record["row"]]))
+        card = _card(record, rows)
+        card["rank"] = rank
+        card["reproduced"] = not truth.isdisjoint(rows.tolist())
+        card["share_below"] = _share_below(excesses, card["excess"])
+        card["reason"] = reason(card, fdr)
+        card["kinds"] = _kinds(card)
+        card["picture"] = _url(shown.rows.get(card["row"]))
+        card["beside"] = list(_beside(card, exhibits[card["row"]], shown, excess_of))
+        cards.append(card)
+    return cards
+
+
+def fitted(cards: Sequence[Card], draw: Callable[[Card], str], room: int) -> tuple[list[Markup], int]:
+    """The cards as HTML in so many bytes, and how many of them have their pictures.
+
+    Pictures are left out from the first card on that would leave no room for the text of the others, and cards from
+    the first on whose text has none.
+    """
+    texts, spent = [], 0
+    for card in cards:
+        texts.append(draw(without_pictures(card)))
+        spent += len(texts[-1].encode())
+        if spent > room:
+            spent -= len(texts.pop().encode())
+            break
+    pictured = 0
+    for index, text in enumerate(texts):
+        full = draw(cards[index])
+        spent += len(full.encode()) - len(text.encode())
+        if spent > room:
+            break
+        texts[index] = full
+        pictured += cards[index]["picture"] is not None
+    return [Markup(text) for text in texts], pictured
+
+
+def without_pictures(card: Card) -> Card:
+    """The same card, in words only."""
+    return {**card, "picture": None, "beside": [{**each, "picture": None} for each in card["beside"]]}
+
+
+def _records(scores: pa.Table, findings: pa.Table, rows: list[int]) -> list[Card]:
+    merged: dict[int, Card] = defaultdict(dict)
+    for table in (findings, scores):
+        for record in of_rows(table, rows).to_pylist():
+            merged[record["row"]].update(record)
+    unknown = [row for row in rows if len(merged[row]) < len({*scores.column_names, *findings.column_names})]
+    if unknown:
+        raise ValueError(f"exhibits must be of audited rows, got row {unknown[0]}: not in scores and findings")
+    return [merged[row] for row in rows]
+
+
+def _distinct(records: Iterable[Card]) -> list[Card]:
+    """The highest of each group of identical images, in the order of the gallery."""
+    best: dict[tuple[str, int], Card] = {}
+    for record in sorted(records, key=_order):
+        known = record["content_hash"] is not None
+        best.setdefault(("hash", record["content_hash"]) if known else ("row", record["row"]), record)
+    return list(best.values())
+
+
+def _order(record: Card) -> tuple[bool, float, int]:
+    excess = record["excess_growth"]
+    return (True, 0.0, record["row"]) if missing(excess) else (False, -excess, record["row"])
+
+
+def _copies(scores: pa.Table, hashes: Collection[int]) -> dict[int, np.ndarray]:
+    """All rows of the data set that show the image with this content hash, sorted."""
+    table = scores.select(["row", "content_hash"])
+    table = table.filter(pc.is_in(table["content_hash"], value_set=pa.array(sorted(hashes), pa.uint64())))
+    table = table.sort_by([("content_hash", "ascending"), ("row", "ascending")])
+    keys, starts = np.unique(table["content_hash"].to_numpy(), return_index=True)
+    groups = np.split(table["row"].to_numpy(), starts[1:]) if keys.size else []
+    return dict(zip(keys.tolist(), groups, strict=True))
+
+
+def _card(record: Card, rows: np.ndarray) -> Card:
+    return {
+        **{
+            key: record[key]
+            for key in ("row", "image_id", "source", "status", "memorized", "precursor", "outside_range")
+        },
+        **{key: None if missing(record[name]) else record[name] for key, name in _SCORES.items()},
+        "marks": record["marks"] or [],
+        "copies": len(rows),
+        "near_copies": max(0, (record["copies"] or 0) - len(rows)),
+        "rows": rows[:ROWS_LISTED].tolist(),
+    }
+
+
+def _kinds(card: Card) -> list[str]:
+    """Which of `FILTERS` it passes."""
+    flagged, several = bool(card["memorized"]), card["copies"] + card["near_copies"] > 1
+    passes = {
+        "memorized": flagged,
+        "reproduced": card["reproduced"],
+        "unhit": flagged and card["hits"] == 0,
+        "copied": flagged and several,
+        "single": flagged and not several,
+        "precursor": card["precursor"],
+        "outside": card["outside_range"],
+        "marked": bool(card["marks"]),
+        "unflagged": card["memorized"] is False,
+    }
+    return [kind for kind in FILTERS if passes[kind]]
+
+
+def _beside(card: Card, exhibit: Exhibit, shown: Shown, excess_of: Mapping[int, float | None]) -> Iterable[Card]:
+    """Pictures beside that of the card, each with its words."""
+    if exhibit.sample is not None:
+        yield _sample(exhibit.sample, shown.samples.get(exhibit.sample.number))
+    elif card["memorized"] and card["hits"] is not None:
+        yield {"name": "nearest sample", "note": "none: each was nearer to another image", "picture": None}
+    if exhibit.control is not None:
+        row = exhibit.control
+        note = f"row {row}, excess {signed(excess_of.get(row))}"
+        yield {"name": "control", "note": note, "picture": _url(shown.rows.get(row))}
+    for row in exhibit.duplicates:
+        yield {"name": "near duplicate", "note": f"row {row}", "picture": _url(shown.rows.get(row))}
+
+
+def _sample(sample: Sample, picture: bytes | None) -> Card:
+    note = f"no. {number(sample.number)}, {'a copy' if sample.hit else 'no copy'}, distance {score(sample.distance)}"
+    return {"name": "nearest sample", "note": note, "picture": _url(picture)}
+
+
+def _url(picture: bytes | None) -> str | None:
+    return data_url(picture) if picture else None
+
+
+def _sorted_finite(column: pa.ChunkedArray) -> np.ndarray:
+    values = column.to_numpy()
+    return np.sort(values[np.isfinite(values)])
+
+
+def _share_below(ordered: np.ndarray, value: float | None) -> float | None:
+    if value is None or not ordered.size:
+        return None
+    return float(np.searchsorted(ordered, value)) / ordered.size

@@ -1,0 +1,171 @@
+"""The page: what the tables say, put into the template.
+
+`render` is pure: tables and numbers in, text and figures out. The page carries its style, script, figures and pictures
+inside, and a content security policy under which a browser would refuse to fetch anything.
+"""
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from volgrowth.records import Mark, Status
+from volgrowth.report import formats, words
+from volgrowth.report.charts.drawing import files
+from volgrowth.report.charts.plots import Plots, plots
+from volgrowth.report.gallery.cards import FILTERS, SORTS, Card, fitted, gallery
+from volgrowth.report.gallery.exhibits import Shown
+from volgrowth.report.gallery.pictures import data_url
+from volgrowth.report.provenance import provenance
+from volgrowth.report.words import Summary
+
+_HERE = Path(__file__).parent
+
+CAP = 20_000_000
+"""Bytes of the page."""
+
+FRAME = 2_000_000
+"""Of them for everything but the gallery's cards, all of which is bounded."""
+
+FIRST = 24
+"""Cards that are there without a script; a page of the gallery."""
+
+EXAMPLES = 20
+PIXELATED_BELOW = 96
+"""Images smaller than this are shown with their pixels, larger ones smoothly."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What people get of an audit."""
+
+    html: str
+    numbers: dict[str, Any]
+    """of its figures and of the gallery, which the summary did not have"""
+    figures: dict[str, Figure]
+
+    def files(self) -> dict[str, bytes]:
+        """The figures as PNG and SVG files, by name."""
+        return {file: data for name, figure in self.figures.items() for file, data in files(name, figure).items()}
+
+
+def render(
+    summary: Summary, scores: pa.Table, findings: pa.Table, shown: Shown, holdout: pa.Table | None = None
+) -> Report:
+    """The report: one self-contained HTML page, and its figures.
+
+    Args:
+        summary: The content of `summary.json`.
+        scores: All rows, with the columns of `records.SCORES`.
+        findings: All rows, with the columns of `records.FINDINGS`.
+        shown: The images of the gallery. Identical ones share a card.
+        holdout: growth, expected_growth and excess_growth of held-out images, to lay over the histograms.
+
+    Raises:
+        ValueError: an exhibit is of a row that the tables do not have.
+        KeyError: the summary or a table lacks what the page shows, as those of another version may.
+    """
+    truth = summary.get("verification") or {}
+    detection = summary["detection"] or {}
+    drawn = plots(summary, scores, findings, shown, holdout)
+    cards = gallery(scores, findings, shown, truth.get("rows", ()), detection.get("fdr"))
+    made = environment()
+    try:
+        template = made.get_template("card.html.j2")
+        texts, pictured = fitted(cards, lambda card: _dense(template.render(card=card)), CAP - FRAME)
+        page = made.get_template("page.html.j2").render(
+            {
+                **_context(summary, scores, shown, drawn),
+                **_gallery(cards[: len(texts)], texts, pictured),
+                "unlisted": len(cards) - len(texts),
+                "warnings": [*detection.get("warnings", ()), *truth.get("warnings", ())],
+            }
+        )
+    except UndefinedError as error:
+        raise KeyError(error.message) from error
+    said = {**drawn.numbers, "gallery": {"images": len(texts), "with_pictures": pictured}}
+    return Report(page, said, drawn.figures)
+
+
+def _dense(text: str) -> str:
+    """Markup without its indentation, which is a tenth of thousands of cards."""
+    return re.sub(r">\s*\n\s*", ">", text)
+
+
+def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: Plots) -> dict[str, Any]:
+    """All that the template shows but the gallery."""
+    groups = drawn.numbers["duplicates"]
+    pictures = {group["row"]: shown.rows.get(group["row"]) for group in groups["largest"]}
+    return {
+        "summary": summary,
+        "version": summary["volgrowth"],
+        "title": words.title(summary),
+        "verdict": words.verdict(summary),
+        "judged": words.has_error_rate(summary),
+        "headline_numbers": words.headline_numbers(summary),
+        "provenance": provenance(summary),
+        "figures": drawn,
+        "groups": groups,
+        "group_pictures": {row: data_url(picture) for row, picture in pictures.items() if picture},
+        "redacted": shown.redacted,
+        "pixelated": max(summary["model"]["image_shape"][1:]) < PIXELATED_BELOW,
+        "statuses": [(s.value, summary["counts"][s.value], words.STATUS_MEANING[s]) for s in Status],
+        "marks": [(m.value, summary["marks"][m.value], words.MARK_MEANING[m]) for m in Mark],
+        "failures": _failures(scores),
+    }
+
+
+def _gallery(cards: list[Card], texts: list[Markup], pictured: int) -> dict[str, Any]:
+    """The first cards, the others, and the filters that let some but not all of them pass."""
+    counts = {kind: sum(kind in card["kinds"] for card in cards) for kind in FILTERS}
+    return {
+        "cards": texts[:FIRST],
+        "rest": texts[FIRST:],
+        "pictured": pictured,
+        "shown_rows": {card["row"] for card in cards},
+        "filters": [(kind, FILTERS[kind], count) for kind, count in counts.items() if count],
+        "sorts": SORTS,
+    }
+
+
+def environment() -> Environment:
+    """Where templates find filters, style and `shell.html.j2`, which every page extends and tells a `version`."""
+    made = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=formats.finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for each in (
+        *(formats.number, formats.score, formats.signed, formats.percent, formats.plural),
+        *(formats.moment, formats.duration, formats.visible, formats.untrusted),
+    ):
+        made.filters[each.__name__] = each
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
+    made.globals.update(style=style, script=Markup(script), script_digest=digest)
+    return made
+
+
+def _failures(scores: pa.Table) -> list[dict[str, Any]]:
+    """Examples of rows that could not be scored, as many of each status as there is room for."""
+    failed = scores.select(["row", "image_id", "source", "status", "error"])
+    failed = failed.filter(pc.not_equal(failed["status"], Status.OK.value)).sort_by("row")
+    statuses = pc.unique(failed["status"]).to_pylist()
+    each = EXAMPLES // max(1, len(statuses))
+    return [
+        record
+        for status in sorted(statuses)
+        for record in failed.filter(pc.equal(failed["status"], status)).slice(0, each).to_pylist()
+    ]

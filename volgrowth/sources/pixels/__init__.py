@@ -1,0 +1,1 @@
+"""One encoded image becomes pixels and features."""

@@ -1,0 +1,197 @@
+"""Columns of a table become rows: which column holds the images, and what each of its values says.
+
+An image column is a struct of `bytes` and `path`, as the Hugging Face tools write it, or plain binary.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from volgrowth.errors import DataError
+from volgrowth.sources.arrays import huggingface_features, is_text, texts
+from volgrowth.sources.base import Request, Row, content_id
+from volgrowth.sources.conditions import FLAGS, OPTIONS, check_condition_column, conditions_of
+from volgrowth.storage.places import Place, read_ahead
+from volgrowth.storage.urls import is_url
+
+BATCH_ROWS = 64
+"""Rows held in memory at a time: encoded photographs of some MB each must fit."""
+
+Peek = Callable[[str], pa.ChunkedArray]
+"""The first few values of a column; with `.path` after its name, of an image column, without their bytes."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns an audit reads."""
+
+    image: str
+    id: str | None = None
+    condition: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Their names, each once."""
+        return list(dict.fromkeys(name for name in (self.image, self.id, self.condition) if name is not None))
+
+
+def choose_columns(schema: pa.Schema, request: Request, peek: Peek) -> Columns:
+    """The image column (found by its type unless named) of a table, its id column and its condition column.
+
+    Raises:
+        DataError: a named column does not exist or holds something else; no column or several hold images;
+            the images are URLs.
+    """
+    where = request.data
+    for option, name in (
+        ("image_column (--image-column)", request.image_column),
+        ("id_column (--id-column)", request.id_column),
+        (f"{OPTIONS} ({FLAGS})", request.condition_column),
+    ):
+        if name is not None and name not in schema.names:
+            raise DataError(f"{where} has no column {name!r}; it has: {_listed(schema.names)}. Pass one as {option}")
+    if request.id_column is not None and pa.types.is_nested(schema.field(request.id_column).type):
+        kind = schema.field(request.id_column).type
+        raise DataError(f"column {request.id_column!r} of {where} holds {kind}; an id column holds strings or integers")
+    if request.condition_column is not None:
+        check_condition_column(schema.field(request.condition_column), where)
+    image = request.image_column or _only_image_column(schema, where, peek)
+    _check_image_column(schema.field(image), where, peek)
+    return Columns(image, request.id_column, request.condition_column)
+
+
+def rows_of(table: pa.Table, columns: Columns, place: Place, row: int, file: str, position: int) -> Iterator[Row]:
+    """One `Row` for each row of `table`, a stretch of a file's rows.
+
+    Args:
+        table: holds at least `columns.names`
+        columns: which column is which
+        place: folder that relative paths in the image column start from
+        row: where the table begins in the frozen order
+        file: name of the file that the rows come from
+        position: where the table begins in that file
+    """
+    data, paths = _values(table.column(columns.image))
+    nothing = [None] * len(data)
+    ids = texts(table.column(columns.id)) if columns.id else nothing
+    conditions = conditions_of(table.column(columns.condition)) if columns.condition else nothing
+
+    def encode(index: int) -> tuple[bytes | None, str | None]:
+        return _encoded(data[index], paths[index], place)
+
+    threads = place.threads if None in data else 1
+    for index, (encoded, error) in enumerate(read_ahead(encode, range(table.num_rows), threads)):
+        image_id = ids[index]
+        if image_id is None:
+            image_id = content_id(encoded or b"")
+        yield Row(row + index, image_id, f"{file}#{position + index}", encoded, error, conditions[index])
+
+
+def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
+    found = _image_columns(schema)
+    if len(found) > 1:
+        raise DataError(
+            f"{where} has several image columns ({_listed(found)}): name one with image_column (--image-column)"
+        )
+    if not found:
+        for field in schema:
+            if is_text(field.type):
+                _refuse_urls(field, where, peek)
+        raise DataError(
+            f"{where} is a data set without images; it has the columns {_listed(schema.names)}, and an image "
+            "column is a struct of bytes and path (datasets.Image) or binary"
+        )
+    return found[0]
+
+
+def _image_columns(schema: pa.Schema) -> list[str]:
+    """Columns the Hugging Face metadata calls images, or, without such, all of an image column's type."""
+    found = [field.name for field in schema if _is_struct_of_image(field.type) or _is_binary(field.type)]
+    features = huggingface_features(schema)
+    kinds = {name: features[name].get("_type") for name in found if isinstance(features.get(name), dict)}
+    marked = [name for name in found if kinds.get(name) == "Image"]
+    # Sound and video are structs of bytes and path as well.
+    return marked or [name for name in found if kinds.get(name) in (None, "Value")]
+
+
+def _check_image_column(field: pa.Field, where: str, peek: Peek) -> None:
+    if _is_binary(field.type):
+        return
+    if is_text(field.type) or "path" in _fields(field.type):
+        _refuse_urls(field, where, peek)
+    if not _is_struct_of_image(field.type):
+        raise DataError(
+            f"column {field.name!r} of {where} holds {field.type}, not images; an image column is a struct "
+            "of bytes and path (datasets.Image) or binary: name another with image_column (--image-column)"
+        )
+
+
+def _refuse_urls(field: pa.Field, where: str, peek: Peek) -> None:
+    if is_text(field.type):
+        found = any(text is not None and is_url(text) for text in texts(peek(field.name)))
+    else:
+        # The bytes of eight photographs are looked at only where a path is a URL: it may be no more than a note.
+        found = any(text is not None and is_url(text) for text in _values(peek(f"{field.name}.path"))[1]) and any(
+            text is not None and data is None and is_url(text)
+            for data, text in zip(*_values(peek(field.name)), strict=True)
+        )
+    if found:
+        raise DataError(
+            f"column {field.name!r} of {where} holds URLs: a column of URLs is not fetched; download the images "
+            "first (for instance with img2dataset) and audit the files"
+        )
+
+
+def _encoded(data: bytes | None, path: str | None, place: Place) -> tuple[bytes | None, str | None]:
+    if data is not None:
+        return data, None if data else "the value holds no bytes"
+    if not path:
+        return None, "the value is null: neither bytes nor a path"
+    if is_url(path):
+        return None, "the value is a URL, which is not fetched; download first"
+    return place.read(path)
+
+
+def _values(column: pa.ChunkedArray) -> tuple[list[bytes | None], list[str | None]]:
+    """Bytes and paths of an image column, None where there is none."""
+    nothing: list[Any] = [None] * len(column)
+    fields = _fields(column.type)
+    if not fields:
+        return column.to_pylist(), nothing
+    data = pc.struct_field(column, "bytes").to_pylist() if "bytes" in fields else nothing
+    paths = texts(pc.struct_field(column, "path")) if "path" in fields else nothing
+    return data, paths
+
+
+def _fields(kind: pa.DataType) -> set[str]:
+    """Of an image column that is a struct."""
+    return {field.name for field in kind} if _is_struct_of_image(kind) else set()
+
+
+def _is_struct_of_image(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind) or not kind.num_fields:
+        return False
+    types = {field.name: field.type for field in kind}
+    if not set(types) <= {"bytes", "path"}:
+        return False
+    path_fits = is_text(types["path"]) or pa.types.is_null(types["path"]) if "path" in types else True
+    # A column of paths alone is written with bytes of type null.
+    bytes_fit = _is_binary(types["bytes"]) or pa.types.is_null(types["bytes"]) if "bytes" in types else True
+    return path_fits and bytes_fit
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
+
+
+def _listed(names: list[str], limit: int = 20) -> str:
+    shown = ", ".join(names[:limit]) or "none"
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

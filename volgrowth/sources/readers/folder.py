@@ -1,0 +1,83 @@
+"""A folder of image files as rows, sorted by relative path."""
+
+from collections.abc import Iterable, Iterator
+
+from volgrowth.errors import DataError
+from volgrowth.sources.base import Request, Row, Source, check_range, content_id
+from volgrowth.sources.conditions import OPTIONS
+from volgrowth.sources.listing import Listing, SourceFile
+from volgrowth.sources.pixels.decode import EXTENSIONS
+from volgrowth.storage.places import Found, Place, printable, read_ahead
+
+
+class FolderSource(Source):
+    """The image files below a place, one row each, whether they can be decoded or not.
+
+    A file that cannot be read is a row that says so, if it is there as it was listed. One that has gone or has
+    another size ends the run: scores of a data set that is not the one listed could not be measured again.
+
+    Args:
+        place: the folder, or the prefix in a store
+        request: its split is a folder in `place`, for its images only
+        files: image files in it, sorted; not looked at where there is a listing
+        listing: of the same data set, when it was opened before
+
+    Raises:
+        DataError: a column was asked for, there is no such split, or there are no images.
+    """
+
+    kind = "folder"
+
+    def __init__(
+        self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
+    ) -> None:
+        _refuse_columns(request)
+        self.place = place
+        below = f"{request.split.strip('/')}/" if request.split else ""
+        self.listing = listing or Listing.build(
+            self.kind, (SourceFile(file.name, file.size, 1) for file in files if file.name.startswith(below))
+        )
+        if not self.num_rows:
+            self._refuse(request.data, below)
+
+    def _refuse(self, data: str, below: str) -> None:
+        found = sorted(self.place.folders())
+        if below and below.partition("/")[0] not in found:
+            raise DataError(
+                f"{data} has no split {below[:-1]!r}: a split of an image folder is a folder in it, and it has: "
+                f"{', '.join(found[:20]) or 'none'}. Leave split (--split) out to take all images"
+            )
+        raise DataError(
+            f"{data.rstrip('/')}/{below} holds no images: expected files ending in {', '.join(sorted(EXTENSIONS))}, "
+            "in it or in folders below"
+        )
+
+    def read(self, start: int, stop: int) -> Iterator[Row]:
+        check_range(start, stop, self.num_rows)
+        return read_ahead(self._row, self.listing.entries(start, stop), self.place.threads)
+
+    def _row(self, entry: tuple[SourceFile, int]) -> Row:
+        file, row = entry
+        data, error = self.place.read(file.name)
+        size = len(data) if data is not None else self.place.size(file.name)
+        if (size or 0) != file.size:
+            self.place.changed(file.name, "nothing" if size is None else f"{size} bytes", f"{file.size}")
+        return Row(row, content_id(data or b""), printable(file.name), data, error)
+
+
+def _refuse_columns(request: Request) -> None:
+    hint = (
+        "; datasets.load_dataset('imagefolder', data_dir=...) takes class folders or metadata.csv into columns, and "
+        "save_to_disk writes them"
+    )
+    for given, name, more in (
+        ("image_column", request.image_column, ""),
+        ("id_column", request.id_column, ""),
+        (OPTIONS, request.condition_column, hint),
+    ):
+        if name:
+            raise DataError(
+                f"{request.data} holds no table, so {given} {name!r} has no meaning there: expected a folder with "
+                f"parquet files, tars, or one written by save_to_disk, or leave {given} out for a folder of "
+                f"images{more}"
+            )

@@ -1,0 +1,164 @@
+"""Parquet files as rows: footers when opened, and only the row groups that overlap when read.
+
+A file's rows are known from its footer. A row group is the unit that Parquet can skip to, so a read costs at
+most one row group more than it asks for at its front; inside a group rows are streamed, `BATCH_ROWS` at a
+time. Of an object in a store, too, only the footer and the wanted columns of these row groups are fetched.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from volgrowth.errors import DataError
+from volgrowth.sources.base import FilesSource, Request, Row, content_id
+from volgrowth.sources.conditions import class_names
+from volgrowth.sources.listing import Listing, SourceFile
+from volgrowth.sources.readers.columns import BATCH_ROWS, Peek, choose_columns, rows_of
+from volgrowth.sources.readers.splits import of_split
+from volgrowth.storage.places import Found, Place, printable, read_ahead
+
+PAGE_BYTES = 1 << 20
+"""What is fetched at a time to look at the first rows: about one page."""
+_NOTHING = pa.chunked_array([], pa.string())
+"""What a worker looks at of the columns, which were looked at when the data set was listed."""
+
+
+class ParquetSource(FilesSource):
+    """The rows of parquet files, in the order of their names.
+
+    Args:
+        place: folder that file names and relative image paths start from
+        request: the split is one that the files' names tell; the image column is found by its type when None;
+            without an id column `Row.image_id` is the content's hash
+        files: the files in `place`, sorted; not looked at where there is a listing
+        listing: of the same data set, when it was opened before
+
+    Raises:
+        DataError: a footer that cannot be read, no rows, or columns and splits as in `choose_columns` and
+            `choose_split`.
+    """
+
+    kind = "parquet"
+
+    def __init__(
+        self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
+    ) -> None:
+        self.place = place
+        if listing is None:
+            self.listing = Listing.build(self.kind, self._scanned(request, files))
+            if not self.num_rows:
+                raise DataError(f"{request.data} is an empty data set: its {self.num_files} parquet files hold no rows")
+        else:
+            self.listing = listing
+            file, _ = next(listing.entries(0, 1))
+            with self._opened(file) as parquet:
+                self._choose(request, file.name, parquet.schema_arrow, lambda column: _NOTHING)
+
+    def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
+        name = printable(file.name)
+        with self._opened(file) as parquet:
+            if parquet.metadata.num_rows != file.rows:
+                self.place.changed(file.name, f"{parquet.metadata.num_rows} rows", f"{file.rows}")
+            # A listing may have been made without the condition column, or with another.
+            self._check(file.name, parquet.schema_arrow)
+            for group, begin, low, high in _overlaps(parquet.metadata, start, stop):
+                position = low
+                try:
+                    for at, table in _tables(parquet, group, begin, self.columns.names, (low, high)):
+                        for row in rows_of(table, self.columns, self.place, first + at, name, at):
+                            yield row
+                            position += 1
+                    reason = "the row group ends early"
+                except (pa.ArrowException, OSError) as error:
+                    reason = f"the row group cannot be read: {error}"
+                for at in range(position, high):
+                    yield Row(first + at, content_id(b""), f"{name}#{at}", None, reason)
+
+    def _scanned(self, request: Request, files: Iterable[Found]) -> Iterator[SourceFile]:
+        first = True
+        chosen = of_split(files, request.split, request.data)
+        for file, schema in read_ahead(self._footer, chosen, self.place.threads):
+            if file.rows and first:
+                first = False
+                self._choose(request, file.name, schema, partial(self._head, file))
+            elif file.rows:
+                # A worker should not be the first to find that a later file is of another kind.
+                self._check(file.name, schema)
+            yield file
+
+    def _choose(self, request: Request, name: str, schema: pa.Schema, peek: Peek) -> None:
+        self.columns = choose_columns(schema, request, peek)
+        self.condition_names = class_names(schema, self.columns.condition)
+        self._first = name, {column: schema.field(column).type for column in self.columns.names}
+
+    def _check(self, name: str, schema: pa.Schema) -> None:
+        """Raise DataError unless the columns are what they are in the first file with rows."""
+        first, kinds = self._first
+        for column, kind in kinds.items():
+            got = schema.field(column).type if column in schema.names else "nothing"
+            if got != kind:
+                raise DataError(
+                    f"column {column!r} holds {got} in {name} and {kind} in {first}: the files of one data set have "
+                    "the same columns; audit them apart"
+                )
+        names = class_names(schema, self.columns.condition)
+        if None not in (names, self.condition_names) and names != self.condition_names:
+            raise DataError(
+                f"column {self.columns.condition!r} names its classes differently in {name} and {first}: the same "
+                "number would mean two classes; write the files with one datasets.ClassLabel, or audit them apart"
+            )
+
+    def _footer(self, file: Found) -> tuple[SourceFile, pa.Schema]:
+        with self._opened(file) as parquet:
+            return SourceFile(file.name, file.size, parquet.metadata.num_rows), parquet.schema_arrow
+
+    def _head(self, file: SourceFile, column: str, rows: int = 8) -> pa.ChunkedArray:
+        with self._opened(file, buffer_size=PAGE_BYTES) as parquet:
+            try:
+                batch = next(parquet.iter_batches(batch_size=rows, columns=[column]))
+            except (pa.ArrowException, OSError):
+                # The rows will say so one by one when they are read.
+                return pa.Table.from_batches([], parquet.schema_arrow).column(column.removesuffix(".path"))
+        return pa.chunked_array([batch.column(0)])
+
+    @contextmanager
+    def _opened(self, file: Found | SourceFile, **options: Any) -> Iterator[pq.ParquetFile]:
+        options = options or {"pre_buffer": True}
+        with self.place.open(file.name, file.size) as stream:
+            try:
+                parquet = pq.ParquetFile(stream, **options)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"{self.place.url(file.name)} cannot be read as parquet, its footer is corrupt or cut off "
+                    f"({error}): write it again"
+                ) from None
+            yield parquet
+
+
+def _overlaps(metadata: pq.FileMetaData, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+    """Row groups that hold some of a file's rows start..stop-1: group, its first row, wanted rows."""
+    first = 0
+    for group in range(metadata.num_row_groups):
+        end = first + metadata.row_group(group).num_rows
+        if max(start, first) < min(stop, end):
+            yield group, first, max(start, first), min(stop, end)
+        first = end
+
+
+def _tables(
+    parquet: pq.ParquetFile, group: int, first: int, columns: list[str], span: tuple[int, int]
+) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of `span` from the row group that begins at row `first`: tables, with their first rows."""
+    start, stop = span
+    for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=columns):
+        end = first + batch.num_rows
+        low, high = max(start, first), min(stop, end)
+        if low < high:
+            yield low, pa.Table.from_batches([batch.slice(low - first, high - low)])
+        first = end
+        if first >= stop:
+            return

@@ -1,0 +1,72 @@
+"""Which split of a data set is meant.
+
+The rule is the same for every kind of data set: a name that was given must exist, a single split is taken by
+itself, and several splits need a name, since auditing training and test images together answers no question.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
+
+from volgrowth.errors import DataError
+from volgrowth.storage.places import Found
+
+DEFAULT_SPLIT = "train"
+"""What the Hugging Face tools call the rows of a data set that does not say."""
+
+_SYNONYMS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+_SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
+
+
+def choose_split(available: Sequence[str], split: str | None, where: str) -> str:
+    """The one of `available` that `split` means.
+
+    Raises:
+        DataError: there is no such split, or there are several and none was named.
+    """
+    names = ", ".join(available) or "none"
+    if split is None and len(available) == 1:
+        return available[0]
+    if split is None:
+        raise DataError(f"{where} has several splits ({names}): name the one to audit with split (--split)")
+    if split not in available:
+        raise DataError(f"{where} has no split {split!r}; it has: {names}. Pass one of these as split (--split)")
+    return split
+
+
+def of_split(files: Iterable[Found], split: str | None, where: str) -> Iterator[Found]:
+    """The files whose names tell the split that is meant. `files` is iterated twice.
+
+    Raises:
+        DataError: as `choose_split`.
+    """
+    chosen = choose_split(sorted({split_of(file.name) for file in files}), split, where)
+    return (file for file in files if split_of(file.name) == chosen)
+
+
+def split_of(name: str) -> str:
+    """The split that a file's relative name tells, as the Hugging Face tools read it, else `DEFAULT_SPLIT`.
+
+    `test-00000-of-00002.parquet` and `test/0.parquet` belong to `test`, `art-00000-of-00002.parquet` to
+    `art`, `0.parquet` to `DEFAULT_SPLIT`.
+    """
+    path = PurePosixPath(name)
+    match = _SHARD.match(path.name)
+    shard = match["split"] if match else None
+    for part in reversed(path.parts):
+        word = re.match(r"[a-z]*", part.lower())
+        if word and word[0] in _SYNONYMS:
+            # `test_hard-00000-of-00001` is a split of its own.
+            return shard if shard and part == path.name and shard not in _SYNONYMS else _SYNONYMS[word[0]]
+    return shard or DEFAULT_SPLIT

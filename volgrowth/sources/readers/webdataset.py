@@ -1,0 +1,238 @@
+"""Tar files as webdataset writes them, as rows: headers when opened, and from the nearest `STRIDE`th sample when read.
+
+A sample is what consecutive members share as their key: the name up to the first dot after the last slash. What
+follows the dot is the member's extension. A sample's image is the member whose extension is `image_column` or,
+without one, the member with the extension of an image; of several the one with the fewest dots, and of these the first
+by alphabet (`jpg` before `seg.png` and `png`). Its condition is the content of the member whose extension is
+`condition_column`; a sample without one, or with a link there, has none. Whatever else a sample holds is left aside.
+
+The end of a tar is a block of zeros. A file without it was cut off or never closed, and is refused when opened.
+"""
+
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from volgrowth.errors import DataError
+from volgrowth.sources.base import FilesSource, Request, Row, content_id
+from volgrowth.sources.conditions import FLAGS, OPTIONS, condition_extension, condition_of
+from volgrowth.sources.listing import Listing, SourceFile
+from volgrowth.sources.pixels.decode import EXTENSIONS
+from volgrowth.sources.readers.splits import of_split
+from volgrowth.storage.places import Found, Place, Stream, printable, read_ahead
+
+STRIDE = 64
+"""Samples from one offset in the listing to the next. Stored listings are read by it: it never changes."""
+BLOCK_BYTES = 4 << 20
+"""Fetched from a store at a time: for members smaller than this, reading on is faster than another request."""
+SCANS = 4
+"""Files here that are scanned at a time."""
+SHOWN = 20
+"""Extensions named in an error, at most."""
+KEY = "__key__"
+"""The id column that stands for a sample's key."""
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+_META = re.compile(r"__[^/]*__($|/)")
+_BROKEN = (tarfile.TarError, ValueError, OverflowError)
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
+
+
+class WebDatasetSource(FilesSource):
+    """The samples of tar files, in the order of the files' names.
+
+    Args:
+        place: folder that file names start from
+        request: the split is one that the files' names tell; `image_column` and `condition_column` are extensions;
+            `id_column` may be `KEY`, else `Row.image_id` is the content's hash
+        files: the files in `place`, sorted; not looked at where there is a listing
+        listing: of the same data set, when it was opened before
+
+    Raises:
+        DataError: a file is no whole tar, no sample has an image, none has a condition, a condition cannot have such
+            an extension, or a split as in `choose_split`.
+    """
+
+    kind = "webdataset"
+
+    def __init__(
+        self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
+    ) -> None:
+        self.place, self.extension = place, request.image_column and request.image_column.lower().lstrip(".")
+        if request.id_column not in (None, KEY):
+            raise DataError(
+                f"{request.data} is a webdataset, and id_column was {request.id_column!r}: expected {KEY}, a sample's "
+                "key, or none, for the hash of its image (--id-column)"
+            )
+        self.keyed = request.id_column == KEY
+        wanted = request.condition_column
+        self.condition = None if wanted is None else condition_extension(wanted, request.data, self.extension)
+        self.listing = listing or Listing.build(self.kind, self._scanned(request, files))
+
+    def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
+        index = start // STRIDE * STRIDE
+        name = printable(file.name)
+        with self.place.open(file.name, file.size, BLOCK_BYTES) as stream:
+
+            def take(sample: Sample, member: tarfile.TarInfo, found: str) -> None:
+                if sample.index + index < start:
+                    return
+                data, error = _content(tar, member)
+                if found != self.condition:
+                    sample.data, sample.error = data, error
+                elif data is not None:
+                    sample.condition = condition_of(data, found)
+
+            try:
+                stream.seek(file.offsets[index // STRIDE])
+                tar = _tar(stream)
+                for sample in samples(tar, self.extension, self.condition, take):
+                    row = index + sample.index
+                    if row >= start:
+                        yield self._row(sample, first + row, name)
+                    if row + 1 == stop:
+                        return
+            except _BROKEN as error:
+                self.place.changed(file.name, f"something else ({error})", "whole samples")
+        self.place.changed(file.name, f"less than {stop} samples", f"{file.rows}")
+
+    def _row(self, sample: "Sample", row: int, file: str) -> Row:
+        key, error = printable(sample.key), sample.error
+        if sample.image is None:
+            error = f"the sample holds no image: {', '.join(list(sample.extensions)[:SHOWN])}"
+        image_id = key if self.keyed else content_id(sample.data or b"")
+        return Row(row, image_id, f"{file}#{key}", sample.data, error, sample.condition)
+
+    def _scanned(self, request: Request, files: Iterable[Found]) -> Iterator[SourceFile]:
+        held, seen = Counter[str](), set[str]()
+        chosen = of_split(files, request.split, request.data)
+        for file, counted, extensions in read_ahead(self._scan, chosen, max(self.place.threads, SCANS)):
+            held += counted
+            if len(seen) < SHOWN:
+                seen |= extensions
+            yield file
+        image = f".{self.extension}" if self.extension else "the extension of an image"
+        asked = [("images", image, "image_column (--image-column)")]
+        if self.condition:
+            asked.append(("conditions", f".{self.condition}", f"{OPTIONS} ({FLAGS})"))
+        for what, wanted, option in asked:
+            if not held[what]:
+                raise DataError(
+                    f"{request.data} holds no {what}: no member of its tar files has {wanted}; they have "
+                    f"{', '.join(sorted(seen)[:SHOWN]) or 'none'}. Name another as {option}"
+                )
+
+    def _scan(self, file: Found) -> tuple[SourceFile, Counter[str], set[str]]:
+        """The file's rows and offsets, how many have an image and how many a condition, and some extensions."""
+        offsets, rows, held, extensions = list[int](), 0, Counter[str](), set[str]()
+        with self.place.open(file.name, file.size, BLOCK_BYTES) as stream:
+            self._check_kind(file, stream)
+            try:
+                tar = _tar(stream)
+                for sample in samples(tar, self.extension):
+                    if sample.index % STRIDE == 0:
+                        offsets.append(sample.offset)
+                        extensions.update(sample.extensions)
+                    rows += 1
+                    held["images"] += sample.image is not None
+                    held["conditions"] += self.condition in sample.extensions
+                stream.seek(tar.offset)
+                self._check_end(file, tar.offset, stream.read(tarfile.BLOCKSIZE))
+            except _BROKEN as error:
+                raise DataError(
+                    f"{self.place.url(file.name)} cannot be read as tar ({error}): it was cut off or damaged; copy or "
+                    "write it again"
+                ) from None
+        return SourceFile(file.name, file.size, rows, tuple(offsets)), held, extensions
+
+    def _check_kind(self, file: Found, stream: Stream) -> None:
+        head = stream.read(8)
+        stream.seek(0)
+        for magic, packed in _PACKED.items():
+            if head.startswith(magic):
+                refuse_packed(self.place.url(file.name), packed)
+
+    def _check_end(self, file: Found, offset: int, block: bytes) -> None:
+        url = self.place.url(file.name)
+        if not block:
+            raise DataError(
+                f"{url} has no end mark: it was cut off, or never closed; copy or write it again or, if it is whole, "
+                "append the mark (truncate -s +1024)"
+            )
+        if block != bytes(tarfile.BLOCKSIZE):
+            raise DataError(f"{url} is damaged at byte {offset}: no header of a tar is there; copy or write it again")
+
+
+@dataclass
+class Sample:
+    """Consecutive members of one key. `offset` is where its first header begins, `image` the extension of its image."""
+
+    index: int
+    key: str
+    offset: int
+    extensions: dict[str, None] = field(default_factory=dict)
+    image: str | None = None
+    data: bytes | None = None
+    error: str | None = None
+    condition: str | int | None = None
+
+
+Take = Callable[[Sample, tarfile.TarInfo, str], None]
+"""Gets a member that is wanted of its sample, and its extension."""
+
+
+def samples(
+    tar: tarfile.TarFile, extension: str | None, condition: str | None = None, take: Take | None = None
+) -> Iterator[Sample]:
+    """The samples from where `tar` stands. `take` may read a member: the best image so far, or the condition."""
+    sample: Sample | None = None
+    count = 0
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
+        match = _NAME.fullmatch(member.name)
+        if match is None or member.isdir() or _META.match(member.name):
+            continue
+        key, found = match[1], match[2].lower()
+        if sample is None or key != sample.key or found in sample.extensions:
+            if sample is not None:
+                yield sample
+            sample = Sample(count, key, member.offset)
+            count += 1
+        sample.extensions[found] = None
+        best = _is_image(found, extension) and (sample.image is None or _rank(found) < _rank(sample.image))
+        if best:
+            sample.image = found
+        if take and (best or found == condition):
+            take(sample, member, found)
+    if sample is not None:
+        yield sample
+
+
+def refuse_packed(url: str, packed: str = "compression") -> None:
+    """Raise that a compressed tar cannot be read from its middle."""
+    raise DataError(
+        f"{url} is packed with {packed}, so that its samples cannot be sought: unpack it to a plain .tar first "
+        "(images hardly shrink)"
+    )
+
+
+def _is_image(found: str, extension: str | None) -> bool:
+    return found == extension if extension else os.path.splitext(f"x.{found}")[1] in EXTENSIONS
+
+
+def _rank(extension: str) -> tuple[int, str]:
+    return extension.count("."), extension
+
+
+def _tar(stream: Stream) -> tarfile.TarFile:
+    return tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[bytes | None, str | None]:
+    if not member.isreg():
+        return None, "the image is a link in the tar, which is not followed"
+    file = tar.extractfile(member)
+    data = file.read() if file else b""
+    return data, None if data else "the image is empty"
