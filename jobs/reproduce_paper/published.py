@@ -8,7 +8,8 @@ import torch
 
 from volgrowth.analysis.calibration import Calibration, Images, calibrate
 from volgrowth.analysis.complexity import regressors
-from volgrowth.audit.scoring.measures import seeded, true_float32
+from volgrowth.audit.scoring.measures import true_float32
+from volgrowth.audit.workers.seeding import seeded
 from volgrowth.demo.cases import Case, to_tensor
 from volgrowth.numerics import Denoiser, volume_growth
 from volgrowth.numerics.tangents import Derivative

@@ -17,7 +17,7 @@ from volgrowth.analysis.proof import Reproduced
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 from volgrowth.analysis.rates import FDR
 from volgrowth.audit.sampling.drawing import STEPS, to_pixels
-from volgrowth.audit.scoring.measures import seeded
+from volgrowth.audit.workers.seeding import seeded
 from volgrowth.demo.truth import find_reproduced
 from volgrowth.errors import ModelError
 from volgrowth.numerics import DDPMSchedule, Denoiser

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from volgrowth.analysis.calibration import MIN_IMAGES
 from volgrowth.analysis.findings import Analysis, Reference, analyse
 from volgrowth.analysis.summary import summarize
+from volgrowth.audit.engine.batch_size import BATCH_FILE, settle_batch
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.session import Shift, shift
@@ -35,7 +36,6 @@ from volgrowth.audit.output.runs import Tally, effort
 from volgrowth.audit.sampling.drawing import AT_ONCE as DRAWN_AT_ONCE
 from volgrowth.audit.sampling.drawing import FOLDER, SAMPLE
 from volgrowth.audit.scoring.cascade import STAGES, Chosen, forget
-from volgrowth.audit.scoring.pilot import BATCH_FILE, settle_batch
 from volgrowth.audit.scoring.refine import Refinement
 from volgrowth.audit.scoring.worker import ScoringWorker
 from volgrowth.config import AuditConfig, PaperMeasure

@@ -17,13 +17,14 @@ import numpy as np
 from scipy import stats
 
 from volgrowth.analysis.screening import MOST_SAMPLED
+from volgrowth.audit.engine.batch_size import choose_batch
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.session import Shift, shift
 from volgrowth.audit.output.freezing import Plan, write_listings
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
-from volgrowth.audit.scoring.pilot import Piece, PilotWorker, choose_batch
+from volgrowth.audit.scoring.pilot import Piece, PilotWorker
 from volgrowth.commands.audit import plan
 from volgrowth.config import SCREEN_EVALUATIONS, AuditConfig
 from volgrowth.storage.store import Store

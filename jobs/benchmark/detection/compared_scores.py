@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volgrowth.audit.scoring.measures import Flow, denoising_loss, measure_images, seeded
+from volgrowth.audit.scoring.measures import Flow, denoising_loss, measure_images
+from volgrowth.audit.workers.seeding import seeded
 from volgrowth.config import Measure, PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.errors import UsageError
 from volgrowth.models.user_code import import_function

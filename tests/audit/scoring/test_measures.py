@@ -16,9 +16,9 @@ from volgrowth.audit.scoring.measures import (
     has_derivative,
     launch_images,
     measure_images,
-    seeded,
     true_float32,
 )
+from volgrowth.audit.workers.seeding import seeded
 from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.models import load_model
 

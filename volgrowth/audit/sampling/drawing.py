@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from volgrowth.audit.output.manifest import Manifest
-from volgrowth.audit.scoring.measures import seeded
+from volgrowth.audit.workers.seeding import seeded
 from volgrowth.errors import ModelError, OutputError
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition, GuidedDenoiser

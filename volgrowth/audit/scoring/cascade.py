@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 import torch
 
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest, Shard
-from volgrowth.audit.scoring.measures import Flow, Launched, seeded
+from volgrowth.audit.scoring.measures import Flow, Launched
 from volgrowth.audit.scoring.scorer import Prepared, Scorer, Trouble, _out_of_memory
+from volgrowth.audit.workers.seeding import seeded
 from volgrowth.config import AuditConfig, StandardMeasure
 from volgrowth.numerics import Denoiser, trace_growth
 from volgrowth.numerics.denoisers import Images

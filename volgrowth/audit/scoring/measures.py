@@ -5,7 +5,6 @@ shard, batch, worker, order or restart it came from. Probes and noises are commo
 `volgrowth.numerics.traces` say why that ranks better. The published axis is drawn for each row.
 """
 
-import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from volgrowth.audit.workers.seeding import seeded
 from volgrowth.config import Measure, PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.numerics import Denoiser, VolumeGrowth, trace_growth, volume_growth
 from volgrowth.numerics.denoisers import GuidedDenoiser, Images, NoiseLevel, per_image
@@ -58,12 +58,6 @@ class Launched:
         there = np.split(torch.cat(parts, 1).cpu().numpy(), np.cumsum([part.shape[1] for part in parts])[:-1], 1)
         *columns, above, flipped = (a.reshape(tensor.shape) for a, tensor in zip(there, tensors, strict=True))
         return Measurement(dict(zip(self.columns, columns, strict=True)), above > 0, flipped > 0, self.nfe)
-
-
-def seeded(seed: int, *purpose: float | str) -> torch.Generator:
-    """A CPU generator for one purpose of an audit, independent of all others."""
-    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from volgrowth.audit.engine.ledger import Task
-from volgrowth.audit.engine.progress import AuditProgress
-from volgrowth.audit.engine.session import Shift
 from volgrowth.audit.output.fragments import publish
 from volgrowth.audit.output.manifest import Shard
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.audit.scoring.worker import ScoringWorker
 from volgrowth.errors import EngineError
-from volgrowth.storage.store import Store
 
-BATCH_FILE = "batch-size.json"
 LARGEST_BATCH = 1024
 # a smaller batch is taken when it has this much of the best throughput
 NEARLY = 0.95
@@ -101,26 +96,3 @@ class PilotWorker(ScoringWorker):
             return torch.cuda.max_memory_allocated()
         unit = 1 if sys.platform == "darwin" else 1024  # the kernels disagree
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def choose_batch(work: Shift) -> int:
-    """The batch size of the settings, else what a worker finds best on the first rows."""
-    if work.config.batch_size is not None:
-        return work.config.batch_size
-    found: list[int] = []
-
-    def done(batch: int) -> tuple[()]:
-        found.append(batch)
-        return ()
-
-    task = Task("the choice of a batch size", "choose_batch", (work.manifest.shards[0],), done)
-    work.work(PilotWorker, [task], 1, AuditProgress(1, 1, quiet=True))
-    return found[0]
-
-
-def settle_batch(work: Shift, store: Store) -> None:
-    """Where the batch size is to be found: as the first driver found it, since scores' last digits depend on it."""
-    if work.config.batch_size is None:
-        if not store.exists(BATCH_FILE):
-            store.write_json(BATCH_FILE, {"batch_size": choose_batch(work)})
-        work.config = work.config.model_copy(update=store.read_json(BATCH_FILE))
