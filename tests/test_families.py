@@ -20,7 +20,7 @@ from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.models import load_model
 from volgrowth.numerics import trace_growth
-from volgrowth.numerics.sampling import encode
+from volgrowth.numerics.flow import encode
 from volgrowth.sources import decode, encode_png, to_unit
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -121,9 +121,9 @@ def convert(
 
       volgrowth convert edm-cifar10-32x32-uncond-vp.pkl ./edm-cifar10 --allow-pickle
     """
-    from volgrowth.models.edm.nvlabs import convert
+    from volgrowth.models.edm.nvlabs import convert_pickle
 
-    print(convert(pickle, folder, allow_pickle))
+    print(convert_pickle(pickle, folder, allow_pickle))
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Which images of an audited data set pull the model towards some image: `jobs/influence.py`.
 
 The images are those that the audit scored, read by its frozen listing and decoded as it did. The formulas are those of
-`volgrowth.theory.influence`; noise levels are those of the model's own sampler.
+`volgrowth.theory.training_influence`; noise levels are those of the model's own sampler.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from volgrowth.numerics.denoisers import Condition
 from volgrowth.records import Status
 from volgrowth.sources import BadImage, Row, Source, decode, open_source, to_unit
 from volgrowth.storage.store import Store
-from volgrowth.theory.influence import Checkpoint, Influence, influence
+from volgrowth.theory.training_influence import Checkpoint, Influence, influence
 
 TABLE = "influence.parquet"
 SCHEMA = pa.schema(

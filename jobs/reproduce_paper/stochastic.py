@@ -21,7 +21,7 @@ from volgrowth.audit.workers.seeding import seeded
 from volgrowth.demo.truth import find_reproduced
 from volgrowth.errors import ModelError
 from volgrowth.numerics import DDPMSchedule, Denoiser
-from volgrowth.numerics.sampling import ddim_sample
+from volgrowth.numerics.flow import ddim_sample
 
 AT_ONCE = 128
 

@@ -13,7 +13,7 @@ from jobs.sections import Chart, Row, Section, table
 from jobs.theory.flow_charts import flow_lines, stacked
 from jobs.theory.setting import Bench, log_levels, scalar, share, simplex
 from volgrowth.numerics import EmpiricalDenoiser
-from volgrowth.numerics.sampling import decode
+from volgrowth.numerics.flow import decode
 from volgrowth.theory import (
     HybridDenoiser,
     MinNormDenoiser,
@@ -23,7 +23,7 @@ from volgrowth.theory import (
     stable_sums,
     vertex_time,
 )
-from volgrowth.theory.flows import KINDS
+from volgrowth.theory.end_points import KINDS
 from volgrowth.theory.shallow import Training, stays, train
 
 MEMORIZED = ("origin", "training")

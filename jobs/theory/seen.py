@@ -30,7 +30,7 @@ from jobs.sections import Chart, Row, Section, table
 from jobs.theory.flow_charts import Points, scatters
 from jobs.theory.setting import Bench, log_levels, simplex
 from volgrowth.numerics import EmpiricalDenoiser, VESchedule, trace_growth, volume_growth
-from volgrowth.numerics.sampling import decode, encode
+from volgrowth.numerics.flow import decode, encode
 from volgrowth.theory import HybridDenoiser, MinNormDenoiser
 
 SHAPE, MARGIN, SWITCH, LOWEST = (1, 5, 6), 1.0, 0.6, 0.01

@@ -52,7 +52,7 @@ for every n in I.
 *Probability flow*, dy/dr = h_rho(r)(y) - y with r = log(sigma_T / sigma). For orthogonal data phi_n(t_n) stays what
 it is, so the flow is the straight line y = h + (sigma / sigma_T) (y_T - h), and ends at a corner iff T >= tau = max_n
 [min(t_n, l_n - t_n)_+ / a]², T = sigma_T² and a the margin. Otherwise it ends between corners, on the *manifold*. The
-derivation is in the docstring of `volgrowth.theory.flows`.
+derivation is in the docstring of `volgrowth.theory.end_points`.
 
 *Hybrid flow.* Arrived near x_k with noise sigma, each of the N - 1 coordinates is off its ramp with probability
 Phi(a), so Phi(a)^(N - 1) of the samples end at a training point. The formula is for a single sigma at which all

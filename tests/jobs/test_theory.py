@@ -13,7 +13,7 @@ from jobs.theory import __main__ as theory
 from jobs.theory.flow_ends import ends_of, obtuse_sums
 from jobs.theory.seen import GROUPS, LOWEST, SWITCH, Laboratory, auroc, formula_growth
 from jobs.theory.setting import Bench, log_levels, simplex
-from volgrowth.numerics.sampling import decode
+from volgrowth.numerics.flow import decode
 from volgrowth.theory import classify
 
 BENCH = Bench(quick=True, say=lambda line: None)

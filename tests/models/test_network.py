@@ -19,7 +19,7 @@ from volgrowth.models.pipelines import inspection as diffusers
 from volgrowth.models.pipelines.families import DiT, UNet2D
 from volgrowth.models.pipelines.schedulers import PREDICTIONS
 from volgrowth.numerics import DDPMSchedule, trace_growth, volume_growth
-from volgrowth.numerics.sampling import ddim_sample
+from volgrowth.numerics.flow import ddim_sample
 
 DDPM = DDPMSchedule((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")

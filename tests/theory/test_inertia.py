@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import volgrowth as vg
 from tests.support.simplexes import randn, scalar
-from volgrowth.numerics.sampling import decode
+from volgrowth.numerics.flow import decode
 from volgrowth.theory import inertia_sample, probability_flow
 from volgrowth.theory.inertia import memorized_ratio, memorized_share, stopped
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from fsspec.implementations.local import LocalFileSystem
 
 from volgrowth.errors import ModelError
-from volgrowth.models.files import PATTERNS, wanted_folders
+from volgrowth.models.checkpoint_files import PATTERNS, wanted_folders
 from volgrowth.storage.urls import filesystem, fix, no_bucket, reason
 
 TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "created")

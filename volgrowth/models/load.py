@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 
 from volgrowth.errors import ModelError
+from volgrowth.models.checkpoint_files import PATTERNS, wanted_folders
 from volgrowth.models.downloads import local_folder
-from volgrowth.models.edm.model import EDMModel, inspect_edm, is_edm
-from volgrowth.models.files import PATTERNS, wanted_folders
-from volgrowth.models.pipelines.inspection import DiffusersModel, Settings, inspect_folder
+from volgrowth.models.edm.model import EDMFolder, inspect_edm, is_edm
+from volgrowth.models.pipelines.inspection import DiffusersFolder, ModelOptions, inspect_folder
 from volgrowth.models.user_code import import_function
 from volgrowth.numerics import Denoiser
 from volgrowth.records import ModelInfo
@@ -118,7 +118,7 @@ def _refuse_beside(reason: str, **settings: object) -> None:
 @contextmanager
 def _inspected(
     name: str, revision: str | None, subfolder: str | None, base: str | None, lora: str | None, resolution: int | None
-) -> Iterator[DiffusersModel | EDMModel]:
+) -> Iterator[DiffusersFolder | EDMFolder]:
     """A checked folder; what is said of a local copy names the URL that it was downloaded from."""
     folder = _folder(name, revision, subfolder)
     try:
@@ -126,7 +126,7 @@ def _inspected(
             _refuse_beside("an EDM network is whole and of one size", base=base, lora=lora, resolution=resolution)
             yield inspect_edm(folder)
         else:
-            settings = Settings(
+            settings = ModelOptions(
                 base=_folder(base, None, None) if base else None,
                 lora=_lora_file(lora) if lora else None,
                 resolution=resolution,

@@ -1,6 +1,6 @@
 """Models of which it is known what they memorize, and what follows from them for an audit."""
 
-from volgrowth.theory.flows import (
+from volgrowth.theory.end_points import (
     EndPoint,
     classify,
     is_stable,

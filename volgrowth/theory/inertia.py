@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volgrowth.numerics.denoisers import Denoiser, Images
-from volgrowth.numerics.sampling import decode
+from volgrowth.numerics.flow import decode
 
 
 def stopped(noise_levels: Float[Tensor, "nodes"], stop: float) -> Float[Tensor, "nodes_above"]:

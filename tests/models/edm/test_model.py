@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from tests.models.edm.test_networks import filled, waves
+from tests.models.edm.test_unets import filled, waves
 from tests.support.checkpoints import edit, problem
 from volgrowth.models import NetworkDenoiser
-from volgrowth.models.edm import EDMModel, inspect_edm, is_edm
-from volgrowth.models.edm.networks import ARCHITECTURES
+from volgrowth.models.edm import EDMFolder, inspect_edm, is_edm
+from volgrowth.models.edm.unets import ARCHITECTURES
 from volgrowth.numerics import VESchedule, trace_growth, volume_growth
 from volgrowth.numerics.tangents import Derivative
 
@@ -196,7 +196,7 @@ def test_the_loaded_network_is_what_is_measured(tmp_path: Path, kind: str, chann
 def test_what_is_said_of_a_folder(tmp_path: Path) -> None:
     tensors = save_edm(tmp_path, label_dim=10)
     model = inspect_edm(tmp_path)
-    assert isinstance(model, EDMModel)
+    assert isinstance(model, EDMFolder)
     assert is_edm(tmp_path)
     assert (model.kind, model.image_shape, model.state_shape) == ("EDMPrecond", (1, 8, 8), (1, 8, 8))
     assert (model.condition, model.has_null) == ("class", False)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tests.models.edm.test_model import CPU, FOURIER, TINY, TINY_NETWORK, save_edm
-from tests.models.edm.test_networks import waves
+from tests.models.edm.test_unets import waves
 from tests.support.checkpoints import problem
-from volgrowth.models.edm import convert, inspect_edm
+from volgrowth.models.edm import convert_pickle, inspect_edm
 
 SOURCE = "import os\nopen('source-ran', 'w').close()\n"
 
@@ -111,7 +111,7 @@ def write(value: Any, name: str = "network.pkl", protocol: int | None = None) ->
 def refusal(path: Path) -> str:
     """What is said of a pickle; nothing in it ran, and nothing is left behind."""
     before = set(Path().iterdir())
-    message = problem(convert, path, Path("out"), True)
+    message = problem(convert_pickle, path, Path("out"), True)
     assert set(Path().iterdir()) == before
     return message
 
@@ -120,7 +120,7 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize("kind", ["EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond"])
 def test_a_pickle_becomes_the_folder_it_was_made_from(kind: str, protocol: int | None) -> None:
     path = write(content(kind, sigma_data=0.7) if kind == "EDMPrecond" else content(kind), protocol=protocol)
-    assert convert(path, Path("new/out"), True) == Path("new/out")
+    assert convert_pickle(path, Path("new/out"), True) == Path("new/out")
     assert "torch_utils" not in sys.modules
     assert not Path("source-ran").exists()
     expected, found = inspect_edm(Path("reference")), inspect_edm(Path("new/out"))
@@ -132,14 +132,14 @@ def test_a_pickle_becomes_the_folder_it_was_made_from(kind: str, protocol: int |
 
 
 def test_frequencies_filters_and_names_survive() -> None:
-    convert(write(content(**FOURIER, resample_filter=[1, 3, 3, 1])), Path("out"), True)
+    convert_pickle(write(content(**FOURIER, resample_filter=[1, 3, 3, 1])), Path("out"), True)
     found, expected = (load_file(f"{folder}/model.safetensors") for folder in ("out", "reference"))
     assert found.keys() == expected.keys() | {"u"}
     assert all(found[name].equal(expected[name]) for name in expected)
 
 
 def test_defaults_that_the_weights_cannot_tell_are_written_down() -> None:
-    convert(write(content()), Path("out"), True)
+    convert_pickle(write(content()), Path("out"), True)
     values = json.loads(Path("out/config.json").read_text())
     assert values["sigma_data"] == 0.5
     assert values["_class_name"] == "EDMPrecond"
@@ -153,12 +153,12 @@ def test_views_and_shared_memory() -> None:
     wanted = layer.weight.detach().clone()
     layer.weight = nn.Parameter(torch.stack([wanted.T, wanted.T])[1].T)
     assert not layer.weight.is_contiguous()
-    convert(write(value), Path("out"), True)
+    convert_pickle(write(value), Path("out"), True)
     assert_close(load_file("out/model.safetensors")["model.map_layer0.weight"], wanted, rtol=0, atol=0)
 
 
 def test_a_pickle_is_read_only_when_allowed() -> None:
-    message = problem(convert, write(content()), Path("out"), False)
+    message = problem(convert_pickle, write(content()), Path("out"), False)
     assert "can run any code as you" in message
     assert "--allow-pickle" in message
     assert not Path("out").exists()
@@ -258,10 +258,10 @@ def test_pickles_of_something_else(case: str) -> None:
 
 
 def test_files_that_are_not_there_and_folders_that_are() -> None:
-    assert "check the path" in problem(convert, Path("nothing.pkl"), Path("out"), True)
+    assert "check the path" in problem(convert_pickle, Path("nothing.pkl"), Path("out"), True)
     path = write(content())
-    assert "is not empty: name a new folder" in problem(convert, path, Path("reference"), True)
+    assert "is not empty: name a new folder" in problem(convert_pickle, path, Path("reference"), True)
     Path("file").touch()
-    assert "cannot be written" in problem(convert, path, Path("file/out"), True)
+    assert "cannot be written" in problem(convert_pickle, path, Path("file/out"), True)
     Path("empty").mkdir()
-    assert convert(path, Path("empty"), True) == Path("empty")
+    assert convert_pickle(path, Path("empty"), True) == Path("empty")

@@ -16,7 +16,7 @@ from tests.support.checkpoints import problem
 from volgrowth.models import NetworkDenoiser
 from volgrowth.models.pipelines.schedulers import EDM_SCHEDULERS, FLOW_SCHEDULERS, TABLES, SchedulerConfig
 from volgrowth.numerics import trace_growth, volume_growth
-from volgrowth.numerics.sampling import decode
+from volgrowth.numerics.flow import decode
 
 SHAPE = (1, 4, 4)
 MEAN = torch.linspace(-0.5, 0.5, 16, dtype=torch.float64).reshape(SHAPE)

@@ -20,7 +20,7 @@ from volgrowth.audit.workers.seeding import seeded
 from volgrowth.errors import ModelError, OutputError
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition, GuidedDenoiser
-from volgrowth.numerics.sampling import decode
+from volgrowth.numerics.flow import decode
 from volgrowth.sources import decode as decode_image
 from volgrowth.sources import encode_png, to_unit
 from volgrowth.storage.store import Store

@@ -20,8 +20,8 @@ from volgrowth.audit.workers.seeding import seeded
 from volgrowth.config import Measure, PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.numerics import Denoiser, VolumeGrowth, trace_growth, volume_growth
 from volgrowth.numerics.denoisers import GuidedDenoiser, Images, NoiseLevel, per_image
+from volgrowth.numerics.flow import encode
 from volgrowth.numerics.growth import PUBLISHED_SCHEDULE
-from volgrowth.numerics.sampling import encode
 from volgrowth.numerics.tangents import noise_stack
 
 

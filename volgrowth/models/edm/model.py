@@ -1,7 +1,7 @@
 """EDM networks: a folder with config.json, in NVlabs' own names, and model.safetensors.
 
-config.json of a class-conditional CIFAR-10 network, as `volgrowth.models.edm.nvlabs.convert` writes it or as a user
-writes it beside the weights of an EDM-preconditioned network that was trained elsewhere:
+config.json of a class-conditional CIFAR-10 network, as `volgrowth.models.edm.nvlabs.convert_pickle` writes it or as a
+user writes it beside the weights of an EDM-preconditioned network that was trained elsewhere:
 
     {"_class_name": "EDMPrecond", "sigma_data": 0.5,                       the preconditioning, with its numbers
      "img_resolution": 32, "img_channels": 3, "label_dim": 10,             images in [-1, 1], and classes
@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from volgrowth.errors import ModelError
-from volgrowth.models.edm.networks import ARCHITECTURES, Architecture, UNet
+from volgrowth.models.checkpoint_files import Component, model_digest, read_json, unreadable
 from volgrowth.models.edm.preconditioning import PRECONDITIONINGS, Preconditioning
-from volgrowth.models.files import Component, digest, read_json, unreadable
+from volgrowth.models.edm.unets import ARCHITECTURES, Architecture, UNet
 from volgrowth.models.network import NetworkDenoiser
 from volgrowth.models.pipelines.families import ClassConditioner
 from volgrowth.numerics.denoisers import Condition
@@ -76,7 +76,7 @@ class OneHot(ClassConditioner):
 
 
 @dataclass(frozen=True)
-class EDMModel:
+class EDMFolder:
     """A checked folder."""
 
     component: Component
@@ -112,7 +112,7 @@ class EDMModel:
     @property
     def digest(self) -> str:
         """sha256 over weights and configuration."""
-        return digest([self.component.config], self.component.weights)
+        return model_digest([self.component.config], self.component.weights)
 
     @property
     def num_parameters(self) -> int:
@@ -181,7 +181,7 @@ def is_edm(folder: Path) -> bool:
     return "img_resolution" in config or str(config.get("_class_name")).endswith("Precond")
 
 
-def inspect_edm(folder: Path) -> EDMModel:
+def inspect_edm(folder: Path) -> EDMFolder:
     """Check a folder.
 
     Raises:
@@ -193,7 +193,7 @@ def inspect_edm(folder: Path) -> EDMModel:
     values.pop("_class_name", None)
     preconditioning = _named(PRECONDITIONINGS, component.kind, f"{where} has _class_name")
     architecture = _named(ARCHITECTURES, values.get("model_type"), f"{where} has model_type")
-    model = EDMModel(
+    model = EDMFolder(
         component,
         _part(Interface, values, where),
         _part(preconditioning, values, where),

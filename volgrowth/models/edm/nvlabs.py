@@ -33,7 +33,7 @@ _MODEL_TYPES = {"iDDPMPrecond": "DhariwalUNet", "EDMPrecond": "DhariwalUNet"}
 _SIGMA_DATA = 0.5
 
 
-def convert(pickle_path: Path, folder: Path, allow_pickle: bool) -> Path:
+def convert_pickle(pickle_path: Path, folder: Path, allow_pickle: bool) -> Path:
     """Write the network of an NVlabs pickle (its `ema`) as config.json and model.safetensors.
 
     Args:

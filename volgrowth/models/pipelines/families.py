@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from volgrowth.errors import ModelError
-from volgrowth.models.files import Component
+from volgrowth.models.checkpoint_files import Component
 from volgrowth.models.network import Conditioner
 from volgrowth.models.pipelines.lora import add_lora
 from volgrowth.models.pipelines.text import TextConditioner, readers
 from volgrowth.numerics.denoisers import Condition
 
 if TYPE_CHECKING:
-    from volgrowth.models.pipelines.inspection import DiffusersModel
+    from volgrowth.models.pipelines.inspection import DiffusersFolder
 
 Forward = Callable[..., Tensor]
 Embeddings = dict[str, Tensor]
 
 
-class Family(ABC):
+class NetworkFamily(ABC):
     """One class of networks of diffusers.
 
     Attributes:
@@ -49,7 +49,7 @@ class Family(ABC):
 
     @abstractmethod
     def conditioner(
-        self, model: "DiffusersModel", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
+        self, model: "DiffusersFolder", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
     ) -> Conditioner | None:
         """What turns conditions into the keyword arguments of that function; None for a family that takes none."""
 
@@ -111,7 +111,7 @@ class ClassConditioner:
         return [0] * len(values)
 
 
-class UNet2D(Family):
+class UNet2D(NetworkFamily):
     """UNet2DModel: DDPM, DDIM, score SDE and latent diffusion; without a condition, or with classes."""
 
     name = "UNet2DModel"
@@ -136,7 +136,7 @@ class UNet2D(Family):
         return forward
 
     def conditioner(
-        self, model: "DiffusersModel", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
+        self, model: "DiffusersFolder", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
     ) -> Conditioner | None:
         classes = model.network.config.get("num_class_embeds")
         return ClassConditioner(classes, None, device) if classes else None
@@ -154,7 +154,7 @@ class UNet2D(Family):
         return bool(config.get("center_input_sample"))
 
 
-class DiT(Family):
+class DiT(NetworkFamily):
     """DiTTransformer2DModel: classes, of which the one after the last is none (arXiv 2212.09748)."""
 
     name = "DiTTransformer2DModel"
@@ -175,7 +175,7 @@ class DiT(Family):
         return forward
 
     def conditioner(
-        self, model: "DiffusersModel", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
+        self, model: "DiffusersFolder", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
     ) -> Conditioner | None:
         classes = model.network.config["num_embeds_ada_norm"]
         return ClassConditioner(classes, classes, device)
@@ -187,7 +187,7 @@ class DiT(Family):
         return int(config.get("patch_size", 2))
 
 
-class TextFamily(Family):
+class TextFamily(NetworkFamily):
     """Networks that take captions, through the text encoders of a pipeline of diffusers.
 
     The null condition is what that pipeline guides away from when it is given no negative prompt.
@@ -198,7 +198,7 @@ class TextFamily(Family):
         """Class of the pipeline whose rules make captions embeddings."""
 
     @abstractmethod
-    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersModel", device: torch.device) -> Embeddings:
+    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersFolder", device: torch.device) -> Embeddings:
         """Keyword arguments of the function, each (1, ...), for one caption, or None for the null condition."""
 
     def width(self, network: Any) -> int:
@@ -223,7 +223,7 @@ class TextFamily(Family):
         return "caption"
 
     def conditioner(
-        self, model: "DiffusersModel", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
+        self, model: "DiffusersFolder", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
     ) -> Conditioner | None:
         assert model.text is not None
         pipeline = model.text.load(network, dtype, device)
@@ -255,7 +255,7 @@ class UNet2DCondition(TextFamily):
         *("class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type", "time_cond_proj_dim"),
         "center_input_sample",
     )
-    """Settings of networks that are shown something else beside a caption, or images in another range."""
+    """ModelOptions of networks that are shown something else beside a caption, or images in another range."""
 
     def check(self, network: Component) -> None:
         super().check(network)
@@ -284,7 +284,7 @@ class UNet2DCondition(TextFamily):
 
         return forward
 
-    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersModel", device: torch.device) -> Embeddings:
+    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersFolder", device: torch.device) -> Embeddings:
         prompt, guided = [caption or ""], caption is None
         found = pipeline.encode_prompt(
             prompt=prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=guided
@@ -313,7 +313,7 @@ class SD3(TextFamily):
 
         return forward
 
-    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersModel", device: torch.device) -> Embeddings:
+    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersFolder", device: torch.device) -> Embeddings:
         guided = caption is None
         found = pipeline.encode_prompt([caption or ""], None, None, device=device, do_classifier_free_guidance=guided)
         embeddings, pooled = (found[1], found[3]) if guided else (found[0], found[2])
@@ -359,7 +359,7 @@ class Flux(TextFamily):
 
         return forward
 
-    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersModel", device: torch.device) -> Embeddings:
+    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersFolder", device: torch.device) -> Embeddings:
         tokens = self.t5_tokens(model.network.config)
         options = {"max_sequence_length": tokens} if tokens else {}
         embeddings, pooled, _ = pipeline.encode_prompt([caption or ""], None, device=device, **options)

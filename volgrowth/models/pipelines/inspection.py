@@ -13,9 +13,16 @@ from typing import Any
 import torch
 
 from volgrowth.errors import ModelError
-from volgrowth.models.files import DIFFUSERS_WEIGHTS, NETWORKS, Component, digest, from_pretrained, read_json
+from volgrowth.models.checkpoint_files import (
+    DIFFUSERS_WEIGHTS,
+    NETWORKS,
+    Component,
+    from_pretrained,
+    model_digest,
+    read_json,
+)
 from volgrowth.models.network import NetworkDenoiser
-from volgrowth.models.pipelines.families import SD3, DiT, Family, Flux, TextFamily, UNet2D, UNet2DCondition
+from volgrowth.models.pipelines.families import SD3, DiT, Flux, NetworkFamily, TextFamily, UNet2D, UNet2DCondition
 from volgrowth.models.pipelines.latents import AUTOENCODER_KINDS, Latents, downsampling, load_autoencoder
 from volgrowth.models.pipelines.lora import check_lora
 from volgrowth.models.pipelines.schedulers import SchedulerConfig
@@ -33,14 +40,16 @@ PIPELINES = (
     "StableDiffusion3Pipeline",
     "FluxPipeline",
 )
-FAMILIES: dict[str, Family] = {family.name: family for family in (UNet2D(), DiT(), UNet2DCondition(), SD3(), Flux())}
+FAMILIES: dict[str, NetworkFamily] = {
+    family.name: family for family in (UNet2D(), DiT(), UNet2DCondition(), SD3(), Flux())
+}
 AUTOENCODERS = ("vae", "vqvae")
 LIBRARIES = ("diffusers", "transformers")
 FACTORY_HINT = "for any other model write factory:module:function"
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModelOptions:
     """What a user says about a model beside its name.
 
     Attributes:
@@ -55,7 +64,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class DiffusersModel:
+class DiffusersFolder:
     """A checked model. `pipeline` is the folder with a model_index.json, None for a network without one."""
 
     network: Component
@@ -63,10 +72,10 @@ class DiffusersModel:
     vae: Component | None
     pipeline: Path | None
     text: TextEncoders | None
-    settings: Settings = field(default_factory=Settings)
+    settings: ModelOptions = field(default_factory=ModelOptions)
 
     @property
-    def family(self) -> Family:
+    def family(self) -> NetworkFamily:
         """The network's class."""
         return FAMILIES[self.network.kind]
 
@@ -149,7 +158,7 @@ class DiffusersModel:
             values.append(self.text.values)
         if self.settings.resolution:
             values.append(self.settings.resolution)
-        return digest(values, self.files)
+        return model_digest(values, self.files)
 
     def load(self, dtype: torch.dtype, precision: torch.dtype, device: torch.device) -> NetworkDenoiser:
         """Load the weights, frozen.
@@ -187,7 +196,7 @@ class DiffusersModel:
         return denoiser
 
 
-def channels_last(family: Family, device: torch.device) -> bool:
+def channels_last(family: NetworkFamily, device: torch.device) -> bool:
     """Whether weights, and through them all results, have channels last.
 
     Convolutions on tensor cores want it: so says cuDNN, and it has not been measured here. On a CPU core it costs
@@ -197,7 +206,7 @@ def channels_last(family: Family, device: torch.device) -> bool:
     return family.convolutional and device.type == "cuda"
 
 
-def inspect_folder(folder: Path, settings: Settings = Settings()) -> DiffusersModel:
+def inspect_folder(folder: Path, settings: ModelOptions = ModelOptions()) -> DiffusersFolder:
     """Check a pipeline folder, or one that holds a network.
 
     Raises:
@@ -232,7 +241,7 @@ def inspect_folder(folder: Path, settings: Settings = Settings()) -> DiffusersMo
     vae = None
     if pipeline and (name := next((name for name in AUTOENCODERS if index.get(name)), None)):
         vae = Component.of(_component(pipeline, name), DIFFUSERS_WEIGHTS, AUTOENCODER_KINDS)
-    model = DiffusersModel(network, scheduler, vae, pipeline, text, settings)
+    model = DiffusersFolder(network, scheduler, vae, pipeline, text, settings)
     _check_fit(model)
     return model
 
@@ -304,7 +313,7 @@ def _checked_text(network: Component, pipeline: Path | None, index: dict[str, An
     return TextEncoders.of(pipeline, index)
 
 
-def _check_fit(model: DiffusersModel) -> None:
+def _check_fit(model: DiffusersFolder) -> None:
     """Whether network, scheduler and autoencoder belong together."""
     config, where = model.network.config, model.network.folder / "config.json"
     channels, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]

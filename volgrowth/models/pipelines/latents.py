@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volgrowth.models.files import Component, from_pretrained
+from volgrowth.models.checkpoint_files import Component, from_pretrained
 
 AUTOENCODER_KINDS = ("AutoencoderKL", "VQModel")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from volgrowth.errors import ModelError
-from volgrowth.models.files import read_json
+from volgrowth.models.checkpoint_files import read_json
 from volgrowth.models.network import Levels
 from volgrowth.models.parameterizations import EDM, Parameterization, PredictionType, Scheduled
 from volgrowth.numerics import DDPMSchedule, FlowMatchingSchedule, VESchedule

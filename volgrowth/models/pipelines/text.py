@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from volgrowth.errors import ModelError
-from volgrowth.models.files import TRANSFORMERS_WEIGHTS, Component, unreadable, variant_of
+from volgrowth.models.checkpoint_files import TRANSFORMERS_WEIGHTS, Component, unreadable, variant_of
 from volgrowth.numerics.denoisers import Condition
 
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
@@ -36,7 +36,7 @@ SLOTS = {
 """Of each pipeline, the endings of its `text_encoder` and `tokenizer`."""
 OPTIONAL = {("StableDiffusion3Pipeline", "_3")}
 OPTIONS = ("force_zeros_for_empty_prompt",)
-"""Settings of a model_index.json that decide what an embedding is."""
+"""ModelOptions of a model_index.json that decide what an embedding is."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from volgrowth.models.edm.blocks import Conv, attention
-from volgrowth.models.edm.networks import ARCHITECTURES, UNet
+from volgrowth.models.edm.unets import ARCHITECTURES, UNet
 
 DDPMPP = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2, 2], "num_blocks": 1}
 DDPMPP |= {"attn_resolutions": [4]}

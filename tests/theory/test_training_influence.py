@@ -15,8 +15,8 @@ from tests.support.simplexes import randn
 from volgrowth.demo.cases import digit_images, to_tensor
 from volgrowth.demo.training import Recipe, train_model
 from volgrowth.models import load_model
-from volgrowth.numerics.sampling import decode
-from volgrowth.theory.influence import Checkpoint, CountSketch, Influence, influence
+from volgrowth.numerics.flow import decode
+from volgrowth.theory.training_influence import Checkpoint, CountSketch, Influence, influence
 
 LEVELS = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
 

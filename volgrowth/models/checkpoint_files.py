@@ -137,7 +137,7 @@ def variant_of(component: Component) -> str | None:
     return name.split(".")[1].partition("-0")[0] if name.count(".") > 1 else None
 
 
-def digest(values: Any, files: tuple[Path, ...]) -> str:
+def model_digest(values: Any, files: tuple[Path, ...]) -> str:
     """sha256 over JSON values and the contents of files."""
     sha = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for path in files:

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from volgrowth.numerics import GaussianDenoiser, VESchedule
-from volgrowth.numerics.sampling import ddim_sample, decode
+from volgrowth.numerics.flow import ddim_sample, decode
 
 VARIANCES = torch.tensor([0.0, 0.01, 0.25, 4.0], dtype=torch.float64)
 MEAN = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)

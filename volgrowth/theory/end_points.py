@@ -67,7 +67,7 @@ def score_flow(denoiser: Denoiser, y: Images, noise_level: float, duration: floa
 def probability_flow(denoiser: Denoiser, y: Images, noise_levels: Float[Tensor, "nodes"]) -> Images:
     """The point that the flow reaches from y at the last of the rising `noise_levels` when it stops at the first.
 
-    `volgrowth.numerics.sampling.decode` denoises what it has reached there; this leaves the noise on it.
+    `volgrowth.numerics.flow.decode` denoises what it has reached there; this leaves the noise on it.
     """
 
     def noise(y: Images, node: Node) -> Images:

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import volgrowth as vg
 from tests.support.simplexes import orthogonal, randn, scalar, simplex
-from volgrowth.numerics.sampling import decode, encode
+from volgrowth.numerics.flow import decode, encode
 from volgrowth.theory import (
     HybridDenoiser,
     MinNormDenoiser,
