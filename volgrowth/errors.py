@@ -23,3 +23,8 @@ class OutputError(VolgrowthError):
 
 class EngineError(VolgrowthError):
     """Workers that could not start or went on failing; what was published stays, and a rerun resumes."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its full stop, or the name of its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip(" .")

@@ -15,8 +15,8 @@ from torch import Tensor
 from tests.support.checkpoints import unet
 from tests.support.faulty import FAULTS, SHAPE, VARIANCE, Exact, image
 from volgrowth.models import NetworkDenoiser, load_model
+from volgrowth.models.conditioning import ClassConditioner
 from volgrowth.models.parameterizations import Scheduled
-from volgrowth.models.pipelines.families import ClassConditioner
 from volgrowth.numerics import (
     DDPMSchedule,
     Denoiser,

@@ -1,4 +1,4 @@
-"""Files of a model: JSON, safetensors, and what is said of those that cannot be read."""
+"""Files of a checkpoint: which of them are used, how they are read, and errors for those that cannot be read."""
 
 import hashlib
 import json
@@ -8,9 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from volgrowth.errors import ModelError
+from volgrowth.errors import ModelError, first_line
 
-# of networks and autoencoders (diffusers), and of text encoders (transformers)
+# file names of weights: networks and autoencoders (diffusers), text encoders (transformers)
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 TRANSFORMERS_WEIGHTS = "model"
 
@@ -19,17 +19,23 @@ FOLDERS = (
     *("vae", "vqvae", "scheduler"),
     *(f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")),
 )
-"""Of a pipeline, the folders beside its network that something is read from."""
+"""Subfolders of a pipeline that are read, beside the network's."""
 PATTERNS = (
     *("*.json", "*.txt", "*.model"),
     *(f"{stem}{part}.safetensors" for stem in (DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS) for part in ("", "-*")),
 )
-"""Of a folder, the files that are downloaded: no pickles, no code, and of the weights no variants such as fp16."""
+"""Names of the files that are downloaded from a folder: no pickles, no code, no variants such as fp16."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """A folder with a configuration and weights, all of it checked but the tensors."""
+    """A folder with config.json and safetensors weights, checked but for the tensors themselves.
+
+    Attributes:
+        folder: where the files are.
+        config: the content of config.json.
+        weights: paths of the safetensors files, sorted.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -37,14 +43,15 @@ class Component:
 
     @classmethod
     def of(cls, folder: Path, stem: str, known: Collection[str] = ()) -> "Component":
-        """Of a folder.
+        """Check a folder and return it as a component.
 
         Args:
-            stem: what the names of its weights begin with.
-            known: its class is one of these, if any are given.
+            folder: as save_pretrained writes it.
+            stem: beginning of the weights' file names.
+            known: classes that are supported; empty to allow any.
 
         Raises:
-            ModelError: a file is missing or cannot be read; the weights are pickles; another class.
+            ModelError: a file is missing or cannot be read, weights are pickles, or the class is not known.
         """
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder} has no config.json: expected what save_pretrained(...) writes")
@@ -59,33 +66,37 @@ class Component:
 
     @property
     def kind(self) -> str:
-        """Name of its class."""
+        """Class name that config.json gives."""
         return str(self.config.get("_class_name"))
 
     @property
     def num_parameters(self) -> int:
-        """Read from the headers of the weights.
+        """Number of entries of all tensors."""
+        return sum(map(prod, self.shapes().values()))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Read the shapes of all tensors, by name, from the headers of the weights.
 
         Raises:
             ModelError: a file is damaged.
         """
         from safetensors import SafetensorError, safe_open
 
-        total = 0
+        found: dict[str, tuple[int, ...]] = {}
         for path in self.weights:
             try:
                 with safe_open(path, framework="pt") as tensors:
-                    total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+                    found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
             except SafetensorError as error:
                 raise unreadable(self.folder, error) from None
-        return total
+        return found
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the file is missing, is not JSON, or holds something other than an object.
     """
     try:
         content = json.loads(path.read_text())
@@ -97,9 +108,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def wanted_folders(subfolder: str | None) -> list[str]:
-    """Of a repository, the folders that something is read from for the model in it, or in a subfolder.
+    """Return the folders of a repository that the model in it needs, as paths without slashes at the ends.
 
-    A network in a subfolder takes the rest from the pipeline around it.
+    Args:
+        subfolder: where in the repository the model lies. A network in a subfolder takes scheduler, autoencoder and
+            text encoders from the pipeline around it, so folders beside it are needed too.
     """
     base = (subfolder or "").strip("/")
     inside = [f"{base}/{name}".strip("/") for name in ("", *NETWORKS, *FOLDERS)]
@@ -108,15 +121,15 @@ def wanted_folders(subfolder: str | None) -> list[str]:
 
 
 def find_weights(folder: Path, stem: str) -> tuple[Path, ...]:
-    """The safetensors of a folder: the plain ones, or the only variant (`fp16`, `ema`) that is there.
+    """Return the safetensors of a folder: the plain ones, or the only variant (`fp16`, `ema`) that is there.
 
     Raises:
         ModelError: there are none, or several variants and no plain weights.
     """
     weights = tuple(sorted(folder.glob(f"{stem}*.safetensors")))
-    variants = {path.name.split(".")[1].partition("-0")[0] if path.name.count(".") > 1 else "" for path in weights}
+    variants = {_variant(path) or "" for path in weights}
     if "" in variants:
-        return tuple(path for path in weights if path.name.count(".") == 1)
+        return tuple(path for path in weights if not _variant(path))
     if len(variants) == 1:
         return weights
     if variants:
@@ -131,15 +144,14 @@ def find_weights(folder: Path, stem: str) -> tuple[Path, ...]:
     )
 
 
-def variant_of(component: Component) -> str | None:
-    """What `from_pretrained` has to be told of the weights that `find_weights` found."""
-    name = component.weights[0].name
-    return name.split(".")[1].partition("-0")[0] if name.count(".") > 1 else None
+def _variant(path: Path) -> str | None:
+    """Return the variant in a file name such as model.fp16-00001-of-00002.safetensors; None for plain weights."""
+    return path.name.split(".")[1].partition("-0")[0] if path.name.count(".") > 1 else None
 
 
-def model_digest(values: Any, files: tuple[Path, ...]) -> str:
-    """sha256 over JSON values and the contents of files."""
-    sha = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+def model_digest(settings: Any, files: tuple[Path, ...]) -> str:
+    """Return "sha256:..." over settings that JSON can hold and over the contents of files."""
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in files:
         with path.open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
@@ -147,36 +159,44 @@ def model_digest(values: Any, files: tuple[Path, ...]) -> str:
 
 
 def unreadable(folder: Path, error: Exception) -> ModelError:
-    """What is said of weights that a library cannot load."""
-    first_line = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
-    return ModelError(f"the weights in {folder} cannot be loaded ({first_line}): download or save them again")
+    """Return the error for weights that a library cannot load."""
+    return ModelError(f"the weights in {folder} cannot be loaded ({first_line(error)}): download or save them again")
 
 
-def from_pretrained(kind: Any, component: Component) -> Any:
-    """A diffusers module with its weights, which must be exactly those of its configuration.
+def from_pretrained(
+    kind: Any, component: Component, what: str = "network", leftovers: bool = False, **options: Any
+) -> Any:
+    """Load a module of diffusers or transformers with its weights.
+
+    Args:
+        kind: the module's class.
+        component: its folder.
+        what: how errors call the module.
+        leftovers: allow tensors that the module has no place for.
+        options: further arguments of `kind.from_pretrained`.
 
     Raises:
-        ModelError: they are not, or are damaged.
+        ModelError: weights are damaged, or their names are not those that the configuration asks for.
     """
     folder = component.folder
     try:
-        network, loading = kind.from_pretrained(
+        module, loading = kind.from_pretrained(
             folder,
-            variant=variant_of(component),
+            variant=_variant(component.weights[0]),
             use_safetensors=True,
-            low_cpu_mem_usage=False,
             output_loading_info=True,
             local_files_only=True,
+            **options,
         )
-    except Exception as error:  # safetensors, torch and diffusers each raise their own kinds
+    except Exception as error:  # safetensors, torch and the two libraries each raise their own kinds
         raise unreadable(folder, error) from None
-    for kinds, problem in (
-        ("missing_keys", "lack {} tensors of the network"),
-        ("unexpected_keys", "hold {} tensors that the network has no place for"),
+    for names, problem in (
+        (loading["missing_keys"], f"lack {{}} tensors of the {what}"),
+        ([] if leftovers else loading["unexpected_keys"], f"hold {{}} tensors that the {what} has no place for"),
     ):
-        if names := loading[kinds]:
+        if names:
             raise ModelError(
-                f"the weights in {folder} {problem.format(len(names))}, {names[0]} among them: they belong to "
+                f"the weights in {folder} {problem.format(len(names))}, {min(names)} among them: they belong to "
                 f"another config.json"
             )
-    return network
+    return module

@@ -1,4 +1,4 @@
-"""From what a user names a model by to a Denoiser, with errors a user can act on."""
+"""Load a model by the name that a user gives: a folder, URL, hub id or factory becomes a Denoiser."""
 
 import hashlib
 import inspect
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -14,21 +14,17 @@ from volgrowth.errors import ModelError
 from volgrowth.models.checkpoint_files import PATTERNS, wanted_folders
 from volgrowth.models.downloads import local_folder
 from volgrowth.models.edm.model import EDMFolder, inspect_edm, is_edm
-from volgrowth.models.pipelines.inspection import DiffusersFolder, ModelOptions, inspect_folder
+from volgrowth.models.pipelines.folder import DiffusersFolder, ModelOptions
+from volgrowth.models.pipelines.inspection import inspect_folder
 from volgrowth.models.user_code import import_function
 from volgrowth.numerics import Denoiser
 from volgrowth.records import ModelInfo
 from volgrowth.storage.urls import is_url
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 DType = Literal["float32", "float64", "bfloat16", "float16"]
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DType)}
 FACTORY = "factory:"
-OWN_AFFAIR = "a factory loads what it needs itself"
+FACTORY_LOADS = "a factory loads what it needs itself"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -47,26 +43,31 @@ def load_model(
 
     Args:
         name: a diffusers folder or its URL (`s3://bucket/model`), a hub id (`google/ddpm-cifar10-32`), an EDM folder,
-            or `factory:module:function` for a function `function(device, dtype)` that returns a Denoiser; its module
-            is looked for in the working directory too.
-        revision: of a hub id: branch, tag or commit.
+            or `factory:module:function` for a function `function(device, dtype)` that returns a Denoiser. The
+            factory's module may lie on the Python path or in the working directory.
+        revision: branch, tag or commit of a hub id; by default its main branch.
         subfolder: where in the folder or repository the model lies, such as `unet_ema`.
-        dtype: precision of the network; states and sums are float64 where it is, float32 otherwise.
-        device: where a torch.device is told to be.
-        base: path, URL or hub id of the pipeline that a network alone takes scheduler, autoencoder and text encoders
-            from.
-        lora: path, URL or hub id of low-rank weights to put on top.
-        resolution: height and width of the images, where they are not those that the model says.
+        dtype: precision of the network. The default, float32, is the precision that most networks were trained in.
+            States and sums are float64 if the network is, and float32 otherwise.
+        device: name of a torch device, such as `cuda:0`.
+        base: path, URL or hub id of the pipeline from which a network alone takes its scheduler, autoencoder and text
+            encoders; by default the pipeline that the network's folder lies in.
+        lora: path, URL or hub id of low-rank weights (LoRA) to add to the model.
+        resolution: height and width of the images in pixels; by default the size in the model's configuration.
+
+    Returns:
+        The denoiser in y-coordinates. It takes states of shape (B, *denoiser.image_shape): images in [-1, 1], or their
+        latents if the model has an autoencoder.
 
     Raises:
-        ModelError: in one sentence, what was given, what was expected, and the fix.
+        ModelError: one sentence that says what was given, what was expected, and the fix.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
     precision, at = DTYPES[dtype], torch.device(device)
     states = torch.float64 if precision is torch.float64 else torch.float32
     if name.startswith(FACTORY):
-        _refuse_beside(OWN_AFFAIR, base=base, lora=lora, resolution=resolution)
+        _refuse_beside(FACTORY_LOADS, base=base, lora=lora, resolution=resolution)
         return _from_factory(name, precision, states, at)
     with _inspected(name, revision, subfolder, base, lora, resolution) as model:
         return model.load(states, precision, at)
@@ -81,13 +82,15 @@ def inspect_model(
     lora: str | None = None,
     resolution: int | None = None,
 ) -> ModelInfo:
-    """Everything the manifest records, and every check that does not need the weights in memory.
+    """Return what the manifest records about a model, after every check that needs no weights in memory.
+
+    Args: those of `load_model`. A factory is called, in float32 on the CPU, since only its denoiser knows its shape.
 
     Raises:
-        ModelError: as `load_model`.
+        ModelError: one sentence that says what was given, what was expected, and the fix.
     """
     if name.startswith(FACTORY):
-        _refuse_beside(OWN_AFFAIR, base=base, lora=lora, resolution=resolution)
+        _refuse_beside(FACTORY_LOADS, base=base, lora=lora, resolution=resolution)
         denoiser = _from_factory(name, torch.float32, torch.float32, torch.device("cpu"))
         shape, latent = denoiser.pixel_shape, denoiser.image_shape
         assert shape is not None
@@ -96,20 +99,11 @@ def inspect_model(
             name, denoiser.kind, shape, _factory_digest(name), None, latent, denoiser.condition, denoiser.has_null
         )
     with _inspected(name, revision, subfolder, base, lora, resolution) as model:
-        shape, latent = model.image_shape, model.state_shape
-        return ModelInfo(
-            name=name,
-            kind=model.kind,
-            image_shape=shape,
-            hash=model.digest,
-            parameters=model.num_parameters,
-            latent_shape=None if latent == shape else latent,
-            condition=model.condition,
-            has_null=model.has_null,
-        )
+        return model.info(name)
 
 
 def _refuse_beside(reason: str, **settings: object) -> None:
+    """Raise ModelError if one of the settings was given."""
     given = next((f"{setting} {value}" for setting, value in settings.items() if value is not None), None)
     if given:
         raise ModelError(f"{given} was given, and {reason}: leave it out")
@@ -119,19 +113,19 @@ def _refuse_beside(reason: str, **settings: object) -> None:
 def _inspected(
     name: str, revision: str | None, subfolder: str | None, base: str | None, lora: str | None, resolution: int | None
 ) -> Iterator[DiffusersFolder | EDMFolder]:
-    """A checked folder; what is said of a local copy names the URL that it was downloaded from."""
+    """Yield the checked model; errors about a downloaded copy name the URL that it came from."""
     folder = _folder(name, revision, subfolder)
     try:
         if is_edm(folder):
             _refuse_beside("an EDM network is whole and of one size", base=base, lora=lora, resolution=resolution)
             yield inspect_edm(folder)
         else:
-            settings = ModelOptions(
+            options = ModelOptions(
                 base=_folder(base, None, None) if base else None,
                 lora=_lora_file(lora) if lora else None,
                 resolution=resolution,
             )
-            yield inspect_folder(folder, settings)
+            yield inspect_folder(folder, options)
     except ModelError as error:
         if not is_url(name):
             raise
@@ -140,7 +134,7 @@ def _inspected(
 
 
 def _folder(name: str, revision: str | None, subfolder: str | None) -> Path:
-    """The local folder of a path, or of a hub id or URL after what is needed of it is in a local cache."""
+    """Return the local folder of a path, a hub id or a URL, of which the needed files are downloaded to a cache."""
     if revision and (is_url(name) or Path(name).expanduser().is_dir()):
         raise ModelError(f"revision {revision!r} was given for the folder {name}: expected a hub id, or no revision")
     path = local_folder(name, subfolder) if is_url(name) else Path(name).expanduser()
@@ -156,7 +150,7 @@ def _folder(name: str, revision: str | None, subfolder: str | None) -> Path:
 
 
 def _lora_file(name: str) -> Path:
-    """The one safetensors file of low-rank weights."""
+    """Return the one safetensors file of low-rank weights."""
     path = local_folder(name) if is_url(name) else Path(name).expanduser()
     if not path.exists():
         path = _snapshot(name, None, ["*.safetensors", "*.json"])
@@ -169,6 +163,7 @@ def _lora_file(name: str) -> Path:
 
 
 def _snapshot(name: str, revision: str | None, wanted: list[str]) -> Path:
+    """Download files of a hub id whose paths match one of the patterns, and return their folder."""
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelError(
             f"model {name} does not exist: expected a diffusers folder, a hub id such as "
@@ -188,11 +183,12 @@ def _snapshot(name: str, revision: str | None, wanted: list[str]) -> Path:
 
 
 def _names(folder: Path) -> str:
+    """Return the names of the folders in a folder, for an error."""
     return ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir())) or "no folders"
 
 
 def _factory(name: str) -> tuple[object, str]:
-    """The function behind factory:module:function, and its module's source."""
+    """Return the function behind factory:module:function, and the source of its module."""
     parts = name.removeprefix(FACTORY).split(":")
     if len(parts) != 2 or not all(parts):
         raise ModelError(f"model {name!r} is no factory: expected factory:module:function")
@@ -207,6 +203,7 @@ def _factory(name: str) -> tuple[object, str]:
 
 
 def _from_factory(name: str, precision: torch.dtype, states: torch.dtype, device: torch.device) -> Denoiser:
+    """Call a factory and check the denoiser that it returns."""
     function, _ = _factory(name)
     try:
         denoiser = function(device=device, dtype=precision)  # type: ignore[operator]
@@ -229,6 +226,6 @@ def _from_factory(name: str, precision: torch.dtype, states: torch.dtype, device
 
 
 def _factory_digest(name: str) -> str:
-    """A factory's weights are its own affair: its name and source stand for them."""
+    """Return a digest of a factory's name and source, which stand for its weights."""
     _, source = _factory(name)
     return "sha256:" + hashlib.sha256(f"{name}\n{source}".encode()).hexdigest()

@@ -1,9 +1,14 @@
 r"""A trained network as a Denoiser.
 
-noise(y, level) = of_y y + of_output F(input y, label), with the scalars of `volgrowth.models.parameterizations`; so
-E[x_0 | y] = (1 - level of_y) y - level of_output F, where both are written without cancellation.
+With the scalars of `volgrowth.models.parameterizations`, which depend on the noise level alone,
 
-Networks made for images in [0, 1] see (y + 1) / 2 at half the noise level: the expected noise is the same.
+    noise(y, level) = of_y y + of_output F(input y, label)
+    E[x_0 | y]      = (1 - level of_y) y - level of_output F(input y, label)
+
+so that neither is computed from the other, which would lose digits where the two terms cancel.
+
+Networks that were trained on images in [0, 1] are given (y + 1) / 2 at half the noise level. The expected noise is the
+same there.
 """
 
 import logging
@@ -14,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from volgrowth.models.conditioning import Conditioner
 from volgrowth.models.parameterizations import Parameterization, Scales
 from volgrowth.numerics import Denoiser, Schedule
 from volgrowth.numerics.denoisers import Condition, Images, NoiseLevel, per_image
@@ -25,64 +31,41 @@ log = logging.getLogger("volgrowth")
 
 
 class Codec(Protocol):
-    """Images to the space that the flow lives in, and back."""
+    """Turns images into the states that the network denoises, such as latents, and back."""
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of the images."""
+        """(channels, height, width) of the images."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] as states (B, *state)."""
+        """Return the states (B, *state) of images (B, C, H, W) in [-1, 1]."""
 
     def decode(self, states: Tensor) -> Tensor:
-        """And back."""
-
-
-class Conditioner(Protocol):
-    """What users condition on becomes tensors for the network.
-
-    Attributes:
-        kind: `class` or `caption`.
-        null: whether the network knows what no condition is.
-    """
-
-    kind: str
-    null: bool
-
-    def __call__(self, values: Sequence[Condition]) -> dict[str, Tensor]:
-        """Keyword arguments of the network, each (len(values), ...); None is no condition.
-
-        Raises:
-            ModelError: a value is no condition of this model; None where it has no null condition.
-        """
-
-    def problem(self, value: Condition) -> str | None:
-        """Why a value is no condition of this model; None where it is one."""
-
-    def overflow(self, values: Sequence[Condition]) -> list[int]:
-        """Tokens of each value that the network never sees."""
+        """Return the images (B, C, H, W) of states (B, *state)."""
 
 
 class NetworkDenoiser(Denoiser):
-    """A network with its parameterization.
+    """A network with the parameterization that makes it a denoiser.
 
     Args:
-        network: (x (B, *image), labels (B,), **condition) -> output (B, *image).
-        parameterization: what it is asked and what its output means.
+        network: function (x (B, *image), labels (B,), **condition) -> output (B, *image).
+        parameterization: how the network is evaluated, and what its output means.
         image_shape: shape of one state.
-        precision: of the network's numbers; that of the states by default.
-        whole_labels: round labels, for networks that look them up in a table.
-        unit_range: the network's images are in [0, 1].
+        precision: dtype of the network's numbers; by default that of the states.
+        whole_labels: round labels to whole numbers, for networks that look them up in a table.
+        unit_range: True if the network was trained on images in [0, 1] instead of [-1, 1].
         codec: for networks whose states are not images.
-        conditioner: for networks that take conditions; without one given they are asked for the null condition.
-        sampling_levels: rising noise levels of the model's own sampler in so many steps.
+        conditioner: for networks that take conditions. As long as no condition is `given`, the network is evaluated
+            under the null condition.
+        sampling_levels: function from a number of steps to the rising noise levels of the model's own sampler; by
+            default those of the DDPM table of the parameterization's schedule.
     """
 
     kind = "network"
 
     def __init__(
         self,
-        network: Callable[..., Tensor],
+        network: Network,
         parameterization: Parameterization,
         image_shape: tuple[int, ...],
         *,
@@ -135,7 +118,7 @@ class NetworkDenoiser(Denoiser):
         return self.conditioner.overflow(values) if self.conditioner else super().overflow(values)
 
     def compiled(self) -> "NetworkDenoiser":
-        """The same with the network compiled: for evaluations and backward passes, not for forward mode."""
+        """Return a copy whose network is compiled, for evaluations and backward passes; forward mode cannot use it."""
         faster = copy(self)
         faster.network = Compiled(self.network)
         return faster
@@ -156,20 +139,20 @@ class NetworkDenoiser(Denoiser):
         return per_image(scales.of_y, y) * y + per_image(scales.of_output, y) * output
 
     def _evaluate(self, y: Images, noise_level: NoiseLevel) -> tuple[Tensor, Scales]:
-        """The network's output in the precision of y, and the scalars there."""
+        """Return the network's output in the precision of y, and the scalars at the noise levels."""
         scales = self.parameterization(noise_level.double().cpu())
         x = per_image(scales.input, y) * y
         output = self.network(x.to(self.precision or y.dtype), self._labels(scales, y), **self._conditions(y))
         return output.to(y.dtype), scales
 
     def _labels(self, scales: Scales, y: Tensor) -> Tensor:
-        """In the precision of the states: in a low one, neighbouring labels are the same number."""
+        """Return labels in the precision of the states; in a low precision neighbouring labels are the same number."""
         if self.whole_labels:
             return scales.label.round().to(y.device, torch.long, non_blocking=True).expand(len(y))
         return scales.label.to(y.device, y.dtype, non_blocking=True).expand(len(y))
 
     def _conditions(self, y: Tensor) -> dict[str, Any]:
-        """One for each of y, which may hold several points for each image that a condition was given for."""
+        """Return the conditions for the points of y, which may hold several points for each image with a condition."""
         if self.conditioner is None:
             return {}
         if self._given is None:
@@ -178,18 +161,21 @@ class NetworkDenoiser(Denoiser):
 
 
 class Compiled:
-    """A network compiled by torch.compile, for each shape that it meets, with and without derivatives.
+    """A network compiled by torch.compile, which is checked against the network itself.
 
-    At the first sight of one, both networks run. Where the compiled one fails or differs by more than rounding, the
-    network itself is used from then on, and the log says so once. That happens: on a CPU, torch 2.13 compiles
-    google/ddpm-cifar10-32's network to one with the right output and a gradient that is off by 21%.
+    For each new input shape, with and without derivatives, both run. If the compiled network fails or differs by more
+    than rounding, the network itself is used from then on, and the log says so once. Such differences exist: on a CPU,
+    torch 2.13 compiles google/ddpm-cifar10-32's network to one with the right output and gradients that are off by 21%.
+
+    Args:
+        network: function (x (B, *image), labels (B,), **condition) -> output (B, *image).
 
     Attributes:
-        problem: why the network itself is used; None where it is not.
+        problem: why the network itself is used; None as long as the compiled one is.
     """
 
     TOLERANCE, LOW_TOLERANCE = 5e-3, 0.1
-    """Of the largest number, in float32, which may be TF32 inside, and in low precisions: far beyond rounding."""
+    """Allowed difference, as a share of the largest number: in float32, which may be TF32 inside, and in less."""
 
     def __init__(self, network: Network):
         import torch._functorch.config as autograd
@@ -225,7 +211,7 @@ class Compiled:
 
 
 def _answer(network: Network, x: Tensor, labels: Tensor, condition: dict[str, Tensor]) -> list[Tensor]:
-    """The output and, where there are gradients, one along signs that images share, as traces ask for it."""
+    """Return the output and, if gradients are wanted, one gradient along signs that images share, as traces do."""
     if not (x.requires_grad and torch.is_grad_enabled()):
         return [network(x, labels, **condition)]
     point = x.detach().requires_grad_()

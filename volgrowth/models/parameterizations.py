@@ -1,7 +1,8 @@
-r"""What a network is asked and what its output means: the one place where inputs, labels and outputs are converted.
+r"""Parameterizations: how a network's inputs and outputs relate to the expected noise at a point.
 
-Every model family in use is linear in the point and in the network's output F, with factors that depend on the noise
-level alone. So a family is four scalars of the noise level:
+Networks are trained to predict the noise, the image, a velocity or the score. All of these are linear in the point y
+and in the network's output F, with factors that depend on the noise level alone. So a parameterization is four scalars
+for each noise level:
 
     noise(y, level) = of_y y + of_output F(input y, label)
 
@@ -23,16 +24,15 @@ or, preconditioned (EDM, arXiv 2206.00364, eq. 7 and table 1), with s = sigma_da
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 from torch import Tensor
 
 from volgrowth.numerics.schedules import DDPMSchedule, Schedule, VESchedule
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction", "score", "negative_noise"]
-PREDICTION_TYPES = get_args(PredictionType)
 
-# (factor of x, factor of the output) from (alpha, sigma)
+# from (alpha, sigma): the factors of x and of the output in the expected noise
 _FACTORS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "epsilon": lambda alpha, sigma: (0 * alpha, 1 + 0 * alpha),
     "v_prediction": lambda alpha, sigma: (sigma, alpha),
@@ -45,7 +45,7 @@ _FACTORS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 
 @dataclass(frozen=True)
 class Scales:
-    """The four scalars at some noise levels, float64, each of the levels' shape."""
+    """The four scalars of the module's docstring at some noise levels, float64, each of the levels' shape."""
 
     input: Tensor
     label: Tensor
@@ -54,11 +54,11 @@ class Scales:
 
 
 class Parameterization(ABC):
-    """How a network is asked for the expected noise.
+    """How a network is evaluated to find the expected noise.
 
     Attributes:
-        schedule: native times.
-        noise_levels: lowest and highest that the network was trained on.
+        schedule: the network's noise schedule, in its native time.
+        noise_levels: lowest and highest noise level that the network was trained on.
     """
 
     schedule: Schedule
@@ -66,17 +66,17 @@ class Parameterization(ABC):
 
     @abstractmethod
     def __call__(self, noise_level: Tensor) -> Scales:
-        """The scalars at noise levels, float64."""
+        """Return the scalars at noise levels, which are float64 of any shape."""
 
 
 class Scheduled(Parameterization):
-    """A network that sees x = alpha y and a label of its native time.
+    """A network that takes x = alpha y and a label of its native time.
 
     Args:
-        schedule: alpha and sigma of the times.
-        prediction_type: what the output means.
-        label: of native times; the time itself by default.
-        noise_levels: lowest and highest that the network was trained on.
+        schedule: alpha and sigma at each time.
+        prediction_type: what the network predicts, one of the names in the module's docstring.
+        noise_levels: lowest and highest noise level that the network was trained on.
+        label: function from native times, float64, to the labels that the network takes; by default the times.
     """
 
     def __init__(
@@ -91,7 +91,15 @@ class Scheduled(Parameterization):
 
     @classmethod
     def on_table(cls, schedule: DDPMSchedule, prediction_type: PredictionType) -> Self:
-        """Of a network whose labels are the steps of a DDPM table, from 0 to T - 1, between them, and never beyond."""
+        """Return the parameterization of a network whose labels are the steps of a DDPM table.
+
+        Labels are real numbers between 0 and T - 1: noise levels between two steps get a label between them, and
+        noise levels beyond the table are clamped to its ends.
+
+        Args:
+            schedule: the table, which also gives the trained range of noise levels.
+            prediction_type: what the network predicts.
+        """
         low, high = schedule.log_noise_levels[[0, -1]].exp().tolist()
         return cls(schedule, prediction_type, (low, high), lambda time: time.clamp(0, len(schedule) - 1))
 
@@ -103,12 +111,12 @@ class Scheduled(Parameterization):
 
 
 class EDM(Parameterization):
-    """A preconditioned network, whose label is log(noise_level) / 4.
+    """A preconditioned network (arXiv 2206.00364), whose label is log(noise_level) / 4.
 
     Args:
-        sigma_data: standard deviation of the data.
-        noise_levels: lowest and highest that the network was trained on.
-        sign: of the output; -1 for networks that were trained to predict v, which is -F where sigma_data is 1.
+        sigma_data: standard deviation of the data that the preconditioning assumes.
+        noise_levels: lowest and highest noise level that the network was trained on.
+        sign: 1, or -1 for a network that was trained to predict v, which is -F if sigma_data is 1.
     """
 
     def __init__(self, sigma_data: float, noise_levels: tuple[float, float], sign: Literal[1, -1] = 1):

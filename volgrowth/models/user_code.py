@@ -1,4 +1,4 @@
-"""Functions of the user's own, which are named as `module:function`."""
+"""Functions that users write themselves and name as `module:function`."""
 
 import importlib
 import os
@@ -10,9 +10,19 @@ from volgrowth.errors import VolgrowthError
 
 
 def import_function(module: str, function: str, kind: type[VolgrowthError], called: str) -> tuple[Any, ModuleType]:
-    """The function, or what else has its name, and its module, which is looked for in the working directory too.
+    """Import an object by the names of its module and its own.
 
-    Errors are of the given `kind` and begin with what the user knows the function as, such as `score 'mine:contrast'`.
+    Args:
+        module: on the Python path or in the working directory.
+        function: name of a function, or another object, in the module.
+        kind: class of the error that is raised.
+        called: how the user knows the function, such as `score 'mine:contrast'`; the error begins with it.
+
+    Returns:
+        The object and its module.
+
+    Raises:
+        VolgrowthError: the module or the name in it cannot be imported.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -198,15 +198,15 @@ def test_what_is_said_of_a_folder(tmp_path: Path) -> None:
     model = inspect_edm(tmp_path)
     assert isinstance(model, EDMFolder)
     assert is_edm(tmp_path)
-    assert (model.kind, model.image_shape, model.state_shape) == ("EDMPrecond", (1, 8, 8), (1, 8, 8))
-    assert (model.condition, model.has_null) == ("class", False)
-    assert model.num_parameters == sum(tensor.numel() for tensor in tensors.values())
-    before = model.digest
+    info = model.info("mine")
+    assert (info.name, info.kind, info.image_shape, info.state_shape) == ("mine", "EDMPrecond", (1, 8, 8), (1, 8, 8))
+    assert (info.condition, info.has_null, info.latent_shape) == ("class", False, None)
+    assert info.parameters == sum(tensor.numel() for tensor in tensors.values())
     edit(tmp_path / "config.json", sigma_data=0.5)
-    after = inspect_edm(tmp_path).digest
-    assert before != after
+    after = inspect_edm(tmp_path).info("mine").hash
+    assert info.hash != after
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
-    assert inspect_edm(tmp_path).digest not in (before, after)
+    assert inspect_edm(tmp_path).info("mine").hash not in (info.hash, after)
 
 
 def test_classes_are_one_hot_and_none_is_zeros(tmp_path: Path) -> None:

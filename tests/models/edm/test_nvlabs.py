@@ -124,7 +124,7 @@ def test_a_pickle_becomes_the_folder_it_was_made_from(kind: str, protocol: int |
     assert "torch_utils" not in sys.modules
     assert not Path("source-ran").exists()
     expected, found = inspect_edm(Path("reference")), inspect_edm(Path("new/out"))
-    assert (found.kind, found.image_shape) == (kind, (1, 8, 8))
+    assert (found.component.kind, found.image_shape) == (kind, (1, 8, 8))
     y, level = waves(2, 1, 8, 8), torch.tensor(0.5, dtype=torch.float64)
     first, second = (model.load(torch.float64, torch.float64, CPU) for model in (expected, found))
     assert first(y, level).equal(second(y, level))

@@ -1,13 +1,13 @@
-r"""Parts of the U-Nets of EDM: resampling convolutions, embeddings of the noise level, residual blocks with attention.
+r"""Parts of EDM's U-Nets: resampling convolutions, embeddings of the noise level, residual blocks with attention.
 
-A change of resolution filters with K = k k^T / (sum k)^2, k = (1, 1) or (1, 3, 3, 1), so that constants pass
+A change of resolution filters with K = k k^T / (sum k)^2, where k = (1, 1) or (1, 3, 3, 1), so that constants pass
 unchanged (arXiv 2011.13456, appendix H.1; the filter is that of arXiv 1912.04958):
 
     down    y = (K * x) at every second pixel
     up      y = 4 K * (x with a zero after every pixel, in both directions)
 
-Modules compute and never train: dropout has no place here, and weights are empty until they are loaded. Their
-parameters are named and shaped as in the state dicts of NVlabs' checkpoints.
+These modules are never trained here, so there is no dropout, and weights are empty until they are loaded. Parameters
+have the names and shapes of the state dicts in NVlabs' checkpoints.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ CHANNELS_OF_A_GROUP, MOST_GROUPS = 4, 32
 
 
 class Conv(nn.Module):
-    """A convolution that keeps the size, with or without a change of resolution.
+    """A convolution that keeps the size, with an optional change of resolution before it.
 
     Args:
-        inputs, outputs: channels.
-        size: of the kernel, odd; 0 to change the resolution alone.
-        resample: before the convolution.
+        inputs, outputs: numbers of channels.
+        size: side of the kernel, odd; 0 to change the resolution without a convolution.
+        resample: `up` or `down`; None to keep the resolution.
         taps: k of the filter.
         filter_last: filter after the convolution, without a border of zeros between the two.
     """
@@ -53,7 +53,7 @@ class Conv(nn.Module):
         self.padding = size // 2 + (self.border if filter_last else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H', W')."""
+        """Map (B, inputs, H, W) to (B, outputs, H', W')."""
         if self.resample and not self.filter_last:
             x = self._filtered(x, self.border)
         if self.weight is not None:
@@ -69,7 +69,7 @@ class Conv(nn.Module):
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    """Of groups of four channels, or of more where there are over 128."""
+    """Return a group norm of four channels a group, or more if there are over 128 channels."""
     return nn.GroupNorm(min(MOST_GROUPS, channels // CHANNELS_OF_A_GROUP), channels, eps)
 
 
@@ -77,8 +77,8 @@ class PositionalEmbedding(nn.Module):
     """cos and sin of the label at frequencies from 1 down to 1e-4 (arXiv 1706.03762).
 
     Args:
-        channels: of the embedding.
-        endpoint: the lowest frequency is 1e-4 itself.
+        channels: width of the embedding.
+        endpoint: True if the lowest frequency is 1e-4 itself; False if it is one step above.
     """
 
     def __init__(self, channels: int, endpoint: bool):
@@ -86,7 +86,7 @@ class PositionalEmbedding(nn.Module):
         self.channels, self.endpoint = channels, endpoint
 
     def forward(self, labels: Tensor) -> Tensor:
-        """(B,) -> (B, channels)."""
+        """Map labels (B,) to embeddings (B, channels)."""
         half = self.channels // 2
         # in float32 whatever the label's precision: these are the frequencies that the network was trained with
         steps = torch.arange(half, dtype=torch.float32, device=labels.device) / (half - self.endpoint)
@@ -102,7 +102,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.empty(channels // 2))
 
     def forward(self, labels: Tensor) -> Tensor:
-        """(B,) -> (B, channels)."""
+        """Map labels (B,) to embeddings (B, channels)."""
         angles = labels.outer((2 * pi * self.get_buffer("freqs")).to(labels.dtype))
         return torch.cat([angles.cos(), angles.sin()], 1)
 
@@ -111,17 +111,17 @@ class Block(nn.Module):
     """A residual block (arXiv 2105.05233), conditioned on an embedding, with or without attention.
 
     Args:
-        inputs, outputs: channels.
-        embedding: channels of the embedding.
-        heads: of attention; 0 for none.
-        scaled: the embedding scales and shifts what is normalized; else it is added before.
-        factor: of every sum with a shortcut.
-        projected: a shortcut that changes the resolution has a 1 x 1 convolution.
-        eps: of the group norms.
-        resample, taps: as of `Conv`.
+        inputs, outputs: numbers of channels.
+        embedding: width of the embedding.
+        heads: heads of attention; 0 for no attention.
+        scaled: True if the embedding scales and shifts the second norm's output, False if it is added to the input.
+        factor: multiplies every sum with a shortcut.
+        projected: True if a shortcut that changes only the resolution has a 1 x 1 convolution.
+        eps: added to variances in group norms.
+        resample, taps: those of `Conv`.
 
     Raises:
-        ValueError: the channels make no groups, or no heads.
+        ValueError: the channels are not divisible into groups or heads.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Block(nn.Module):
             self.proj = Conv(outputs, outputs, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, inputs, H, W), (B, embedding) -> (B, outputs, H', W')."""
+        """Map states (B, inputs, H, W) and embeddings (B, embedding) to (B, outputs, H', W')."""
         given = self.affine(embedding)[..., None, None]
         inner = self.conv0(silu(self.norm0(x)))
         if self.scaled:
@@ -171,9 +171,14 @@ class Block(nn.Module):
 
 
 def attention(qkv: Tensor, heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(channels)) v over pixels: (B, heads * channels * 3, H, W) -> (B, heads * channels, H, W).
+    """Return softmax(q k^T / sqrt(channels)) v over pixels, with the softmax in float32 or more.
 
-    The softmax is in float32 at least.
+    Args:
+        qkv: (B, heads * channels * 3, H, W).
+        heads: number of heads.
+
+    Returns:
+        (B, heads * channels, H, W).
     """
     batch, _, height, width = qkv.shape
     q, k, v = qkv.reshape(batch * heads, -1, 3, height * width).unbind(2)

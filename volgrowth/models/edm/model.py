@@ -1,4 +1,4 @@
-"""EDM networks: a folder with config.json, in NVlabs' own names, and model.safetensors.
+"""EDM models: a folder with config.json, which uses NVlabs' own names, and model.safetensors.
 
 config.json of a class-conditional CIFAR-10 network, as `volgrowth.models.edm.nvlabs.convert_pickle` writes it or as a
 user writes it beside the weights of an EDM-preconditioned network that was trained elsewhere:
@@ -7,13 +7,13 @@ user writes it beside the weights of an EDM-preconditioned network that was trai
      "img_resolution": 32, "img_channels": 3, "label_dim": 10,             images in [-1, 1], and classes
      "model_type": "SongUNet", "channel_mult": [2, 2, 2], "augment_dim": 9}      the network, with its arguments
 
-What is left out is NVlabs' default. model.safetensors is the state dict of the preconditioned network (`model.enc...`)
-or of the network alone (`enc...`). Everything is checked from the JSON and the headers of the weights: a network with
-empty weights says which tensors of which shapes belong to it.
+Omitted settings have NVlabs' defaults. model.safetensors is the state dict of the preconditioned network
+(`model.enc...`) or of the network alone (`enc...`). Everything is checked from the JSON and the headers of the weights:
+a network with empty weights tells the names and shapes of the tensors that belong to it.
 
-Classes are one-hot vectors, and no class is the vector of zeros. A network knows that vector only if it met it in
-training: where label_dropout is above 0. NVlabs' published networks did not, though their sampler falls back to it;
-to measure them without classes all the same, set label_dropout in config.json.
+Classes are one-hot vectors, and no class is the vector of zeros. A network was trained on that vector only if
+label_dropout is above 0. NVlabs' published networks were not, though their sampler falls back to it; to measure them
+without classes all the same, set label_dropout in config.json.
 """
 
 from collections.abc import Sequence
@@ -23,29 +23,29 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from volgrowth.errors import ModelError
 from volgrowth.models.checkpoint_files import Component, model_digest, read_json, unreadable
+from volgrowth.models.conditioning import ClassConditioner
 from volgrowth.models.edm.preconditioning import PRECONDITIONINGS, Preconditioning
 from volgrowth.models.edm.unets import ARCHITECTURES, Architecture, UNet
 from volgrowth.models.network import NetworkDenoiser
-from volgrowth.models.pipelines.families import ClassConditioner
 from volgrowth.numerics.denoisers import Condition
+from volgrowth.records import ModelInfo
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 STEM = "model"
-# of the preconditioned network in its state dict, and its table of levels, which follows from the configuration
+# in the state dict of a preconditioned network: the network, and a table of levels that follows from the configuration
 PREFIX, TABLE = "model.", "u"
 
 
 class Interface(BaseModel):
-    """Entries of config.json that every network has. `use_fp16` is how NVlabs ran it; here the user says."""
+    """Entries of config.json that every network has. `use_fp16` is ignored: here the user chooses the precision."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -57,7 +57,13 @@ class Interface(BaseModel):
 
 
 class OneHot(ClassConditioner):
-    """Class labels as rows of the identity, and no class as a row of zeros."""
+    """Class labels as one-hot rows, and no class as a row of zeros.
+
+    Args:
+        num_classes: labels run from 0 to num_classes - 1.
+        null: True if the network knows images without a class.
+        device: the network's device.
+    """
 
     def __init__(self, num_classes: int, null: bool, device: torch.device):
         super().__init__(num_classes, num_classes if null else None, device)
@@ -77,7 +83,12 @@ class OneHot(ClassConditioner):
 
 @dataclass(frozen=True)
 class EDMFolder:
-    """A checked folder."""
+    """An EDM model that passed every check that needs no weights in memory.
+
+    Attributes:
+        component: the folder's files.
+        interface, preconditioning, architecture: the three parts of its config.json.
+    """
 
     component: Component
     interface: Interface
@@ -85,42 +96,29 @@ class EDMFolder:
     architecture: Architecture
 
     @property
-    def kind(self) -> str:
-        """Name of the preconditioning's class."""
-        return self.component.kind
-
-    @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images."""
+        """(channels, height, width) of the images, which are also the network's states."""
         return self.interface.img_channels, self.interface.img_resolution, self.interface.img_resolution
 
     @property
-    def state_shape(self) -> tuple[int, int, int]:
-        """Of what the network sees: the images themselves."""
-        return self.image_shape
-
-    @property
-    def condition(self) -> str | None:
-        """What images are conditioned on: `class`, or None for nothing."""
-        return "class" if self.interface.label_dim else None
-
-    @property
     def has_null(self) -> bool:
-        """Whether the network knows images without a condition."""
+        """True if the network supports images without a condition."""
         return not self.interface.label_dim or self.architecture.label_dropout > 0
 
-    @property
-    def digest(self) -> str:
-        """sha256 over weights and configuration."""
-        return model_digest([self.component.config], self.component.weights)
-
-    @property
-    def num_parameters(self) -> int:
-        """Read from the headers of the weights."""
-        return self.component.num_parameters
+    def info(self, name: str) -> ModelInfo:
+        """Return what the manifest records about the model that the user calls `name`."""
+        return ModelInfo(
+            name=name,
+            kind=self.component.kind,
+            image_shape=self.image_shape,
+            hash=model_digest([self.component.config], self.component.weights),
+            parameters=self.component.num_parameters,
+            condition="class" if self.interface.label_dim else None,
+            has_null=self.has_null,
+        )
 
     def empty_network(self) -> UNet:
-        """The network without memory for its weights.
+        """Return the network without memory for its weights.
 
         Raises:
             ValueError: the configuration makes no network.
@@ -131,11 +129,12 @@ class EDMFolder:
             return self.architecture.network(resolution, channels, outputs, self.interface.label_dim)
 
     def load(self, dtype: torch.dtype, precision: torch.dtype, device: torch.device) -> NetworkDenoiser:
-        """Load the weights, frozen.
+        """Load the weights, frozen, and return the denoiser.
 
         Args:
-            dtype: of states and all sums.
-            precision: of the network.
+            dtype: precision of states and all sums: float32 or float64.
+            precision: precision of the network.
+            device: where the network is loaded to.
 
         Raises:
             ModelError: the weights are damaged.
@@ -147,7 +146,7 @@ class EDMFolder:
         except Exception as error:  # safetensors and torch each raise their own kinds
             raise unreadable(self.component.folder, error) from None
         for name, part in network.named_children():
-            # random frequencies are times 16: in a low precision they are others
+            # random frequencies are large, so rounding them to a low precision would change the embedding
             part.to(device, dtype if name == "map_noise" else precision)
         network.eval().requires_grad_(False)
         return self._denoiser(network, dtype, precision, device)
@@ -164,7 +163,7 @@ class EDMFolder:
         denoiser = NetworkDenoiser(
             forward,
             self.preconditioning.parameterization(),
-            self.state_shape,
+            self.image_shape,
             precision=precision,
             conditioner=conditioner,
             sampling_levels=self.preconditioning.sampling_levels,
@@ -174,7 +173,7 @@ class EDMFolder:
 
 
 def is_edm(folder: Path) -> bool:
-    """Whether a folder is for `inspect_edm`: its config.json names a preconditioning, or it holds a pickle alone."""
+    """Return True if `inspect_edm` reads this folder: an EDM config.json, or nothing but a pickle."""
     if not (folder / "config.json").is_file():
         return not (folder / "model_index.json").is_file() and any(folder.glob("*.pkl"))
     config = read_json(folder / "config.json")
@@ -182,10 +181,10 @@ def is_edm(folder: Path) -> bool:
 
 
 def inspect_edm(folder: Path) -> EDMFolder:
-    """Check a folder.
+    """Check a folder with an EDM model.
 
     Raises:
-        ModelError: naming what is missing or not supported, and what would do.
+        ModelError: something is missing or not supported; the sentence names it and the fix.
     """
     _refuse_pickles(folder)
     component = Component.of(folder, STEM)
@@ -209,6 +208,7 @@ def inspect_edm(folder: Path) -> EDMFolder:
 
 
 def _refuse_pickles(folder: Path) -> None:
+    """Raise ModelError, with the command that converts it, if a folder has a pickle and no safetensors."""
     pickle = next(iter(sorted(folder.glob("*.pkl"))), None)
     if pickle and not any(folder.glob(f"{STEM}*.safetensors")):
         raise ModelError(
@@ -218,6 +218,7 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _named(classes: dict[str, T], name: Any, what: str) -> T:
+    """Return the class of this name."""
     if name not in classes:
         raise ModelError(
             f"{what} {name!r}: expected one of {', '.join(classes)}; for any other model write factory:module:function"
@@ -226,7 +227,7 @@ def _named(classes: dict[str, T], name: Any, what: str) -> T:
 
 
 def _part(kind: type[M], values: dict[str, Any], where: Path, rest: bool = False) -> M:
-    """Take a part's own entries out of the values, or all that are left."""
+    """Take the settings of one part, or all that are left if `rest`, out of the values and validate them."""
     own = {name: values.pop(name) for name in list(values) if rest or name in kind.model_fields}
     try:
         return kind(**own)
@@ -248,7 +249,7 @@ def _part(kind: type[M], values: dict[str, Any], where: Path, rest: bool = False
 
 
 def _own_names(tensors: dict[str, T]) -> dict[str, T]:
-    """Those of the network alone, from those of it or of the preconditioned network."""
+    """Return tensors by their names in the network alone, whichever of the two state dicts they come from."""
     found = {name: tensor for name, tensor in tensors.items() if name != TABLE}
     if not all(name.startswith(PREFIX) for name in found):
         return found
@@ -256,15 +257,8 @@ def _own_names(tensors: dict[str, T]) -> dict[str, T]:
 
 
 def _check_weights(component: Component, network: UNet) -> None:
-    """Whether names and shapes in the headers are those of the network."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in component.weights:
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise unreadable(component.folder, error) from None
-    found = _own_names(shapes)
+    """Check that the names and shapes in the headers are those of the network."""
+    found = _own_names(component.shapes())
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for names, problem in (
         (expected.keys() - found.keys(), "lack {} tensors of the network"),

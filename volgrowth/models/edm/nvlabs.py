@@ -1,12 +1,12 @@
 """NVlabs' pickles of EDM networks become safetensors, and none of the code in them runs.
 
-Such a pickle is a dict whose `ema` is the network. Every module in it is a call of
+Such a pickle is a dict whose entry `ema` is the network. Every module in it is a call of
 `torch_utils.persistence._reconstruct_persistent_obj` on a dict of `class_name`, `state` and `module_src`, the source
-of the Python module that the class was defined in, which NVlabs' own loader executes. Here the call makes a record
-of name and state, and the source stays a string.
+of the Python module that defined the class, which NVlabs' own loader executes. Here the call makes a record of name
+and state, and the source stays a string.
 
-What else a pickle may call by name is decided in one table, `_CALLABLES`. Its entries are classes that hold data and
-whose instances ignore what the pickle tells them to become; any other name ends the reading.
+A pickle calls classes and functions by name. The table `_CALLABLES` lists the names that are allowed, each with a class
+here that only holds data; any other name ends the reading.
 """
 
 import io
@@ -24,11 +24,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from volgrowth.errors import ModelError
+from volgrowth.errors import ModelError, first_line
 from volgrowth.models.edm.model import STEM, inspect_edm
 from volgrowth.models.edm.preconditioning import PRECONDITIONINGS
 
-# NVlabs' default networks, where a pickle leaves them out
+# NVlabs' default networks, for pickles that omit them
 _MODEL_TYPES = {"iDDPMPrecond": "DhariwalUNet", "EDMPrecond": "DhariwalUNet"}
 _SIGMA_DATA = 0.5
 
@@ -37,14 +37,15 @@ def convert_pickle(pickle_path: Path, folder: Path, allow_pickle: bool) -> Path:
     """Write the network of an NVlabs pickle (its `ema`) as config.json and model.safetensors.
 
     Args:
-        folder: to write, new or empty.
-        allow_pickle: whether the user said that a pickle may be read.
+        pickle_path: the pickle.
+        folder: the folder to write, new or empty.
+        allow_pickle: True if the user agreed that a pickle is read.
 
     Returns:
         The folder.
 
     Raises:
-        ModelError: the pickle is not allowed, names what no EDM network needs, or holds no network known here.
+        ModelError: the pickle is not allowed, calls a name that no EDM network needs, or holds no network known here.
     """
     if not allow_pickle:
         raise ModelError(
@@ -62,7 +63,7 @@ def convert_pickle(pickle_path: Path, folder: Path, allow_pickle: bool) -> Path:
 
 
 def _write(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, what: str) -> None:
-    """The folder in one step, after it was checked."""
+    """Write a folder beside the final one, check it and rename it, so that the final one is whole or missing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     partial.mkdir()
@@ -78,7 +79,7 @@ def _write(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, wha
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and the state dict."""
+    """Return the settings for config.json and the state dict of a pickle."""
     try:
         with path.open("rb") as file:
             content = _Unpickler(file).load()
@@ -90,8 +91,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"ask whom it comes from for safetensors"
         ) from None
     except Exception as error:  # a damaged stream can fail in the hands of any record
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ModelError(f"{path} cannot be read as a pickle ({reason}): download it again") from None
+        raise ModelError(f"{path} cannot be read as a pickle ({first_line(error)}): download it again") from None
     network = content.get("ema") if isinstance(content, dict) else None
     if not isinstance(network, _Persistent):
         raise ModelError(f"{path} holds no network under 'ema': expected a pickle that NVlabs' EDM training wrote")
@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _config(network: "_Persistent") -> dict[str, Any]:
-    """The arguments that the network was made with, and the defaults that config.json has to say."""
+    """Return the arguments that the network was made with, and the defaults that config.json must state."""
     given = {name: value for name, value in network.state["_init_kwargs"].items() if not _is_infinite(value)}
     config = {"_class_name": network.name, "model_type": _MODEL_TYPES.get(network.name, "SongUNet"), **given}
     if network.name == "EDMPrecond":
@@ -117,12 +117,12 @@ def _config(network: "_Persistent") -> dict[str, Any]:
 
 
 def _is_infinite(value: Any) -> bool:
-    """NVlabs' default of sigma_max, which JSON has no word for."""
+    """Return True for infinity, NVlabs' default of sigma_max, which JSON cannot express."""
     return isinstance(value, float) and not isfinite(value)
 
 
 def _state_dict(module: "_Record", prefix: str = "") -> dict[str, Tensor]:
-    """As `torch.nn.Module.state_dict` makes it."""
+    """Return the tensors by name, as `torch.nn.Module.state_dict` does."""
     found = {}
     for kind in ("_parameters", "_buffers"):
         for name, tensor in module.state[kind].items():
@@ -135,11 +135,11 @@ def _state_dict(module: "_Record", prefix: str = "") -> dict[str, Tensor]:
 
 
 class _RefusedError(Exception):
-    """A name that is not in the table."""
+    """The pickle calls a name that is not in the table."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """A pickle's instructions, with records in place of all that it calls."""
+    """A reader of pickles that makes records in place of the objects that are named."""
 
     def find_class(self, module: str, name: str) -> type:
         try:
@@ -149,7 +149,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Record:
-    """An object of which only the state is kept."""
+    """An object whose state is kept and whose code is not."""
 
     def __init__(self, *_: Any):
         self.state: dict[str, Any] = {}
@@ -201,7 +201,7 @@ class _Parameter(_Record):
 
 
 class _Dtype(_Record):
-    """Of numpy: a code such as f8, and in the state the order of bytes."""
+    """A numpy dtype: a code such as f8, and the byte order in its state."""
 
     def __init__(self, code: str, *_: Any):
         self.code, self.order = code, "="
@@ -211,7 +211,7 @@ class _Dtype(_Record):
 
 
 class _Scalar(_Record):
-    """Of numpy; becomes a number of Python."""
+    """A numpy scalar, which becomes a number of Python."""
 
     def __new__(cls, dtype: _Dtype, content: bytes) -> Any:
         order = "=" if dtype.order == "|" else dtype.order

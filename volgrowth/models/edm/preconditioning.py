@@ -1,4 +1,4 @@
-r"""Preconditionings: what NVlabs' networks are shown at a noise level, and what their output means.
+r"""Preconditionings: how NVlabs' networks are evaluated at a noise level, and what their outputs mean.
 
 With s the noise level and D(x; s) = c_skip x + c_out F(c_in x; c_noise) (arXiv 2206.00364, eq. 7 and table 1):
 
@@ -8,14 +8,14 @@ With s the noise level and D(x; s) = c_skip x + c_out F(c_in x; c_noise) (arXiv 
     VEPrecond       1               s                    1                  log(s/2)        NCSN++ on the VE SDE
     iDDPMPrecond    1               -s                   1/sqrt(s^2+1)      M - 1 - j(s)    ADM on the cosine table
 
-So the second and the fourth predict e of x = alpha x_0 + sigma e, with alpha = 1/sqrt(s^2+1); the third predicts -e.
+So the second and the fourth predict e of x = alpha x_0 + sigma e, with alpha = 1/sqrt(s^2+1), and the third -e.
 
 The cosine table has M levels, from u_M = 0 (arXiv 2102.09672; 2206.00364, appendix C.3.1):
 
     u_{j-1}^2 = (u_j^2 + 1) / max(a_{j-1} / a_j, C_1) - 1,    a_j = sin^2(pi j / (2 M (C_2 + 1)))
 
-NVlabs' j(s) is the nearest entry. Here the label is linear in log s between entries, as of every table in this
-package, and the same number at the entries; samples are drawn at entries.
+NVlabs' j(s) is the nearest entry. Here the label equals NVlabs' at the entries and is linear in log s between them, as
+for every table in this package. Samples are drawn at entries.
 """
 
 from abc import ABC, abstractmethod
@@ -29,29 +29,29 @@ from torch import Tensor
 from volgrowth.models.parameterizations import EDM, Parameterization, Scheduled
 from volgrowth.numerics import DDPMSchedule, VESchedule, VPSchedule
 
-# of NVlabs' sampler (arXiv 2206.00364, eq. 5 and table 1)
+# NVlabs' sampler (arXiv 2206.00364, eq. 5 and table 1)
 LOWEST, HIGHEST, RHO = 0.002, 80.0, 7
 
 
 class Preconditioning(BaseModel, ABC):
-    """A preconditioning's own entries of config.json, under NVlabs' names, with NVlabs' defaults."""
+    """The preconditioning's entries of config.json, under NVlabs' names and with NVlabs' defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @abstractmethod
     def parameterization(self) -> Parameterization:
-        """The same as four scalars of the noise level.
+        """Return the preconditioning as four scalars of the noise level.
 
         Raises:
-            ValueError: the numbers make no noise levels.
+            ValueError: the lowest noise level is not below the highest.
         """
 
     def outputs(self, channels: int) -> int:
-        """Channels of the network's output, for images of so many."""
+        """Return the channels of the network's output, for images of `channels` channels."""
         return channels
 
     def sampling_levels(self, steps: int) -> Tensor:
-        """Rising noise levels, evenly spaced in s^(1/7), of the sampler in so many steps."""
+        """Return the rising noise levels of the sampler, (steps,) float64, evenly spaced in s^(1/7)."""
         low, high = self.parameterization().noise_levels
         low, high = max(low, LOWEST), min(high, HIGHEST)
         roots = torch.linspace(high ** (1 / RHO), low ** (1 / RHO), steps, dtype=torch.float64).flip(0)
@@ -59,7 +59,7 @@ class Preconditioning(BaseModel, ABC):
 
 
 class EDMPrecond(Preconditioning):
-    """Of EDM. A network cannot tell its `sigma_data`, so it has to be said."""
+    """EDM's preconditioning. config.json must give `sigma_data`, since the weights do not tell it."""
 
     sigma_min: float = Field(0, ge=0)
     sigma_max: PositiveFloat = inf
@@ -70,7 +70,7 @@ class EDMPrecond(Preconditioning):
 
 
 class VPPrecond(Preconditioning):
-    """Of the VP SDE, beta(t) = beta_min + beta_d t, from time epsilon_t."""
+    """The VP SDE, beta(t) = beta_min + beta_d t, from time epsilon_t."""
 
     beta_d: PositiveFloat = 19.9
     beta_min: PositiveFloat = 0.1
@@ -84,7 +84,7 @@ class VPPrecond(Preconditioning):
 
 
 class VEPrecond(Preconditioning):
-    """Of the VE SDE."""
+    """The VE SDE."""
 
     sigma_min: PositiveFloat = 0.02
     sigma_max: float = Field(100, gt=0, lt=inf)
@@ -95,7 +95,7 @@ class VEPrecond(Preconditioning):
 
 
 class IDDPMPrecond(Preconditioning):
-    """Of improved DDPM. The network also predicts a variance, in channels of its own, which nothing here uses."""
+    """Improved DDPM. The network also predicts a variance, in further channels, which nothing here uses."""
 
     C_1: PositiveFloat = 0.001
     C_2: PositiveFloat = 0.008
@@ -112,7 +112,7 @@ class IDDPMPrecond(Preconditioning):
 
     @cached_property
     def levels(self) -> Tensor:
-        """u_{M-1} to u_0, rising."""
+        """u_{M-1} to u_0, rising, (M,) float64."""
         share = [sin(pi * j / (2 * self.M * (self.C_2 + 1))) ** 2 for j in range(self.M + 1)]
         levels = [0.0]
         for j in range(self.M, 0, -1):
@@ -133,6 +133,7 @@ PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
 
 
 def _ordered(low: float, high: float) -> tuple[float, float]:
+    """Return a range of noise levels, or raise ValueError if it is empty."""
     if low >= high:
         raise ValueError(f"noise levels run from {low:g} to {high:g}")
     return low, high

@@ -1,7 +1,7 @@
-r"""The U-Nets of NVlabs' EDM checkpoints, computed from the names and shapes of their weights.
+r"""The U-Nets of NVlabs' EDM checkpoints: the same functions of the same named weights.
 
 SongUNet is DDPM++ and NCSN++ (arXiv 2011.13456, appendix H), DhariwalUNet is ADM (arXiv 2105.05233). Table 7 of
-arXiv 2206.00364 lists how they differ; in short
+arXiv 2206.00364 lists how they differ. In short:
 
                         DDPM++                NCSN++                        ADM
     embedding           positional            random frequencies            positional
@@ -12,8 +12,8 @@ arXiv 2206.00364 lists how they differ; in short
     attention           1 head, in a level's  as DDPM++                     heads of 64 channels, in every
                         last decoder block                                  decoder block
 
-Both walk the same ladder: at each resolution `num_blocks` blocks down, one more up, every state on the way down
-joined to a block on the way up.
+The encoder has `num_blocks` blocks at each resolution, the decoder one more. Every state of the encoder is joined to
+the input of one block of the decoder.
 """
 
 from abc import ABC, abstractmethod
@@ -33,9 +33,9 @@ CHANNELS_OF_A_HEAD = 64
 
 
 class Architecture(BaseModel):
-    """A network's own entries of config.json, under NVlabs' names.
+    """The network's entries of config.json, under NVlabs' names.
 
-    `dropout` and `label_dropout` act in training only; the second says whether the network knows images of no class.
+    `dropout` and `label_dropout` act in training only. A network knows images without a class if `label_dropout` > 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -50,12 +50,12 @@ class Architecture(BaseModel):
     label_dropout: float = Field(0, ge=0, le=1)
 
     def network(self, resolution: int, inputs: int, outputs: int, label_dim: int) -> "UNet":
-        """The network for square images, with empty weights."""
+        """Return the network for square images, with empty weights."""
         raise NotImplementedError
 
 
 class SongArchitecture(Architecture):
-    """Of DDPM++ and NCSN++; the defaults are NVlabs'."""
+    """Settings of DDPM++ and NCSN++, with NVlabs' defaults."""
 
     model_channels: PositiveInt = 128
     channel_mult: tuple[PositiveInt, ...] = Field((1, 2, 2, 2), min_length=1)
@@ -72,7 +72,7 @@ class SongArchitecture(Architecture):
 
 
 class DhariwalArchitecture(Architecture):
-    """Of ADM; the defaults are NVlabs'."""
+    """Settings of ADM, with NVlabs' defaults."""
 
     model_channels: PositiveInt = 192
     channel_mult: tuple[PositiveInt, ...] = Field((1, 2, 3, 4), min_length=1)
@@ -87,14 +87,15 @@ ARCHITECTURES: dict[str, type[Architecture]] = {"SongUNet": SongArchitecture, "D
 
 
 class UNet(nn.Module, ABC):
-    """The ladder that both networks walk.
+    """Encoder and decoder as both networks have them.
 
     Args:
+        architecture: the network's settings.
         resolution: height and width of the images.
         inputs, outputs: channels of the images and of the output.
 
     Raises:
-        ValueError: the numbers make no network.
+        ValueError: the resolution cannot be halved often enough, or channels are not divisible into groups or heads.
     """
 
     taps: Sequence[int] = (1, 1)
@@ -115,27 +116,27 @@ class UNet(nn.Module, ABC):
 
     @abstractmethod
     def block(self, inputs: int, outputs: int, attends: bool = False, **resampling: Any) -> Block:
-        """A block of this kind of network."""
+        """Return a block of this kind of network."""
 
     @abstractmethod
     def embed(self, labels: Tensor, class_labels: Tensor | None) -> Tensor:
-        """What every block is conditioned on: (B,), (B, label_dim) -> (B, embedding)."""
+        """Return the embeddings (B, embedding) of labels (B,) and classes (B, label_dim)."""
 
     @abstractmethod
-    def attends_on_the_way_up(self, resolution: int, index: int) -> bool:
-        """Whether a block of the decoder has attention."""
+    def decoder_attends(self, resolution: int, index: int) -> bool:
+        """Return True if this block of the decoder has attention."""
 
     @abstractmethod
     def head(self, x: Tensor, output: Tensor | None, level: int) -> Tensor | None:
-        """The output so far, after all blocks of a level of the decoder."""
+        """Return the output so far, after the last block of a level of the decoder."""
 
     def forward(self, x: Tensor, labels: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """F.
+        """Evaluate the network.
 
         Args:
             x: (B, inputs, resolution, resolution).
-            labels: (B,), of the noise level; in their own precision.
-            class_labels: (B, label_dim), rows of zeros for no class; needed by networks with classes.
+            labels: (B,) label of the noise level, in any precision.
+            class_labels: (B, label_dim) one-hot rows, or rows of zeros for no class; None for networks without classes.
 
         Returns:
             (B, outputs, resolution, resolution).
@@ -144,7 +145,7 @@ class UNet(nn.Module, ABC):
         return self.decode(self.encode(x, embedding), embedding)
 
     def encode(self, image: Tensor, embedding: Tensor) -> list[Tensor]:
-        """Every state on the way down."""
+        """Return every state of the encoder."""
         states: list[Tensor] = []
         for level, size in enumerate(self.resolutions):
             if level == 0:
@@ -159,7 +160,7 @@ class UNet(nn.Module, ABC):
         return states
 
     def decode(self, states: list[Tensor], embedding: Tensor) -> Tensor:
-        """The output, from the states of the way down."""
+        """Return the output for the states of the encoder."""
         x, output, deepest = states[-1], None, len(self.resolutions) - 1
         for level in range(deepest, -1, -1):
             name = f"{self.resolutions[level]}x{self.resolutions[level]}"
@@ -172,7 +173,7 @@ class UNet(nn.Module, ABC):
         return output
 
     def build_encoder(self, first: int) -> list[int]:
-        """Make the way down, from so many channels; returns the channels of every state."""
+        """Build the encoder, whose first state has `first` channels, and return the channels of every state."""
         states: list[int] = []
         shown = self.inputs
         for level, (size, width) in enumerate(zip(self.resolutions, self.widths, strict=True)):
@@ -192,7 +193,7 @@ class UNet(nn.Module, ABC):
         return states
 
     def build_decoder(self, states: list[int]) -> None:
-        """Make the way up, for states of so many channels."""
+        """Build the decoder for an encoder whose states have these numbers of channels."""
         x, deepest = states[-1], len(self.resolutions) - 1
         for level in range(deepest, -1, -1):
             size, width = self.resolutions[level], self.widths[level]
@@ -202,13 +203,13 @@ class UNet(nn.Module, ABC):
             else:
                 self.dec[f"{size}x{size}_up"] = self.block(x, x, resample="up", taps=self.taps)
             for index in range(self.num_blocks + 1):
-                attends = self.attends_on_the_way_up(size, index)
+                attends = self.decoder_attends(size, index)
                 self.dec[f"{size}x{size}_block{index}"] = self.block(x + states.pop(), width, attends)
                 x = width
 
 
 class SongUNet(UNet):
-    """DDPM++ and NCSN++."""
+    """The network of DDPM++ and NCSN++."""
 
     def __init__(self, architecture: SongArchitecture, resolution: int, inputs: int, outputs: int, label_dim: int):
         super().__init__(architecture, resolution, inputs, outputs)
@@ -235,7 +236,7 @@ class SongUNet(UNet):
         build = partial(Block, scaled=False, factor=sqrt(0.5), projected=True, eps=1e-6)
         return build(inputs, outputs, self.embedding_channels, heads=int(attends), **resampling)
 
-    def attends_on_the_way_up(self, resolution: int, index: int) -> bool:
+    def decoder_attends(self, resolution: int, index: int) -> bool:
         return resolution in self.attended and index == self.num_blocks
 
     def embed(self, labels: Tensor, class_labels: Tensor | None) -> Tensor:
@@ -243,7 +244,7 @@ class SongUNet(UNet):
         embedding = torch.cat([sin, cos], 1).to(self.map_layer0.weight)
         if self.map_label is not None:
             assert class_labels is not None
-            # of unit variance over classes, whatever their number
+            # scaled to unit variance over classes
             embedding = embedding + self.map_label(class_labels.to(embedding) * sqrt(self.map_label.in_features))
         return silu(self.map_layer1(silu(self.map_layer0(embedding))))
 
@@ -256,7 +257,7 @@ class SongUNet(UNet):
 
 
 class DhariwalUNet(UNet):
-    """ADM."""
+    """The network of ADM."""
 
     def __init__(self, architecture: DhariwalArchitecture, resolution: int, inputs: int, outputs: int, label_dim: int):
         super().__init__(architecture, resolution, inputs, outputs)
@@ -275,7 +276,7 @@ class DhariwalUNet(UNet):
         heads = outputs // CHANNELS_OF_A_HEAD if attends else 0
         return build(inputs, outputs, self.embedding_channels, heads=heads, **resampling)
 
-    def attends_on_the_way_up(self, resolution: int, index: int) -> bool:
+    def decoder_attends(self, resolution: int, index: int) -> bool:
         return resolution in self.attended
 
     def embed(self, labels: Tensor, class_labels: Tensor | None) -> Tensor:

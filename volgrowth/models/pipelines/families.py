@@ -1,38 +1,31 @@
-"""Classes of networks: what each is shown beside x and a label, and what it conditions on.
+"""Network classes of diffusers that volgrowth can measure, and how each is called.
 
-A family checks a configuration before weights are loaded, and wraps the loaded network as a function
-(x, labels, **condition) -> output, so that nothing else knows which class of network it is.
+A `NetworkFamily` stands for one network class. It checks a configuration before weights are loaded, and wraps the
+loaded network as a function (x, labels, **condition) -> output, so that no other module depends on the network's class.
+In every method `config` is the content of the network's config.json.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from volgrowth.errors import ModelError
 from volgrowth.models.checkpoint_files import Component
-from volgrowth.models.network import Conditioner
-from volgrowth.models.pipelines.lora import add_lora
-from volgrowth.models.pipelines.text import TextConditioner, readers
-from volgrowth.numerics.denoisers import Condition
-
-if TYPE_CHECKING:
-    from volgrowth.models.pipelines.inspection import DiffusersFolder
 
 Forward = Callable[..., Tensor]
 Embeddings = dict[str, Tensor]
 
 
 class NetworkFamily(ABC):
-    """One class of networks of diffusers.
+    """One network class of diffusers.
 
     Attributes:
-        name: of the class.
-        in_channels: what a configuration means that does not say it.
-        convolutional: whether that is most of what its networks do.
+        name: the name of the class in diffusers.
+        in_channels: default when the configuration omits the key.
+        convolutional: True if convolutions are most of the network's work.
     """
 
     name: str
@@ -41,78 +34,47 @@ class NetworkFamily(ABC):
 
     @abstractmethod
     def check(self, network: Component) -> None:
-        """Raise ModelError if the configuration is not one that is measured right."""
+        """Raise ModelError if this network takes inputs that volgrowth does not give it."""
 
     @abstractmethod
     def forward(self, network: torch.nn.Module, config: dict[str, Any]) -> Forward:
-        """The network as a function (x, labels, **condition) -> output of x's shape."""
+        """Return the network as a function (x, labels, **condition) -> output of x's shape."""
 
-    @abstractmethod
-    def conditioner(
-        self, model: "DiffusersFolder", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
-    ) -> Conditioner | None:
-        """What turns conditions into the keyword arguments of that function; None for a family that takes none."""
+    def num_classes(self, config: dict[str, Any]) -> int:
+        """Return how many classes the network is conditioned on, 0 if it takes no class."""
+        return 0
 
-    @abstractmethod
+    def null_class(self, config: dict[str, Any]) -> int | None:
+        """Return the label that stands for no class, or None if the network was not trained with one."""
+        return None
+
     def condition(self, config: dict[str, Any]) -> str | None:
-        """`class`, `caption`, or None."""
+        """Return the kind of condition that the network takes: `class`, `caption`, or None for none."""
+        return "class" if self.num_classes(config) else None
 
     def has_null(self, config: dict[str, Any]) -> bool:
-        """Whether the network knows what no condition is."""
-        return True
+        """Return True if the model supports input without a condition."""
+        return not self.num_classes(config) or self.null_class(config) is not None
 
     def whole_labels(self, config: dict[str, Any]) -> bool:
-        """Whether labels are looked up in a table."""
+        """Return True if the network looks time labels up in a table, so that they must be whole numbers."""
         return False
 
     def unit_range(self, config: dict[str, Any]) -> bool:
-        """Whether the network's images are in [0, 1]."""
+        """Return True if the network was trained on images in [0, 1] instead of [-1, 1]."""
         return False
 
     def patch(self, config: dict[str, Any]) -> int:
-        """Height and width of states that are one token to the network."""
+        """Return the side of the square of state entries that is one token to the network."""
         return 1
 
-    def channels(self, config: dict[str, Any]) -> int:
-        """Of a state."""
+    def state_channels(self, config: dict[str, Any]) -> int:
+        """Return the number of channels of a state."""
         return int(config["in_channels"])
 
 
-class ClassConditioner:
-    """Class labels as integers.
-
-    Args:
-        num_classes: labels run from 0 to this - 1.
-        null: the label that stands for no class, None where there is none.
-        device: where the network is.
-    """
-
-    kind = "class"
-
-    def __init__(self, num_classes: int, null: int | None, device: torch.device):
-        self.num_classes, self.null_label, self.device = num_classes, null, device
-        self.null = null is not None
-
-    def __call__(self, values: Sequence[Condition]) -> dict[str, Tensor]:
-        for value in values:
-            if problem := self.problem(value):
-                raise ModelError(problem)
-        labels = [self.null_label if value is None else value for value in values]
-        return {"class_labels": torch.tensor(labels, dtype=torch.long).to(self.device, non_blocking=True)}
-
-    def problem(self, value: Condition) -> str | None:
-        if value is None:
-            return None if self.null else "the model knows no image without a class: expected a class column"
-        if isinstance(value, int) and 0 <= value < self.num_classes:
-            return None
-        return f"class {value!r} is none of the model's: expected 0 to {self.num_classes - 1}"
-
-    def overflow(self, values: Sequence[Condition]) -> list[int]:
-        return [0] * len(values)
-
-
 class UNet2D(NetworkFamily):
-    """UNet2DModel: DDPM, DDIM, score SDE and latent diffusion; without a condition, or with classes."""
+    """UNet2DModel: DDPM, DDIM, score SDE and latent diffusion; unconditional, or conditioned on classes."""
 
     name = "UNet2DModel"
     in_channels = 3
@@ -135,17 +97,8 @@ class UNet2D(NetworkFamily):
 
         return forward
 
-    def conditioner(
-        self, model: "DiffusersFolder", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
-    ) -> Conditioner | None:
-        classes = model.network.config.get("num_class_embeds")
-        return ClassConditioner(classes, None, device) if classes else None
-
-    def condition(self, config: dict[str, Any]) -> str | None:
-        return "class" if config.get("num_class_embeds") else None
-
-    def has_null(self, config: dict[str, Any]) -> bool:
-        return not config.get("num_class_embeds")
+    def num_classes(self, config: dict[str, Any]) -> int:
+        return config.get("num_class_embeds") or 0
 
     def whole_labels(self, config: dict[str, Any]) -> bool:
         return config.get("time_embedding_type") == "learned"
@@ -155,7 +108,7 @@ class UNet2D(NetworkFamily):
 
 
 class DiT(NetworkFamily):
-    """DiTTransformer2DModel: classes, of which the one after the last is none (arXiv 2212.09748)."""
+    """DiTTransformer2DModel: conditioned on classes; the label after the last means no class (arXiv 2212.09748)."""
 
     name = "DiTTransformer2DModel"
     in_channels = 4
@@ -174,40 +127,53 @@ class DiT(NetworkFamily):
 
         return forward
 
-    def conditioner(
-        self, model: "DiffusersFolder", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
-    ) -> Conditioner | None:
-        classes = model.network.config["num_embeds_ada_norm"]
-        return ClassConditioner(classes, classes, device)
+    def num_classes(self, config: dict[str, Any]) -> int:
+        return int(config["num_embeds_ada_norm"])
 
-    def condition(self, config: dict[str, Any]) -> str | None:
-        return "class"
+    def null_class(self, config: dict[str, Any]) -> int | None:
+        return self.num_classes(config)
 
     def patch(self, config: dict[str, Any]) -> int:
         return int(config.get("patch_size", 2))
 
 
 class TextFamily(NetworkFamily):
-    """Networks that take captions, through the text encoders of a pipeline of diffusers.
+    """Networks conditioned on captions, which a diffusers pipeline turns into embeddings.
 
-    The null condition is what that pipeline guides away from when it is given no negative prompt.
+    The null condition is the input that this pipeline's classifier-free guidance uses when no negative prompt is given.
     """
 
     @abstractmethod
     def pipeline(self, config: dict[str, Any]) -> str:
-        """Class of the pipeline whose rules make captions embeddings."""
+        """Return the class name of the pipeline that turns captions into embeddings for this network."""
 
     @abstractmethod
-    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersFolder", device: torch.device) -> Embeddings:
-        """Keyword arguments of the function, each (1, ...), for one caption, or None for the null condition."""
+    def embed(
+        self, pipeline: Any, caption: str | None, config: dict[str, Any], pixels: tuple[int, int], device: torch.device
+    ) -> Embeddings:
+        """Return the keyword arguments of the wrapped network for one caption.
 
-    def width(self, network: Any) -> int:
-        """Of the embeddings that the network reads."""
+        Args:
+            pipeline: the loaded pipeline, an instance of the class that `pipeline(config)` names.
+            caption: the text; None for the null condition.
+            config: the network's configuration.
+            pixels: (height, width) of the model's images.
+            device: the network's device.
+
+        Returns:
+            Tensors by argument name, each of shape (1, ...).
+        """
+
+    def embedding_width(self, network: Any) -> int:
+        """Return how many numbers per token the loaded network expects."""
         return int(network.config.joint_attention_dim)
 
     def t5_tokens(self, config: dict[str, Any]) -> int | None:
-        """How many T5 reads, where that is not the default of the pipeline."""
+        """Return how many tokens T5 reads, or None for the pipeline's default."""
         return None
+
+    def condition(self, config: dict[str, Any]) -> str | None:
+        return "caption"
 
     def check(self, network: Component) -> None:
         config, path = network.config, network.folder / "config.json"
@@ -219,48 +185,28 @@ class TextFamily(NetworkFamily):
                 f"factory:module:function"
             )
 
-    def condition(self, config: dict[str, Any]) -> str | None:
-        return "caption"
-
-    def conditioner(
-        self, model: "DiffusersFolder", network: torch.nn.Module, dtype: torch.dtype, device: torch.device
-    ) -> Conditioner | None:
-        assert model.text is not None
-        pipeline = model.text.load(network, dtype, device)
-        if model.settings.lora:
-            add_lora(pipeline, model.settings.lora)
-        embed = partial(self.embed, pipeline, model=model, device=device)
-        conditioner = TextConditioner(embed, readers(pipeline, self.t5_tokens(model.network.config)))
-        known, given = self.width(network), conditioner([None])["encoder_hidden_states"].shape[-1]
-        if known != given:
-            raise ModelError(
-                f"the text encoders in {model.pipeline} make embeddings of {given} numbers, and the network in "
-                f"{model.network.folder} reads {known}: expected the pipeline that it was trained in (--base)"
-            )
-        return conditioner
-
 
 class UNet2DCondition(TextFamily):
     """UNet2DConditionModel: Stable Diffusion 1, 2 and XL (arXiv 2112.10752, 2307.01952).
 
-    Stable Diffusion XL is told the size that an image had and how it was cropped: here that of the model's images,
-    not cropped, as its pipeline does. Its null condition is zeros where `force_zeros_for_empty_prompt` says so, which
-    is not what the caption '' gives.
+    Stable Diffusion XL also takes the original size and the crop of an image. It is told the size of the model's images
+    and no crop, as its pipeline does by default. Its null condition is zeros if model_index.json sets
+    `force_zeros_for_empty_prompt`, which differs from the embedding of the caption ''.
     """
 
     name = "UNet2DConditionModel"
     in_channels = 4
     convolutional = True
-    OTHERS = (
+    UNSUPPORTED = (
         *("class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type", "time_cond_proj_dim"),
         "center_input_sample",
     )
-    """ModelOptions of networks that are shown something else beside a caption, or images in another range."""
+    """Settings of networks that take further inputs beside a caption, or images in another range."""
 
     def check(self, network: Component) -> None:
         super().check(network)
         config, path = network.config, network.folder / "config.json"
-        if found := next((key for key in self.OTHERS if config.get(key)), None):
+        if found := next((key for key in self.UNSUPPORTED if config.get(key)), None):
             raise ModelError(
                 f"{path} sets {found} to {config[found]!r}: expected a network that is shown latents and captions "
                 f"alone; wrap this network with factory:module:function"
@@ -271,7 +217,7 @@ class UNet2DCondition(TextFamily):
                 f"Stable Diffusion XL has it; wrap this network with factory:module:function"
             )
 
-    def width(self, network: Any) -> int:
+    def embedding_width(self, network: Any) -> int:
         of_blocks = network.config.cross_attention_dim
         return int(of_blocks if isinstance(of_blocks, int) else of_blocks[0])
 
@@ -284,17 +230,18 @@ class UNet2DCondition(TextFamily):
 
         return forward
 
-    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersFolder", device: torch.device) -> Embeddings:
+    def embed(
+        self, pipeline: Any, caption: str | None, config: dict[str, Any], pixels: tuple[int, int], device: torch.device
+    ) -> Embeddings:
         prompt, guided = [caption or ""], caption is None
         found = pipeline.encode_prompt(
             prompt=prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=guided
         )
         embeddings = {"encoder_hidden_states": found[1] if guided else found[0]}
-        if model.network.config.get("addition_embed_type"):
+        if config.get("addition_embed_type"):
             pooled = found[3] if guided else found[2]
-            _, height, width = model.image_shape
             embeddings["text_embeds"] = pooled
-            embeddings["time_ids"] = torch.tensor([[height, width, 0, 0, height, width]]).to(pooled)
+            embeddings["time_ids"] = torch.tensor([[*pixels, 0, 0, *pixels]]).to(pooled)
         return embeddings
 
 
@@ -313,7 +260,9 @@ class SD3(TextFamily):
 
         return forward
 
-    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersFolder", device: torch.device) -> Embeddings:
+    def embed(
+        self, pipeline: Any, caption: str | None, config: dict[str, Any], pixels: tuple[int, int], device: torch.device
+    ) -> Embeddings:
         guided = caption is None
         found = pipeline.encode_prompt([caption or ""], None, None, device=device, do_classifier_free_guidance=guided)
         embeddings, pooled = (found[1], found[3]) if guided else (found[0], found[2])
@@ -326,12 +275,12 @@ class SD3(TextFamily):
 class Flux(TextFamily):
     """FluxTransformer2DModel: flow matching, on latents packed 2 x 2 into tokens.
 
-    The state keeps its height and width; tokens exist only inside the function. Networks with `guidance_embeds` were
-    distilled to answer as if guided with a scale that they are told. They are told 1, which stands for the flow of
-    the captions themselves and is what diffusers' training examples set; the pipeline samples with 3.5. The null
-    condition is the prompt '', which is what the pipeline guides away from by `true_cfg_scale`; a distilled network
-    was not trained to know it, so its differences say less. Networks without `guidance_embeds` (schnell) were
-    trained on 256 tokens of T5, the others on 512.
+    The state keeps its height and width; only the wrapped function packs it into tokens. Networks with
+    `guidance_embeds` were distilled to answer as if guided with a scale that they are told. Here they are told 1, the
+    scale at which guidance changes nothing and the value that diffusers' training examples set; the pipeline samples
+    with 3.5. The null condition is the prompt '', which the pipeline uses for `true_cfg_scale`; a distilled network was
+    not trained to know it, so differences to it say less. Networks without `guidance_embeds` (schnell) were trained
+    on 256 tokens of T5, the others on 512.
     """
 
     name = "FluxTransformer2DModel"
@@ -359,8 +308,10 @@ class Flux(TextFamily):
 
         return forward
 
-    def embed(self, pipeline: Any, caption: str | None, model: "DiffusersFolder", device: torch.device) -> Embeddings:
-        tokens = self.t5_tokens(model.network.config)
+    def embed(
+        self, pipeline: Any, caption: str | None, config: dict[str, Any], pixels: tuple[int, int], device: torch.device
+    ) -> Embeddings:
+        tokens = self.t5_tokens(config)
         options = {"max_sequence_length": tokens} if tokens else {}
         embeddings, pooled, _ = pipeline.encode_prompt([caption or ""], None, device=device, **options)
         return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
@@ -371,25 +322,30 @@ class Flux(TextFamily):
     def patch(self, config: dict[str, Any]) -> int:
         return 2
 
-    def channels(self, config: dict[str, Any]) -> int:
+    def state_channels(self, config: dict[str, Any]) -> int:
         return int(config["in_channels"]) // 4
 
 
+FAMILIES: dict[str, NetworkFamily] = {
+    family.name: family for family in (UNet2D(), DiT(), UNet2DCondition(), SD3(), Flux())
+}
+
+
 def _pack(x: Tensor) -> Tensor:
-    """(B, C, H, W) to tokens (B, H/2 W/2, 4 C), channels first within a token."""
+    """Return the tokens (B, H/2 W/2, 4 C) of states (B, C, H, W), channels first within a token."""
     tokens = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 1, 3, 5)
     return tokens.flatten(3).flatten(1, 2)
 
 
 def _unpack(tokens: Tensor, shape: Sequence[int]) -> Tensor:
-    """And back to a state of this shape."""
+    """Return the states of the given shape (B, C, H, W) from their tokens: the inverse of `_pack`."""
     batch, channels, height, width = shape
     blocks = tokens.reshape(batch, height // 2, width // 2, channels, 2, 2)
     return blocks.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
 
 
 def _positions(x: Tensor) -> Tensor:
-    """(0, row, column) of each token."""
+    """Return (0, row, column) of each token, (H/2 W/2, 3)."""
     rows, columns = (torch.arange(n // 2, device=x.device) for n in x.shape[2:])
     grid = torch.cartesian_prod(torch.zeros(1, dtype=rows.dtype, device=x.device), rows, columns)
     return grid.to(x.dtype)

@@ -1,11 +1,11 @@
-r"""Autoencoders: images to the latents that a network was trained on, and back.
+r"""Autoencoders: images become the latents that a network was trained on, and latents become images.
 
     latents = (mode of the encoder - shift) * scale
 
-with `shift_factor` and `scaling_factor` of its configuration, or `latents_mean` and `scaling_factor / latents_std`
-where it lists a mean and a deviation for each channel. The mode, not a sample: an audit of the same image is the same
-number each time. A vector-quantised autoencoder (VQModel) gives its latents before quantisation, which is what latent
-diffusion is trained on (arXiv 2112.10752).
+Shift and scale are `shift_factor` and `scaling_factor` of the autoencoder's configuration; if that lists a mean and a
+standard deviation per channel, they are `latents_mean` and `scaling_factor / latents_std`. The mode is used instead of
+a sample, so that an audit of the same image gives the same number each time. A vector-quantised autoencoder (VQModel)
+gives its latents before quantisation, which latent diffusion is trained on (arXiv 2112.10752).
 """
 
 from typing import Any
@@ -19,11 +19,11 @@ AUTOENCODER_KINDS = ("AutoencoderKL", "VQModel")
 
 
 class Latents:
-    """An autoencoder between images in [-1, 1] and latents.
+    """A loaded autoencoder as the codec of a `NetworkDenoiser`.
 
     Args:
-        vae: the module, frozen. Old configurations leave out the scale, and the module knows its default.
-        pixel_shape: of the images.
+        vae: the module, frozen. Its own configuration is used, which fills in a scale that old files omit.
+        pixel_shape: (channels, height, width) of the images.
     """
 
     def __init__(self, vae: Any, pixel_shape: tuple[int, int, int]):
@@ -54,14 +54,14 @@ class Latents:
 
 
 def downsampling(vae: Component) -> int:
-    """How many pixels of height and of width one latent stands for."""
+    """Return how many pixels of height, and of width, one latent stands for."""
     return int(2 ** (len(vae.config["block_out_channels"]) - 1))
 
 
 def load_autoencoder(vae: Component, dtype: torch.dtype, device: torch.device) -> Any:
-    """The module, frozen, in the precision of the states: some overflow in float16."""
+    """Load an autoencoder, frozen. `dtype` is the precision of states, since some autoencoders overflow in float16."""
     import diffusers
 
-    module = from_pretrained(getattr(diffusers, vae.kind), vae)
+    module = from_pretrained(getattr(diffusers, vae.kind), vae, low_cpu_mem_usage=False)
     torch.nn.Module.to(module, device, dtype)
     return module.eval().requires_grad_(False)

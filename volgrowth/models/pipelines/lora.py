@@ -1,8 +1,8 @@
-"""Low-rank weights on top of a pipeline: W + scale B A, fused into network and text encoders when they are loaded.
+"""Low-rank weights (LoRA): W + scale B A, fused into a pipeline's network and text encoders when it is loaded.
 
-Files are read by diffusers' own loaders, so those of diffusers, peft and kohya work, with their alphas. Every matrix of
-the file has to land in the model: loaders pass over, with a warning, what they find no place for, and the audit would
-be of another model than the user thinks.
+Files are read by diffusers' own loaders, so those that diffusers, peft and kohya write work, with their alphas. Every
+matrix of the file must end up in the model. The loaders only warn about a matrix that fits nowhere, and the audit
+would then be of another model than the user thinks.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volgrowth.errors import ModelError
+from volgrowth.errors import ModelError, first_line
 from volgrowth.models.pipelines.text import quiet
 
 
 def check_lora(path: Path) -> None:
-    """Raise ModelError if a file holds no low-rank weights, or of a kind that diffusers does not apply in full."""
+    """Raise ModelError if a file holds no low-rank weights, or a kind of them that diffusers applies only in part."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -42,10 +42,14 @@ def check_lora(path: Path) -> None:
 
 
 def add_lora(pipeline: Any, path: Path) -> None:
-    """Fuse a file into a pipeline's network and text encoders, in the precision that they have.
+    """Fuse low-rank weights into a pipeline's network and text encoders, in place and in their own precision.
+
+    Args:
+        pipeline: a loaded diffusers pipeline.
+        path: the safetensors file.
 
     Raises:
-        ModelError: it belongs to another model.
+        ModelError: the file belongs to another model.
     """
     network = getattr(pipeline, "unet", None) or pipeline.transformer
     before = {name: parameter.shape for name, parameter in network.named_parameters()}
@@ -55,7 +59,7 @@ def add_lora(pipeline: Any, path: Path) -> None:
         try:
             pipeline.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
         except Exception as error:  # diffusers, peft and torch each raise their own kinds
-            raise _other_model(path, network, (str(error).splitlines() or [type(error).__name__])[0]) from None
+            raise _other_model(path, network, first_line(error)) from None
         names = [name for name in pipeline._lora_loadable_modules if getattr(pipeline, name, None) is not None]
         modules = [getattr(pipeline, name) for name in names]
         _check_landed(path, network, modules, given)
@@ -68,7 +72,7 @@ def add_lora(pipeline: Any, path: Path) -> None:
 
 
 def _remembering(read: Callable[..., Any], given: dict[str, Tensor]) -> Callable[..., Any]:
-    """A loader's reading of its file, which keeps the matrices under the names that it gives them."""
+    """Wrap a loader's function that reads a file, so that `given` collects the matrices under the loader's names."""
 
     def remember(*args: Any, **options: Any) -> Any:
         found = read(*args, **options)
@@ -80,7 +84,7 @@ def _remembering(read: Callable[..., Any], given: dict[str, Tensor]) -> Callable
 
 
 def _check_landed(path: Path, network: Any, modules: Iterable[Any], given: dict[str, Tensor]) -> None:
-    """Whether each matrix is a parameter of the modules now; names are changed on the way, so numbers are compared."""
+    """Check that each matrix is now a parameter of a module. Loaders rename matrices, so contents are compared."""
     precision = network.dtype if network.dtype.itemsize < 4 else torch.float32
     parameters = (pair for module in modules for pair in module.named_parameters())
     landed = {_content(tensor, precision) for name, tensor in parameters if "lora" in name}
@@ -90,6 +94,7 @@ def _check_landed(path: Path, network: Any, modules: Iterable[Any], given: dict[
 
 
 def _content(tensor: Tensor, precision: torch.dtype) -> bytes:
+    """Return a digest of a tensor's numbers in the given precision."""
     flat = tensor.detach().to("cpu", precision).flatten().contiguous()
     return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).digest()
 

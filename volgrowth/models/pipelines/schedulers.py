@@ -1,8 +1,9 @@
-"""Diffusers' schedulers: from a scheduler_config.json to what the network is asked, and where its sampler steps.
+"""Diffusers' schedulers: scheduler_config.json becomes a parameterization, and the noise levels of the sampler.
 
-A scheduler that steps differently (Euler, Heun, DPM-Solver, ...) was still trained on one table of betas, one range of
-noise levels or one straight path. That decides the measurement; `timestep_spacing`, `steps_offset`, Karras levels and
-shifts decide at which noise levels its sampler evaluates the network, and so how `volgrowth verify` draws samples.
+Whatever the steps of a scheduler (Euler, Heun, DPM-Solver, ...), its network was trained on one table of betas, one
+range of noise levels or one straight path, and that decides the measurement. Its other settings, `timestep_spacing`,
+`steps_offset`, Karras levels and shifts, decide at which noise levels the sampler evaluates the network, and so how
+`volgrowth verify` draws samples.
 """
 
 import inspect
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volgrowth.errors import ModelError
+from volgrowth.errors import ModelError, first_line
 from volgrowth.models.checkpoint_files import read_json
 from volgrowth.models.network import Levels
 from volgrowth.models.parameterizations import EDM, Parameterization, PredictionType, Scheduled
@@ -34,25 +35,31 @@ TABLES = (
     "KDPM2AncestralDiscreteScheduler",
     "LMSDiscreteScheduler",
 )
-"""Trained on a table of betas; those with `use_flow_sigmas` on straight paths."""
+"""Schedulers of networks trained on a table of betas, or on straight paths if they set `use_flow_sigmas`."""
 EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 VE_SCHEDULERS = ("ScoreSdeVeScheduler",)
 SCHEDULERS = (*TABLES, *EDM_SCHEDULERS, *FLOW_SCHEDULERS, *VE_SCHEDULERS)
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
-# of a straight path, the share of noise beyond which noise levels say nothing
 LAST_TIME = 0.999
+"""Last time of a straight path that is used; at time 1 only noise is left, and the noise level is infinite."""
 
 
 class SchedulerConfig:
     """A checked scheduler_config.json.
 
     Args:
-        path: of the file.
+        path: the file.
+
+    Attributes:
+        values: the content of the file.
+        name: class name of the scheduler.
+        num_steps: how many time steps the network was trained on.
+        parameterization: how the network is evaluated.
 
     Raises:
-        ModelError: the scheduler is not known, or says something that no noise schedule follows from.
+        ModelError: the scheduler is not known, or its settings make no noise schedule.
     """
 
     def __init__(self, path: Path):
@@ -68,7 +75,11 @@ class SchedulerConfig:
         self.parameterization = self._parameterization()
 
     def sampling_levels(self, image_tokens: int) -> Levels:
-        """Rising noise levels of so many steps; `image_tokens` decides the shift of schedulers that shift by size."""
+        """Return a function from a number of steps to the sampler's rising noise levels, float64.
+
+        Args:
+            image_tokens: tokens of one state, which some schedulers shift their levels by.
+        """
 
         def levels(steps: int) -> Tensor:
             found = self._levels(steps, image_tokens).double()
@@ -78,6 +89,7 @@ class SchedulerConfig:
         return levels
 
     def _levels(self, steps: int, image_tokens: int) -> Tensor:
+        """Return the noise levels at which the scheduler evaluates the network, in any order."""
         scheduler = self.scheduler
         if self.name in VE_SCHEDULERS:
             low, high = self.parameterization.noise_levels
@@ -93,7 +105,7 @@ class SchedulerConfig:
         return self.parameterization.schedule.noise_level(times)
 
     def _shift(self, image_tokens: int) -> dict[str, float]:
-        """Where a scheduler shifts by the image's size: linear in the number of tokens."""
+        """Return the shift of schedulers that shift by the image's size: linear in the number of tokens."""
         config = self.scheduler.config
         if not config.get("use_dynamic_shifting"):
             return {}
@@ -102,7 +114,7 @@ class SchedulerConfig:
         return {"mu": config["base_shift"] + share * (config["max_shift"] - config["base_shift"])}
 
     def _scheduler(self) -> Any:
-        """The scheduler itself, which brings its defaults."""
+        """Make the scheduler itself, which knows the defaults of settings that the file omits."""
         import diffusers
 
         kind = getattr(diffusers, self.name, None)
@@ -116,10 +128,12 @@ class SchedulerConfig:
                 settings["skip_prk_steps"] = True
             return kind(**settings)
         except Exception as error:  # each scheduler refuses settings in its own way
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise ModelError(f"{self.path} makes no {self.name} ({reason}): save the scheduler again") from None
+            raise ModelError(
+                f"{self.path} makes no {self.name} ({first_line(error)}): save the scheduler again"
+            ) from None
 
     def _parameterization(self) -> Parameterization:
+        """Return how the network is evaluated, by the kind of path that it was trained on."""
         config = self.scheduler.config
         if self.name in VE_SCHEDULERS:
             return Scheduled(VESchedule(), "score", (config["sigma_min"], config["sigma_max"]))
@@ -135,7 +149,7 @@ class SchedulerConfig:
         return self._table(self._choice("prediction_type", "epsilon", PREDICTIONS))
 
     def _preconditioned(self, continuous: bool) -> Parameterization:
-        """Continuous Euler with v_prediction is EDM on data of unit deviation, with the sign of c_out turned."""
+        """Return EDM's preconditioning; continuous Euler with v_prediction is EDM on data of unit deviation, of -F."""
         config = self.scheduler.config
         prediction = self._choice("prediction_type", "epsilon", ("v_prediction",) if continuous else PREDICTIONS[:2])
         sigma_data = 1.0 if continuous else config["sigma_data"]
@@ -143,7 +157,7 @@ class SchedulerConfig:
         return EDM(sigma_data, levels, -1 if prediction == "v_prediction" else 1)
 
     def _table(self, prediction: PredictionType) -> Parameterization:
-        """The table of the scheduler's own betas, accumulated in float64."""
+        """Return the parameterization on the scheduler's own betas, accumulated in float64."""
         table = torch.cumprod(1 - self.scheduler.betas.double(), 0)
         try:
             # a zero-terminal-SNR table ends in pure noise, where no noise level exists
@@ -155,6 +169,7 @@ class SchedulerConfig:
         return Scheduled.on_table(schedule, prediction)
 
     def _choice(self, key: str, default: str, known: tuple[str, ...]) -> Any:
+        """Return a setting that must be one of the known values."""
         value = self.values.get(key, default)
         if value not in known:
             raise ModelError(f"{self.path} has {key} {value!r}: expected one of {', '.join(known)}")

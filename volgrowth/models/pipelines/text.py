@@ -1,12 +1,11 @@
-r"""Captions to what a network sees of them, by the text encoding of diffusers' own pipelines.
+r"""Captions become the embeddings that a network takes, by the text encoders of diffusers' own pipelines.
 
-How tokens are padded, which layer is read and what is pooled are rules of each pipeline's `encode_prompt`, so that is
-what runs here, with the pipeline's text encoders frozen and in the network's precision. Of a caption only the
-embeddings stay. Each is encoded alone, so that its embeddings do not depend, not even in the last digit, on which
-others are in the batch.
+Padding, the layer that is read and the pooling are rules of each pipeline's `encode_prompt`, so that function runs
+here, with the pipeline's text encoders frozen and in the network's precision. Each caption is encoded alone, so that
+its embeddings do not depend on the other captions of a batch, not even in the last digit.
 
-**Overflow.** CLIP reads 77 tokens, T5 as many as the pipeline lets it (256 or 512). What one encoder cuts and another
-reads is not lost, so a caption's overflow is the least that any of them cuts, in its own tokens.
+**Overflow.** CLIP reads 77 tokens, T5 as many as the pipeline allows (256 or 512). A word that one encoder cuts off
+and another reads is not lost, so the overflow of a caption is the smallest number of tokens that any encoder cuts off.
 """
 
 import inspect
@@ -21,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volgrowth.errors import ModelError
-from volgrowth.models.checkpoint_files import TRANSFORMERS_WEIGHTS, Component, unreadable, variant_of
+from volgrowth.errors import ModelError, first_line
+from volgrowth.models.checkpoint_files import TRANSFORMERS_WEIGHTS, Component, from_pretrained
 from volgrowth.numerics.denoisers import Condition
 
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
@@ -33,21 +32,21 @@ SLOTS = {
     "StableDiffusion3Pipeline": ("", "_2", "_3"),
     "FluxPipeline": ("", "_2"),
 }
-"""Of each pipeline, the endings of its `text_encoder` and `tokenizer`."""
+"""Endings of the names `text_encoder` and `tokenizer` in each pipeline."""
 OPTIONAL = {("StableDiffusion3Pipeline", "_3")}
 OPTIONS = ("force_zeros_for_empty_prompt",)
-"""ModelOptions of a model_index.json that decide what an embedding is."""
+"""Settings of model_index.json that change embeddings."""
 
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """Of a pipeline, all that reads captions, checked but not loaded.
+    """Text encoders and tokenizers of a pipeline, checked but not loaded.
 
     Attributes:
-        pipeline: class of the pipeline.
-        encoders: of each `text_encoder`, class and files.
-        tokenizers: of each `tokenizer`, class and folder.
-        options: settings of the pipeline.
+        pipeline: class name of the pipeline.
+        encoders: class name and files of each text encoder, by its name in model_index.json.
+        tokenizers: class name and folder of each tokenizer, by its name in model_index.json.
+        options: settings of model_index.json that change embeddings.
     """
 
     pipeline: str
@@ -57,10 +56,14 @@ class TextEncoders:
 
     @classmethod
     def of(cls, folder: Path, index: dict[str, Any]) -> "TextEncoders":
-        """Of a pipeline folder and its model_index.json.
+        """Check the text encoders and tokenizers of a pipeline.
+
+        Args:
+            folder: the pipeline.
+            index: the content of its model_index.json.
 
         Raises:
-            ModelError: one is missing, of a class that is not known, or a pickle.
+            ModelError: a part is missing, is of an unknown class, or is a pickle.
         """
         name = index["_class_name"]
         encoders: dict[str, tuple[str, Component]] = {}
@@ -76,7 +79,7 @@ class TextEncoders:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Weights, and all that a tokenizer is made of."""
+        """Weights of the encoders, and the files of the tokenizers."""
         weights = [path for _, encoder in self.encoders.values() for path in encoder.weights]
         folders = [folder for _, folder in self.tokenizers.values()]
         words = [path for folder in folders for end in ("json", "txt", "model") for path in folder.glob(f"*.{end}")]
@@ -84,21 +87,31 @@ class TextEncoders:
 
     @property
     def values(self) -> list[Any]:
-        """What decides the embeddings beside those files."""
+        """Settings that change embeddings, for the digest of the model."""
         return [self.pipeline, self.options, *(encoder.config for _, encoder in self.encoders.values())]
 
     def load(self, network: Any, precision: torch.dtype, device: torch.device) -> Any:
-        """The pipeline with its text encoders and this network, and without all else.
+        """Load the pipeline with its text encoders and without its other parts.
+
+        Args:
+            network: the loaded network, so that low-rank weights can be added to it through the pipeline.
+            precision: precision of the text encoders.
+            device: where they are loaded to.
 
         Raises:
             ModelError: weights or a tokenizer cannot be loaded.
         """
         import diffusers
+        import transformers
 
         parts: dict[str, Any] = {"unet": network, "transformer": network, "requires_safety_checker": False}
         with quiet():
             for name, (kind, encoder) in self.encoders.items():
-                parts[name] = _load_encoder(kind, encoder, precision).to(device)
+                # transformers keeps in float32 what needs its range, such as T5's last projections
+                module = from_pretrained(
+                    getattr(transformers, kind), encoder, "text encoder", leftovers=True, dtype=precision
+                )
+                parts[name] = module.eval().requires_grad_(False).to(device)
             for name, (kind, folder) in self.tokenizers.items():
                 parts[name] = _load_tokenizer(kind, folder)
             for (name, (_, encoder)), tokenizer in zip(self.encoders.items(), self.tokenizers, strict=True):
@@ -111,11 +124,12 @@ class TextEncoders:
 
 
 class TextConditioner:
-    """Captions as the embeddings that a network is shown.
+    """Captions as embeddings.
 
     Args:
-        embed: of one caption, or None for the null condition, the keyword arguments of the network, each (1, ...).
-        readers: of each text encoder, its tokenizer and how many tokens it reads, begin and end included.
+        embed: function from a caption, or None for the null condition, to the network's keyword arguments, each
+            (1, ...).
+        readers: tokenizer of each text encoder and how many tokens that encoder reads, begin and end included.
     """
 
     kind = "caption"
@@ -161,10 +175,11 @@ class TextConditioner:
 
 
 def readers(pipeline: Any, t5_tokens: int | None = None) -> list[tuple[Any, int]]:
-    """Of each text encoder of a pipeline, its tokenizer and how many tokens `encode_prompt` gives it.
+    """Return the tokenizer of each text encoder, with the number of tokens that `encode_prompt` gives to the encoder.
 
     Args:
-        t5_tokens: of T5; the default of the pipeline's `encode_prompt` otherwise.
+        pipeline: a loaded diffusers pipeline.
+        t5_tokens: tokens of T5; by default those of the pipeline's `encode_prompt`.
     """
     longest = inspect.signature(pipeline.encode_prompt).parameters.get("max_sequence_length")
     found: list[tuple[Any, int]] = []
@@ -181,7 +196,7 @@ def readers(pipeline: Any, t5_tokens: int | None = None) -> list[tuple[Any, int]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and bars of diffusers and transformers: what they warn of is checked or reported here."""
+    """Silence warnings and progress bars of diffusers and transformers; what they warn of is checked elsewhere."""
     from transformers.utils import logging as of_transformers
 
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
@@ -199,7 +214,7 @@ def quiet() -> Iterator[None]:
 
 
 def _part(folder: Path, index: dict[str, Any], name: str, known: tuple[str, ...]) -> tuple[str, Path]:
-    """Class and folder of a component."""
+    """Return class name and folder of a pipeline's part."""
     if name not in index or not (folder / name).is_dir():
         raise ModelError(
             f"{folder} has no {name}: expected all text encoders and tokenizers of a {index['_class_name']}; save the "
@@ -211,38 +226,15 @@ def _part(folder: Path, index: dict[str, Any], name: str, known: tuple[str, ...]
     return kind, folder / name
 
 
-def _load_encoder(kind: str, encoder: Component, precision: torch.dtype) -> Any:
-    """A text encoder, frozen; what transformers keeps in float32 for its range (T5's last projections) stays so."""
-    import transformers
-
-    try:
-        module, loading = getattr(transformers, kind).from_pretrained(
-            encoder.folder,
-            variant=variant_of(encoder),
-            dtype=precision,
-            use_safetensors=True,
-            output_loading_info=True,
-            local_files_only=True,
-        )
-    except Exception as error:  # safetensors, torch and transformers each raise their own kinds
-        raise unreadable(encoder.folder, error) from None
-    if missing := sorted(loading["missing_keys"]):
-        raise ModelError(
-            f"the weights in {encoder.folder} lack {len(missing)} tensors of the text encoder, {missing[0]} among "
-            f"them: they belong to another config.json"
-        )
-    return module.eval().requires_grad_(False)
-
-
 def _load_tokenizer(kind: str, folder: Path) -> Any:
+    """Load a tokenizer from its JSON, text and model files."""
     import transformers
 
     try:
         return getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
     except Exception as error:  # json, tokenizers and transformers each raise their own kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
         raise ModelError(
-            f"the tokenizer in {folder} cannot be loaded ({reason}): download it again, or save it with a "
+            f"the tokenizer in {folder} cannot be loaded ({first_line(error)}): download it again, or save it with a "
             f"tokenizer.json"
         ) from None
 
@@ -252,7 +244,7 @@ def _is_t5(config: Any) -> bool:
 
 
 def _check_length(encoder: Component, config: Any, tokenizer: Any) -> None:
-    """CLIP looks positions up in a table, and pipelines pad to what the tokenizer says."""
+    """Check that CLIP's table of positions is as long as the tokenizer's output, which pipelines pad to."""
     if _is_t5(config) or tokenizer.model_max_length <= config.max_position_embeddings:
         return
     raise ModelError(
