@@ -1,11 +1,13 @@
 """Every test runs with the types and shapes of the public numerics checked on each call."""
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +15,41 @@ import hypothesis
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+from threadpoolctl import threadpool_limits
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support import s3
 
+# Networks so small gain nothing from threads, which spin while they wait; processes that the tests start inherit this.
+for library in ("OMP", "MKL", "OPENBLAS"):
+    os.environ[f"{library}_NUM_THREADS"] = "1"
+threadpool_limits(1)  # of those that are loaded already
 # no test asserts a wall-clock time
 hypothesis.settings.register_profile("volgrowth", deadline=None)
 hypothesis.settings.load_profile("volgrowth")
 install_import_hook(["volgrowth.numerics", "volgrowth.theory"], "beartype.beartype")
 
-# files with tests that need the demo: with several processes (`-n`) they run in one, first of all
-DEMO = tuple(
-    f"tests/{name}.py"
-    for name in (
-        "commands/test_demo",
-        "test_readme",
-        "commands/test_verify",
-        "audit/scoring/test_cascade",
-        "jobs/reproduce_paper/test_retraining",
-    )
+# Files whose tests need the demo's output, which takes minutes to make. One makes it first of all; the others come
+# last, so that with several processes (`-n`) those that do not make it have other tests meanwhile.
+MAKES_THE_DEMO = "tests/commands/test_demo.py"
+USE_THE_DEMO = (
+    "tests/test_readme.py",
+    "tests/commands/test_verify.py",
+    "tests/audit/scoring/test_cascade.py",
+    "tests/jobs/reproduce_paper/test_retraining.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The demo's tests first: no other group takes as long."""
-    items.sort(key=lambda item: not item.nodeid.startswith(DEMO))
+    """Run first what makes the demo and last what else uses it."""
+    items.sort(key=lambda item: (not item.nodeid.startswith(MAKES_THE_DEMO), item.nodeid.startswith(USE_THE_DEMO)))
 
 
 class FileScheduling(LoadScopeScheduling):
-    """The tests of a file run in one process, so that they share what the file makes; and so do those of the demo."""
+    """The tests of a file run in one process, so that they share what the file makes."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "demo" if nodeid.startswith(DEMO) else nodeid.partition("::")[0]
+        return nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
@@ -74,17 +79,6 @@ def ray_session(ray_folder: Path) -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks so small gain nothing from threads, which spin while they wait where a machine is busy."""
-    from threadpoolctl import threadpool_limits
-
-    from volgrowth.demo import training
-
-    with training.one_thread(), threadpool_limits(1):
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -163,19 +157,33 @@ def digit_file(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def demo(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make demo` leaves: a model trained on the spot, its data, its audit. Takes minutes, once a run."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of the test run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def demo(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
+    """The output of `make demo`: a model trained on the spot, its data, its audit. Made once in a test run.
+
+    The first process that asks for it makes it, and others wait. A test that would change it takes a copy.
+    """
     from volgrowth.commands.demo import run_demo
 
-    folder = tmp_path_factory.mktemp("trained") / "demo-output"
-    run_demo(folder)
+    folder = shared_folder / "demo-output"
+    with (shared_folder / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "audit/verification").exists():
+            request.getfixturevalue("ray_session")
+            run_demo(folder)
     return folder
 
 
 def volgrowth(*arguments: object, cwd: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     return subprocess.run(
-        [VOLGROWTH, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300, check=False, **options
+        [VOLGROWTH, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False, **options
     )
 
 
@@ -190,3 +198,13 @@ def start_volgrowth(arguments: Sequence[object], cwd: Path, **environment: str) 
         text=True,
         start_new_session=True,
     )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    """Wait until something has happened, as long as the process that brings it about runs.
+
+    There is no deadline, since that depends on how busy the machine is; a test that hangs is ended by its timeout.
+    """
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.02)

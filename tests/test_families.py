@@ -23,8 +23,6 @@ from volgrowth.numerics import trace_growth
 from volgrowth.numerics.flow import encode
 from volgrowth.sources import decode, encode_png, to_unit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROWS = 24
 WORDS = ("naught", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LATENT = dict.fromkeys(("dit", *TEXT_FAMILIES), (4, 8, 8)) | {"ldm": (3, 8, 8)}

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import volgrowth as vg
-from tests.conftest import start_volgrowth, volgrowth
+from tests.conftest import start_volgrowth, wait_for
 from volgrowth.audit.sampling.drawing import read_images
+from volgrowth.cli import run
 from volgrowth.demo.cases import write_parquet
 from volgrowth.demo.setups import DIGITS
 from volgrowth.demo.truth import find_reproduced
@@ -35,17 +35,22 @@ def drawn(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("verification/sample-*.parquet")}
 
 
-def test_few_samples_say_so_and_later_ones_keep_them(audited):
-    first = volgrowth("verify", audited, "--samples", 130)
-    assert first.returncode == 0, first.stderr
-    assert "130 samples drawn from the model reproduce 0 images of the data set" in first.stdout
-    assert "130 samples are few" in first.stderr
-    assert "2,371 samples see it with 95%" in first.stderr
+def verify(output: Path, *options: object) -> int:
+    """The command, by a worker in this process; its exit code."""
+    return run(["verify", str(output), *map(str, options), "--engine", "local"])
+
+
+def test_few_samples_say_so_and_later_ones_keep_them(audited, capsys):
+    assert verify(audited, "--samples", 130) == 0
+    said = capsys.readouterr()
+    assert "130 samples drawn from the model reproduce 0 images of the data set" in said.out
+    assert "130 samples are few" in said.err
+    assert "2,371 samples see it with 95%" in said.err
     before = drawn(audited)
     assert sorted(before) == ["sample-00000.parquet", "sample-00001.parquet"]
     page = (audited / "report.html").read_text()
     assert "130 samples drawn from the model" in page
-    assert volgrowth("verify", audited, "--samples", 140).returncode == 0
+    assert verify(audited, "--samples", 140) == 0
     after = drawn(audited)
     assert after["sample-00000.parquet"] == before["sample-00000.parquet"]
     assert after["sample-00001.parquet"] > before["sample-00001.parquet"]
@@ -59,25 +64,27 @@ def test_what_is_interrupted_goes_on(audited, tmp_path):
     for path in audited.glob("verification/*"):
         path.unlink()
     process = start_volgrowth(["verify", audited, "--samples", 2000], tmp_path)
-    deadline = time.monotonic() + 200
-    while not drawn(audited):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: bool(drawn(audited)), process)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
     before = drawn(audited)
-    assert volgrowth("verify", audited, "--samples", 256).returncode == 0
+    assert verify(audited, "--samples", 256) == 0
     assert before.items() >= {name: t for name, t in drawn(audited).items() if name in before}.items()
 
 
-def test_what_cannot_be_verified(audited, tmp_path):
-    nothing = volgrowth("verify", tmp_path / "nothing", "--samples", 100)
-    assert (nothing.returncode, "holds no audit" in nothing.stderr) == (2, True)
-    none = volgrowth("verify", audited, "--samples", 0)
-    assert (none.returncode, "--samples 0: expected at least 1; 2,371 say something" in none.stderr) == (2, True)
+def test_what_cannot_be_verified(audited, tmp_path, capsys):
+    assert verify(tmp_path / "nothing", "--samples", 100) == 2
+    assert "holds no audit" in capsys.readouterr().err
+    assert verify(audited, "--samples", 0) == 2
+    assert "--samples 0: expected at least 1; 2,371 say something" in capsys.readouterr().err
+
+
+def test_levels_to_stop_at(audited, capsys):
+    assert verify(audited, "--samples", 100, "--stop-level", 0) == 2
+    assert "--stop-level 0: expected a noise level above 0" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(1200)
@@ -135,8 +142,3 @@ def test_a_sampler_that_stops_early_copies_less(demo, tmp_path):
     assert early[2.0]["copies"] < 0.5 * usual["copies"]
     assert early[2.0]["distance"] > usual["distance"] * 0.5
     assert "stopped at noise level 2" in (output / "report.html").read_text()
-
-
-def test_levels_to_stop_at(audited):
-    zero = volgrowth("verify", audited, "--samples", 100, "--stop-level", 0)
-    assert (zero.returncode, "--stop-level 0: expected a noise level above 0" in zero.stderr) == (2, True)

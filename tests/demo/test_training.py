@@ -8,8 +8,6 @@ from volgrowth.demo.cases import digit_images
 from volgrowth.demo.training import FEWEST, Recipe, train_model
 from volgrowth.models import inspect_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("steps", [1, FEWEST - 1, FEWEST])
 def test_few_steps_are_steps(tmp_path: Path, steps: int) -> None:

@@ -24,8 +24,6 @@ from volgrowth.errors import ModelError
 from volgrowth.models import load_model
 from volgrowth.sources import encode_png
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROWS, BROKEN, COPIED, COPIES = 30, 4, 7, (27, 28, 29)
 JOB = Path(__file__).parents[2] / "jobs/influence.py"
 

@@ -1,15 +1,4 @@
-from collections.abc import Iterator
-
 import pytest
-
-from volgrowth.demo import training
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread() -> Iterator[None]:
-    """Networks here are tiny: more threads only wait for each other."""
-    with training.one_thread():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ ROWS, SAMPLES = 150, 8
 
 
 @pytest.fixture(scope="module")
-def audited(tiny_model: Path, digit_file: Path, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+def audited(tiny_model: Path, digit_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
     data = shutil.copy(digit_file, folder / "digits.parquet")
     config = vg.AuditConfig.build(model=str(tiny_model), data=str(data), output=str(folder / "out"), engine="local")

@@ -29,8 +29,6 @@ from volgrowth.numerics.denoisers import Condition
 from volgrowth.testing import Report, check_denoiser
 from volgrowth.testing.check import CHECKS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -24,8 +24,6 @@ from volgrowth.errors import ModelError
 from volgrowth.numerics import DDPMSchedule, EmpiricalDenoiser, GaussianDenoiser
 from volgrowth.storage.store import Store
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 MEAN = torch.linspace(-0.3, 0.3, 4, dtype=torch.float64).reshape(1, 2, 2)
 VARIANCE = torch.tensor([0.0, 0.005, 0.01, 0.02], dtype=torch.float64).reshape(1, 2, 2)
 

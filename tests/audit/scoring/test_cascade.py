@@ -24,8 +24,6 @@ from volgrowth.errors import DataError, UsageError
 from volgrowth.report.words import cascaded
 from volgrowth.storage.store import Store
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WHOLE = 15
 
 

@@ -15,8 +15,6 @@ from jobs.benchmark.cost.speed_page import Results, markdown
 from jobs.benchmark.cost.subjects import SUBJECTS, Subject, denoiser_of, images_of, plain, unet
 from volgrowth.numerics import volume_growth
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CPU = torch.device("cpu")
 TINY = Subject("tiny", partial(unet, (32, 32), "dd", "uu", 1), (3, 8, 8), (16, 16), plain)
 

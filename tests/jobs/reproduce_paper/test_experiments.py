@@ -27,8 +27,6 @@ from volgrowth.errors import ModelError
 from volgrowth.models import load_model
 from volgrowth.numerics import EmpiricalDenoiser, GaussianDenoiser
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TINY = Scale(
     images=3,
     axes=4,

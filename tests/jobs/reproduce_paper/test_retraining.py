@@ -20,8 +20,6 @@ from volgrowth.demo.cases import Case, digit_images, plant
 from volgrowth.demo.training import Recipe, train_model
 from volgrowth.models import load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TINY = Recipe(channels=(8, 8), steps=40, batch=8)
 
 
