@@ -62,10 +62,12 @@ VOLGROWTH = Path(sys.executable).parent / "volgrowth"
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_folder() -> Iterator[Path]:
-    """Where every Ray of the tests keeps its files; short, since the paths of sockets are."""
+    """A folder for the files of every Ray of the tests; its name is short, since the paths of sockets have to be."""
     folder = Path(tempfile.mkdtemp(prefix="vg-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
+        # at Ray's own 15 its workers get nearly nothing while other programs run
+        patch.setenv("RAY_worker_niceness", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         yield folder
     shutil.rmtree(folder, ignore_errors=True)

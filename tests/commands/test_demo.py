@@ -29,8 +29,13 @@ def test_calibrated_growth_finds_what_the_model_reproduces_and_raw_growth_does_n
 def exact_volume(model, images, levels, monkeypatch):
     """Log volume by the trace of the dense Jacobian, all of its columns, at the points that `trace_growth` visits."""
     noise, path, rates = model.noise, [], []
+
+    def visited(y, level):
+        path.append(y.detach())
+        return noise(y, level)
+
     with monkeypatch.context() as patch:
-        patch.setattr(model, "noise", lambda y, level: (path.append(y.detach()), noise(y, level))[1])
+        patch.setattr(model, "noise", visited)
         vg.trace_growth(model, images, levels)
     for y, level in zip(path, levels, strict=True):
         y.requires_grad_()

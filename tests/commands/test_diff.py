@@ -6,7 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import volgrowth as vg
-from tests.conftest import volgrowth
 from volgrowth.analysis.comparison.changes import CHANGES, compare
 from volgrowth.cli import run
 from volgrowth.commands.audit import run_audit
@@ -49,12 +48,13 @@ def audits(tiny_model, other_model, digit_file, digits, tmp_path_factory):
     return folder
 
 
-def test_the_command_says_what_changed_and_writes_the_table(audits, tmp_path):
-    finished = volgrowth("diff", audits / "before", audits / "after", "--table", "changes.parquet", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert "149 distinct images are in both" in finished.stdout
-    assert "1 are only in A, of which 0 flagged there; 0 only in B" in finished.stdout
-    assert "held-out images that both audits share" in finished.stdout
+def test_the_command_says_what_changed_and_writes_the_table(audits, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["diff", str(audits / "before"), str(audits / "after"), "--table", "changes.parquet"]) == 0
+    said = capsys.readouterr().out
+    assert "149 distinct images are in both" in said
+    assert "1 are only in A, of which 0 flagged there; 0 only in B" in said
+    assert "held-out images that both audits share" in said
     table = pq.read_table(tmp_path / "changes.parquet")
     found = compare(vg.open_audit(str(audits / "before")), vg.open_audit(str(audits / "after")))
     assert table.cast(CHANGES).equals(found.table)

@@ -6,9 +6,9 @@ import pytest
 
 import volgrowth as vg
 from tests.audit.output.test_manifest import manifest
-from tests.conftest import volgrowth
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.scoring.pilot import Piece
+from volgrowth.cli import run
 from volgrowth.commands.plan import PIECES, Forecast, _stretches, describe, predict
 
 
@@ -53,18 +53,18 @@ def test_stretches_lie_apart_in_the_data_set(rows):
     assert all(one.stop <= other.start for one, other in pairwise(found))
 
 
-def test_a_pilot_says_what_the_audit_will_take(tiny_model, digit_file, tmp_path):
-    arguments = [tiny_model, digit_file, "--output", tmp_path / "out", "--engine", "local", "--shard-size", "40"]
-    piloted = volgrowth("plan", *arguments, "--price", "2.5", "--set", "batch_size=8")
-    assert piloted.returncode == 0, piloted.stderr
-    assert piloted.stdout.startswith("150 images, 2,250 network evaluations, 1 workers on cpu\n")
+def test_a_pilot_says_what_the_audit_will_take(tiny_model, digit_file, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    arguments = [str(tiny_model), str(digit_file), "--output", out, "--engine", "local", "--shard-size", "40"]
+    assert run(["plan", *arguments, "--price", "2.5", "--set", "batch_size=8"]) == 0
+    assert capsys.readouterr().out.startswith("150 images, 2,250 network evaluations, 1 workers on cpu\n")
     kept = json.loads((tmp_path / "out/.plan/forecast.json").read_text())
     assert kept["batch_size"] == 8
     assert kept["money"] == pytest.approx([2.5 * hours for hours in kept["device_hours"]])
     assert kept["wall_hours"][1] <= kept["wall_hours"][0] <= kept["wall_hours"][2]
     assert kept["peak_memory"] > 2**20
     # what the pilot left is no obstacle
-    assert volgrowth("audit", *arguments).returncode == 0
+    assert run(["audit", *arguments]) == 0
 
 
 def test_the_batch_size_is_chosen_where_none_is_set(tiny_model, digit_file, tmp_path):

@@ -1,12 +1,13 @@
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
+from tests.conftest import wait_for
 from volgrowth.audit.output import lock as locking
 from volgrowth.audit.output.lock import LOCK, Lock, driving
 from volgrowth.errors import OutputError
@@ -60,18 +61,26 @@ def test_a_process_id_that_was_given_out_again_is_no_driver(store):
 
 
 def test_a_driver_elsewhere_is_watched(store, monkeypatch):
-    monkeypatch.setattr(locking, "WATCH_SECONDS", 2.5)
+    """For as long as it takes to show that it lives, by a clock that only waiting moves."""
+    clock, waited = [0.0], []
     there = {"id": "other", "host": "elsewhere", "pid": 1, "born": "1"}
+
+    def wait(seconds, beat=None):
+        clock[0] += seconds
+        waited.append(seconds)
+        if len(waited) == beat:
+            store.write_json(LOCK, {**there, "beat": 1})
+
+    monkeypatch.setattr(locking, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=wait))
     store.write_json(LOCK, {**there, "beat": 0})
-    began = time.monotonic()
     with driving(store):
-        assert time.monotonic() - began >= 2.5  # it was given the time to show that it lives
+        assert sum(waited) >= locking.WATCH_SECONDS
     store.write_json(LOCK, {**there, "beat": 0})
-    beat = "import sys, time; time.sleep(1); open(sys.argv[1], 'w').write(sys.argv[2])"
-    process = subprocess.Popen([sys.executable, "-c", beat, store.path(LOCK), json.dumps({**there, "beat": 1})])
+    waited.clear()
+    monkeypatch.setattr(locking.time, "sleep", partial(wait, beat=3))
     with pytest.raises(OutputError, match="process 1 on elsewhere"):
         Lock(store).acquire()
-    process.wait()
+    assert len(waited) == 3
 
 
 def test_who_was_taken_for_dead_stops_and_leaves_the_lock_to_the_other(store, monkeypatch):
@@ -79,10 +88,7 @@ def test_who_was_taken_for_dead_stops_and_leaves_the_lock_to_the_other(store, mo
     with driving(store) as lock:
         lock.check()
         store.write_json(LOCK, {"id": "other", "host": "elsewhere", "pid": 1, "born": "1", "beat": 0})
-        deadline = time.monotonic() + 60
-        while not lock._lost:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: lock._lost)
         with pytest.raises(OutputError, match="was taken over by another volgrowth"):
             lock.check()
     assert store.read_json(LOCK)["id"] == "other"
