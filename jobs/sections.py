@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from jobs.benchmark.detection.suite import Setup
 from jobs.charts import PAGE, PRINT, Palette, save
-from volgrowth.demo.setups import Setup
 from volgrowth.report.charts.drawing import inline_svg
 
 Say = Callable[[str], None]

@@ -151,10 +151,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digit_file(digits: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """150 digits as Parquet."""
-    from volgrowth.demo.cases import write_parquet
+    from volgrowth.demo.cases import write_image_parquet
 
     path = tmp_path_factory.mktemp("data") / "digits.parquet"
-    write_parquet(path, digits[:150], [f"digit-{row:04d}" for row in range(150)])
+    write_image_parquet(path, digits[:150], [f"digit-{row:04d}" for row in range(150)])
     return path
 
 

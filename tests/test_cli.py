@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import VOLGROWTH, volgrowth
 from volgrowth.cli import run
-from volgrowth.demo.cases import write_parquet
+from volgrowth.demo.cases import write_image_parquet
 from volgrowth.version import VERSION
 
 
@@ -101,7 +101,7 @@ def test_an_output_with_something_else_in_it_or_that_cannot_be_written(say, tiny
 
 def test_settings_that_make_no_sense(say, tiny_model, digit_file, digits, tmp_path):
     few = tmp_path / "few.parquet"
-    write_parquet(few, digits[:9], [str(row) for row in range(9)])
+    write_image_parquet(few, digits[:9], [str(row) for row in range(9)])
     command = ["audit", tiny_model, digit_file, "--output", "out"]
     assert "setting shard_size: Input should be greater than or equal to 1, got 0" in say(*command, "--shard-size", 0)
     assert "measure.num_prob" in say(*command, "--set", "measure.num_prob=4")

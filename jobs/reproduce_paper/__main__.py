@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jobs.benchmark.detection.suite import DIGITS, SUITE, Setup
 from jobs.reproduce_paper.ablation import ablation
 from jobs.reproduce_paper.overfit import degrees, overfit
 from jobs.reproduce_paper.paper_page import html, markdown
@@ -25,7 +26,6 @@ from jobs.reproduce_paper.planted import memorized, scores
 from jobs.reproduce_paper.stochastic import curation, stochastic
 from jobs.reproduce_paper.trajectory import trajectory
 from jobs.sections import FULL, QUICK, Scale, Section, Workshop, read, timed, write
-from volgrowth.demo.setups import DIGITS, SUITE, Setup
 from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.version import VERSION
 

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.ndimage import zoom
 from scipy.stats import mannwhitneyu
 
+from jobs.benchmark.detection.suite import Setup
 from jobs.charts import Line, curves, dots
 from jobs.reproduce_paper.published import Growth, published_growth
 from jobs.reproduce_paper.retraining import mean_loss
@@ -18,7 +19,6 @@ from jobs.sections import Chart, Row, Section, Workshop, table
 from volgrowth.analysis.ranking import auroc
 from volgrowth.audit.sampling.drawing import draw_samples
 from volgrowth.demo.cases import digit_images
-from volgrowth.demo.setups import Setup
 from volgrowth.demo.training import Recipe, train_model
 from volgrowth.demo.truth import find_reproduced
 from volgrowth.models import load_model

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu, ttest_ind
 
 from jobs.benchmark.detection.compared_scores import SCORES, evaluate
+from jobs.benchmark.detection.suite import Trained, train_or_load
 from jobs.charts import histograms
 from jobs.reproduce_paper.published import Judged
 from jobs.sections import Chart, Row, Section, Workshop, table
@@ -20,8 +21,6 @@ from volgrowth.analysis.proof import Reproduced
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 from volgrowth.analysis.rates import FDR, q_values
 from volgrowth.demo.cases import to_tensor
-from volgrowth.demo.setups import Trained, trained
-from volgrowth.demo.truth import measure_truth
 from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
 
@@ -73,8 +72,8 @@ class Planted:
 @lru_cache(maxsize=1)
 def planted(shop: Workshop) -> Planted:
     """The case, trained and sampled once for all experiments."""
-    case = trained(shop.setup, shop.seed, shop.data, shop.models, shop.say)
-    return Planted(case, load_model(str(case.model)), Judged.of(case.case), measure_truth(case))
+    case = train_or_load(shop.setup, shop.seed, shop.data, shop.models, shop.say)
+    return Planted(case, load_model(str(case.model)), Judged.of(case.case), case.truth())
 
 
 @lru_cache(maxsize=len(SCORES))

@@ -10,7 +10,7 @@ from volgrowth.analysis.calibration import Calibration, Images, calibrate
 from volgrowth.analysis.complexity import regressors
 from volgrowth.audit.scoring.measures import true_float32
 from volgrowth.audit.workers.seeding import seeded
-from volgrowth.demo.cases import Case, to_tensor
+from volgrowth.demo.cases import LabelledSet, to_tensor
 from volgrowth.numerics import Denoiser, volume_growth
 from volgrowth.numerics.tangents import Derivative
 from volgrowth.sources import features
@@ -90,7 +90,7 @@ class Judged:
     holdout: Images
 
     @staticmethod
-    def of(case: Case) -> "Judged":
+    def of(case: LabelledSet) -> "Judged":
         """The first row of each family, and the held-out images; scores are 0."""
         return Judged(_described(case.train[case.first]), _described(case.holdout))
 

@@ -19,7 +19,7 @@ import numpy as np
 from volgrowth.audit.sampling.drawing import draw_samples
 from volgrowth.audit.scoring.measures import denoising_loss
 from volgrowth.config import StandardMeasure
-from volgrowth.demo.cases import Case, to_tensor
+from volgrowth.demo.cases import LabelledSet, to_tensor
 from volgrowth.demo.training import Recipe, train_model
 from volgrowth.demo.truth import find_reproduced
 from volgrowth.models import load_model
@@ -74,19 +74,19 @@ def highest(score: np.ndarray, share: float = SUSPECTS) -> np.ndarray:
     return chosen
 
 
-def copies_of(case: Case, suspects: np.ndarray) -> np.ndarray:
+def copies_of(case: LabelledSet, suspects: np.ndarray) -> np.ndarray:
     """Rows to drop so that of each suspected family, (families,) bool, one image stays."""
     rows = np.flatnonzero(suspects[case.family])
     return np.setdiff1d(rows, case.first)
 
 
-def random_rows(case: Case, count: int, seed: int) -> np.ndarray:
+def random_rows(case: LabelledSet, count: int, seed: int) -> np.ndarray:
     """As many rows of the set, taken at random."""
     return np.random.default_rng(seed).choice(len(case.train), count, replace=False)
 
 
 def retrain_without(
-    case: Case,
+    case: LabelledSet,
     rows_to_drop: np.ndarray,
     folder: Path,
     seed: int,
@@ -105,7 +105,7 @@ def retrain_without(
     return folder
 
 
-def sample_hits(name: str, model: Path, case: Case, rows: int, samples: int) -> SampleHits:
+def sample_hits(name: str, model: Path, case: LabelledSet, rows: int, samples: int) -> SampleHits:
     """Draw samples from a model and compare them with the distinct images of the set, and with held-out ones."""
     denoiser = load_model(str(model))
     drawn = draw_samples(denoiser, range(samples), seed=0)
@@ -130,7 +130,7 @@ def mean_loss(denoiser: Denoiser, images: np.ndarray, noises: int = 4) -> float:
 
 
 def compare_curation(
-    case: Case,
+    case: LabelledSet,
     suspects: np.ndarray,
     model: Path,
     folder: Path,

@@ -10,14 +10,14 @@ from tests.support.checkpoints import save_pipeline, unet
 from volgrowth.audit.output.result import Audit
 from volgrowth.audit.scoring.refine import ADAPTIVE_FILE, FACTOR
 from volgrowth.cli import run
-from volgrowth.demo.cases import write_parquet
+from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import OutputError, UsageError
 
 
 @pytest.fixture(scope="module")
 def held(digits, tmp_path_factory):
     path = tmp_path_factory.mktemp("held") / "held.parquet"
-    write_parquet(path, digits[200:320], [f"held-{row}" for row in range(120)])
+    write_image_parquet(path, digits[200:320], [f"held-{row}" for row in range(120)])
     return path
 
 
@@ -107,7 +107,9 @@ def test_held_out_sets_that_do_not_fit_are_said(tiny_model, digit_file, digits, 
     """Shared images by their pixels, near duplicates by their looks, another kind by its distribution."""
     brighter = digits[150:260] // 2 + 128
     near = np.where(digits[:40] > 0, digits[:40] - 1, 0).astype(np.uint8)
-    write_parquet(tmp_path / "bad.parquet", np.concatenate([digits[:5], near, brighter]), [str(k) for k in range(155)])
+    write_image_parquet(
+        tmp_path / "bad.parquet", np.concatenate([digits[:5], near, brighter]), [str(k) for k in range(155)]
+    )
     command = ["audit", str(tiny_model), str(digit_file), "--output", str(tmp_path / "out"), "--engine", "local"]
     command.append("--holdout")
     assert run([*command, str(tmp_path / "bad.parquet")]) == 0

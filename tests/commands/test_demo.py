@@ -12,8 +12,7 @@ from scipy.stats import spearmanr
 import volgrowth as vg
 from volgrowth.audit.scoring.measures import Flow, measure_images
 from volgrowth.config import VolumeMeasure
-from volgrowth.demo.cases import to_tensor
-from volgrowth.demo.setups import DIGITS
+from volgrowth.demo.cases import digits_case, to_tensor
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -47,7 +46,7 @@ def exact_volume(model, images, levels, monkeypatch):
 
 def test_volume_ranks_as_the_exact_volume_of_the_dense_jacobian(demo, monkeypatch):
     """Preset `volume` against all columns of the Jacobian on a finer grid, images of all kinds: Spearman >= .99."""
-    case, model = DIGITS.case(demo, seed=1), vg.load_model(str(demo / "model"))
+    case, model = digits_case(), vg.load_model(str(demo / "model"))
     plain = np.char.startswith(case.names, "plain")
     kinds = (case.copies > 1, plain, ~plain & (case.copies == 1), np.arange(len(plain)) % 40 == 3)
     images = to_tensor(case.train[case.first[np.concatenate([np.flatnonzero(kind)[:6] for kind in kinds])]])

@@ -9,7 +9,7 @@ import volgrowth as vg
 from volgrowth.analysis.comparison.changes import CHANGES, compare
 from volgrowth.cli import run
 from volgrowth.commands.audit import run_audit
-from volgrowth.demo.cases import write_parquet
+from volgrowth.demo.cases import write_image_parquet
 
 pytestmark = pytest.mark.slow
 
@@ -31,9 +31,9 @@ def other_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def audits(tiny_model, other_model, digit_file, digits, tmp_path_factory):
     """Outputs of one model on 150 digits, and of the other on a curated set: the first digit dropped, one copied."""
     folder = tmp_path_factory.mktemp("diff")
-    write_parquet(folder / "held.parquet", digits[150:300], [f"held-{row}" for row in range(150)])
+    write_image_parquet(folder / "held.parquet", digits[150:300], [f"held-{row}" for row in range(150)])
     curated = [3, *range(1, 150)]
-    write_parquet(folder / "curated.parquet", digits[curated], [f"kept-{row:04d}" for row in curated])
+    write_image_parquet(folder / "curated.parquet", digits[curated], [f"kept-{row:04d}" for row in curated])
     for name, model, data in (("before", tiny_model, digit_file), ("after", other_model, folder / "curated.parquet")):
         config = vg.AuditConfig.build(
             model=str(model),

@@ -13,8 +13,7 @@ import volgrowth as vg
 from tests.conftest import start_volgrowth, wait_for
 from volgrowth.audit.sampling.drawing import read_images
 from volgrowth.cli import run
-from volgrowth.demo.cases import write_parquet
-from volgrowth.demo.setups import DIGITS
+from volgrowth.demo.cases import digits_case, write_image_parquet
 from volgrowth.demo.truth import find_reproduced
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -24,7 +23,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 def audited(tiny_model, digits, digit_file, tmp_path_factory):
     """An audit with a model that knows nothing."""
     folder = tmp_path_factory.mktemp("verified")
-    write_parquet(folder / "held.parquet", digits[200:290], [f"held-{row}" for row in range(90)])
+    write_image_parquet(folder / "held.parquet", digits[200:290], [f"held-{row}" for row in range(90)])
     settings = {"holdout": str(folder / "held.parquet"), "output": str(folder / "out"), "id_column": "name"}
     settings["engine"] = "local"
     vg.run_audit(vg.AuditConfig.build(model=str(tiny_model), data=str(digit_file), **settings), quiet=True)
@@ -91,7 +90,7 @@ def test_levels_to_stop_at(audited, capsys):
 class TestDemo:
     def test_hits_are_those_of_the_whole_matrix_of_distances(self, demo):
         audit = vg.open_audit(str(demo / "audit"))
-        case = DIGITS.case(demo, seed=1)
+        case = digits_case()
         names = sorted(path.name for path in (demo / "audit/verification").glob("sample-*.parquet"))
         samples = np.concatenate([read_images(audit.store, f"verification/{name}", (1, 8, 8)) for name in names])
         assert len(samples) == audit.summary["verification"]["samples"]

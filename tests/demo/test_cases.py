@@ -6,9 +6,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from volgrowth.demo.cases import Case, Variation, digit_images, plain_images, plant, to_tensor, write_parquet
-from volgrowth.demo.setups import DIGITS, SUITE, Setup, available, each
-from volgrowth.demo.training import Recipe
+from volgrowth.demo.cases import (
+    LabelledSet,
+    Variation,
+    digit_images,
+    plain_images,
+    plant_copies,
+    to_tensor,
+    write_image_parquet,
+)
 
 PLANTING = ((3, 10), (2, 4))
 
@@ -18,9 +24,9 @@ def images() -> np.ndarray:
     return digit_images()[:400]
 
 
-def make(images: np.ndarray, variation: Variation = "exact", seed: int = 1, **settings: Any) -> Case:
+def make(images: np.ndarray, variation: Variation = "exact", seed: int = 1, **settings: Any) -> LabelledSet:
     asked = {"trained": 200, "planting": PLANTING, "plain": 30, "prefix": "digit", **settings}
-    return plant(images, seed, variation=variation, **asked)
+    return plant_copies(images, seed, variation=variation, **asked)
 
 
 def test_families_have_the_copies_that_were_planted(images):
@@ -109,24 +115,9 @@ def test_colour_images_are_cases_too():
 
 
 def test_parquet_holds_the_pixels_and_tensors_the_range(images, tmp_path):
-    write_parquet(tmp_path / "images.parquet", images[:3], ["a", "b", "c"])
+    write_image_parquet(tmp_path / "images.parquet", images[:3], ["a", "b", "c"])
     rows = pq.read_table(tmp_path / "images.parquet").to_pylist()
     assert [row["name"] for row in rows] == ["a", "b", "c"]
     assert (np.array(Image.open(io.BytesIO(rows[1]["image"]["bytes"]))) == images[1, 0]).all()
     tensor = to_tensor(np.array([[[[0, 255]]]], np.uint8))
     assert tensor.tolist() == [[[[-1.0, 1.0]]]]
-
-
-def test_files_of_grey_and_of_halved_colour_images(tmp_path):
-    grey, colour = np.arange(2 * 16).reshape(2, 4, 4), np.arange(2 * 48).reshape(2, 4, 4, 3)
-    np.savez(tmp_path / "grey.npz", x=grey.astype(np.uint8))
-    np.savez(tmp_path / "colour.npz", x=colour.astype(np.uint8))
-    assert (Setup("g", "grey.npz", 1, (), Recipe()).images(tmp_path)[:, 0] == grey).all()
-    halved = Setup("c", "colour.npz", 1, (), Recipe(), halvings=1).images(tmp_path)
-    assert halved.shape == (2, 3, 2, 2)
-    assert halved[0, 1, 0, 0] == round(colour[0, :2, :2, 1].mean())
-
-
-def test_cases_whose_file_is_missing_are_left_out(tmp_path):
-    assert available(tmp_path) == [setup for setup in SUITE if setup.file is None]
-    assert [(setup.name, seed) for setup, seed in each([DIGITS], 2)] == [("digits-exact", 1), ("digits-exact", 2)]

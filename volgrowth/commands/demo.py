@@ -10,8 +10,7 @@ from volgrowth.audit.output.result import Audit
 from volgrowth.commands.audit import run_audit
 from volgrowth.commands.verify import verify_audit
 from volgrowth.config import AuditConfig
-from volgrowth.demo.cases import write_parquet
-from volgrowth.demo.setups import DIGITS
+from volgrowth.demo.cases import digits_case, write_image_parquet
 from volgrowth.demo.training import train_model
 from volgrowth.report.formats import score
 
@@ -21,15 +20,15 @@ SAMPLES = 2500
 def run_demo(output: Path) -> Audit:
     """Everything the demo does, in `output`; prints what it finds."""
     output.mkdir(parents=True, exist_ok=True)
-    case = DIGITS.case(output, seed=1)
-    write_parquet(output / "train.parquet", case.train, case.row_names)
-    write_parquet(output / "holdout.parquet", case.holdout, case.holdout_names.tolist())
+    case = digits_case()
+    write_image_parquet(output / "train.parquet", case.train, case.row_names)
+    write_image_parquet(output / "holdout.parquet", case.holdout, case.holdout_names.tolist())
     if (output / "model" / "model_index.json").exists():
         _say(f"taking the model of an earlier run; delete {output} to begin anew")
     else:
         planted = int((case.copies > 1).sum())
         _say(f"training a small diffusion model on {len(case.train)} images, {planted} of them in many copies")
-        train_model(case.train, output / "model", seed=1, recipe=DIGITS.recipe)
+        train_model(case.train, output / "model", seed=1)
     config = AuditConfig.build(
         model=str(output / "model"),
         data=str(output / "train.parquet"),

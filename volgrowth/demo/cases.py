@@ -1,6 +1,7 @@
-"""Labelled training sets: some images planted in many copies, plain ones beside them, others held out.
+"""Labelled training sets: some images are planted in many copies, plain ones stand beside them, others are held out.
 
-Copies are what makes a model memorize; plain images (flat, gradient, faint) are what a raw score takes for memorized.
+A model memorizes the images that it sees in many copies. Plain images (flat, gradient, faint) are easy for every model,
+so a raw score mistakes them for memorized ones; a labelled set holds both to tell a good score from a bad one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,20 +19,22 @@ from volgrowth.sources import encode_png
 
 Variation = Literal["exact", "shifted", "near"]
 
-# (images, copies of each)
+# pairs of (number of images, copies of each)
 Planting = Sequence[tuple[int, int]]
+
+DIGITS_PLANTING = ((10, 100), (10, 50))
 
 
 @dataclass(frozen=True)
-class Case:
-    """A training set and images held out. Images are uint8 (C, H, W); a family is an image with all of its copies.
+class LabelledSet:
+    """A training set and images held out. Images are uint8 (C, H, W); a family is one image with all of its copies.
 
     Attributes:
-        train: (n, C, H, W) in the order of training.
-        family: (n,) which image each row is a copy of.
-        names: (families,) what the image is called; plain ones begin with `plain`.
-        holdout: (m, C, H, W) images of the same kinds, none of them trained on.
-        holdout_names: (m,)
+        train: training images (n, C, H, W), in the order of their rows.
+        family: number of the family that each row belongs to, (n,).
+        names: name of each family, (families,); those of plain images begin with `plain`.
+        holdout: images of the same kinds, (m, C, H, W), none of them trained on.
+        holdout_names: name of each held-out image, (m,).
     """
 
     train: np.ndarray
@@ -42,17 +45,17 @@ class Case:
 
     @property
     def copies(self) -> np.ndarray:
-        """(families,) rows of each."""
+        """Number of rows of each family, (families,)."""
         return np.bincount(self.family, minlength=len(self.names))
 
     @property
     def first(self) -> np.ndarray:
-        """(families,) the first row of each: the image itself where copies vary."""
+        """First row of each family, (families,): the image itself where its copies differ from it."""
         return np.unique(self.family, return_index=True)[1]
 
     @property
     def row_names(self) -> list[str]:
-        """(n,) the family's name and the number of the copy."""
+        """Name of each row, (n,): its family's name and the number of the copy, from 0."""
         counts: dict[int, int] = {}
         names = []
         for family in self.family.tolist():
@@ -61,7 +64,7 @@ class Case:
         return names
 
 
-def plant(
+def plant_copies(
     images: np.ndarray,
     seed: int,
     *,
@@ -71,11 +74,22 @@ def plant(
     prefix: str,
     held_out: int | None = None,
     variation: Variation = "exact",
-) -> Case:
-    """Deal images (n, C, H, W) to training and held out, plant copies of the first, add `plain` plain ones to both.
+) -> LabelledSet:
+    """Deal images to a training set and a held-out set, plant copies in the first, and add plain images to both.
 
-    With a variation, every second planted image has copies that differ: moved by up to a pixel (`shifted`), or in
-    brightness, contrast and noise (`near`); its first row is the image itself.
+    Args:
+        images: uint8 (n, C, H, W).
+        seed: of the deal, the plain images and the variations.
+        trained: number of images that are trained on; the others are held out.
+        planting: which numbers of the trained images get how many copies each; the others are trained on once.
+        plain: number of plain images that are added to either set.
+        prefix: beginning of the images' names.
+        held_out: the most images that are held out; all that are not trained on by default.
+        variation: with `shifted` or `near` every second planted image has copies that differ from it: moved by up to a
+            pixel, or changed in brightness, contrast and noise. Its first row is always the image itself.
+
+    Returns:
+        The labelled set, its rows shuffled.
     """
     random = np.random.default_rng(seed)
     order = random.permutation(len(images))
@@ -94,7 +108,7 @@ def plant(
     shuffle = random.permutation(len(train))
     if variation != "exact":
         shuffle = _first_rows_ahead(shuffle, family, random)
-    return Case(
+    return LabelledSet(
         train=train[shuffle],
         family=family[shuffle],
         names=_names(prefix, mine, range(plain)),
@@ -104,20 +118,20 @@ def plant(
 
 
 def _second_copies(family: np.ndarray, copies: np.ndarray) -> np.ndarray:
-    """Rows that are copies of every second planted image, without its first row. `copies` (families,)."""
+    """Return the rows that are copies of every second planted image, without its first row. `copies` (families,)."""
     varied = np.isin(family, np.flatnonzero(copies > 1)[1::2])
     varied[np.unique(family, return_index=True)[1]] = False
     return np.flatnonzero(varied)
 
 
 def _first_rows_ahead(shuffle: np.ndarray, family: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """An order of rows in which the first of each family, the image itself, stays its first."""
+    """Return an order of rows in which the first row of each family, the image itself, stays its first."""
     first = np.unique(family, return_index=True)[1]
     return np.concatenate([first[random.permutation(len(first))], np.setdiff1d(shuffle, first)])
 
 
 def _unseen(holdout: np.ndarray, train: np.ndarray) -> list[int]:
-    """Held-out images that are not trained on too: flat ones can be of one grey level, and real sets hold copies."""
+    """Return the numbers of the held-out images that are not in `train`: two flat images can have one grey level."""
     seen = {image.tobytes() for image in train}
     return [index for index, image in enumerate(holdout) if image.tobytes() not in seen]
 
@@ -127,12 +141,19 @@ def _names(prefix: str, images: np.ndarray, plain: Iterable[int]) -> np.ndarray:
 
 
 def digit_images() -> np.ndarray:
-    """Scikit-learn's digits, (1797, 1, 8, 8) uint8."""
+    """Return scikit-learn's handwritten digits, (1797, 1, 8, 8) uint8."""
     return np.round(load_digits().images * (255 / 16)).astype(np.uint8)[:, None]
 
 
+def digits_case(seed: int = 1) -> LabelledSet:
+    """Return the demo's labelled set: 900 digits, ten planted 100 times and ten 50 times, and 150 plain images."""
+    return plant_copies(
+        digit_images(), seed, trained=900, planting=DIGITS_PLANTING, plain=150, prefix="digits", held_out=None
+    )
+
+
 def plain_images(images: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """Flat images, gradients, and faint versions of `images` in turn, (count, C, H, W) uint8."""
+    """Return flat images, gradients, and faint versions of `images` in turn, (count, C, H, W) uint8."""
     channels, height, width = images.shape[1:]
     down, right = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
     made = []
@@ -157,8 +178,11 @@ def _vary(image: np.ndarray, variation: Variation, random: np.random.Generator) 
     return np.clip(np.round(changed), 0, 255).astype(np.uint8)
 
 
-def write_parquet(path: Path, images: np.ndarray, names: Sequence[str]) -> None:
-    """A Hugging Face style Parquet file of images (n, C, H, W): column `image` with PNG bytes, column `name`."""
+def write_image_parquet(path: Path, images: np.ndarray, names: Sequence[str]) -> None:
+    """Write images, uint8 (n, C, H, W), as a Parquet file in the Hugging Face style.
+
+    Column `image` holds a struct of PNG bytes and path, column `name` the `names`, (n,).
+    """
     rows = [
         {"image": {"bytes": encode_png(image), "path": f"{name}.png"}, "name": str(name)}
         for image, name in zip(images, names, strict=True)
@@ -167,5 +191,5 @@ def write_parquet(path: Path, images: np.ndarray, names: Sequence[str]) -> None:
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
-    """(n, C, H, W) float32 in [-1, 1] from uint8."""
+    """Return uint8 images (n, C, H, W) as a float32 tensor of that shape, with values in [-1, 1]."""
     return torch.from_numpy(images / 127.5 - 1).float()

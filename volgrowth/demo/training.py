@@ -13,14 +13,21 @@ from rich.progress import track
 
 from volgrowth.demo.cases import to_tensor
 
-# share of the steps in which the learning rate rises, and the fewest steps of a cycle: 5% of 20 are the first step
-# alone, and OneCycleLR divides by the steps after it
+# Share of the steps in which the learning rate rises, and fewest steps of a learning-rate cycle: 5% of 20 steps are the
+# first step alone, and OneCycleLR would divide by the zero steps after it.
 WARM_UP, FEWEST = 0.05, 21
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: channels of the UNet's blocks, steps of AdamW with one cycle, images a step."""
+    """Settings of a training run: a UNet trained by AdamW with one cycle of the learning rate.
+
+    Attributes:
+        channels: of each block of the UNet.
+        steps: of the optimizer.
+        batch: images per step.
+        learning_rate: highest rate of the cycle.
+    """
 
     channels: tuple[int, ...] = (32, 32)
     steps: int = 2000
@@ -30,7 +37,10 @@ class Recipe:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Networks so small gain nothing from threads, which spin while they wait; and one thread gives the same model."""
+    """Run torch on one thread inside the `with` block.
+
+    Small networks gain nothing from threads, which spin while they wait, and one thread always trains the same model.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -40,7 +50,7 @@ def one_thread() -> Iterator[None]:
 
 
 def untrained(shape: tuple[int, ...], channels: tuple[int, ...]) -> torch.nn.Module:
-    """A UNet2DModel for images (C, H, W), its blocks of so many channels, without attention."""
+    """Return a UNet2DModel with random weights for images of `shape` (C, H, W), without attention."""
     from diffusers import UNet2DModel
 
     return UNet2DModel(
@@ -56,7 +66,7 @@ def untrained(shape: tuple[int, ...], channels: tuple[int, ...]) -> torch.nn.Mod
 
 
 def train_model(images: np.ndarray, folder: Path, seed: int, recipe: Recipe = Recipe()) -> None:
-    """Train a UNet2DModel on images (n, C, H, W) uint8 by the DDPM loss, and save it as a pipeline folder."""
+    """Train a UNet2DModel on uint8 images (n, C, H, W) by the DDPM loss, and save it as a diffusers pipeline."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
     torch.manual_seed(seed)

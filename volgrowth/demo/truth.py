@@ -1,24 +1,25 @@
-"""What a small model really reproduces, by sampling: the truth that scores are compared with."""
+"""Measure by sampling which images a small model really reproduces: the truth that scores are compared with."""
 
 import numpy as np
 
 from volgrowth.analysis.proof import NEIGHBOURS, Reproduced, hit_groups, judge
 from volgrowth.audit.sampling.neighbours import Neighbours
-from volgrowth.demo.setups import Trained
-
-
-def measure_truth(trained: Trained) -> Reproduced:
-    """Which families of a case its model's samples reproduce; a family is hit in any of its forms."""
-    case = trained.case
-    return find_reproduced(trained.samples, case.train, case.holdout, case.family)
 
 
 def find_reproduced(
     samples: np.ndarray, images: np.ndarray, holdout: np.ndarray, family: np.ndarray | None = None
 ) -> Reproduced:
-    """The rule of `analysis.verification` on samples (S, ...), training images (N, ...) and held-out ones (M, ...).
+    """Decide which training images the samples reproduce, by the rule of `volgrowth.analysis.proof`.
 
-    Without `family` (N,), which counts from 0, every training image is its own; held-out images always are.
+    Args:
+        samples: images drawn from the model, (S, *image).
+        images: training images, (N, *image).
+        holdout: images that the model was not trained on, (M, *image).
+        family: number, from 0, of the image that each training image is a copy of, (N,); by default every training
+            image is its own family, as every held-out image always is.
+
+    Returns:
+        Hits of each family and of each held-out image, and the number of hits that makes a family reproduced.
     """
     family = np.arange(len(images)) if family is None else family
     families = int(family.max(initial=-1)) + 1

@@ -18,14 +18,13 @@ import pyarrow as pa
 
 from jobs.benchmark.detection.compared_scores import SCORES, Preset, Score, evaluate, evaluate_preset
 from jobs.benchmark.detection.metrics import METRICS, PROMISED, detect, draw_replicates, interval, realised
+from jobs.benchmark.detection.suite import Setup, Trained, available, each, train_or_load
 from volgrowth.analysis.calibration import Calibration, Images, calibrate
 from volgrowth.analysis.complexity import regressors
 from volgrowth.analysis.proof import Reproduced
 from volgrowth.analysis.ranking import auroc
 from volgrowth.analysis.rates import q_values
-from volgrowth.demo.cases import Case, to_tensor
-from volgrowth.demo.setups import Setup, Trained, available, each, trained
-from volgrowth.demo.truth import measure_truth
+from volgrowth.demo.cases import LabelledSet, to_tensor
 from volgrowth.errors import UsageError
 from volgrowth.models import load_model
 from volgrowth.records import SCORES as COLUMNS
@@ -87,12 +86,12 @@ class Subject:
     @classmethod
     def of(cls, trained: Trained) -> "Subject":
         """Measure the truth, and the complexity of every image."""
-        case, truth = trained.case, measure_truth(trained)
+        case, truth = trained.case, trained.truth()
         pixels = np.concatenate([case.train[case.first], case.holdout])
         return cls(trained, truth, pixels, *describe(pixels), draw_replicates(truth.images, trained.seed))
 
     @property
-    def case(self) -> Case:
+    def case(self) -> LabelledSet:
         return self.trained.case
 
     @property
@@ -145,7 +144,7 @@ def run_bench(
         raise UsageError(f"seeds is {seeds}: expected 1 or more")
     results, subjects = [], []
     for setup, seed in each(setups, seeds):
-        subject = Subject.of(trained(setup, seed, data, output / "models", say))
+        subject = Subject.of(train_or_load(setup, seed, data, output / "models", say))
         subjects.append(subject)
         say(f"scoring {setup.name}, seed {seed}: {int(subject.positive.sum())} images reproduced")
         for score in scores:

@@ -13,7 +13,7 @@ import volgrowth as vg
 from tests.conftest import start_volgrowth, volgrowth, wait_for
 from volgrowth.audit.output.result import Audit
 from volgrowth.commands.audit import run_audit
-from volgrowth.demo.cases import write_parquet
+from volgrowth.demo.cases import write_image_parquet
 from volgrowth.sources import encode_png
 
 pytestmark = pytest.mark.ray
@@ -125,7 +125,7 @@ def test_a_damaged_fragment_is_scored_again(reference, tiny_model, digit_file, t
 
 
 def test_held_out_rows_are_scored_beside_the_audited_ones(tiny_model, digits, digit_file, tmp_path):
-    write_parquet(tmp_path / "held.parquet", digits[200:290], [f"held-{row}" for row in range(90)])
+    write_image_parquet(tmp_path / "held.parquet", digits[200:290], [f"held-{row}" for row in range(90)])
     settings = {"holdout": str(tmp_path / "held.parquet"), "id_column": "name", "engine": "local"}
     finished = audit(tiny_model, digit_file, tmp_path / "out", **settings)
     assert finished.holdout_scores is not None

@@ -264,12 +264,12 @@ def test_a_worker_that_was_given_up_and_comes_back(run, undisturbed):
 def test_a_row_that_kills_its_process_is_found_and_the_rest_is_scored(run, undisturbed, digits, tmp_path):
     import numpy as np
 
-    from volgrowth.demo.cases import write_parquet
+    from volgrowth.demo.cases import write_image_parquet
 
     images = digits[:30].copy()
     images[17] = 255
     data, out = tmp_path / "white.parquet", tmp_path / "poisoned"
-    write_parquet(data, images, [str(row) for row in range(30)])
+    write_image_parquet(data, images, [str(row) for row in range(30)])
     poisoned = Run(run.machines, out, arguments(run.machines, out, data, "deadly", "--max-failed", 0.1))
     poisoned.finish()
     # the same images but one; in another file

@@ -19,7 +19,7 @@ from volgrowth.audit.scoring.pilot import PilotWorker
 from volgrowth.audit.scoring.worker import ScoringWorker
 from volgrowth.cli import run
 from volgrowth.commands.audit import run_audit
-from volgrowth.demo.cases import write_parquet
+from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import EngineError, OutputError
 
 # fails at white images, unless the world is mended
@@ -68,7 +68,7 @@ def white(digits, tmp_path):
     """80 digits, three of them painted white."""
     images = digits[:80].copy()
     images[[5, 41, 42]] = 255
-    write_parquet(tmp_path / "white.parquet", images, [str(row) for row in range(80)])
+    write_image_parquet(tmp_path / "white.parquet", images, [str(row) for row in range(80)])
     return tmp_path / "white.parquet"
 
 
@@ -114,7 +114,7 @@ def test_failed_rows_are_scored_again_when_asked(picky, white, tmp_path, monkeyp
 
 
 def test_when_everything_fails_it_stops_with_the_reason(picky, digits, tmp_path, monkeypatch):
-    write_parquet(tmp_path / "all.parquet", np.full_like(digits[:80], 255), [str(row) for row in range(80)])
+    write_image_parquet(tmp_path / "all.parquet", np.full_like(digits[:80], 255), [str(row) for row in range(80)])
     with pytest.raises(EngineError, match=r"5 rows failed, .*white is no colour"):
         audit(picky, tmp_path / "all.parquet", tmp_path / "out")
     monkeypatch.setenv("MENDED", "1")
@@ -125,10 +125,10 @@ def test_a_data_set_that_gained_files_is_extended_when_asked(reference, tiny_mod
     data = tmp_path / "data"
     data.mkdir()
     names = [f"digit-{row:04d}" for row in range(150)]
-    write_parquet(data / "b.parquet", digits[:70], names[:70])
+    write_image_parquet(data / "b.parquet", digits[:70], names[:70])
     audit(tiny_model, data, tmp_path / "out")
     first = fragments(tmp_path / "out")
-    write_parquet(data / "a.parquet", digits[70:150], names[70:])
+    write_image_parquet(data / "a.parquet", digits[70:150], names[70:])
     with pytest.raises(OutputError, match=r"gained 1\. Repeat the command with --extend"):
         audit(tiny_model, data, tmp_path / "out")
     grown = audit(tiny_model, data, tmp_path / "out", extend=True)
@@ -140,7 +140,7 @@ def test_a_data_set_that_gained_files_is_extended_when_asked(reference, tiny_mod
     before = fragments(tmp_path / "out")
     audit(tiny_model, data, tmp_path / "out")
     assert fragments(tmp_path / "out") == before
-    write_parquet(data / "a.parquet", digits[70:149], names[70:149])
+    write_image_parquet(data / "a.parquet", digits[70:149], names[70:149])
     with pytest.raises(OutputError, match="a data set may gain files and lose none"):
         audit(tiny_model, data, tmp_path / "out", extend=True)
 

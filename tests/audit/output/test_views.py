@@ -15,7 +15,7 @@ import pytest
 
 import volgrowth as vg
 from volgrowth.audit.output.result import FINDINGS_FILE, Audit
-from volgrowth.demo.cases import write_parquet
+from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.sources import decode
 
@@ -37,8 +37,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def small_audit(folder: Path, model: Path, images: np.ndarray) -> Audit:
     """A finished audit of 70 digits and copies of some, three of them flagged, after which no network was asked."""
     train = np.concatenate([images[:70], images[COPIES]])
-    write_parquet(folder / "train.parquet", train, [f"<b>{row}" for row in range(ROWS)])
-    write_parquet(folder / "holdout.parquet", images[100:170], [str(row) for row in range(70)])
+    write_image_parquet(folder / "train.parquet", train, [f"<b>{row}" for row in range(ROWS)])
+    write_image_parquet(folder / "holdout.parquet", images[100:170], [str(row) for row in range(70)])
     data, held, out = (str(folder / name) for name in ("train.parquet", "holdout.parquet", "out"))
     config = vg.AuditConfig.build(
         model=str(model), data=data, holdout=held, output=out, id_column="name", shard_size=50, engine="local",

@@ -19,7 +19,7 @@ from volgrowth.audit.scoring.worker import ScoringWorker
 from volgrowth.cli import run
 from volgrowth.commands.plan import predict
 from volgrowth.config import SCREEN_EVALUATIONS
-from volgrowth.demo.cases import write_parquet
+from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import DataError, UsageError
 from volgrowth.report.words import cascaded
 from volgrowth.storage.store import Store
@@ -32,14 +32,14 @@ def sets(digits, tmp_path_factory):
     """150 digits, thirty of which are there twice and one of which is no image, and 120 others."""
     folder = tmp_path_factory.mktemp("sets")
     images = np.concatenate([digits[:120], digits[:30]])
-    write_parquet(folder / "data.parquet", images, [f"digit-{row}" for row in range(150)])
+    write_image_parquet(folder / "data.parquet", images, [f"digit-{row}" for row in range(150)])
     table = pq.read_table(folder / "data.parquet")
     image = table["image"].to_pylist()
     image[70] = {**image[70], "bytes": b"no image"}
     index = table.schema.get_field_index("image")
     table = table.set_column(index, table.field(index), [image])
     pq.write_table(table, folder / "data.parquet")
-    write_parquet(folder / "held.parquet", digits[200:320], [f"held-{row}" for row in range(120)])
+    write_image_parquet(folder / "held.parquet", digits[200:320], [f"held-{row}" for row in range(120)])
     return folder
 
 
@@ -186,7 +186,7 @@ def test_retrying_and_extending_choose_anew(audit, sets, digits, tmp_path):
     (folder / "a.parquet").write_bytes((sets / "data.parquet").read_bytes())
     settings = {"cascade": True, "data": str(folder)}
     first = audit(tmp_path / "out", **settings)
-    write_parquet(folder / "b.parquet", digits[400:460], [f"more-{row}" for row in range(60)])
+    write_image_parquet(folder / "b.parquet", digits[400:460], [f"more-{row}" for row in range(60)])
     config = vg.AuditConfig.build(**{**first.manifest["config"], "engine": "local"}, output=str(tmp_path / "out"))
     grown = vg.run_audit(config, quiet=True, extend=True)
     passed = Chosen.load(Store(str(tmp_path / "out")), "passed", 210)
@@ -251,7 +251,7 @@ def test_a_cascade_that_makes_no_sense_is_refused(audit, cascade, other_held, tm
 @pytest.fixture
 def other_held(digits, tmp_path):
     """Held-out images most of which are audited."""
-    write_parquet(tmp_path / "other.parquet", digits[80:160], [str(k) for k in range(80)])
+    write_image_parquet(tmp_path / "other.parquet", digits[80:160], [str(k) for k in range(80)])
     return tmp_path / "other.parquet"
 
 

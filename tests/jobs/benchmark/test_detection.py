@@ -27,10 +27,10 @@ from jobs.benchmark.detection.experiment import (
     table,
 )
 from jobs.benchmark.detection.metrics import draw_replicates
+from jobs.benchmark.detection.suite import Setup, Trained, train_or_load
 from tests.support.page_parser import Page
 from volgrowth.analysis.proof import Reproduced
-from volgrowth.demo.cases import digit_images, plant
-from volgrowth.demo.setups import Setup, Trained, trained
+from volgrowth.demo.cases import digit_images, plant_copies
 from volgrowth.demo.training import Recipe
 from volgrowth.errors import UsageError
 from volgrowth.sources.pixels.features import features
@@ -45,7 +45,7 @@ CHEAP = tuple(score for score in SCORES if score.name in ("standard", "flipd"))
 def subject() -> Subject:
     """A case of 300 digits of which the ten planted ones, and one more, count as reproduced."""
     setup = Setup("made", None, 300, ((10, 5),), Recipe(), plain=40)
-    case = plant(digit_images(), 1, trained=300, planting=setup.planting, plain=40, prefix="digit", held_out=300)
+    case = plant_copies(digit_images(), 1, trained=300, planting=setup.planting, plain=40, prefix="digit", held_out=300)
     pixels = np.concatenate([case.train[case.first], case.holdout])
     positive = case.copies > 1
     positive[np.flatnonzero(~positive)[0]] = True
@@ -190,7 +190,7 @@ def test_presets_that_are_shared_are_measured_once(tiny):
 
 def test_cached_scores_that_the_code_no_longer_gives_are_measured_again(tiny):
     (cache,) = (tiny / "models").glob("tiny-1-*/scores/*.npz")
-    subject = Subject.of(trained(TINY, 1, tiny, tiny / "models", print))
+    subject = Subject.of(train_or_load(TINY, 1, tiny, tiny / "models", print))
     sound = score_images(subject, CHEAP[0])
     before = cache.stat().st_mtime_ns
     with np.load(cache) as columns:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs.benchmark.detection.suite import Setup
 from jobs.reproduce_paper import __main__ as paper
 from jobs.reproduce_paper import planted as paper_planted
 from jobs.reproduce_paper.overfit import enlarged, sides
@@ -21,7 +22,6 @@ from jobs.sections import QUICK, Scale, Section, Workshop, read, table, write
 from tests.support.page_parser import parse
 from volgrowth.analysis import calibration
 from volgrowth.demo.cases import digit_images
-from volgrowth.demo.setups import Setup
 from volgrowth.demo.training import Recipe
 from volgrowth.errors import ModelError
 from volgrowth.models import load_model

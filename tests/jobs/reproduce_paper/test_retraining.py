@@ -1,6 +1,5 @@
 """Dropping copies and training again: what is dropped, what is counted, and whether it helps."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from jobs.reproduce_paper.retraining import (
     retrain_without,
     sample_hits,
 )
-from volgrowth.demo.cases import Case, digit_images, plant
+from volgrowth.demo.cases import LabelledSet, digit_images, digits_case, plant_copies
 from volgrowth.demo.training import Recipe, train_model
 from volgrowth.models import load_model
 
@@ -24,18 +23,18 @@ TINY = Recipe(channels=(8, 8), steps=40, batch=8)
 
 
 @pytest.fixture(scope="module")
-def case() -> Case:
-    return plant(digit_images()[:120], 0, trained=40, planting=((2, 10), (3, 4)), plain=6, prefix="digit")
+def case() -> LabelledSet:
+    return plant_copies(digit_images()[:120], 0, trained=40, planting=((2, 10), (3, 4)), plain=6, prefix="digit")
 
 
 @pytest.fixture(scope="module")
-def model(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(case: LabelledSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("curated") / "model"
     train_model(case.train, folder, 0, TINY)
     return folder
 
 
-def test_one_image_of_each_suspected_family_stays(case: Case) -> None:
+def test_one_image_of_each_suspected_family_stays(case: LabelledSet) -> None:
     flagged = np.zeros(len(case.names), bool)
     flagged[[0, 3, 30]] = True  # ten copies, four copies, one
     rows = copies_of(case, flagged)
@@ -50,14 +49,14 @@ def test_suspects_are_the_highest_few() -> None:
     assert highest(np.arange(1050.0)).sum() == 53
 
 
-def test_random_rows_are_rows_once_each_and_repeat_with_the_seed(case: Case) -> None:
+def test_random_rows_are_rows_once_each_and_repeat_with_the_seed(case: LabelledSet) -> None:
     rows = random_rows(case, 12, seed=3)
     assert len(set(rows.tolist())) == 12
     assert rows.max() < len(case.train)
     assert rows.tolist() == random_rows(case, 12, seed=3).tolist() != random_rows(case, 12, seed=4).tolist()
 
 
-def test_dropping_nothing_trains_the_same_model(case: Case, model: Path, tmp_path: Path) -> None:
+def test_dropping_nothing_trains_the_same_model(case: LabelledSet, model: Path, tmp_path: Path) -> None:
     again = retrain_without(case, np.empty(0, int), tmp_path / "again", 0, TINY)
     first, second = (mean_loss(load_model(str(folder)), case.holdout) for folder in (model, again))
     assert first == pytest.approx(second, rel=1e-5)
@@ -65,12 +64,14 @@ def test_dropping_nothing_trains_the_same_model(case: Case, model: Path, tmp_pat
 
 
 @pytest.mark.parametrize("rows", [np.array([10_000]), np.arange(1000)])
-def test_rows_that_cannot_be_dropped_are_refused(case: Case, rows: np.ndarray, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_dropped_are_refused(case: LabelledSet, rows: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rows to drop of"):
         retrain_without(case, rows, tmp_path / "never", 0, TINY)
 
 
-def test_samples_that_are_training_images_all_hit(case: Case, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_that_are_training_images_all_hit(
+    case: LabelledSet, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sampler that copies: every sample hits the set, none hits a held-out image; and the other way round."""
     for source, hits, null in ((case.train[case.first], 40, 0), (case.holdout, 0, 40)):
         drawn = source[:40]
@@ -86,7 +87,7 @@ def test_shares_and_standard_errors() -> None:
     assert hits.excess == pytest.approx(56 / 12)
 
 
-def test_the_control_drops_as_many_rows(case: Case, model: Path, tmp_path: Path) -> None:
+def test_the_control_drops_as_many_rows(case: LabelledSet, model: Path, tmp_path: Path) -> None:
     flagged = case.copies > 1
     said: list[str] = []
     whole, dropped, random = compare_curation(case, flagged, model, tmp_path, 0, TINY, samples=16, say=said.append)
@@ -105,13 +106,11 @@ def test_deduplicating_by_calibrated_growth_ends_memorization_and_a_random_drop_
     """On the demo's audit: calibrated growth in, two models trained again, hits out."""
     import pyarrow.parquet as pq
 
-    from volgrowth.demo.setups import DIGITS
-
-    case = DIGITS.case(Path(), seed=1)
+    case = digits_case()
     findings = pq.read_table(demo / "audit" / "findings.parquet").sort_by("row")
     suspects = highest(findings.column("excess_growth").to_numpy()[case.first])
     # half the steps of the demo's model: the random drop has to memorize in less time
-    recipe = replace(DIGITS.recipe, steps=1000)
+    recipe = Recipe(steps=1000)
     whole, dropped, random = compare_curation(
         case, suspects, demo / "model", tmp_path, seed=1, recipe=recipe, samples=1000
     )

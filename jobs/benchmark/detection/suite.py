@@ -1,7 +1,8 @@
-"""The bench's cases: which images, how they are planted, how the model is trained; models and samples are cached.
+"""The cases of the benchmark: their images, the copies planted in them, and the training of their models.
 
 Scikit-learn's digits are always there. Other sets are .npz files with an array `x` of uint8 images, (n, H, W) or
-(n, H, W, 3), in a folder given by the caller; cases whose file is missing are left out.
+(n, H, W, 3), in a folder given by the caller; cases whose file is missing are left out. Trained models and samples
+are cached.
 """
 
 import hashlib
@@ -12,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from volgrowth.analysis.proof import Reproduced
 from volgrowth.audit.sampling.drawing import draw_samples
-from volgrowth.demo.cases import Case, Planting, Variation, digit_images, plant
+from volgrowth.demo.cases import DIGITS_PLANTING, LabelledSet, Planting, Variation, digit_images, plant_copies
 from volgrowth.demo.training import Recipe, train_model
+from volgrowth.demo.truth import find_reproduced
 from volgrowth.models import load_model
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a case is made, apart from its seed. `file` is None for scikit-learn's digits."""
+    """The settings of a case, apart from its seed. `file` is None for scikit-learn's digits."""
 
     name: str
     file: str | None
@@ -34,7 +37,7 @@ class Setup:
     samples: int = 3000
 
     def images(self, folder: Path) -> np.ndarray:
-        """(n, C, H, W) uint8."""
+        """Return the images that the case is made of, (n, C, H, W) uint8."""
         if self.file is None:
             return digit_images()
         with np.load(folder / self.file) as archive:
@@ -46,9 +49,9 @@ class Setup:
             images = np.round(blocks.mean((3, 5))).astype(np.uint8)
         return images
 
-    def case(self, folder: Path, seed: int) -> Case:
-        """The labelled training set."""
-        return plant(
+    def case(self, folder: Path, seed: int) -> LabelledSet:
+        """Return the labelled training set with this seed, made of the images in `folder`."""
+        return plant_copies(
             self.images(folder),
             seed,
             trained=self.trained,
@@ -60,11 +63,11 @@ class Setup:
         )
 
 
-DIGITS = Setup("digits-exact", None, 900, ((10, 100), (10, 50)), Recipe())
+DIGITS = Setup("digits-exact", None, 900, DIGITS_PLANTING, Recipe())
 SUITE = (
     DIGITS,
-    Setup("digits-shifted", None, 900, ((10, 100), (10, 50)), Recipe(), variation="shifted"),
-    Setup("digits-near", None, 900, ((10, 100), (10, 50)), Recipe(), variation="near"),
+    Setup("digits-shifted", None, 900, DIGITS_PLANTING, Recipe(), variation="shifted"),
+    Setup("digits-near", None, 900, DIGITS_PLANTING, Recipe(), variation="near"),
     Setup(
         "mnist-exact",
         "mnist12.npz",
@@ -86,23 +89,27 @@ SUITE = (
 
 
 def available(folder: Path) -> list[Setup]:
-    """The cases whose images are there."""
+    """Return the cases whose images are in `folder`."""
     return [setup for setup in SUITE if setup.file is None or (folder / setup.file).exists()]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A case with its model's folder and samples (samples, C, H, W) uint8."""
+    """A case, the folder of the model trained on it, and samples of that model, (samples, C, H, W) uint8."""
 
     setup: Setup
     seed: int
-    case: Case
+    case: LabelledSet
     model: Path
     samples: np.ndarray
 
+    def truth(self) -> Reproduced:
+        """Return which families the samples reproduce; a family is hit in any of its forms."""
+        return find_reproduced(self.samples, self.case.train, self.case.holdout, self.case.family)
 
-def trained(setup: Setup, seed: int, folder: Path, cache: Path, say: Callable[[str], None]) -> Trained:
-    """Train and sample, or take both from the cache. They are cached under what made them."""
+
+def train_or_load(setup: Setup, seed: int, folder: Path, cache: Path, say: Callable[[str], None]) -> Trained:
+    """Train the model of a case and draw its samples, or take both from the cache, where their settings name them."""
     case = setup.case(folder, seed)
     digest = hashlib.sha256(case.train.tobytes() + repr((setup, seed, torch.__version__)).encode()).hexdigest()[:12]
     home = cache / f"{setup.name}-{seed}-{digest}"
@@ -117,7 +124,7 @@ def trained(setup: Setup, seed: int, folder: Path, cache: Path, say: Callable[[s
 
 
 def each(setups: list[Setup], seeds: int) -> Iterator[tuple[Setup, int]]:
-    """Every case with every seed from 1 on, the small cases first."""
+    """Yield every case with every seed from 1 on."""
     for setup in setups:
         for seed in range(1, seeds + 1):
             yield setup, seed
