@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from volgrowth.report.charts import drawing as figures
+from volgrowth.report.charts import figures
 
 
 @dataclass(frozen=True)

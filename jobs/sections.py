@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from jobs.benchmark.detection.suite import Setup
 from jobs.charts import PAGE, PRINT, Palette, save
-from volgrowth.report.charts.drawing import inline_svg
+from volgrowth.report.charts.figures import inline_svg
 
 Say = Callable[[str], None]
 Row = dict[str, Any]

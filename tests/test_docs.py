@@ -14,8 +14,8 @@ import typer
 import yaml
 
 from tests.audit.output.test_views import small_audit
+from volgrowth.analysis.calibration.error_rates import rows_needed
 from volgrowth.analysis.policy import CURATION
-from volgrowth.analysis.rates import rows_needed
 from volgrowth.cli import app
 from volgrowth.config import EXECUTION, AuditConfig, PaperMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.records import FINDINGS, SCORES

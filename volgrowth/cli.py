@@ -65,7 +65,7 @@ def audit(
     asked = audit_config(ctx)
 
     from volgrowth.commands.audit import failed_share, run_audit
-    from volgrowth.report.words import cascaded, title
+    from volgrowth.report.words import cascade_sentences, title
 
     try:
         finished = run_audit(asked, extend=extend, retry_failed=retry_failed)
@@ -74,7 +74,7 @@ def audit(
         raise typer.Exit(Exit.INTERRUPTED) from None
     counts, failed = finished.summary["counts"], failed_share(finished)
     print(f"{counts['ok']} of {counts['rows']} images scored; report: {finished.store.path('report.html')}")
-    print("\n".join([title(finished.summary), *cascaded(finished.summary.get("cascade"))]))
+    print("\n".join([title(finished.summary), *cascade_sentences(finished.summary.get("cascade"))]))
     _warn((finished.summary["detection"] or {}).get("warnings", ()))
     if failed > asked.max_failed:
         print(
@@ -160,14 +160,14 @@ def diff(
 
       volgrowth diff out-before out-after --table changes.parquet
     """
-    from volgrowth.analysis.comparison.changes import compare, save
-    from volgrowth.analysis.comparison.wording import describe
+    from volgrowth.analysis.comparison.changes import compare_audits, write_changes
+    from volgrowth.analysis.comparison.wording import comparison_text
     from volgrowth.audit.output.result import open_audit
 
-    comparison = compare(open_audit(out_a), open_audit(out_b), fdr)
+    comparison = compare_audits(open_audit(out_a), open_audit(out_b), fdr)
     if table:
-        save(comparison, table)
-    print(describe(comparison))
+        write_changes(comparison, table)
+    print(comparison_text(comparison))
 
 
 @app.command()
@@ -192,7 +192,7 @@ def verify(
       volgrowth verify out --samples 5000
     """
     from volgrowth.commands.verify import verify_audit
-    from volgrowth.report.words import proof
+    from volgrowth.report.words import proof_sentences
 
     try:
         audit = verify_audit(
@@ -208,7 +208,7 @@ def verify(
         print(f"interrupted: samples drawn are kept in {output}; the same command goes on", file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
     found = audit.summary["verification"]
-    print("\n".join([*proof(found), f"report: {audit.store.path('report.html')}"]))
+    print("\n".join([*proof_sentences(found), f"report: {audit.store.path('report.html')}"]))
     _warn(found["warnings"])
 
 
@@ -245,7 +245,7 @@ def curate(
 
     if undo is not None:
         _refuse_beside_undo(ctx.params)
-        gone = curation.undo(undo)
+        gone = curation.undo_list(undo)
         print(f"removed {undo} ({gone.rows:,} rows, {len(gone.files):,} files); {gone.data} was not changed")
         return
     if output is None:
@@ -278,11 +278,11 @@ def check(
     from volgrowth.analysis.policy import store_of
     from volgrowth.audit.output.result import open_audit
 
-    found = gate.check(open_audit(output), fdr, max_flagged)
+    found = gate.check_limit(open_audit(output), fdr, max_flagged)
     if junit:
         store, name = store_of(junit)
-        store.write(name, gate.junit(found))
-    print(gate.markdown(found) if markdown else gate.text(found))
+        store.write(name, gate.gate_junit(found))
+    print(gate.gate_markdown(found) if markdown else gate.gate_text(found))
     _warn(found.notes)
     if not found.passed:
         raise typer.Exit(Exit.MORE_THAN_ALLOWED)

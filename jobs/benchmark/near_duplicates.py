@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from volgrowth.analysis.duplicates import RADIUS, clusters
+from volgrowth.analysis.duplicates import RADIUS, duplicate_clusters
 from volgrowth.errors import EngineError
 
 FAMILY = 10
@@ -99,7 +99,7 @@ def measure(rows: int) -> Measured:
     """Plant and search in this process, which should do nothing else."""
     planted = plant(rows)
     before, began = _memory("VmRSS"), time.monotonic()
-    cluster, copies = clusters(planted.scores)
+    cluster, copies = duplicate_clusters(planted.scores)
     seconds, peak = time.monotonic() - began, _memory("VmHWM")
     known = planted.kind != KINDS.index("skewed")
     return Measured(

@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.sections import Written
 from volgrowth.report.formats import MISSING, duration, score
-from volgrowth.report.page import environment
+from volgrowth.report.page import template_environment
 from volgrowth.version import VERSION
 
 TITLE = "Volume growth: the paper's experiments, repeated"
@@ -111,7 +111,7 @@ def kind(table: dict[str, Any], column: int) -> str:
 
 def html(sections: Sequence[Written]) -> str:
     """The page."""
-    page = environment().from_string(_PAGE)
+    page = template_environment().from_string(_PAGE)
     return page.render(
         title=TITLE,
         introduction=INTRODUCTION,

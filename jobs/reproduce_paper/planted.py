@@ -17,9 +17,9 @@ from jobs.benchmark.detection.suite import Trained, train_or_load
 from jobs.charts import histograms
 from jobs.reproduce_paper.published import Judged
 from jobs.sections import Chart, Row, Section, Workshop, table
+from volgrowth.analysis.calibration.error_rates import FDR, q_values
 from volgrowth.analysis.proof import Reproduced
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
-from volgrowth.analysis.rates import FDR, q_values
 from volgrowth.demo.cases import to_tensor
 from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from volgrowth.analysis.calibration import Calibration, Images, calibrate
-from volgrowth.analysis.complexity import regressors
+from volgrowth.analysis.calibration.complexity import regressors
+from volgrowth.analysis.calibration.expected_scores import Calibration, ScoredImages, calibrate
 from volgrowth.audit.scoring.measures import true_float32
 from volgrowth.audit.workers.seeding import seeded
 from volgrowth.demo.cases import LabelledSet, to_tensor
@@ -86,8 +86,8 @@ def published_growth(
 class Judged:
     """Images of a case ready for calibration: complexity (n, 6) and content hashes, audited and held out."""
 
-    audited: Images
-    holdout: Images
+    audited: ScoredImages
+    holdout: ScoredImages
 
     @staticmethod
     def of(case: LabelledSet) -> "Judged":
@@ -97,17 +97,17 @@ class Judged:
     def calibrate(self, score: np.ndarray, holdout_score: np.ndarray) -> Calibration:
         """Calibrate scores, high for suspicious, of the families and of the held-out images."""
         calibration = calibrate(
-            Images(self.audited.features, score, self.audited.content),
-            Images(self.holdout.features, holdout_score, self.holdout.content),
+            ScoredImages(self.audited.features, score, self.audited.content),
+            ScoredImages(self.holdout.features, holdout_score, self.holdout.content),
         )
         if calibration is None:
             raise ValueError(f"{len(holdout_score)} held-out images: expected more, to calibrate with")
         return calibration
 
 
-def _described(images: np.ndarray) -> Images:
+def _described(images: np.ndarray) -> ScoredImages:
     described = [features(image) for image in images]
     content = np.array([row.pop("content_hash") for row in described], np.uint64)
     columns = ("png_bytes", "variance", "total_variation", "mean", "edge_density")
     table = pa.table({name: [row[name] for row in described] for name in columns})
-    return Images(regressors(table), np.zeros(len(images)), content)
+    return ScoredImages(regressors(table), np.zeros(len(images)), content)

@@ -13,9 +13,9 @@ from jobs.charts import bars
 from jobs.reproduce_paper.planted import excess, flags, planted
 from jobs.reproduce_paper.retraining import SUSPECTS, SampleHits, compare_curation, highest
 from jobs.sections import Chart, Row, Section, Workshop, table
+from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.proof import Reproduced
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
-from volgrowth.analysis.rates import FDR
 from volgrowth.audit.sampling.drawing import STEPS, to_pixels
 from volgrowth.audit.workers.seeding import seeded
 from volgrowth.demo.truth import find_reproduced

@@ -12,7 +12,15 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from tests.support.tables import failed, scores
 from volgrowth.analysis import duplicates
-from volgrowth.analysis.duplicates import RADIUS, STEP, STEPS_APART, Light, clusters, identical, leaders
+from volgrowth.analysis.duplicates import (
+    RADIUS,
+    STEP,
+    STEPS_APART,
+    Light,
+    duplicate_clusters,
+    find_leaders,
+    identical_rows,
+)
 from volgrowth.demo.cases import digit_images
 from volgrowth.records import SCORES
 from volgrowth.sources.pixels.features import features
@@ -36,7 +44,7 @@ def plain_leaders(looks: list[Look]) -> list[int]:
 
 def searched(looks: list[Look]) -> list[int]:
     hashes, brightness, contrast = np.array(looks, object).reshape(-1, 3).T
-    return leaders(hashes.astype(np.uint64), Light(brightness.astype(np.int8), contrast.astype(np.int8))).tolist()
+    return find_leaders(hashes.astype(np.uint64), Light(brightness.astype(np.int8), contrast.astype(np.int8))).tolist()
 
 
 def hashes(bits: list[int]) -> st.SearchStrategy[int]:
@@ -81,7 +89,7 @@ def test_many_images_of_one_hash_or_one_key() -> None:
     dense = random.permutation(20_000).astype(np.uint64) << np.uint64(40)
     found = np.concatenate([np.zeros(20_000, np.uint64), half, dense])
     light = Light(random.integers(-20, 21, len(found)).astype(np.int8), np.zeros(len(found), np.int8))
-    leader = leaders(found, light)
+    leader = find_leaders(found, light)
     assert (leader[leader] == leader).all()
     assert (leader <= np.arange(len(found))).all()
     assert (np.bitwise_count(found ^ found[leader]) <= RADIUS).all()
@@ -116,15 +124,15 @@ def partition(numbers: np.ndarray) -> set[frozenset[int]]:
 def test_groups_do_not_depend_on_the_order_of_rows(rows: list[int | None], random: Any) -> None:
     order = list(range(len(rows)))
     random.shuffle(order)
-    before = partition(clusters(table(rows))[0])
-    after = partition(clusters(table([rows[k] for k in order]))[0])
+    before = partition(duplicate_clusters(table(rows))[0])
+    after = partition(duplicate_clusters(table([rows[k] for k in order]))[0])
     assert {frozenset(order[k] for k in group) for group in after} == before
 
 
 @given(contents)
 def test_a_group_is_named_by_its_smallest_row_and_holds_identical_images(rows: list[int | None]) -> None:
-    cluster, copies = clusters(table(rows))
-    same = identical(table(rows))
+    cluster, copies = duplicate_clusters(table(rows))
+    same = identical_rows(table(rows))
     for row, content in enumerate(rows):
         assert cluster[row] == min(np.flatnonzero(cluster == cluster[row]))
         assert copies[row] == (cluster == cluster[row]).sum()
@@ -137,7 +145,7 @@ def test_a_group_is_named_by_its_smallest_row_and_holds_identical_images(rows: l
 def test_a_chain_of_alike_images_is_not_one_group() -> None:
     """Hashes 0, 1, 11, 111, ...: each alike to the next two, and the most copied one takes those within its radius."""
     lengths = [0, 1, 2, 3, 4, 4, 4, 6, 7, 8]
-    groups = partition(clusters(table([*lengths]))[0])
+    groups = partition(duplicate_clusters(table([*lengths]))[0])
     assert frozenset(k for k, length in enumerate(lengths) if length in (2, 3, 4, 6)) in groups
     for group in groups:
         assert max(lengths[k] for k in group) - min(lengths[k] for k in group) <= 2 * RADIUS
@@ -146,17 +154,17 @@ def test_a_chain_of_alike_images_is_not_one_group() -> None:
 def test_another_light_is_another_image() -> None:
     look = {"phash": 5, "mean": 0.0, "variance": 0.25}
     rows = scores(look, {**look, "mean": 2 * STEP}, {**look, "mean": 0.4}, {**look, "variance": 0.5})
-    assert sorted(clusters(rows)[1].tolist()) == [1, 1, 2, 2]
+    assert sorted(duplicate_clusters(rows)[1].tolist()) == [1, 1, 2, 2]
 
 
 def test_rows_have_numbers_of_their_own() -> None:
     rows = table([3, 9, 3])
     moved = rows.set_column(0, "row", pa.array([42, 41, 40], pa.int64()))
-    assert identical(moved).tolist() == clusters(moved)[0].tolist() == [40, 41, 40]
+    assert identical_rows(moved).tolist() == duplicate_clusters(moved)[0].tolist() == [40, 41, 40]
 
 
 def test_no_rows() -> None:
-    assert [len(column) for column in (identical(scores()), *clusters(scores()))] == [0, 0, 0]
+    assert [len(column) for column in (identical_rows(scores()), *duplicate_clusters(scores()))] == [0, 0, 0]
 
 
 def of_images(images: list[np.ndarray]) -> pa.Table:
@@ -178,7 +186,7 @@ def digits() -> pa.Table:
 
 
 def test_few_different_digits_are_taken_for_copies_and_none_of_another_class(digits: pa.Table) -> None:
-    cluster, copies = clusters(digits)
+    cluster, copies = duplicate_clusters(digits)
     assert 0 < np.mean(copies > 1) <= 0.015
     labels = load_digits().target
     assert (labels == labels[cluster]).all()
@@ -189,7 +197,7 @@ def test_copies_of_digits_are_found(digits: pa.Table, change: Any, found: float)
     random = np.random.default_rng(0)
     changed = of_images([change(image, random) for image in digit_images()[:400]])
     moved = changed.set_column(0, "row", pa.array(np.arange(10_000, 10_400)))
-    cluster, _ = clusters(pa.concat_tables([digits, moved]))
+    cluster, _ = duplicate_clusters(pa.concat_tables([digits, moved]))
     assert np.mean(cluster[-400:] == cluster[:400]) >= found
 
 
@@ -204,7 +212,7 @@ def test_photographs() -> None:
     """Copies with noise are found, and no two patches are taken for one."""
     random = np.random.default_rng(0)
     images = crops()
-    cluster, _ = clusters(of_images([*images, *(noisy(image, random) for image in images)]))
+    cluster, _ = duplicate_clusters(of_images([*images, *(noisy(image, random) for image in images)]))
     assert len(set(cluster[: len(images)])) == len(images)
     assert np.mean(cluster[len(images) :] == cluster[: len(images)]) >= 0.85
     assert max(Counter(cluster.tolist()).values()) == 2

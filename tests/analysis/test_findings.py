@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.support.tables import failed, many, scores
-from volgrowth.analysis.calibration import MIN_IMAGES
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.findings import analyse
 from volgrowth.records import FINDINGS, Status
 

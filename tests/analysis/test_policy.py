@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volgrowth.analysis.policy import CURATION, Action, Policy, decide
+from volgrowth.analysis.policy import CURATION, Action, Policy, decide_actions
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.records import FINDINGS
 
@@ -45,7 +45,7 @@ PICTURES: tuple[dict[str, Any], ...] = (
 
 
 def decided(policy: Policy, *rows: dict[str, Any]) -> list[dict[str, Any]]:
-    table = decide(*tables(*(rows or PICTURES)), policy, "digest")
+    table = decide_actions(*tables(*(rows or PICTURES)), policy, "digest")
     assert table.schema.equals(CURATION)
     assert set(table["audit"].to_pylist()) == {"digest"}
     return table.to_pylist()

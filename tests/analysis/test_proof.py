@@ -10,10 +10,10 @@ from volgrowth.analysis.proof import (
     RATIO,
     chance_to_see,
     clopper_pearson,
+    decide_reproduced,
     hit_groups,
-    judge,
     samples_needed,
-    summarize,
+    summarize_proof,
 )
 
 
@@ -56,7 +56,7 @@ def test_a_hit_is_far_nearer_than_the_others() -> None:
 
 
 def test_two_hits_of_few_samples() -> None:
-    found = judge(np.array([0, 1, 2, 9]), np.array([0, 1]), samples=100)
+    found = decide_reproduced(np.array([0, 1, 2, 9]), np.array([0, 1]), samples=100)
     assert found.images.tolist() == [False, False, True, True]
 
 
@@ -72,8 +72,8 @@ def test_what_samples_prove_is_counted_over_distinct_images() -> None:
             "excess_growth": [9.0, 9.0, 8.0, 7.0, 0.0, None],
         }
     )
-    reproduced = judge(np.array([5, 0, 3, 1]), np.array([0, 1]), samples=100)
-    found = summarize(findings, np.array([0, 3]), reproduced, samples=100)
+    reproduced = decide_reproduced(np.array([5, 0, 3, 1]), np.array([0, 1]), samples=100)
+    found = summarize_proof(findings, np.array([0, 3]), reproduced, samples=100)
     assert (found["reproduced_images"], found["rows"]) == (2, [0, 1, 3])
     assert (found["flagged"], found["flagged_reproduced"], found["unhit_rows"]) == (2, 1, [2])
     assert (found["hits"], found["holdout_images"], found["holdout_hits"]) == (9, 2, 1)

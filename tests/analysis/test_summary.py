@@ -9,16 +9,16 @@ import pytest
 
 from tests.support.report_data import RUN
 from tests.support.tables import failed, many, scores
-from volgrowth.analysis.complexity import REGRESSORS
+from volgrowth.analysis.calibration.complexity import REGRESSORS
+from volgrowth.analysis.calibration.error_rates import rows_needed
 from volgrowth.analysis.findings import Analysis, analyse
-from volgrowth.analysis.rates import rows_needed
-from volgrowth.analysis.summary import _arithmetic, summarize
+from volgrowth.analysis.summary import _arithmetic, summarize_audit
 from volgrowth.audit.output.manifest import DataInfo, Manifest
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, ModelInfo, Status
-from volgrowth.report import Shown, render
-from volgrowth.report.words import verdict
+from volgrowth.report import Shown, render_report
+from volgrowth.report.words import verdict_sentences
 from volgrowth.storage.store import Store
 
 MODEL = ModelInfo("demo/model", "UNet2DModel", (1, 8, 8), "sha256:" + "0c" * 32, 18_521)
@@ -35,7 +35,7 @@ def summarized(
     audit = Audit(Store(str(folder)), manifest)
     analysis = analyse(table, holdout)
     vars(audit).update(scores=table, holdout_scores=holdout, findings=analysis.findings)  # as if read
-    return summarize(audit, analysis, config, RUN), audit, analysis
+    return summarize_audit(audit, analysis, config, RUN), audit, analysis
 
 
 def rows() -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def test_flags_with_duplicates_are_told_from_intrinsic_ones(tmp_path: Path) -> N
     duplicated, intrinsic = detection["memorized_duplicated"], detection["memorized_intrinsic"]
     assert duplicated + intrinsic == detection["memorized"] > 20
     assert (duplicated, detection["memorized_rows"] - detection["memorized"]) == (3, 1)
-    said = " ".join(verdict(summary))
+    said = " ".join(verdict_sentences(summary))
     assert (
         f"Driven by duplication may be 3, with copies or near duplicates in the data set; {intrinsic} have no" in said
     )
@@ -180,7 +180,7 @@ def test_the_page_finds_every_key_it_knows(tmp_path: Path, with_holdout: bool) -
     summary, audit, analysis = summarized(tmp_path, scores(*rows()), holdout)
     wanted = known.summary(calibration=known.CALIBRATION)
     assert keys({**wanted, "versions": {}}) <= keys(summary)
-    page = render(summary, audit.scores, analysis.findings, Shown(), analysis.holdout)
+    page = render_report(summary, audit.scores, analysis.findings, Shown(), analysis.holdout)
     assert "UNet2DModel" in page.html
 
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import volgrowth as vg
-from volgrowth.analysis.comparison.changes import CHANGES, compare
+from volgrowth.analysis.comparison.changes import CHANGES, compare_audits
 from volgrowth.cli import run
 from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
@@ -56,7 +56,7 @@ def test_the_command_says_what_changed_and_writes_the_table(audits, tmp_path, ca
     assert "1 are only in A, of which 0 flagged there; 0 only in B" in said
     assert "held-out images that both audits share" in said
     table = pq.read_table(tmp_path / "changes.parquet")
-    found = compare(vg.open_audit(str(audits / "before")), vg.open_audit(str(audits / "after")))
+    found = compare_audits(vg.open_audit(str(audits / "before")), vg.open_audit(str(audits / "after")))
     assert table.cast(CHANGES).equals(found.table)
     assert found.null_rows == 150
     rows = {row["image_id"]: row for row in table.to_pylist()}

@@ -24,7 +24,7 @@ from volgrowth.audit.output.freezing import Plan, write_listings
 from volgrowth.audit.output.manifest import MANIFEST, SCORES_FOLDER, DataInfo
 from volgrowth.audit.output.result import Audit, open_audit
 from volgrowth.commands.curate import curate_audit
-from volgrowth.curation import apply_list, undo
+from volgrowth.curation import apply_list, undo_list
 from volgrowth.curation.applying import RECEIPT
 from volgrowth.curation.kept import WEIGHT
 from volgrowth.errors import DataError, OutputError, UsageError
@@ -86,7 +86,7 @@ def test_exactly_the_kept_rows_are_there_and_the_source_is_as_it_was(audit, tmp_
     assert found == expected
     assert digests(Path(data.name).parent) == before
     assert os.listdir(tmp_path) == ["new"]
-    undo(str(tmp_path / "new"))
+    undo_list(str(tmp_path / "new"))
     assert os.listdir(tmp_path) == []
     assert digests(Path(data.name).parent) == before
 
@@ -411,23 +411,23 @@ def test_an_undo_removes_only_what_was_written(parquet, tmp_path):
     apply_list(parquet, edited(parquet, [3]), str(new))
     (new / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"'notes\.txt' is not of its writing: nothing was removed"):
-        undo(str(new))
+        undo_list(str(new))
     (new / "notes.txt").unlink()
     content = (new / "a.parquet").read_bytes()
     (new / "a.parquet").write_bytes(content[:-1] + b"x")
     with pytest.raises(OutputError, match=r"'a\.parquet' is changed"):
-        undo(str(new))
+        undo_list(str(new))
     (new / "a.parquet").unlink()
     with pytest.raises(OutputError, match=r"'a\.parquet' is missing"):
-        undo(str(new))
+        undo_list(str(new))
     (new / "a.parquet").write_bytes(content)
     receipt = (new / RECEIPT).read_text()
     (new / RECEIPT).write_text("{")
     with pytest.raises(OutputError, match=r"cannot be read .* nothing was removed"):
-        undo(str(new))
+        undo_list(str(new))
     (new / RECEIPT).write_text(receipt)
-    undo(str(new))
+    undo_list(str(new))
     assert os.listdir(tmp_path) == []
     for nothing in (new, Path(parquet.plan.data.name)):
         with pytest.raises(OutputError, match=f"holds no {RECEIPT}"):
-            undo(str(nothing))
+            undo_list(str(nothing))

@@ -11,11 +11,11 @@ import pytest
 
 from tests.curation.conftest import ROWS
 from tests.support.samples import write_parquet
-from volgrowth.analysis.policy import CURATION, Policy, digest, make_list
+from volgrowth.analysis.policy import CURATION, Policy, list_digest, make_list
 from volgrowth.audit.output.result import Audit
 from volgrowth.commands.curate import curate_audit
 from volgrowth.curation import CURATION_FILE, read_list
-from volgrowth.curation.lists import encoded
+from volgrowth.curation.lists import encode_list
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.sources import open_source
 
@@ -42,14 +42,14 @@ def edit(file: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize("name", ["list.csv", "list.parquet"])
 def test_a_list_is_read_as_it_was_written(parquet, made, tmp_path, name):
-    (tmp_path / name).write_bytes(encoded(made, name))
+    (tmp_path / name).write_bytes(encode_list(made, name))
     assert read_list(parquet, str(tmp_path / name)).equals(made)
 
 
 def test_texts_that_are_hard_on_csv_survive(parquet, made, tmp_path):
     odd = ['a "quoted", one', "line\nbreak", "NA", "", "007", "=1+1", "# no", "née 🎈"]
     table = made.set_column(2, CURATION.field("source"), pa.array((odd * 9)[:ROWS]))
-    (tmp_path / "list.csv").write_bytes(encoded(table, "list.csv"))
+    (tmp_path / "list.csv").write_bytes(encode_list(table, "list.csv"))
     assert read_list(parquet, str(tmp_path / "list.csv")).equals(table)
 
 
@@ -86,11 +86,11 @@ def test_lists_that_are_refused(parquet, made, tmp_path):
         ({"weight": None}, OutputError, r"has no column weight: put it back"),
         ({"row": "five"}, OutputError, r"cannot be read \(.*five"),
     ):
-        file.write_bytes(encoded(made, "list.csv"))
+        file.write_bytes(encode_list(made, "list.csv"))
         edit(file, **changes)
         with pytest.raises(kind, match=message):
             read_list(parquet, str(file))
-    lines = encoded(made, "list.csv").splitlines(keepends=True)
+    lines = encode_list(made, "list.csv").splitlines(keepends=True)
     for content, message in (
         (b"".join(lines[:-1]), f"has {ROWS - 1} rows: expected every row"),
         (lines[0], "is of another audit .none in its column"),
@@ -109,7 +109,9 @@ def test_lists_that_are_refused(parquet, made, tmp_path):
 
 def test_a_list_is_of_its_audit_only(parquet, folder, tmp_path):
     curate_audit(folder.store.url, Policy("top_k", 2), list_path=str(tmp_path / "list.csv"))
-    with pytest.raises(OutputError, match=rf"of another audit \({digest(folder)} in its .* is {digest(parquet)}"):
+    with pytest.raises(
+        OutputError, match=rf"of another audit \({list_digest(folder)} in its .* is {list_digest(parquet)}"
+    ):
         curate_audit(parquet.store.url, list_path=str(tmp_path / "list.csv"), destination=str(tmp_path / "new"))
     assert os.listdir(tmp_path) == ["list.csv"]
 
@@ -143,4 +145,4 @@ def test_a_list_from_before_an_extension_is_of_another_audit(run, images, tmp_pa
     audit = run(tmp_path / "data", tmp_path / "out")
     write_parquet(tmp_path / "data/b.parquet", images[:5])
     grown = audit.plan.data.extended(open_source(str(tmp_path / "data")).listing)
-    assert digest(Audit(audit.store, replace(audit.plan, data=grown).to_json())) != digest(audit)
+    assert list_digest(Audit(audit.store, replace(audit.plan, data=grown).to_json())) != list_digest(audit)

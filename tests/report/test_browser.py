@@ -16,7 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from tests.support.report_data import CALIBRATION, DETECTION, TRUTH, full_report, many, record, summary, tables
-from volgrowth.report import Exhibit, Report, Sample, Shown, render, thumbnail
+from volgrowth.report import Exhibit, NearestSample, ReportPage, Shown, render_report, thumbnail
 from volgrowth.report.page import CAP
 
 ARTEFACTS = Path(__file__).parents[2] / "test-artefacts"
@@ -54,7 +54,7 @@ def opens(browser: Browser, tmp_path: Path) -> Iterator[Opens]:
     """Open a report from disk: `opens(report, width=..., color_scheme=...)`. Nothing may go wrong in it."""
     contexts = []
 
-    def open_(report: Report, width: int = 1200, fragment: str = "", **options: Any) -> tuple[Page, Heard]:
+    def open_(report: ReportPage, width: int = 1200, fragment: str = "", **options: Any) -> tuple[Page, Heard]:
         file, heard = tmp_path / "report.html", Heard()
         file.write_text(report.html, encoding="utf-8")
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
@@ -77,7 +77,7 @@ def opens(browser: Browser, tmp_path: Path) -> Iterator[Opens]:
 
 
 @pytest.fixture(scope="module")
-def gallery() -> Report:
+def gallery() -> ReportPage:
     """60 cards of an audit that never ran; row 7 has no score, row 8 a hostile name."""
     records = [
         record(
@@ -95,11 +95,11 @@ def gallery() -> Report:
     records[8] |= {"image_id": HOSTILE, "source": HOSTILE}
     picture = thumbnail(np.zeros((1, 8, 8), np.uint8))
     visitors = Shown([Exhibit(row) for row in range(60)], dict.fromkeys(range(60), picture))
-    return render(summary(60, detection=DETECTION, calibration=CALIBRATION), *tables(records), visitors)
+    return render_report(summary(60, detection=DETECTION, calibration=CALIBRATION), *tables(records), visitors)
 
 
 @pytest.fixture(scope="module")
-def showcase(digits: np.ndarray) -> Report:
+def showcase(digits: np.ndarray) -> ReportPage:
     """A page with everything, of real digits."""
     rng, rows = np.random.default_rng(0), 400
     flags = {"memorized": True, "precursor": True, "p_value": 0.001, "q_value": 0.03, "marks": ["above_ceiling"]}
@@ -111,13 +111,13 @@ def showcase(digits: np.ndarray) -> Report:
         records[400 - 30 + row] |= {"copies": 2, "cluster": row}
     for each in records:
         each["rates"] = (each["growth"] + rng.normal(size=3)).tolist()
-    exhibits = [Exhibit(k, (370 + k,), 100 + k, Sample(k, 0.2 + k / 40, k < 15)) for k in range(30)]
+    exhibits = [Exhibit(k, (370 + k,), 100 + k, NearestSample(k, 0.2 + k / 40, k < 15)) for k in range(30)]
     exhibits += [Exhibit(row) for row in range(30, 60)]
     pictures = {row: thumbnail(digits[row % 370]) for row in range(rows)}
     samples = {number: thumbnail(digits[number]) for number in range(30)}
     held = tables([record(1000 + k) for k in range(100)])[1]
     truth = {**TRUTH, "rows": list(range(15)), "reproduced_images": 15}
-    return render(
+    return render_report(
         summary(rows, calibration=CALIBRATION, detection={**DETECTION, "memorized": 30}, verification=truth),
         *tables(records),
         Shown(exhibits, pictures, samples),
@@ -141,7 +141,7 @@ def focused(page: Page) -> str:
     return str(page.evaluate("document.activeElement.id"))
 
 
-def test_everything_on_the_page_is_in_it(opens: Opens, showcase: Report) -> None:
+def test_everything_on_the_page_is_in_it(opens: Opens, showcase: ReportPage) -> None:
     page, _ = opens(showcase)
     assert page.get_by_text("show where scripts run").is_hidden()
     page.wait_for_function("[...document.images].every(image => image.complete)")
@@ -153,7 +153,7 @@ def test_everything_on_the_page_is_in_it(opens: Opens, showcase: Report) -> None
     assert first.bounding_box()
 
 
-def test_the_gallery_pages(opens: Opens, gallery: Report) -> None:
+def test_the_gallery_pages(opens: Opens, gallery: ReportPage) -> None:
     page, _ = opens(gallery)
     order = [*range(7), *range(8, 60), 7]  # by excess growth, without a score last
     back, on = (page.get_by_role("button", name=name).first for name in ("Previous", "Next"))
@@ -174,7 +174,7 @@ def test_the_gallery_pages(opens: Opens, gallery: Report) -> None:
     assert focused(page) == f"row-{order[48]}"
 
 
-def test_the_gallery_filters(opens: Opens, gallery: Report) -> None:
+def test_the_gallery_filters(opens: Opens, gallery: ReportPage) -> None:
     page, _ = opens(gallery)
     show, find = page.get_by_role("combobox", name="Show"), page.get_by_role("searchbox", name="Find")
     assert "flagged as memorized (29)" in show.inner_text()
@@ -196,7 +196,7 @@ def test_the_gallery_filters(opens: Opens, gallery: Report) -> None:
     assert status(page) == "Images 1 to 24 of 60"
 
 
-def test_the_gallery_sorts(opens: Opens, gallery: Report) -> None:
+def test_the_gallery_sorts(opens: Opens, gallery: ReportPage) -> None:
     page, _ = opens(gallery)
     sort = page.get_by_role("combobox", name="Sort by")
     sort.select_option("row:1")
@@ -218,7 +218,7 @@ def test_the_gallery_sorts(opens: Opens, gallery: Report) -> None:
     assert rows_of(page)[-1] == 7  # without a score it is the last in any order
 
 
-def test_the_keyboard_is_enough(opens: Opens, gallery: Report) -> None:
+def test_the_keyboard_is_enough(opens: Opens, gallery: ReportPage) -> None:
     page, _ = opens(gallery)
     page.keyboard.press("Tab")
     assert page.locator(":focus").inner_text() == "Skip to the report"
@@ -237,7 +237,7 @@ def test_the_keyboard_is_enough(opens: Opens, gallery: Report) -> None:
     assert outline == "solid"
 
 
-def test_page_up_and_down_move_from_card_to_card_and_from_page_to_page(opens: Opens, gallery: Report) -> None:
+def test_page_up_and_down_move_from_card_to_card_and_from_page_to_page(opens: Opens, gallery: ReportPage) -> None:
     page, _ = opens(gallery)
     feed = page.get_by_role("feed", name="Images")
     assert feed.locator("article[tabindex='0']").count() == 1
@@ -258,7 +258,7 @@ def test_page_up_and_down_move_from_card_to_card_and_from_page_to_page(opens: Op
     assert focused(page) == "row-0"
 
 
-def test_an_address_can_name_a_card(opens: Opens, gallery: Report) -> None:
+def test_an_address_can_name_a_card(opens: Opens, gallery: ReportPage) -> None:
     page, _ = opens(gallery, fragment="#row-40")
     assert focused(page) == "row-40"
     assert status(page) == "Images 25 to 48 of 60"
@@ -268,7 +268,7 @@ def test_an_address_can_name_a_card(opens: Opens, gallery: Report) -> None:
     assert page.get_by_role("combobox", name="Show").input_value() == ""
 
 
-def test_row_numbers_of_what_passes_are_copied(opens: Opens, gallery: Report) -> None:
+def test_row_numbers_of_what_passes_are_copied(opens: Opens, gallery: ReportPage) -> None:
     page, _ = opens(gallery, permissions=["clipboard-read", "clipboard-write"])
     page.get_by_role("searchbox", name="Find").fill("name-00")
     page.get_by_role("button", name="Copy row numbers").click()
@@ -277,7 +277,7 @@ def test_row_numbers_of_what_passes_are_copied(opens: Opens, gallery: Report) ->
     assert "9 row numbers copied." in page.locator("#copied").inner_text()
 
 
-def test_names_that_look_like_markup_stay_text(opens: Opens, gallery: Report) -> None:
+def test_names_that_look_like_markup_stay_text(opens: Opens, gallery: ReportPage) -> None:
     page, _ = opens(gallery)
     page.get_by_role("searchbox", name="Find").fill("<script>window")
     assert rows_of(page) == [8]
@@ -286,7 +286,7 @@ def test_names_that_look_like_markup_stay_text(opens: Opens, gallery: Report) ->
     assert page.locator("script").count() == 1
 
 
-def test_without_scripts_the_first_cards_are_there(opens: Opens, gallery: Report) -> None:
+def test_without_scripts_the_first_cards_are_there(opens: Opens, gallery: ReportPage) -> None:
     page, _ = opens(gallery, java_script_enabled=False)
     assert cards(page).count() == SIZE
     assert not page.get_by_role("searchbox").is_visible()
@@ -301,7 +301,7 @@ def test_five_thousand_flagged_images_open_and_page(opens: Opens) -> None:
     )
     picture = thumbnail(np.zeros((1, 8, 8), np.uint8))
     shown = Shown([Exhibit(2 * k) for k in range(count)], {2 * k: picture for k in range(count)})
-    report = render(summary(2 * count, detection={**DETECTION, "memorized": count}), scores, findings, shown)
+    report = render_report(summary(2 * count, detection={**DETECTION, "memorized": count}), scores, findings, shown)
     assert len(report.html.encode()) < CAP
     page, _ = opens(report)
     assert status(page) == "Images 1 to 24 of 5000"
@@ -313,7 +313,9 @@ def test_five_thousand_flagged_images_open_and_page(opens: Opens) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("kind", ["pictures", "redacted"])
-def test_nothing_stands_in_the_way_of_a_screen_reader(opens: Opens, showcase: Report, kind: str, scheme: str) -> None:
+def test_nothing_stands_in_the_way_of_a_screen_reader(
+    opens: Opens, showcase: ReportPage, kind: str, scheme: str
+) -> None:
     """By the rules of axe: names, roles, contrast, order of headings, keyboard."""
     page, _ = opens(
         showcase if kind == "pictures" else full_report(rows={}, samples={}, redacted=True), color_scheme=scheme
@@ -324,7 +326,7 @@ def test_nothing_stands_in_the_way_of_a_screen_reader(opens: Opens, showcase: Re
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])
-def test_nothing_is_wider_than_a_phone(opens: Opens, showcase: Report, gallery: Report, width: int) -> None:
+def test_nothing_is_wider_than_a_phone(opens: Opens, showcase: ReportPage, gallery: ReportPage, width: int) -> None:
     for report in (gallery, showcase):  # long names without a space, and pictures
         page, _ = opens(report, width=width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -338,7 +340,7 @@ def test_nothing_is_wider_than_a_phone(opens: Opens, showcase: Report, gallery: 
     ("name", "width", "scheme"), [("light", 1200, "light"), ("dark", 1200, "dark"), ("phone", 390, "light")]
 )
 def test_it_is_seen_in_light_and_dark_and_on_a_phone(
-    opens: Opens, showcase: Report, name: str, width: int, scheme: str
+    opens: Opens, showcase: ReportPage, name: str, width: int, scheme: str
 ) -> None:
     page, _ = opens(showcase, width=width, color_scheme=scheme)
     ARTEFACTS.mkdir(exist_ok=True)
@@ -347,7 +349,7 @@ def test_it_is_seen_in_light_and_dark_and_on_a_phone(
     assert (int(paper) < 128) == (scheme == "dark")
 
 
-def test_it_prints(opens: Opens, showcase: Report) -> None:
+def test_it_prints(opens: Opens, showcase: ReportPage) -> None:
     """On white, without controls, and no figure or card torn apart where that can be helped."""
     page, _ = opens(showcase, width=794, color_scheme="dark")
     page.emulate_media(media="print")

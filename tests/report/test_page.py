@@ -24,7 +24,7 @@ from tests.support.report_data import (
     tables,
     thumbnails,
 )
-from volgrowth.report import Exhibit, Sample, Shown, render, thumbnail
+from volgrowth.report import Exhibit, NearestSample, Shown, render_report, thumbnail
 from volgrowth.report.gallery.pictures import data_url
 from volgrowth.report.page import CAP, EXAMPLES
 
@@ -130,7 +130,7 @@ def test_copies_that_are_not_identical_are_said_apart() -> None:
 def test_a_thumbnail_of_an_unknown_row_is_an_error() -> None:
     scores, findings = tables([record(0)])
     with pytest.raises(ValueError, match="row 7"):
-        render(summary(1), scores, findings, shown([0, 7]))
+        render_report(summary(1), scores, findings, shown([0, 7]))
 
 
 def hostile_everywhere(value: Any) -> Any:
@@ -338,10 +338,10 @@ def test_five_thousand_flagged_images_stay_under_the_cap() -> None:
         scores.schema.get_field_index("content_hash"), "content_hash", pa.array(whole, pa.uint64())
     )
     photo = thumbnail(rng.integers(0, 256, (3, 24, 24), dtype=np.uint8).repeat(8, 1).repeat(8, 2))
-    exhibits = [Exhibit(k, (rows + k,), 2 * rows + k, Sample(k, 1.0, False)) for k in range(rows)]
+    exhibits = [Exhibit(k, (rows + k,), 2 * rows + k, NearestSample(k, 1.0, False)) for k in range(rows)]
     pictures = Shown(exhibits, dict.fromkeys(range(3 * rows), photo), dict.fromkeys(range(rows), photo))
     detection = {**DETECTION, "memorized": rows, "memorized_rows": rows}
-    report = render(summary(3 * rows, detection=detection), scores, findings, pictures)
+    report = render_report(summary(3 * rows, detection=detection), scores, findings, pictures)
     assert len(report.html.encode()) < CAP
     assert report.html.count("<article") == report.numbers["gallery"]["images"] == rows
     assert 100 < report.numbers["gallery"]["with_pictures"] < rows
@@ -370,5 +370,5 @@ def test_every_figure_is_a_file_too() -> None:
 
 def test_figures_count_identical_images_once() -> None:
     records = [record(row, identical=row // 5 * 5, content_hash=row // 5, png_bytes=200) for row in range(50)]
-    report = render(summary(50), *tables(records), shown([0]))
+    report = render_report(summary(50), *tables(records), shown([0]))
     assert sum(report.numbers["growth"]["ordinary"]) == report.numbers["complexity"]["ordinary"] == 10

@@ -29,12 +29,12 @@ def test_the_verdict_in_one_line(rows: int, changes: dict[str, Any], said: str) 
 
 
 def test_no_flag_is_no_proof_of_absence() -> None:
-    said = words.verdict(summary(3, detection={**DETECTION, "memorized": 0, "precursors": 0}))
+    said = words.verdict_sentences(summary(3, detection={**DETECTION, "memorized": 0, "precursors": 0}))
     assert any("no proof" in sentence for sentence in said)
 
 
 def test_copies_are_told_from_distinct_pictures() -> None:
-    said = words.verdict(summary(3, detection={**DETECTION, "memorized": 4, "memorized_rows": 200}))
+    said = words.verdict_sentences(summary(3, detection={**DETECTION, "memorized": 4, "memorized_rows": 200}))
     assert any("With their copies they are 200 rows" in sentence for sentence in said)
 
 
@@ -64,4 +64,4 @@ def card(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_reasons(changes: dict[str, Any], said: str) -> None:
-    assert said in words.reason(card(**changes), 0.1)
+    assert said in words.card_reason(card(**changes), 0.1)

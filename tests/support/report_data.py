@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from volgrowth.audit.output.runs import Effort
 from volgrowth.records import FINDINGS, SCORES, Mark, Status
-from volgrowth.report import Exhibit, Report, Sample, Shown, render
+from volgrowth.report import Exhibit, NearestSample, ReportPage, Shown, render_report
 
 NO_COUNTS = dict.fromkeys([s.value for s in Status], 0)
 
@@ -38,7 +38,7 @@ def shown(rows: list[int], **changes: Any) -> Shown:
 
 def html_of(summary: dict[str, Any], tables: tuple[pa.Table, pa.Table], rows: list[int]) -> str:
     """The page that shows these rows."""
-    return render(summary, *tables, shown(rows)).html
+    return render_report(summary, *tables, shown(rows)).html
 
 
 def record(row: int, **changes: Any) -> dict[str, Any]:
@@ -188,7 +188,7 @@ TRUTH = {
 }
 
 
-def full_report(**changes: Any) -> Report:
+def full_report(**changes: Any) -> ReportPage:
     """Everything the page can have."""
     rows = 60
     flags = {"p_value": 0.01, "q_value": 0.05, "memorized": True, "precursor": True, "verified_hits": 0}
@@ -207,6 +207,6 @@ def full_report(**changes: Any) -> Report:
         verification=TRUTH,
         holdout={"name": "held", "split": "test", "rows": 50, "fingerprint": "sha256:00"},
     )
-    exhibits = [Exhibit(0, (10,), 20, Sample(5, 0.25, True)), Exhibit(1, (), 21), *map(Exhibit, range(2, 40))]
+    exhibits = [Exhibit(0, (10,), 20, NearestSample(5, 0.25, True)), Exhibit(1, (), 21), *map(Exhibit, range(2, 40))]
     visitors = {"exhibits": exhibits, "rows": thumbnails(list(range(40))), "samples": thumbnails([5])}
-    return render(everything, scores, findings, Shown(**{**visitors, **changes}), holdout)
+    return render_report(everything, scores, findings, Shown(**{**visitors, **changes}), holdout)

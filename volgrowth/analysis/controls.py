@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 CANDIDATES = 16
 
 
-def controls(features: np.ndarray, wanted: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+def match_controls(features: np.ndarray, wanted: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """For each index in `wanted` a different index of `allowed` with the nearest features (n, k), in standard units.
 
     Controls are given out in the order of `wanted`, none twice; -1 where all are taken.

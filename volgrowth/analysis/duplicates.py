@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.complexity import FLAT
+from volgrowth.analysis.calibration.complexity import FLAT
 
 RADIUS = 2
 BANDS = RADIUS + 2
@@ -71,12 +71,12 @@ def has_look(scores: pa.Table) -> np.ndarray:
     return pc.fill_null(look, False).to_numpy().astype(bool)
 
 
-def identical(scores: pa.Table) -> np.ndarray:
+def identical_rows(scores: pa.Table) -> np.ndarray:
     """(rows,) the smallest row with the same pixels; its own for a row without an image."""
     return _named(scores["row"].to_numpy(), _images(scores)[0])[0]
 
 
-def clusters(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+def duplicate_clusters(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """(rows,) the smallest row of the group of near duplicates, and how many rows are in it.
 
     Identical images are in one group; a row without an image is a group of its own.
@@ -91,7 +91,7 @@ def clusters(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     return _named(scores["row"].to_numpy(), leader[image])
 
 
-def leaders(hashes: np.ndarray, light: Light) -> np.ndarray:
+def find_leaders(hashes: np.ndarray, light: Light) -> np.ndarray:
     """(n,) the leader of each image, as its position. Images (n,) come in the order in which they may lead."""
     leader = np.full(len(hashes), -1)
     _lead(_dealt(hashes), light, np.arange(len(hashes)), leader)
@@ -128,7 +128,7 @@ def _grouped(hashes: np.ndarray, light: Light, rows: np.ndarray, content: np.nda
     kind, one = np.cumsum(begins) - 1, order[begins]  # images of one hash and one light, and the first of them
     ranked = np.lexsort((content[one], -np.bincount(kind, rows[order])))
     led = np.empty(len(one), np.int64)
-    led[ranked] = ranked[leaders(hashes[one[ranked]], light[one[ranked]])]
+    led[ranked] = ranked[find_leaders(hashes[one[ranked]], light[one[ranked]])]
     group = np.empty(len(order), np.int64)
     group[order] = one[led[kind]]
     return group

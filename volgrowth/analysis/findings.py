@@ -11,11 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.calibration import MIN_IMAGES, Calibration, Images, Passing, calibrate, passing
-from volgrowth.analysis.complexity import regressors
-from volgrowth.analysis.duplicates import clusters, identical
-from volgrowth.analysis.rates import FDR, q_values
-from volgrowth.analysis.screening import Screening
+from volgrowth.analysis.calibration.complexity import regressors
+from volgrowth.analysis.calibration.error_rates import FDR, q_values
+from volgrowth.analysis.calibration.expected_scores import (
+    MIN_IMAGES,
+    Calibration,
+    Passing,
+    ScoredImages,
+    calibrate,
+    pass_screen,
+)
+from volgrowth.analysis.calibration.screening import Screening
+from volgrowth.analysis.duplicates import duplicate_clusters, identical_rows
 from volgrowth.errors import DataError, OutputError
 from volgrowth.records import FINDINGS, Status
 
@@ -77,7 +84,7 @@ def analyse(
 
 def _screen(audited: "_Scored", holdout: "_Scored | None", share: float) -> Passing:
     """What passes the screen."""
-    passed = None if holdout is None else passing(audited.images("screen", 1), holdout.images("screen", 1), share)
+    passed = None if holdout is None else pass_screen(audited.images("screen", 1), holdout.images("screen", 1), share)
     if passed is None:
         raise DataError(
             f"fewer than {MIN_IMAGES} held-out images could be scored and are not audited themselves, too few for a "
@@ -131,12 +138,12 @@ class _Scored:
     def measured(self, column: str) -> bool:
         return self.table.num_rows > 0 and self.table.column(column).null_count == 0
 
-    def images(self, column: str, sign: int) -> Images:
+    def images(self, column: str, sign: int) -> ScoredImages:
         """With sign * column as the score, so that high is suspicious; NaN where it is null."""
         features = regressors(self.table)
         if self.reference is not None:
             features = np.column_stack([features, self.reference.column(column).to_numpy()])
-        return Images(features, sign * self.table.column(column).to_numpy(), self.content)
+        return ScoredImages(features, sign * self.table.column(column).to_numpy(), self.content)
 
     def full(self, values: np.ndarray) -> pa.Array:
         """Values of the scored rows among all rows, null elsewhere and where NaN."""
@@ -183,12 +190,12 @@ def _expectation(images: _Scored, expected: np.ndarray) -> Columns:
 
 
 def _findings(images: _Scored, columns: Columns) -> pa.Table:
-    cluster, count = clusters(images.scores)
+    cluster, count = duplicate_clusters(images.scores)
     known = {
         **{name: images.scores.column(name) for name in ("row", "image_id", "growth")},
         "cluster": pa.array(cluster),
         "copies": pa.array(count.astype(np.int32)),
-        "identical": pa.array(identical(images.scores)),
+        "identical": pa.array(identical_rows(images.scores)),
         **columns,
     }
     rows = len(images.scores)

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from volgrowth.analysis.calibration.error_rates import fewest_flags, rows_needed
 from volgrowth.analysis.findings import check_columns
-from volgrowth.analysis.rates import fewest_flags, rows_needed
 from volgrowth.analysis.summary import ASSUMPTION
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
@@ -73,7 +73,7 @@ class Gate:
         )
 
 
-def check(audit: Audit, fdr: float, max_flagged: float) -> Gate:
+def check_limit(audit: Audit, fdr: float, max_flagged: float) -> Gate:
     """Hold a finished audit against what is allowed.
 
     Raises:
@@ -133,7 +133,7 @@ def _notes(audit: Audit, judged: int, fdr: float, max_flagged: float) -> list[st
     ]
 
 
-def text(gate: Gate) -> str:
+def gate_text(gate: Gate) -> str:
     """For a terminal."""
     images = [
         f"  row {image['row']}: {image['image_id']}, excess growth {image['excess_growth']:.3g}, "
@@ -147,7 +147,7 @@ def text(gate: Gate) -> str:
     return "\n".join([gate.sentence, unjudged, *images, *more])
 
 
-def markdown(gate: Gate) -> str:
+def gate_markdown(gate: Gate) -> str:
     """GitHub-flavoured, such as for a job's summary."""
     facts = {
         "audit": _escaped(gate.name),
@@ -179,13 +179,13 @@ def markdown(gate: Gate) -> str:
     return "\n\n".join(lines)
 
 
-def junit(gate: Gate) -> bytes:
+def gate_junit(gate: Gate) -> bytes:
     """An XML file of one test, for whatever shows those."""
     counts = {"tests": "1", "failures": str(int(not gate.passed)), "errors": "0", "skipped": "0"}
     suites = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(suites, "testsuite", {"name": "volgrowth check", **counts})
     case = ElementTree.SubElement(suite, "testcase", {"classname": "volgrowth.check", "name": _xml(gate.data)})
-    said = _xml("\n".join([text(gate), *gate.notes]))
+    said = _xml("\n".join([gate_text(gate), *gate.notes]))
     if gate.passed:
         ElementTree.SubElement(case, "system-out").text = said
     else:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.rates import FDR
+from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
@@ -101,10 +101,10 @@ def make_list(audit: Audit, policy: Policy) -> pa.Table:
         UsageError: an allowed or opted-out id is of no row, or a row is both.
         OutputError: nothing was calibrated, so that the policy could flag nothing.
     """
-    return decide(audit.findings, thin_scores(audit, "source", "status"), policy, digest(audit))
+    return decide_actions(audit.findings, thin_scores(audit, "source", "status"), policy, list_digest(audit))
 
 
-def digest(audit: Audit) -> str:
+def list_digest(audit: Audit) -> str:
     """What a list says it is of."""
     return audit.plan.digest.removeprefix("sha256:")[:16]
 
@@ -123,7 +123,7 @@ def store_of(file: str) -> tuple[Store, str]:
     return Store(folder or ("/" if file.startswith("/") else ".")), name
 
 
-def decide(findings: pa.Table, scores: pa.Table, policy: Policy, audit: str) -> pa.Table:
+def decide_actions(findings: pa.Table, scores: pa.Table, policy: Policy, audit: str) -> pa.Table:
     """The list, from findings and the columns `source` and `status` of the scores; raises as `make_list`."""
     names = scores["source"]
     allowed = _named(policy.allow, findings["image_id"], names, "--allow")

@@ -75,7 +75,7 @@ def hit_groups(distance: np.ndarray, group: np.ndarray) -> np.ndarray:
     return np.where(known[:, 0] & (distance[:, 0] < RATIO * mean), group[:, 0], -1)
 
 
-def judge(hits: np.ndarray, holdout_hits: np.ndarray, samples: int) -> Reproduced:
+def decide_reproduced(hits: np.ndarray, holdout_hits: np.ndarray, samples: int) -> Reproduced:
     """The rule on hits of training images (N,) and held-out images (M,) by so many samples."""
     min_hits = max(MIN_HITS, ceil(MIN_SHARE * samples))
     scale = len(hits) / max(len(holdout_hits), 1)
@@ -109,7 +109,7 @@ def samples_needed(share: float = MIN_SHARE, power: float = POWER) -> int:
     return high
 
 
-def summarize(findings: pa.Table, images: np.ndarray, reproduced: Reproduced, samples: int) -> dict[str, Any]:
+def summarize_proof(findings: pa.Table, images: np.ndarray, reproduced: Reproduced, samples: int) -> dict[str, Any]:
     """What samples prove, of distinct images; `images` are the first rows of those reproduced."""
     first = findings.filter(pc.equal(findings["row"], findings["identical"]))
     truth = np.isin(first["row"].to_numpy(), images)

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.calibration import MIN_IMAGES, Calibration
-from volgrowth.analysis.complexity import REGRESSORS
+from volgrowth.analysis.calibration.complexity import REGRESSORS
+from volgrowth.analysis.calibration.error_rates import FDR, TAIL, fewest_flags, rows_needed
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, Calibration
+from volgrowth.analysis.calibration.held_out import count_near_duplicates, most_different_regressor
+from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
 from volgrowth.analysis.findings import Analysis
-from volgrowth.analysis.overlap import least_alike, near_duplicates
-from volgrowth.analysis.rates import FDR, TAIL, fewest_flags, rows_needed
-from volgrowth.analysis.screening import LEVEL, RECALL, Loss, loss
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, Status
@@ -28,7 +28,7 @@ ASSUMPTION = (
 )
 
 
-def summarize(
+def summarize_audit(
     audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[str, Any], sampled: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Summary of scored and analysed images.
@@ -156,7 +156,7 @@ def _cascade(
     screening, held = analysis.screening, audit.holdout_scores
     if screening is None or held is None:
         return None
-    lost = loss(screening, np.empty(0, int) if sampled is None else sampled)
+    lost = bound_loss(screening, np.empty(0, int) if sampled is None else sampled)
     rows = sum(len(table) - table["nfe"].null_count for table in (audit.scores, held))
     whole = rows * config.evaluations(audit.plan.model.has_null)
     return {
@@ -176,7 +176,7 @@ def _cascade(
     }
 
 
-def _lost(lost: Loss) -> list[str]:
+def _lost(lost: ScreenLoss) -> list[str]:
     """Why the bound says little."""
     if not lost.out or lost.recall is None or lost.recall >= RECALL:
         return []
@@ -223,13 +223,13 @@ def _warnings(audit: Audit, calibration: Calibration, memorized: int, extreme: i
         )
     held = audit.holdout_scores
     assert held is not None  # it calibrated
-    near = near_duplicates(audit.scores, held)
+    near = count_near_duplicates(audit.scores, held)
     if near:
         warnings.append(
             f"{near} held-out images look like audited ones (by perceptual hash, brightness and contrast): if the "
             f"model knows those, fewer images can be flagged. Hold out images without near duplicates in the data set."
         )
-    different = least_alike(audit.scores, held)
+    different = most_different_regressor(audit.scores, held)
     if different:
         warnings.append(
             f"The held-out images are of another kind: their {different[0]} is distributed differently (distance of "

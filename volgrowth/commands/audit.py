@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.calibration import MIN_IMAGES
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.findings import Analysis, Reference, analyse
-from volgrowth.analysis.summary import summarize
+from volgrowth.analysis.summary import summarize_audit
 from volgrowth.audit.engine.batch_size import BATCH_FILE, settle_batch
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
@@ -42,8 +42,8 @@ from volgrowth.config import AuditConfig, PaperMeasure
 from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.models import inspect_model
 from volgrowth.records import ModelInfo, Status
-from volgrowth.report import Shown, exhibits, render, thumbnail
-from volgrowth.report.charts.numbers import groups
+from volgrowth.report import Shown, choose_exhibits, render_report, thumbnail
+from volgrowth.report.charts.numbers import duplicate_groups
 from volgrowth.report.page import CAP, FRAME
 from volgrowth.sources import BadImage, decode, open_source
 from volgrowth.storage.store import Store
@@ -200,7 +200,7 @@ def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
     batch = store.read_json(BATCH_FILE)["batch_size"] if config.batch_size is None else config.batch_size
     run = {**asdict(effort(store)), "refined_rows": refined, "noise_floor": floor, "batch_size": batch}
     sampled = Chosen.load(store, "sampled") if config.cascade else None
-    store.write_json(SUMMARY_FILE, summarize(audit, analysis, config, run, sampled.rows if sampled else None))
+    store.write_json(SUMMARY_FILE, summarize_audit(audit, analysis, config, run, sampled.rows if sampled else None))
     write_report(audit)
     store.write(SUCCESS, b"")
 
@@ -307,7 +307,9 @@ def write_report(audit: Audit, redact: bool = False) -> None:
         UsageError: the summary or the tables are of an older version and lack what the page shows.
     """
     try:
-        report = render(audit.summary, audit.scores, audit.findings, _shown(audit, redact), audit.holdout_findings)
+        report = render_report(
+            audit.summary, audit.scores, audit.findings, _shown(audit, redact), audit.holdout_findings
+        )
     except KeyError as error:
         url, version = audit.store.url, audit.summary.get("volgrowth", "of unknown version")
         raise UsageError(
@@ -324,12 +326,12 @@ def write_report(audit: Audit, redact: bool = False) -> None:
 def _shown(audit: Audit, redact: bool) -> Shown:
     """What the gallery shows, with as many pictures as the page has room for."""
     samples = audit.store.read_table(SAMPLES_FILE) if audit.store.exists(SAMPLES_FILE) else None
-    chosen = exhibits(audit.scores, audit.findings, _gallery_rows(audit.findings), samples)
+    chosen = choose_exhibits(audit.scores, audit.findings, _gallery_rows(audit.findings), samples)
     if redact:
         return Shown(chosen, redacted=True)
     drawn: dict[int, bytes] = {}
     try:
-        rows = _thumbnails(audit, {group["row"] for group in groups(audit.findings)["largest"]})
+        rows = _thumbnails(audit, {group["row"] for group in duplicate_groups(audit.findings)["largest"]})
         for first in range(0, len(chosen), CARDS_AT_ONCE):
             some = chosen[first : first + CARDS_AT_ONCE]
             rows |= _thumbnails(audit, {row for each in some for row in each.rows} - rows.keys())

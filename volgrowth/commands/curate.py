@@ -5,7 +5,7 @@ import pyarrow as pa
 from volgrowth.analysis.policy import Policy, make_list
 from volgrowth.audit.output.result import open_audit
 from volgrowth.curation.applying import Receipt, apply_list, check_destination
-from volgrowth.curation.lists import CURATION_FILE, encoded, list_file, read_list
+from volgrowth.curation.lists import CURATION_FILE, encode_list, list_file, read_list
 from volgrowth.errors import OutputError, UsageError
 
 
@@ -43,7 +43,7 @@ def curate_audit(
     table = table.replace_schema_metadata({"schema_version": str(audit.plan.schema_version), "policy": how})
     if policy is not None and list_path is not None:
         _write(table, list_path)
-    audit.store.write(CURATION_FILE, encoded(table, CURATION_FILE))
+    audit.store.write(CURATION_FILE, encode_list(table, CURATION_FILE))
     if destination is None:
         return table, None
     return table, apply_list(audit, table, destination, indices=indices)
@@ -51,7 +51,7 @@ def curate_audit(
 
 def _write(table: pa.Table, file: str) -> None:
     store, name = list_file(file)
-    data = encoded(table, name)
+    data = encode_list(table, name)
     if store.exists(name):
         if store.read(name) == data:
             return

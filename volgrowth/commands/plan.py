@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from volgrowth.analysis.screening import MOST_SAMPLED
+from volgrowth.analysis.calibration.screening import MOST_SAMPLED
 from volgrowth.audit.engine.batch_size import choose_batch
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.complexity import regressors
-from volgrowth.analysis.controls import controls
+from volgrowth.analysis.calibration.complexity import regressors
+from volgrowth.analysis.controls import match_controls
 from volgrowth.analysis.findings import check_columns
-from volgrowth.analysis.proof import NEIGHBOURS, hit_groups, judge, samples_needed, summarize
+from volgrowth.analysis.proof import NEIGHBOURS, decide_reproduced, hit_groups, samples_needed, summarize_proof
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.session import Shift, shift
@@ -132,7 +132,7 @@ def choose_targets(audit: Audit) -> Targets:
     rows = rows[np.argsort(-findings["excess_growth"].to_numpy()[rows], kind="stable")][:TARGETS]
     cluster = findings["cluster"].to_numpy()
     allowed = np.flatnonzero(scored & ~np.isin(cluster, cluster[flagged]))
-    partners = controls(regressors(audit.scores), rows, allowed)
+    partners = match_controls(regressors(audit.scores), rows, allowed)
     return Targets(rows[partners >= 0], partners[partners >= 0])
 
 
@@ -224,7 +224,7 @@ def _write(
     hit, rows = hit_groups(np.sqrt(found.squared), found.group), audit.plan.data.rows
     counts = np.bincount(hit[:samples][hit[:samples] >= 0], minlength=rows + len(groups.get(HOLDOUT_FOLDER, ())))
     train, held = (np.unique(numbers[numbers >= 0]) for numbers in (groups[SCORES_FOLDER], _held(groups)))
-    reproduced = judge(counts[train], counts[held], samples)
+    reproduced = decide_reproduced(counts[train], counts[held], samples)
     footer = {"schema_version": str(audit.plan.schema_version), "plan_digest": audit.plan.digest}
     audit.store.write_table(SAMPLES_FILE, _samples(found, hit, samples, rows), footer)
     stopped = len(hit) if stop_level is None else len(hit) - samples
@@ -236,7 +236,7 @@ def _write(
     findings = audit.findings.set_column(column, audit.findings.field("verified_hits"), hits)
     metadata = {"schema_version": footer["schema_version"], "config_digest": audit.plan.config_digest}
     audit.store.write_table(FINDINGS_FILE, findings, metadata)
-    verification = summarize(findings, train[reproduced.images], reproduced, samples)
+    verification = summarize_proof(findings, train[reproduced.images], reproduced, samples)
     verification |= {"sampler": SAMPLER, "returns": _shares(returns), "stopped": None}
     if stop_level is not None:
         usual, early = _copies(found, hit, 0, samples), _copies(found, hit, stopped, stopped + samples)

@@ -1,10 +1,10 @@
 """Curation lists as files, and data sets made of what they keep.
 
-`analysis.curation` decides what the list says. Here it is written and read, applied to a copy of the data set in
+`analysis.policy` decides what the list says. Here it is written and read, applied to a copy of the data set in
 whatever form that lives, and undone.
 """
 
-from volgrowth.curation.applying import Receipt, apply_list, undo
+from volgrowth.curation.applying import Receipt, apply_list, undo_list
 from volgrowth.curation.lists import CURATION_FILE, read_list
 
-__all__ = ["CURATION_FILE", "Receipt", "apply_list", "read_list", "undo"]
+__all__ = ["CURATION_FILE", "Receipt", "apply_list", "read_list", "undo_list"]

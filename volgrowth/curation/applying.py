@@ -20,13 +20,13 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.policy import Action, digest
+from volgrowth.analysis.policy import Action, list_digest
 from volgrowth.audit.output.freezing import stored_listing
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
-from volgrowth.curation.files import FILE_LIST, write_file_list, write_tars
+from volgrowth.curation.image_files import FILE_LIST, write_file_list, write_kept_tars
 from volgrowth.curation.kept import Kept
-from volgrowth.curation.tables import INDICES_FILE, write_indices, write_parquet, write_saved
+from volgrowth.curation.tables import INDICES_FILE, write_kept_dataset, write_kept_indices, write_kept_parquet
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.sources import Source, open_source
 from volgrowth.storage.urls import is_url, reason
@@ -36,11 +36,11 @@ RECEIPT = ".curation.json"
 """Hidden, so that no loader takes it for data."""
 INDICES = "indices"
 WRITERS: dict[str, Callable[[Any, Path, Kept], None]] = {
-    "parquet": write_parquet,
-    "arrow": write_saved,
-    "webdataset": write_tars,
+    "parquet": write_kept_parquet,
+    "arrow": write_kept_dataset,
+    "webdataset": write_kept_tars,
     "folder": write_file_list,
-    INDICES: write_indices,
+    INDICES: write_kept_indices,
 }
 
 
@@ -134,12 +134,12 @@ def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool
             )
         counts = Counter(table["action"].to_pylist())
         actions = {action.value: counts[action.value] for action in Action}
-        receipt = Receipt(digest(audit), audit.plan.data.name, form, written, actions, dict(_sealed(stage)))
+        receipt = Receipt(list_digest(audit), audit.plan.data.name, form, written, actions, dict(_sealed(stage)))
         (stage / RECEIPT).write_text(json.dumps(asdict(receipt), indent=2) + "\n")
     return receipt
 
 
-def undo(destination: str) -> Receipt:
+def undo_list(destination: str) -> Receipt:
     """Remove what `apply_list` wrote, if it is what it was.
 
     Raises:

@@ -33,7 +33,7 @@ class Kept:
         return None if self.weight is None else self.weight[start:stop][self.mask[start:stop]]
 
 
-def target(stage: Path, name: str) -> Path:
+def kept_file(stage: Path, name: str) -> Path:
     """Where a file of the data set is written; its folder is made.
 
     Raises:

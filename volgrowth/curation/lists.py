@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
-from volgrowth.analysis.policy import CURATION, Action, digest, store_of
+from volgrowth.analysis.policy import CURATION, Action, list_digest, store_of
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.storage.store import Store
@@ -35,7 +35,7 @@ def list_file(file: str) -> tuple[Store, str]:
     return store_of(file)
 
 
-def encoded(table: pa.Table, name: str) -> bytes:
+def encode_list(table: pa.Table, name: str) -> bytes:
     """A list as the bytes of a file of that name."""
     buffer = BytesIO()
     if name.endswith(".csv"):
@@ -53,7 +53,7 @@ def read_list(audit: Audit, file: str) -> pa.Table:
         UsageError: what it says of a row makes no sense.
     """
     table = _table(file)
-    there, here = table["audit"].unique().to_pylist(), digest(audit)
+    there, here = table["audit"].unique().to_pylist(), list_digest(audit)
     if there != [here]:
         other = next((name for name in there if name != here), "none")
         raise OutputError(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from volgrowth.curation.kept import WEIGHT, Kept, refuse_weights, target
+from volgrowth.curation.kept import WEIGHT, Kept, kept_file, refuse_weights
 from volgrowth.errors import DataError
 from volgrowth.sources.listing import SourceFile
 from volgrowth.sources.readers.columns import BATCH_ROWS
@@ -28,7 +28,7 @@ INDICES_FILE = "indices.arrow"
 BATCH_INDICES = 1 << 16
 
 
-def write_parquet(source: ParquetSource, stage: Path, kept: Kept) -> None:
+def write_kept_parquet(source: ParquetSource, stage: Path, kept: Kept) -> None:
     """The same files, row group by row group."""
     for file, first in source.listing.entries(0, source.num_rows):
         if not kept.mask[first : first + file.rows].any():
@@ -45,7 +45,7 @@ def write_parquet(source: ParquetSource, stage: Path, kept: Kept) -> None:
             schema = parquet.schema_arrow
             if kept.weight is not None:
                 schema = _weighted(schema, source.place.url(file.name))
-            with pq.ParquetWriter(target(stage, file.name), schema, compression="zstd") as writer:
+            with pq.ParquetWriter(kept_file(stage, file.name), schema, compression="zstd") as writer:
                 for table in _groups(source, file, parquet, first, kept):
                     writer.write_table(table.cast(schema))
 
@@ -109,7 +109,7 @@ def _weighted(schema: pa.Schema, where: str) -> pa.Schema:
     return schema.append(pa.field(WEIGHT, pa.float64())).with_metadata(metadata or None)
 
 
-def write_saved(source: ArrowSource, stage: Path, kept: Kept) -> None:
+def write_kept_dataset(source: ArrowSource, stage: Path, kept: Kept) -> None:
     """A `save_to_disk` folder; of several splits, the audited one."""
     from datasets import DatasetDict, load_from_disk
 
@@ -126,7 +126,7 @@ def write_saved(source: ArrowSource, stage: Path, kept: Kept) -> None:
     chosen.save_to_disk(str(stage))
 
 
-def write_indices(source: DatasetSource, stage: Path, kept: Kept) -> None:
+def write_kept_indices(source: DatasetSource, stage: Path, kept: Kept) -> None:
     """The numbers of the rows that stay, as `datasets` keeps those of a selection."""
     rows = np.flatnonzero(kept.mask).astype(np.uint64)
     columns = {"indices": rows} if kept.weight is None else {"indices": rows, WEIGHT: kept.weight[kept.mask]}

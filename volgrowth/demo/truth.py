@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from volgrowth.analysis.proof import NEIGHBOURS, Reproduced, hit_groups, judge
+from volgrowth.analysis.proof import NEIGHBOURS, Reproduced, decide_reproduced, hit_groups
 from volgrowth.audit.sampling.neighbours import Neighbours
 
 
@@ -28,4 +28,4 @@ def find_reproduced(
     found.add(holdout, families + np.arange(len(holdout)))
     hit = hit_groups(np.sqrt(found.squared), found.group)
     counts = np.bincount(hit[hit >= 0], minlength=families + len(holdout))
-    return judge(counts[:families], counts[families:], len(samples))
+    return decide_reproduced(counts[:families], counts[families:], len(samples))

@@ -1,7 +1,7 @@
 """The audit for people: one self-contained HTML page, and its figures as files."""
 
-from volgrowth.report.gallery.exhibits import Exhibit, Sample, Shown, exhibits
+from volgrowth.report.gallery.exhibits import Exhibit, NearestSample, Shown, choose_exhibits
 from volgrowth.report.gallery.pictures import thumbnail
-from volgrowth.report.page import Report, render
+from volgrowth.report.page import ReportPage, render_report
 
-__all__ = ["Exhibit", "Report", "Sample", "Shown", "exhibits", "render", "thumbnail"]
+__all__ = ["Exhibit", "NearestSample", "ReportPage", "Shown", "choose_exhibits", "render_report", "thumbnail"]

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 
 from volgrowth.records import Mark, Status
 from volgrowth.report import formats, words
-from volgrowth.report.charts.drawing import files
-from volgrowth.report.charts.plots import Plots, plots
-from volgrowth.report.gallery.cards import FILTERS, SORTS, Card, fitted, gallery
+from volgrowth.report.charts.figures import figure_files
+from volgrowth.report.charts.plots import ReportCharts, draw_report_charts
+from volgrowth.report.gallery.cards import FILTERS, SORTS, Card, fit_cards, make_cards
 from volgrowth.report.gallery.exhibits import Shown
 from volgrowth.report.gallery.pictures import data_url
-from volgrowth.report.provenance import provenance
+from volgrowth.report.provenance import provenance_groups
 from volgrowth.report.words import Summary
 
 _HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ PIXELATED_BELOW = 96
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportPage:
     """What people get of an audit."""
 
     html: str
@@ -54,12 +54,14 @@ class Report:
 
     def files(self) -> dict[str, bytes]:
         """The figures as PNG and SVG files, by name."""
-        return {file: data for name, figure in self.figures.items() for file, data in files(name, figure).items()}
+        return {
+            file: data for name, figure in self.figures.items() for file, data in figure_files(name, figure).items()
+        }
 
 
-def render(
+def render_report(
     summary: Summary, scores: pa.Table, findings: pa.Table, shown: Shown, holdout: pa.Table | None = None
-) -> Report:
+) -> ReportPage:
     """The report: one self-contained HTML page, and its figures.
 
     Args:
@@ -75,12 +77,12 @@ def render(
     """
     truth = summary.get("verification") or {}
     detection = summary["detection"] or {}
-    drawn = plots(summary, scores, findings, shown, holdout)
-    cards = gallery(scores, findings, shown, truth.get("rows", ()), detection.get("fdr"))
-    made = environment()
+    drawn = draw_report_charts(summary, scores, findings, shown, holdout)
+    cards = make_cards(scores, findings, shown, truth.get("rows", ()), detection.get("fdr"))
+    made = template_environment()
     try:
         template = made.get_template("card.html.j2")
-        texts, pictured = fitted(cards, lambda card: _dense(template.render(card=card)), CAP - FRAME)
+        texts, pictured = fit_cards(cards, lambda card: _dense(template.render(card=card)), CAP - FRAME)
         page = made.get_template("page.html.j2").render(
             {
                 **_context(summary, scores, shown, drawn),
@@ -92,7 +94,7 @@ def render(
     except UndefinedError as error:
         raise KeyError(error.message) from error
     said = {**drawn.numbers, "gallery": {"images": len(texts), "with_pictures": pictured}}
-    return Report(page, said, drawn.figures)
+    return ReportPage(page, said, drawn.figures)
 
 
 def _dense(text: str) -> str:
@@ -100,7 +102,7 @@ def _dense(text: str) -> str:
     return re.sub(r">\s*\n\s*", ">", text)
 
 
-def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: Plots) -> dict[str, Any]:
+def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: ReportCharts) -> dict[str, Any]:
     """All that the template shows but the gallery."""
     groups = drawn.numbers["duplicates"]
     pictures = {group["row"]: shown.rows.get(group["row"]) for group in groups["largest"]}
@@ -108,10 +110,10 @@ def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: Plots) -> 
         "summary": summary,
         "version": summary["volgrowth"],
         "title": words.title(summary),
-        "verdict": words.verdict(summary),
+        "verdict": words.verdict_sentences(summary),
         "judged": words.has_error_rate(summary),
         "headline_numbers": words.headline_numbers(summary),
-        "provenance": provenance(summary),
+        "provenance": provenance_groups(summary),
         "figures": drawn,
         "groups": groups,
         "group_pictures": {row: data_url(picture) for row, picture in pictures.items() if picture},
@@ -136,7 +138,7 @@ def _gallery(cards: list[Card], texts: list[Markup], pictured: int) -> dict[str,
     }
 
 
-def environment() -> Environment:
+def template_environment() -> Environment:
     """Where templates find filters, style and `shell.html.j2`, which every page extends and tells a `version`."""
     made = Environment(
         loader=FileSystemLoader(_HERE),

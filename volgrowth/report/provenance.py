@@ -8,7 +8,7 @@ from volgrowth.report.words import Summary
 Pairs = list[tuple[str, Any]]
 
 
-def provenance(summary: Summary) -> list[tuple[str, Pairs]]:
+def provenance_groups(summary: Summary) -> list[tuple[str, Pairs]]:
     """Groups of names and values; values are shown as strings of unknown origin."""
     measure = summary["measure"]
     groups = [("Model", _model(summary["model"])), ("Data", _data(summary["data"]))]

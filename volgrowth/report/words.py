@@ -54,7 +54,7 @@ def title(summary: Summary) -> str:
     return f"{plural(counts['ok'], 'image')} ranked, none judged"
 
 
-def verdict(summary: Summary) -> list[str]:
+def verdict_sentences(summary: Summary) -> list[str]:
     """The verdict in sentences."""
     counts = summary["counts"]
     sentences = [_audited(counts)]
@@ -68,13 +68,16 @@ def verdict(summary: Summary) -> list[str]:
             "can score."
         )
     if summary.get("cascade"):
-        sentences += [*cascaded(summary["cascade"]), "Figures and ranks on this page are those of measured images."]
+        sentences += [
+            *cascade_sentences(summary["cascade"]),
+            "Figures and ranks on this page are those of measured images.",
+        ]
     if summary.get("verification"):
-        sentences += proof(summary["verification"])
+        sentences += proof_sentences(summary["verification"])
     return sentences
 
 
-def cascaded(cascade: Summary | None) -> list[str]:
+def cascade_sentences(cascade: Summary | None) -> list[str]:
     """What a cascade left out, saved and may have lost, in sentences; none of a whole audit."""
     if cascade is None:
         return []
@@ -146,7 +149,7 @@ def _driven_by(duplicated: int, intrinsic: int) -> str:
     )
 
 
-def proof(verification: Summary) -> list[str]:
+def proof_sentences(verification: Summary) -> list[str]:
     """What samples proved, in sentences."""
     raw, calibrated = verification["raw"], verification["calibrated"]
     reproduced, flagged = verification["reproduced_images"], verification["flagged"]
@@ -213,7 +216,7 @@ def headline_numbers(summary: Summary) -> list[Headline]:
     return figures
 
 
-def reason(card: dict[str, Any], fdr: float | None) -> str:
+def card_reason(card: dict[str, Any], fdr: float | None) -> str:
     """Why an image is where it is in the ranking, in one line."""
     excess = card["excess"]
     if excess is None and card["status"] == Status.OK and card["p"] is not None:

@@ -28,8 +28,8 @@ from jobs.benchmark.detection.bench_tables import (
 )
 from jobs.benchmark.detection.compared_scores import Score
 from jobs.benchmark.detection.experiment import Result, Subject, table
-from volgrowth.report.charts import drawing as figures
-from volgrowth.report.page import environment
+from volgrowth.report.charts import figures
+from volgrowth.report.page import template_environment
 from volgrowth.version import VERSION
 
 NAME = "detection"
@@ -118,7 +118,7 @@ def write(output: Path, results: list[Result], subjects: list[Subject]) -> None:
     text = "# Detection bench\n\n" + "\n\n".join(_sentences(found)) + "\n\n" + "\n".join(map(markdown, parts))
     text += "\n## Provenance\n\n" + "".join(f"- {name}: `{value}`\n" for name, value in origin.items())
     (output / f"{NAME}.md").write_text(text, encoding="utf-8")
-    page = environment().from_string(TEMPLATE)
+    page = template_environment().from_string(TEMPLATE)
     html = page.render(
         title=_title(found),
         sentences=_sentences(found),

@@ -7,7 +7,7 @@ import numpy as np
 
 from jobs.benchmark.detection.experiment import Result, Subject
 from jobs.benchmark.detection.metrics import METRICS, PROMISED, interval
-from volgrowth.analysis.rates import fewest_flags
+from volgrowth.analysis.calibration.error_rates import fewest_flags
 from volgrowth.report.formats import MISSING, missing
 
 HEADLINE = "standard"

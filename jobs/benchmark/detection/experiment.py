@@ -19,11 +19,11 @@ import pyarrow as pa
 from jobs.benchmark.detection.compared_scores import SCORES, Preset, Score, evaluate, evaluate_preset
 from jobs.benchmark.detection.metrics import METRICS, PROMISED, detect, draw_replicates, interval, realised
 from jobs.benchmark.detection.suite import Setup, Trained, available, each, train_or_load
-from volgrowth.analysis.calibration import Calibration, Images, calibrate
-from volgrowth.analysis.complexity import regressors
+from volgrowth.analysis.calibration.complexity import regressors
+from volgrowth.analysis.calibration.error_rates import q_values
+from volgrowth.analysis.calibration.expected_scores import Calibration, ScoredImages, calibrate
 from volgrowth.analysis.proof import Reproduced
 from volgrowth.analysis.ranking import auroc
-from volgrowth.analysis.rates import q_values
 from volgrowth.demo.cases import LabelledSet, to_tensor
 from volgrowth.errors import UsageError
 from volgrowth.models import load_model
@@ -106,10 +106,10 @@ class Subject:
     def strangers(self) -> np.ndarray:
         return ~_plain(self.case.holdout_names)
 
-    def images(self, values: np.ndarray) -> tuple[Images, Images]:
+    def images(self, values: np.ndarray) -> tuple[ScoredImages, ScoredImages]:
         """The families' and the held-out images' part of values (all images,)."""
         n = len(self.positive)
-        known = Images(self.features, values, self.content)
+        known = ScoredImages(self.features, values, self.content)
         rows = np.arange(len(values))
         return known[rows[:n]], known[rows[n:]]
 

@@ -11,20 +11,20 @@ from scipy.stats import kstest
 
 from tests.support.report_data import RUN
 from tests.support.tables import many, scores
-from volgrowth.analysis.calibration import MIN_IMAGES
+from volgrowth.analysis.calibration.error_rates import rows_needed
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.comparison.changes import (
     CHANGES,
+    ChangeVerdict,
     Comparison,
-    Verdict,
-    compare,
+    compare_audits,
     conformal_p_values,
     mirrored_p_values,
-    save,
+    write_changes,
 )
-from volgrowth.analysis.comparison.wording import LISTED, describe
+from volgrowth.analysis.comparison.wording import LISTED, comparison_text
 from volgrowth.analysis.findings import analyse
-from volgrowth.analysis.rates import rows_needed
-from volgrowth.analysis.summary import summarize
+from volgrowth.analysis.summary import summarize_audit
 from volgrowth.audit.output.manifest import DataInfo, Manifest
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
@@ -137,21 +137,21 @@ def verdicts(comparison: Comparison) -> dict[int, str]:
 
 
 def test_each_change_has_its_name():
-    found = compare(*changed_pair(np.random.default_rng(0)))
+    found = compare_audits(*changed_pair(np.random.default_rng(0)))
     names = verdicts(found)
     assert [names[image] for image in range(50)] == [group for group in GROUPS for _ in range(10)]
     assert sum(names[image] != "same" for image in range(50, 800)) <= 12
     assert found.null == "held-out"
     assert (found.null_rows, found.tests, found.fdr, found.only) == (400, 1600, 0.1, (0, 0))
     assert sum(found.counts.values()) == found.table.num_rows == 800
-    assert found.significant == sum(found.counts[verdict] for verdict in list(Verdict)[:4])
+    assert found.significant == sum(found.counts[verdict] for verdict in list(ChangeVerdict)[:4])
     assert found.warnings == ()
 
 
 def test_swapping_the_audits_swaps_the_verdicts():
     one, other = changed_pair(np.random.default_rng(1))
     swap = {"became": "ceased", "ceased": "became", "rose": "fell", "fell": "rose"}
-    forth, back = compare(one, other), compare(other, one)
+    forth, back = compare_audits(one, other), compare_audits(other, one)
     assert verdicts(back) == {image: swap.get(name, name) for image, name in verdicts(forth).items()}
     first, second = (found.table.sort_by("content_hash") for found in (forth, back))
     for name, mirror in (("p_rise", "p_fall"), ("z_a", "z_b"), ("row_a", "row_b"), ("q_value", "q_value")):
@@ -163,7 +163,7 @@ def test_the_table_says_where_an_image_is():
     held_a, held_b = held_out(random)
     one = audit("a", [7, 5, 7, 9, 7], [0.1, 0.2, 0.1, np.nan, 0.1], held_a, spread=3.0)
     other = audit("b", [5, 9, 8, 7], [2.0, 4.0, 1.0, 0.5], held_b, marks={"flagged": [8]})
-    found = compare(one, other)
+    found = compare_audits(one, other)
     assert found.table.schema.equals(CHANGES)
     rows = {row["content_hash"]: row for row in found.table.to_pylist()}
     assert list(rows) == [7, 5, 9]
@@ -179,7 +179,9 @@ def test_the_table_says_where_an_image_is():
 def test_a_failed_copy_does_not_hide_its_image():
     random = np.random.default_rng(2)
     held_a, held_b = held_out(random)
-    found = compare(audit("a", [7, 7], [np.nan, 1.0], held_a), audit("b", [7], [1.0], held_b)).table.to_pylist()[0]
+    found = compare_audits(audit("a", [7, 7], [np.nan, 1.0], held_a), audit("b", [7], [1.0], held_b)).table.to_pylist()[
+        0
+    ]
     assert (found["row_a"], found["copies_a"], found["z_a"]) == (1, 2, 1.0)
 
 
@@ -188,11 +190,13 @@ def test_copies_do_not_count_twice_and_row_order_does_not_matter():
     content, (before, after) = np.arange(300), unchanged(random, 300)
     after[:20] += 8
     held_a, held_b = held_out(random)
-    plain = compare(audit("a", content, before, held_a), audit("b", content, after, held_b))
+    plain = compare_audits(audit("a", content, before, held_a), audit("b", content, after, held_b))
     copied = np.concatenate([np.repeat(content[:10], 50), content, content[200:]])
     order = random.permutation(len(copied))
     shuffled = copied[order]
-    again = compare(audit("a", shuffled, before[shuffled], held_a), audit("b", content[::-1], after[::-1], held_b))
+    again = compare_audits(
+        audit("a", shuffled, before[shuffled], held_a), audit("b", content[::-1], after[::-1], held_b)
+    )
     judged = ["content_hash", "z_a", "z_b", "change", "p_rise", "p_fall", "q_value", "verdict"]
     first, second = (found.table.sort_by("content_hash").select(judged) for found in (plain, again))
     assert first.equals(second)
@@ -205,7 +209,7 @@ def test_units_are_each_audits_own():
     content, (before, after) = np.arange(300), unchanged(random, 300)
     held_a, held_b = held_out(random)
     one = audit("a", content, before, held_a)
-    small, large = (compare(one, audit("b", content, after, held_b, spread=spread)) for spread in (1.0, 1000.0))
+    small, large = (compare_audits(one, audit("b", content, after, held_b, spread=spread)) for spread in (1.0, 1000.0))
     assert_allclose(small.table["change"].to_numpy(), large.table["change"].to_numpy(), rtol=1e-9, atol=1e-9)
     assert verdicts(small) == verdicts(large)
 
@@ -248,7 +252,7 @@ def test_the_rate_is_kept_and_what_changed_is_found(null, fell, found_share):
         after[:60] += 5
         after[60 : 60 + fell] -= 5
         held_a, held_b = held_out(random, 1000) if null == "held-out" else (None, None)
-        found = compare(audit("a", range(600), before, held_a), audit("b", range(600), after, held_b))
+        found = compare_audits(audit("a", range(600), before, held_a), audit("b", range(600), after, held_b))
         assert found.null == null
         names = found.table.sort_by("content_hash")["verdict"].to_pylist()
         right = names[:60].count("rose") + names[60 : 60 + fell].count("fell")
@@ -264,7 +268,7 @@ def test_images_beyond_the_range_do_not_loosen_the_rate_for_the_others():
     after[:300] += 50
     held_a, held_b = held_out(random)
     beyond = {"outside": range(300)}
-    found = compare(audit("a", range(600), before, held_a), audit("b", range(600), after, held_b, marks=beyond))
+    found = compare_audits(audit("a", range(600), before, held_a), audit("b", range(600), after, held_b, marks=beyond))
     table = found.table.sort_by("content_hash")
     assert set(table["verdict"].to_pylist()[:300]) == {"not_judged"}
     assert set(table["p_rise"].to_pylist()[:300]) == set(table["p_fall"].to_pylist()[:300]) == {1.0}
@@ -276,7 +280,7 @@ def test_beyond_the_range_is_no_part_of_a_mirrored_null():
     random = np.random.default_rng(6)
     before, after = unchanged(random, 600)
     after[:300] += 50
-    found = compare(audit("a", range(600), before), audit("b", range(600), after, marks={"outside": range(300)}))
+    found = compare_audits(audit("a", range(600), before), audit("b", range(600), after, marks={"outside": range(300)}))
     assert (found.null, found.null_rows) == ("mirrored", 300)
     assert found.significant <= 3
 
@@ -287,7 +291,7 @@ def test_flags_without_held_out_images_name_changes_too():
     after[:60] += 9
     flagged = audit("b", range(600), after, marks={"flagged": range(50)})
     for one in (audit("a", range(600), before), audit("a", range(600), before, held_out(random)[0])):
-        found = compare(one, flagged)
+        found = compare_audits(one, flagged)
         assert found.null == "mirrored"
         names = found.table.sort_by("content_hash")["verdict"].to_pylist()
         assert names[:60] == ["became"] * 50 + ["rose"] * 10
@@ -303,7 +307,7 @@ def test_held_out_images_that_either_audits_are_no_null():
     one = audit("a", range(200), before, (held, first))
     content = [*range(200), *held[:MIN_IMAGES]]
     other = audit("b", content, [*after, *second[:MIN_IMAGES]], (held, second))
-    found = compare(one, other)
+    found = compare_audits(one, other)
     assert (found.null, found.null_rows) == ("held-out", 100 - MIN_IMAGES)
     assert found.only == (0, MIN_IMAGES)
 
@@ -314,7 +318,7 @@ def test_held_out_sets_that_hardly_overlap(common, null):
     (held, first), (_, second) = held_out(random, 200)
     before, after = unchanged(random, 100)
     one = audit("a", range(100), before, (held, first))
-    found = compare(one, audit("b", range(100), after, (held + 200 - common, second)))
+    found = compare_audits(one, audit("b", range(100), after, (held + 200 - common, second)))
     assert found.null == null
     assert f"{common} usable" in found.warnings[0]
     assert "A" in found.warnings[0]
@@ -332,8 +336,8 @@ def test_axes_that_are_drawn_by_row_ask_for_rows_that_stayed(preset, seeds, null
     held_a, held_b = held_out(random)
     measure = {"preset": preset}
     one = audit("a", range(100), before, held_a, measure=measure, seed=seeds[0])
-    stayed = compare(one, audit("b", range(100), after, held_b, measure=measure, seed=seeds[1]))
-    moved = compare(one, audit("b", range(1, 100), after[1:], held_b, measure=measure, seed=seeds[1]))
+    stayed = compare_audits(one, audit("b", range(100), after, held_b, measure=measure, seed=seeds[1]))
+    moved = compare_audits(one, audit("b", range(1, 100), after[1:], held_b, measure=measure, seed=seeds[1]))
     assert (stayed.null, moved.null) == ("held-out", null)
     assert any("another seed" in warning for warning in moved.warnings) == (null == "mirrored")
 
@@ -343,7 +347,7 @@ def test_too_few_to_compare_with_is_said_with_the_number_that_would_do():
     before, after = unchanged(random, 1000)
     after[:5] += 20
     held_a, held_b = held_out(random, 100)
-    found = compare(audit("a", range(1000), before, held_a), audit("b", range(1000), after, held_b))
+    found = compare_audits(audit("a", range(1000), before, held_a), audit("b", range(1000), after, held_b))
     assert found.significant == 0
     p_value = np.stack([found.table["p_rise"].to_numpy(), found.table["p_fall"].to_numpy()])
     extreme = int((p_value <= 1 / 101).sum())
@@ -355,17 +359,17 @@ def test_too_few_to_compare_with_is_said_with_the_number_that_would_do():
     bound = np.abs(change).min() - 1e-9
     (held, first), (_, second) = held_out(random, enough)
     calm = first + np.clip(second - first, -bound, bound)
-    found = compare(audit("a", range(1000), before, (held, first)), audit("b", range(1000), after, (held, calm)))
+    found = compare_audits(audit("a", range(1000), before, (held, first)), audit("b", range(1000), after, (held, calm)))
     assert found.significant >= extreme
 
 
 def test_nothing_to_judge():
     held_a, held_b = held_out(np.random.default_rng(0))
     one, other = audit("a", [1, 2], [np.nan, 1.0], held_a), audit("b", [1, 2], [1.0, np.nan], held_b)
-    found = compare(one, other)
-    assert found.counts[Verdict.NOT_JUDGED] == 2
+    found = compare_audits(one, other)
+    assert found.counts[ChangeVerdict.NOT_JUDGED] == 2
     assert "No image in both could be judged" in found.warnings[0]
-    assert "not judged" in describe(found)
+    assert "not judged" in comparison_text(found)
 
 
 def test_identical_scores_of_two_models_are_no_change():
@@ -373,14 +377,14 @@ def test_identical_scores_of_two_models_are_no_change():
     before, _ = unchanged(random, 100)
     held, _ = held_out(random)
     for null in (held, None):
-        found = compare(audit("a", range(100), before, null), audit("b", range(100), before, null))
-        assert found.counts[Verdict.SAME] == 100
+        found = compare_audits(audit("a", range(100), before, null), audit("b", range(100), before, null))
+        assert found.counts[ChangeVerdict.SAME] == 100
         assert set(found.table["q_value"].to_pylist()) == {1.0}
 
 
 def refused(one: Audit, other: Audit, fdr: float = 0.1, kind: type[Exception] = UsageError) -> str:
     with pytest.raises(kind) as error:
-        compare(one, other, fdr)
+        compare_audits(one, other, fdr)
     return str(error.value)
 
 
@@ -420,12 +424,12 @@ def test_what_can_be_compared():
     held_a, held_b = held_out(random)
     one = audit("a", range(100), before, held_a)
     for settings in ({"measure": {"num_probes": 16}}, {"seed": 1}, {}):
-        assert compare(one, audit("a", range(100), after, held_b, **settings)).table.num_rows == 100
+        assert compare_audits(one, audit("a", range(100), after, held_b, **settings)).table.num_rows == 100
 
 
 def test_words_for_people():
     one, other = changed_pair(np.random.default_rng(0))
-    said = describe(compare(one, other))
+    said = comparison_text(compare_audits(one, other))
     for line in ("A: /nowhere/a", "800 distinct images are in both", "10  became", "10  ceased", "10  not judged"):
         assert line in said
     assert "400 held-out images" in said
@@ -441,23 +445,23 @@ def test_long_lists_are_cut_and_hashes_too():
     one = audit("a", range(600), before, held_a)
     ids = pa.array(["sha256:" + "0c" * 32] * 600)
     vars(one)["findings"] = one.findings.set_column(1, "image_id", ids)
-    found = compare(one, audit("b", range(600), after, held_b))
-    said = describe(found)
-    assert f"the first {LISTED} of {found.counts[Verdict.ROSE]} images" in said
-    assert sum(line.startswith("  sha256:") for line in said.splitlines()) <= LISTED + found.counts[Verdict.FELL]
+    found = compare_audits(one, audit("b", range(600), after, held_b))
+    said = comparison_text(found)
+    assert f"the first {LISTED} of {found.counts[ChangeVerdict.ROSE]} images" in said
+    assert sum(line.startswith("  sha256:") for line in said.splitlines()) <= LISTED + found.counts[ChangeVerdict.FELL]
     assert max(map(len, said.splitlines())) <= 120
 
 
 def test_the_table_is_saved(tmp_path: Path) -> None:
-    found = compare(*changed_pair(np.random.default_rng(0)))
-    save(found, f"{tmp_path}/new/changes.parquet")
+    found = compare_audits(*changed_pair(np.random.default_rng(0)))
+    write_changes(found, f"{tmp_path}/new/changes.parquet")
     assert pq.read_table(tmp_path / "new/changes.parquet").cast(CHANGES).equals(found.table)
     assert pq.read_metadata(tmp_path / "new/changes.parquet").metadata[b"null"] == b"held-out"
     with pytest.raises(UsageError, match=r"ends in \.parquet"):
-        save(found, f"{tmp_path}/changes.csv")
+        write_changes(found, f"{tmp_path}/changes.csv")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match="cannot be written"):
-        save(found, f"{tmp_path}/file/changes.parquet")
+        write_changes(found, f"{tmp_path}/file/changes.parquet")
 
 
 def analysed(name: str, rows: list[dict[str, Any]], held: list[dict[str, Any]]) -> Audit:
@@ -467,7 +471,7 @@ def analysed(name: str, rows: list[dict[str, Any]], held: list[dict[str, Any]]) 
     analysis = analyse(made.scores, made.holdout_scores)
     config = AuditConfig.build(model="demo/model", data="digits", output="/nowhere")
     vars(made).update(findings=analysis.findings, holdout_findings=analysis.holdout)
-    vars(made).update(summary=summarize(made, analysis, config, RUN))
+    vars(made).update(summary=summarize_audit(made, analysis, config, RUN))
     return made
 
 
@@ -482,7 +486,7 @@ def test_from_scores_to_verdicts():
 
     before = [{**row, "growth": row["growth"] + 10 * (index < 20)} for index, row in enumerate(rows)]
     after = [second({**row, "growth": row["growth"] + 10 * (20 <= index < 40)}) for index, row in enumerate(rows)]
-    found = compare(analysed("a", before, held), analysed("b", after[::-1], [second(row) for row in held]))
+    found = compare_audits(analysed("a", before, held), analysed("b", after[::-1], [second(row) for row in held]))
     assert found.null == "held-out"
     names = verdicts(found)
     ceased = sum(names[row["content_hash"]] == "ceased" for row in rows[:20])

@@ -9,8 +9,8 @@ import pytest
 
 import volgrowth as vg
 from tests.audit.output.test_manifest import manifest
+from volgrowth.analysis.calibration.screening import MOST_SAMPLED
 from volgrowth.analysis.findings import analyse
-from volgrowth.analysis.screening import MOST_SAMPLED
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
 from volgrowth.audit.scoring.cascade import Chosen, mark
@@ -21,7 +21,7 @@ from volgrowth.commands.plan import predict
 from volgrowth.config import SCREEN_EVALUATIONS
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import DataError, UsageError
-from volgrowth.report.words import cascaded
+from volgrowth.report.words import cascade_sentences
 from volgrowth.storage.store import Store
 
 WHOLE = 15
@@ -294,9 +294,16 @@ def test_a_plan_counts_what_a_cascade_spends():
 def test_what_is_said_of_the_loss(cascade):
     known = {**cascade.summary["cascade"], "images": 1000, "kept": 60, "screened_out": 940, "sample": 500}
     none = {**known, "missed_in_sample": 0, "recall_at_least": None, "flags_lost_at_most": 0}
-    assert "none of them would have been flagged, and a whole audit would have flagged none." in cascaded(none)[1]
+    assert (
+        "none of them would have been flagged, and a whole audit would have flagged none." in cascade_sentences(none)[1]
+    )
     some = {**known, "missed_in_sample": 2, "recall_at_least": 0.75, "flags_lost_at_most": 7}
-    assert "500 were measured at random: 2 of them would have been flagged. With 95% confidence" in cascaded(some)[1]
-    assert "lost no more than 7 flags, and 75% or more of a whole audit's flags were found." in cascaded(some)[1]
-    assert len(cascaded({**some, "screened_out": 0})) == 1
-    assert cascaded(None) == []
+    assert (
+        "500 were measured at random: 2 of them would have been flagged. With 95% confidence"
+        in cascade_sentences(some)[1]
+    )
+    assert (
+        "lost no more than 7 flags, and 75% or more of a whole audit's flags were found." in cascade_sentences(some)[1]
+    )
+    assert len(cascade_sentences({**some, "screened_out": 0})) == 1
+    assert cascade_sentences(None) == []

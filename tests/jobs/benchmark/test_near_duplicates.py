@@ -4,7 +4,7 @@ import numpy as np
 
 from jobs.benchmark.__main__ import main
 from jobs.benchmark.near_duplicates import FAMILY, IDENTICAL, KINDS, _pairs, plant, recall
-from volgrowth.analysis.duplicates import RADIUS, clusters
+from volgrowth.analysis.duplicates import RADIUS, duplicate_clusters
 
 
 def test_what_is_planted_is_what_was_said():
@@ -36,7 +36,7 @@ def test_pairs_are_counted():
 
 def test_every_copy_of_an_image_is_found():
     planted = plant(24_000, seed=1)
-    cluster, _ = clusters(planted.scores)
+    cluster, _ = duplicate_clusters(planted.scores)
     assert recall(planted, cluster, "copied") == 1
     assert 0.4 < recall(planted, cluster, "changed") < 1
 

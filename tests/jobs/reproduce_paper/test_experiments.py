@@ -20,7 +20,7 @@ from jobs.reproduce_paper.published import Judged, published_growth, published_t
 from jobs.reproduce_paper.stochastic import draw_ancestral
 from jobs.sections import QUICK, Scale, Section, Workshop, read, table, write
 from tests.support.page_parser import parse
-from volgrowth.analysis import calibration
+from volgrowth.analysis.calibration import expected_scores as calibration
 from volgrowth.demo.cases import digit_images
 from volgrowth.demo.training import Recipe
 from volgrowth.errors import ModelError

@@ -2,14 +2,21 @@ import numpy as np
 import pytest
 
 from tests.support.report_data import record, tables
-from volgrowth.report.charts.numbers import BINS, bars, expected_by_size, groups, plain, rates
+from volgrowth.report.charts.numbers import (
+    BINS,
+    count_bars,
+    duplicate_groups,
+    expected_by_size,
+    level_rates,
+    plain_numbers,
+)
 
 STANDARD = {"preset": "standard", "levels": [0.1, 0.2]}
 
 
 def test_far_values_are_counted_not_dropped() -> None:
     values = np.append(np.random.default_rng(0).normal(size=1000), [1e6, -1e6, np.nan])
-    counted = bars(values, None, values > 1e5)
+    counted = count_bars(values, None, values > 1e5)
     assert counted.beyond == 2
     assert counted.edges.size == BINS + 1
     assert counted.edges[-1] < 100
@@ -29,14 +36,14 @@ def test_expectations_are_medians_along_size() -> None:
 def test_rates_are_those_of_whole_pairs() -> None:
     values = {0: [1.0, 2.0], 1: [0.0, 0.5], 2: [3.0, 4.0], 3: None}
     scores, _ = tables([record(row, rates=some) for row, some in values.items()])
-    found = rates(scores, [(0, 1), (2, 3)], STANDARD)
+    found = level_rates(scores, [(0, 1), (2, 3)], STANDARD)
     assert found is not None
     assert found.pairs == 1
     assert (found.axis, found.flagged.at.tolist()) == ("noise level", [0.1, 0.2])
     assert found.flagged.median.tolist() == [1, 2]
     assert found.controls.median.tolist() == [0, 0.5]
-    assert rates(scores, [(2, 3)], STANDARD) is None
-    assert rates(scores, [], STANDARD) is None
+    assert level_rates(scores, [(2, 3)], STANDARD) is None
+    assert level_rates(scores, [], STANDARD) is None
 
 
 @pytest.mark.parametrize(
@@ -53,7 +60,7 @@ def test_rates_are_those_of_whole_pairs() -> None:
 )
 def test_rates_know_where_they_were_measured(measure: dict[str, object], axis: str, at: list[float]) -> None:
     scores, _ = tables([record(row, rates=[1.0, 2.0]) for row in range(2)])
-    found = rates(scores, [(0, 1)], measure)
+    found = level_rates(scores, [(0, 1)], measure)
     assert found is not None
     assert found.axis == axis
     assert found.flagged.at == pytest.approx(at)
@@ -65,7 +72,7 @@ def test_flags_are_counted_by_the_size_of_the_group_and_identical_images_once() 
     records = [record(0, identical=0, **same), record(1, identical=0, **same)]
     records += [record(2, identical=2, **{**same, "memorized": False}), record(3), record(4, status="undecodable")]
     _, findings = tables(records)
-    found = groups(findings)
+    found = duplicate_groups(findings)
     assert found["by_rows"] == [
         {"from": 1, "to": 1, "images": 1, "flagged": 0},
         {"from": 2, "to": 4, "images": 2, "flagged": 1},
@@ -74,8 +81,8 @@ def test_flags_are_counted_by_the_size_of_the_group_and_identical_images_once() 
 
 
 def test_numbers_are_plain() -> None:
-    counted = bars(np.array([1.0, 2.0]), None, np.array([False, True]))
-    made = plain({"a": counted, "b": None})
+    counted = count_bars(np.array([1.0, 2.0]), None, np.array([False, True]))
+    made = plain_numbers({"a": counted, "b": None})
     assert made["b"] is None
     assert made["a"]["held_out"] is None
     assert sum(made["a"]["notable"]) == 1

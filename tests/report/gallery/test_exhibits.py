@@ -2,7 +2,7 @@ import pyarrow as pa
 
 from tests.support.report_data import record, tables
 from volgrowth.records import SAMPLES
-from volgrowth.report import Exhibit, Sample, exhibits
+from volgrowth.report import Exhibit, NearestSample, choose_exhibits
 
 PLAIN = {"png_bytes": 100, "variance": 0.1, "total_variation": 0.1, "mean": 0.0, "edge_density": 0.1}
 BUSY = {**PLAIN, "png_bytes": 900, "total_variation": 0.9}
@@ -15,13 +15,13 @@ def samples(*records: dict[str, object]) -> pa.Table:
 def test_a_control_is_of_the_same_complexity_and_not_flagged() -> None:
     records = [record(0, memorized=True, **BUSY), record(1, memorized=True, **BUSY), record(2, **PLAIN)]
     records += [record(3, **BUSY, memorized=False), record(4, **PLAIN)]
-    found = exhibits(*tables(records), [0, 2], None)
+    found = choose_exhibits(*tables(records), [0, 2], None)
     assert found == [Exhibit(0, control=3), Exhibit(2)]
 
 
 def test_no_two_flagged_images_share_a_control() -> None:
     records = [record(row, memorized=row < 3, **PLAIN) for row in range(8)]
-    controls = [each.control for each in exhibits(*tables(records), [0, 1, 2], None)]
+    controls = [each.control for each in choose_exhibits(*tables(records), [0, 1, 2], None)]
     assert len({*controls}) == 3
     assert {*controls} <= set(range(3, 8))
 
@@ -31,7 +31,7 @@ def test_near_duplicates_are_the_other_pictures_of_the_cluster() -> None:
     content = {0: 7, 1: 7, 5: 7, 2: 8, 3: 9, 4: 9, 6: 10}
     records = [record(row, cluster=0, content_hash=content[row], copies=7) for row in range(7)]
     records += [record(7, cluster=7), record(8, cluster=0, content_hash=None)]
-    found = exhibits(*tables(records), [5, 4, 7], None)
+    found = choose_exhibits(*tables(records), [5, 4, 7], None)
     assert [each.duplicates for each in found] == [(2, 3, 6), (0, 2, 6), ()]
 
 
@@ -43,8 +43,8 @@ def test_a_sample_stands_beside_the_image_it_is_nearest_to() -> None:
         {"number": 1, "nearest_row": 0, "distance": 0.5, "ratio": 0.1, "hit": True},
         {"number": 2, "nearest_holdout_row": 2, "distance": 0.1, "ratio": 0.1, "hit": True},
     )
-    found = exhibits(*tables(records), [1, 2], drawn)
-    assert [each.sample for each in found] == [Sample(1, 0.5, True), None]
+    found = choose_exhibits(*tables(records), [1, 2], drawn)
+    assert [each.sample for each in found] == [NearestSample(1, 0.5, True), None]
 
 
 def test_an_exhibit_knows_whose_pictures_it_needs() -> None:
@@ -55,5 +55,5 @@ def test_an_exhibit_knows_whose_pictures_it_needs() -> None:
 def test_rows_without_a_picture_are_no_controls() -> None:
     nothing = dict.fromkeys(PLAIN, None)
     records = [record(0, memorized=True, **PLAIN), record(1, **nothing), record(2, status="undecodable", **nothing)]
-    assert exhibits(*tables(records), [0], None) == [Exhibit(0)]
-    assert exhibits(*tables([]), [], None) == []
+    assert choose_exhibits(*tables(records), [0], None) == [Exhibit(0)]
+    assert choose_exhibits(*tables([]), [], None) == []

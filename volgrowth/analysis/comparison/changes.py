@@ -38,15 +38,15 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from volgrowth.analysis.calibration import MIN_IMAGES
-from volgrowth.analysis.comparison.matching import Matched, check_comparable, match
-from volgrowth.analysis.rates import FDR, fewest_flags, q_values, rows_needed
+from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, q_values, rows_needed
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
+from volgrowth.analysis.comparison.matching import Matched, check_comparable, match_images
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import UsageError
 from volgrowth.storage.store import Store
 
 
-class Verdict(StrEnum):
+class ChangeVerdict(StrEnum):
     """What became of an image from A to B."""
 
     BECAME = "became"
@@ -113,18 +113,18 @@ class Comparison:
     warnings: tuple[str, ...]
 
     @property
-    def counts(self) -> dict[Verdict, int]:
+    def counts(self) -> dict[ChangeVerdict, int]:
         """Images of each verdict."""
         found = Counter(self.table.column("verdict").to_pylist())
-        return {verdict: found[verdict.value] for verdict in Verdict}
+        return {verdict: found[verdict.value] for verdict in ChangeVerdict}
 
     @property
     def significant(self) -> int:
         """Images that changed either way: the set for which the rate is promised."""
-        return self.table.num_rows - self.counts[Verdict.SAME] - self.counts[Verdict.NOT_JUDGED]
+        return self.table.num_rows - self.counts[ChangeVerdict.SAME] - self.counts[ChangeVerdict.NOT_JUDGED]
 
 
-def compare(a: Audit, b: Audit, fdr: float = FDR) -> Comparison:
+def compare_audits(a: Audit, b: Audit, fdr: float = FDR) -> Comparison:
     """Compare two finished audits that measured the same of, in part, the same images.
 
     Raises:
@@ -132,7 +132,7 @@ def compare(a: Audit, b: Audit, fdr: float = FDR) -> Comparison:
         OutputError: one was not calibrated, or its tables do not fit each other.
     """
     check_comparable(a, b, fdr)
-    images = match(a, b)
+    images = match_images(a, b)
     change = images.b.z - images.a.z
     scored = np.isfinite(change)
     judged = scored & ~(images.a.outside | images.b.outside)
@@ -159,7 +159,7 @@ def compare(a: Audit, b: Audit, fdr: float = FDR) -> Comparison:
     )
 
 
-def save(comparison: Comparison, file: str) -> None:
+def write_changes(comparison: Comparison, file: str) -> None:
     """Write the table as Parquet to a path or URL, in one step.
 
     Raises:
@@ -205,13 +205,13 @@ def _verdicts(images: Matched, p_value: np.ndarray, significant: np.ndarray, jud
     rises = significant & (p_value[0] < p_value[1])
     falls = significant & ~rises
     cases = {
-        Verdict.NOT_JUDGED: ~judged,
-        Verdict.BECAME: rises & after & ~before,
-        Verdict.CEASED: falls & before & ~after,
-        Verdict.ROSE: rises,
-        Verdict.FELL: falls,
+        ChangeVerdict.NOT_JUDGED: ~judged,
+        ChangeVerdict.BECAME: rises & after & ~before,
+        ChangeVerdict.CEASED: falls & before & ~after,
+        ChangeVerdict.ROSE: rises,
+        ChangeVerdict.FELL: falls,
     }
-    return np.select(list(cases.values()), [verdict.value for verdict in cases], Verdict.SAME.value)
+    return np.select(list(cases.values()), [verdict.value for verdict in cases], ChangeVerdict.SAME.value)
 
 
 def _table(

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.calibration import MIN_IMAGES
+from volgrowth.analysis.calibration.error_rates import FDR
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.findings import check_columns
-from volgrowth.analysis.rates import FDR
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
 
@@ -87,7 +87,7 @@ def check_comparable(a: Audit, b: Audit, fdr: float) -> None:
         )
 
 
-def match(a: Audit, b: Audit) -> Matched:
+def match_images(a: Audit, b: Audit) -> Matched:
     """Match the images of two audits by content.
 
     Raises:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.comparison.changes import Comparison, Verdict
+from volgrowth.analysis.comparison.changes import ChangeVerdict, Comparison
 
 # images that are listed of each verdict
 LISTED = 20
@@ -19,20 +19,20 @@ ID_WIDTH = 28
 WIDTH = 110
 
 MEANING = {
-    Verdict.BECAME: "memorized: a significant rise, flagged in B and not in A",
-    Verdict.CEASED: "to be memorized: a significant fall, flagged in A and not in B",
-    Verdict.ROSE: "significantly, but are not newly flagged",
-    Verdict.FELL: "significantly, but did not lose a flag",
-    Verdict.SAME: "no significant change",
-    Verdict.NOT_JUDGED: "no score, or outside the calibration's range, in A or B",
+    ChangeVerdict.BECAME: "memorized: a significant rise, flagged in B and not in A",
+    ChangeVerdict.CEASED: "to be memorized: a significant fall, flagged in A and not in B",
+    ChangeVerdict.ROSE: "significantly, but are not newly flagged",
+    ChangeVerdict.FELL: "significantly, but did not lose a flag",
+    ChangeVerdict.SAME: "no significant change",
+    ChangeVerdict.NOT_JUDGED: "no score, or outside the calibration's range, in A or B",
 }
 
 
-def describe(comparison: Comparison) -> str:
+def comparison_text(comparison: Comparison) -> str:
     """Counts, what they promise, and up to `LISTED` images of each kind of change."""
     notes = [line for warning in comparison.warnings for line in wrap(f"Note: {warning}", WIDTH)]
     blocks = [_counts(comparison), wrap(_promise(comparison), WIDTH), notes]
-    blocks += [list(_images(comparison, verdict)) for verdict in list(Verdict)[:4]]
+    blocks += [list(_images(comparison, verdict)) for verdict in list(ChangeVerdict)[:4]]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -62,7 +62,7 @@ def _promise(comparison: Comparison) -> str:
     return " ".join([*said, "z is excess growth in units of its own audit's residual spread."])
 
 
-def _images(comparison: Comparison, verdict: Verdict) -> Iterator[str]:
+def _images(comparison: Comparison, verdict: ChangeVerdict) -> Iterator[str]:
     """The most certain first."""
     table = comparison.table.filter(pc.equal(comparison.table.column("verdict"), verdict.value))
     if not table.num_rows:
@@ -80,5 +80,5 @@ def _images(comparison: Comparison, verdict: Verdict) -> Iterator[str]:
         yield f"  {name:<{ID_WIDTH}}  {row:>18}  {copies:>14}  {z:>18}  {image['q_value']:>8.2g}"
 
 
-def _name(verdict: Verdict) -> str:
+def _name(verdict: ChangeVerdict) -> str:
     return verdict.value.replace("_", " ")

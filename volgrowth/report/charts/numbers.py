@@ -29,7 +29,7 @@ class Bars:
     """audited images outside the edges, counted in the first and the last bin"""
 
 
-def bars(values: np.ndarray, heldout: np.ndarray | None, notable: np.ndarray) -> Bars:
+def count_bars(values: np.ndarray, heldout: np.ndarray | None, notable: np.ndarray) -> Bars:
     """Values (N,), NaN where missing; held-out ones (M,) without NaN; `notable` (N,) bool."""
     finite = np.isfinite(values)
     edges = _edges(values[finite], heldout)
@@ -82,7 +82,7 @@ def expected_by_size(sizes: np.ndarray, expected: np.ndarray) -> Spread | None:
 
 
 @dataclass(frozen=True)
-class Rates:
+class LevelRates:
     """Growth at each noise level, of flagged images and of the controls matched to them, one each."""
 
     pairs: int
@@ -92,7 +92,7 @@ class Rates:
     controls: Spread
 
 
-def rates(scores: pa.Table, pairs: Sequence[tuple[int, int]], measure: dict[str, Any]) -> Rates | None:
+def level_rates(scores: pa.Table, pairs: Sequence[tuple[int, int]], measure: dict[str, Any]) -> LevelRates | None:
     """Medians and quartiles of the column `rates`, of (flagged, control) rows; None without pairs that have it."""
     wanted = pa.array(sorted({row for pair in pairs for row in pair}), pa.int64())
     some = scores.select(["row", "rates"]).filter(pc.is_in(scores["row"], value_set=wanted))
@@ -106,7 +106,7 @@ def rates(scores: pa.Table, pairs: Sequence[tuple[int, int]], measure: dict[str,
     def spread(some: np.ndarray) -> Spread:
         return Spread(at, *np.quantile(some, [0.25, 0.5, 0.75], axis=0))
 
-    return Rates(len(both), axis, spread(values[:, 0]), spread(values[:, 1]))
+    return LevelRates(len(both), axis, spread(values[:, 0]), spread(values[:, 1]))
 
 
 def _levels(measure: dict[str, Any], count: int) -> tuple[str, np.ndarray]:
@@ -117,7 +117,7 @@ def _levels(measure: dict[str, Any], count: int) -> tuple[str, np.ndarray]:
     return ("noise level", np.array(levels, float)) if len(levels) == count else ("step", np.arange(1.0, count + 1))
 
 
-def groups(findings: pa.Table) -> dict[str, Any]:
+def duplicate_groups(findings: pa.Table) -> dict[str, Any]:
     """Distinct images with a score by the rows of their group of duplicates, and the largest groups.
 
     Images with the same pixels count once.
@@ -152,12 +152,12 @@ def _mask(column: pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(column, False).to_numpy().astype(bool)
 
 
-def plain(numbers: Any) -> Any:
+def plain_numbers(numbers: Any) -> Any:
     """Dataclasses and arrays as JSON has them."""
-    if isinstance(numbers, Bars | Spread | Rates):
-        return plain(asdict(numbers))
+    if isinstance(numbers, Bars | Spread | LevelRates):
+        return plain_numbers(asdict(numbers))
     if isinstance(numbers, dict):
-        return {name: plain(value) for name, value in numbers.items()}
+        return {name: plain_numbers(value) for name, value in numbers.items()}
     if isinstance(numbers, np.ndarray):
         return [float(f"{value:.6g}") if numbers.dtype.kind == "f" else int(value) for value in numbers]
     return numbers

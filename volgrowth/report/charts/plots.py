@@ -9,15 +9,23 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from volgrowth.report.charts import drawing as figures
-from volgrowth.report.charts.numbers import Bars, Rates, bars, expected_by_size, groups, plain, rates
+from volgrowth.report.charts import figures
+from volgrowth.report.charts.numbers import (
+    Bars,
+    LevelRates,
+    count_bars,
+    duplicate_groups,
+    expected_by_size,
+    level_rates,
+    plain_numbers,
+)
 from volgrowth.report.formats import number, score
 from volgrowth.report.gallery.exhibits import Shown
 from volgrowth.report.words import Summary
 
 
 @dataclass
-class Plots:
+class ReportCharts:
     """The figures and their SVG for the page, by name, and the numbers in them."""
 
     figures: dict[str, Figure] = field(default_factory=dict)
@@ -29,15 +37,15 @@ class Plots:
         self.figures[name] = figure
         self.svg[name] = figures.inline_svg(figure, name, alt)
         if drawn is not None:
-            self.numbers[name.replace("-", "_")] = plain(drawn)
+            self.numbers[name.replace("-", "_")] = plain_numbers(drawn)
 
 
-def plots(
+def draw_report_charts(
     summary: Summary, scores: pa.Table, findings: pa.Table, shown: Shown, holdout: pa.Table | None = None
-) -> Plots:
+) -> ReportCharts:
     """All figures, and the numbers of the table of duplicates."""
     truth = summary.get("verification")
-    made = Plots(numbers={"duplicates": groups(findings)})
+    made = ReportCharts(numbers={"duplicates": duplicate_groups(findings)})
     points = _points(scores, findings, truth)
     unit = "collapsed directions" if summary["measure"].get("preset") == "standard" else "nats"
     notable, name = points.notable
@@ -47,7 +55,7 @@ def plots(
         _histogram(made, key, values, heldout, notable, (name, f"{key.replace('_', ' ')}, {unit}"))
     _scatter(made, points, f"growth, {unit}")
     pairs = [(each.row, each.control) for each in shown.exhibits if each.control is not None]
-    measured = rates(scores, pairs, summary["measure"])
+    measured = level_rates(scores, pairs, summary["measure"])
     if measured:
         _rates(made, measured, "nats per step" if measured.axis == "step" else "collapsed directions")
     if truth and truth["returns"]:
@@ -56,44 +64,44 @@ def plots(
 
 
 def _histogram(
-    made: Plots,
+    made: ReportCharts,
     key: str,
     values: np.ndarray,
     heldout: np.ndarray | None,
     notable: np.ndarray,
     labels: tuple[str, str],
 ) -> None:
-    counted: Bars = bars(values, heldout, notable)
-    alt = f"Histogram of {labels[1]}: {describe(values)}."
+    counted: Bars = count_bars(values, heldout, notable)
+    alt = f"Histogram of {labels[1]}: {histogram_alt(values)}."
     if heldout is not None:
-        alt += f" Held out: {describe(heldout)}."
-    made.add(key.replace("_", "-"), figures.histogram(counted, *labels), alt, counted)
+        alt += f" Held out: {histogram_alt(heldout)}."
+    made.add(key.replace("_", "-"), figures.draw_histogram(counted, *labels), alt, counted)
 
 
-def _scatter(made: Plots, points: figures.Points, label: str) -> None:
+def _scatter(made: ReportCharts, points: figures.ChartPoints, label: str) -> None:
     expected = expected_by_size(points.png_bytes, points.expected)
-    figure, dots, ordinary = figures.complexity_scatter(points, expected, label)
+    figure, dots, ordinary = figures.draw_complexity(points, expected, label)
     above = int(np.count_nonzero(points.flagged))
     alt = (
         f"Growth against the size of the image as PNG, with the growth expected at that size. {number(above)} flagged "
         f"images are marked."
     )
-    made.add("complexity", figure, alt, {"dots": dots, "ordinary": ordinary, "expected": plain(expected)})
+    made.add("complexity", figure, alt, {"dots": dots, "ordinary": ordinary, "expected": plain_numbers(expected)})
 
 
-def _rates(made: Plots, measured: Rates, label: str) -> None:
+def _rates(made: ReportCharts, measured: LevelRates, label: str) -> None:
     flagged, controls = (", ".join(map(score, some.median)) for some in (measured.flagged, measured.controls))
     at = ", ".join(f"{level:g}" for level in measured.flagged.at)
     alt = f"Median growth at {measured.axis} {at}: flagged {flagged}; controls {controls}."
-    made.add("levels", figures.levels(measured, label), alt, measured)
+    made.add("levels", figures.draw_levels(measured, label), alt, measured)
 
 
-def _returns(made: Plots, returns: dict[str, Any]) -> None:
+def _returns(made: ReportCharts, returns: dict[str, Any]) -> None:
     alt = f"Share of draws that return, by noise level: flagged {returns['flagged']}, controls {returns['controls']}."
-    made.add("returns", figures.returns(returns["levels"], returns["flagged"], returns["controls"]), alt)
+    made.add("returns", figures.draw_returns(returns["levels"], returns["flagged"], returns["controls"]), alt)
 
 
-def describe(values: np.ndarray) -> str:
+def histogram_alt(values: np.ndarray) -> str:
     """What a histogram shows, for those who do not see it."""
     values = values[np.isfinite(values)]
     if not values.size:
@@ -102,14 +110,14 @@ def describe(values: np.ndarray) -> str:
     return f"{number(values.size)} images from {score(low)} to {score(high)}, median {score(middle)}"
 
 
-def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figures.Points:
+def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figures.ChartPoints:
     """Distinct images: with copies of an image the figures would be those of the copies."""
     findings = findings.filter(pc.equal(findings["row"], findings["identical"]))
     scores = scores.select(["row", "png_bytes"]).take(
         pc.index_in(findings["row"], value_set=scores["row"].combine_chunks())
     )
     rows = findings["row"].to_numpy()
-    return figures.Points(
+    return figures.ChartPoints(
         growth=_floats(findings["growth"]),
         expected=_floats(findings["expected_growth"]),
         png_bytes=_floats(scores["png_bytes"]),

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from volgrowth.report.formats import missing, number, score, signed
-from volgrowth.report.gallery.exhibits import Exhibit, Sample, Shown, of_rows
+from volgrowth.report.gallery.exhibits import Exhibit, NearestSample, Shown, of_rows
 from volgrowth.report.gallery.pictures import data_url
-from volgrowth.report.words import reason
+from volgrowth.report.words import card_reason
 
 Card = dict[str, Any]
 
@@ -51,7 +51,7 @@ _SCORES = {
 }
 
 
-def gallery(
+def make_cards(
     scores: pa.Table, findings: pa.Table, shown: Shown, truth_rows: Collection[int] = (), fdr: float | None = None
 ) -> list[Card]:
     """Cards by excess growth, highest first, those without a score last.
@@ -75,7 +75,7 @@ def gallery(
         card["rank"] = rank
         card["reproduced"] = not truth.isdisjoint(rows.tolist())
         card["share_below"] = _share_below(excesses, card["excess"])
-        card["reason"] = reason(card, fdr)
+        card["reason"] = card_reason(card, fdr)
         card["kinds"] = _kinds(card)
         card["picture"] = _url(shown.rows.get(card["row"]))
         card["beside"] = list(_beside(card, exhibits[card["row"]], shown, excess_of))
@@ -83,7 +83,7 @@ def gallery(
     return cards
 
 
-def fitted(cards: Sequence[Card], draw: Callable[[Card], str], room: int) -> tuple[list[Markup], int]:
+def fit_cards(cards: Sequence[Card], draw: Callable[[Card], str], room: int) -> tuple[list[Markup], int]:
     """The cards as HTML in so many bytes, and how many of them have their pictures.
 
     Pictures are left out from the first card on that would leave no room for the text of the others, and cards from
@@ -192,7 +192,7 @@ def _beside(card: Card, exhibit: Exhibit, shown: Shown, excess_of: Mapping[int, 
         yield {"name": "near duplicate", "note": f"row {row}", "picture": _url(shown.rows.get(row))}
 
 
-def _sample(sample: Sample, picture: bytes | None) -> Card:
+def _sample(sample: NearestSample, picture: bytes | None) -> Card:
     note = f"no. {number(sample.number)}, {'a copy' if sample.hit else 'no copy'}, distance {score(sample.distance)}"
     return {"name": "nearest sample", "note": note, "picture": _url(picture)}
 

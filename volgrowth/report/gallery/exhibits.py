@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.complexity import regressors
-from volgrowth.analysis.controls import controls
+from volgrowth.analysis.calibration.complexity import regressors
+from volgrowth.analysis.controls import match_controls
 
 DUPLICATES = 3
 """Near duplicates shown beside an image."""
@@ -25,7 +25,7 @@ CONTROLS_AMONG = 200_000
 _COLUMNS = ["row", "cluster", "identical", "memorized"]
 
 
-class Sample(NamedTuple):
+class NearestSample(NamedTuple):
     """A generated sample: its number, how far it is from the image nearest to it, and whether it is a copy of it."""
 
     number: int
@@ -40,7 +40,7 @@ class Exhibit:
     row: int
     duplicates: tuple[int, ...] = ()
     control: int | None = None
-    sample: Sample | None = None
+    sample: NearestSample | None = None
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -61,7 +61,9 @@ class Shown:
     redacted: bool = False
 
 
-def exhibits(scores: pa.Table, findings: pa.Table, rows: Sequence[int], samples: pa.Table | None) -> list[Exhibit]:
+def choose_exhibits(
+    scores: pa.Table, findings: pa.Table, rows: Sequence[int], samples: pa.Table | None
+) -> list[Exhibit]:
     """An exhibit for each row. `samples` has the columns of `records.SAMPLES`."""
     known = {record["row"]: record for record in of_rows(findings, rows).select(_COLUMNS).to_pylist()}
     duplicates = _duplicates(scores, findings, {row: record["cluster"] for row, record in known.items()})
@@ -109,14 +111,14 @@ def _controls(scores: pa.Table, findings: pa.Table, flagged: Sequence[int]) -> d
     features = np.nan_to_num(regressors(table))
     at = {row: index for index, row in enumerate(rows.tolist())}
     wanted = [row for row in flagged if row in at]
-    found = controls(features, np.array([at[row] for row in wanted], int), np.flatnonzero(np.isin(rows, allowed)))
+    found = match_controls(features, np.array([at[row] for row in wanted], int), np.flatnonzero(np.isin(rows, allowed)))
     return {row: int(rows[index]) for row, index in zip(wanted, found.tolist(), strict=True) if index >= 0}
 
 
-def _nearest(samples: pa.Table) -> dict[int, Sample]:
+def _nearest(samples: pa.Table) -> dict[int, NearestSample]:
     """The sample that came nearest to each image, by its first row, of those that came nearer to no other."""
     known = samples.filter(samples["nearest_row"].is_valid())
-    best: dict[int, Sample] = {}
+    best: dict[int, NearestSample] = {}
     for record in known.sort_by([("distance", "ascending"), ("number", "ascending")]).to_pylist():
-        best.setdefault(record["nearest_row"], Sample(record["number"], record["distance"], bool(record["hit"])))
+        best.setdefault(record["nearest_row"], NearestSample(record["number"], record["distance"], bool(record["hit"])))
     return best

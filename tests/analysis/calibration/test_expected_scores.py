@@ -4,27 +4,27 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from volgrowth.analysis import calibration
-from volgrowth.analysis.calibration import MIN_IMAGES, Calibration, Images, calibrate
+from volgrowth.analysis.calibration import expected_scores as calibration
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, Calibration, ScoredImages, calibrate
 
 
-def images(count: int, noise: float = 0.3, seed: int = 0) -> Images:
+def images(count: int, noise: float = 0.3, seed: int = 0) -> ScoredImages:
     """Growth 10 sin(4 x_0) + 5 x_1 of features in [0, 1]^6, and noise."""
     random = np.random.default_rng(seed)
     features = random.uniform(size=(count, 6))
     growth = 10 * np.sin(4 * features[:, 0]) + 5 * features[:, 1] + noise * random.normal(size=count)
-    return Images(features, growth, random.integers(2**64, size=count, dtype=np.uint64))
+    return ScoredImages(features, growth, random.integers(2**64, size=count, dtype=np.uint64))
 
 
-def calibrated(audited: Images, holdout: Images | None = None) -> Calibration:
+def calibrated(audited: ScoredImages, holdout: ScoredImages | None = None) -> Calibration:
     found = calibrate(audited, holdout)
     assert found is not None
     return found
 
 
-def joined(*parts: Images) -> Images:
+def joined(*parts: ScoredImages) -> ScoredImages:
     columns = zip(*((p.features, p.score, p.content) for p in parts), strict=True)
-    return Images(*(np.concatenate(column) for column in columns))
+    return ScoredImages(*(np.concatenate(column) for column in columns))
 
 
 def test_growth_that_follows_complexity_is_expected() -> None:
@@ -66,7 +66,7 @@ def test_copies_of_an_outlier_keep_their_excess() -> None:
     They would teach a regression that sees them that such growth is normal: min_samples_leaf is 10.
     """
     others = images(300)
-    planted = Images(np.full((100, 6), 0.5), np.full(100, 40.0), np.full(100, 12345, np.uint64))
+    planted = ScoredImages(np.full((100, 6), 0.5), np.full(100, 40.0), np.full(100, 12345, np.uint64))
     audited = joined(others, planted)
     excess = audited.score - calibrated(audited).expected
     usual = 10 * np.sin(2.0) + 2.5
@@ -138,7 +138,7 @@ def test_held_out_images_are_cross_fitted_among_themselves() -> None:
 def test_held_out_copies_of_audited_images_teach_nothing() -> None:
     """A held-out set that shares 60 memorized images with the audited one: they keep their excess."""
     random = np.random.default_rng(7)
-    shared = Images(
+    shared = ScoredImages(
         random.normal(0.5, 0.005, (60, 6)), np.full(60, 40.0), random.integers(2**64, size=60, dtype=np.uint64)
     )
     holdout, audited = joined(images(300, seed=1), shared), joined(images(100, seed=2), shared)

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 
 from tests.support.tables import failed, many, scores
-from volgrowth.analysis.overlap import least_alike, near_duplicates
+from volgrowth.analysis.calibration.held_out import count_near_duplicates, most_different_regressor
 
 
 def look(phash: int, content: int, **changes: Any) -> dict[str, Any]:
@@ -14,7 +14,7 @@ AUDITED = scores(look(1, 1), look(2, 2), look(2, 3, mean=-0.5), look(9, 4, varia
 
 
 def near(*held: dict[str, Any]) -> int:
-    return near_duplicates(AUDITED, scores(*held))
+    return count_near_duplicates(AUDITED, scores(*held))
 
 
 def test_one_hash_and_one_brightness_are_a_near_duplicate() -> None:
@@ -36,13 +36,13 @@ def test_flat_images_share_a_hash_and_are_passed_over() -> None:
 
 
 def test_sets_of_one_kind() -> None:
-    assert least_alike(scores(*many(300)), scores(*many(200, seed=1))) is None
-    assert least_alike(scores(failed()), scores(*many(60))) is None
+    assert most_different_regressor(scores(*many(300)), scores(*many(200, seed=1))) is None
+    assert most_different_regressor(scores(failed()), scores(*many(60))) is None
 
 
 def test_a_set_of_another_kind_is_named_by_what_tells_it_apart() -> None:
     bright = [{**row, "mean": float(np.tanh(2 + row["mean"]))} for row in many(200, seed=1)]
-    found = least_alike(scores(*many(300)), scores(*bright))
+    found = most_different_regressor(scores(*many(300)), scores(*bright))
     assert found is not None
     assert found[0] == "mean"
     assert found[1] > 0.5
@@ -50,10 +50,10 @@ def test_a_set_of_another_kind_is_named_by_what_tells_it_apart() -> None:
 
 def test_few_images_differ_by_chance() -> None:
     for seed in range(20):
-        assert least_alike(scores(*many(300)), scores(*many(20, seed=seed + 1))) is None
+        assert most_different_regressor(scores(*many(300)), scores(*many(20, seed=seed + 1))) is None
 
 
 def test_copies_count_once() -> None:
     rows = many(300)
     copied = rows + [rows[0]] * 500
-    assert least_alike(scores(*copied), scores(*many(200, seed=1))) is None
+    assert most_different_regressor(scores(*copied), scores(*many(200, seed=1))) is None

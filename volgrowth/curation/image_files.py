@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from volgrowth.curation.kept import WEIGHT, Kept, refuse_weights, target
+from volgrowth.curation.kept import WEIGHT, Kept, kept_file, refuse_weights
 from volgrowth.errors import DataError
 from volgrowth.sources.listing import SourceFile
 from volgrowth.sources.readers.folder import FolderSource
@@ -19,13 +19,13 @@ EXTENSION = f"{WEIGHT}.json"
 """Of the member that holds a sample's weight: a number, which loaders of webdataset read as one."""
 
 
-def write_tars(source: WebDatasetSource, stage: Path, kept: Kept) -> None:
+def write_kept_tars(source: WebDatasetSource, stage: Path, kept: Kept) -> None:
     """The same tars: of a sample that stays every byte, headers too; a tar of which none stays is left out."""
     for file, first in source.listing.entries(0, source.num_rows):
         if kept.mask[first : first + file.rows].any():
             with (
                 source.place.open(file.name, file.size, BLOCK_BYTES) as stream,
-                open(target(stage, file.name), "wb") as written,
+                open(kept_file(stage, file.name), "wb") as written,
             ):
                 _write_tar(source, file, first, stream, written, kept)
 

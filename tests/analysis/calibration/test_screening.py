@@ -9,11 +9,11 @@ import pytest
 from scipy.stats import false_discovery_control, hypergeom
 
 from tests.support.tables import failed, many, scores
-from volgrowth.analysis import calibration
-from volgrowth.analysis.calibration import Images, calibrate, passing
+from volgrowth.analysis.calibration import expected_scores as calibration
+from volgrowth.analysis.calibration.error_rates import FDR, q_values
+from volgrowth.analysis.calibration.expected_scores import ScoredImages, calibrate, pass_screen
+from volgrowth.analysis.calibration.screening import LEVEL, RECALL, Screening, bound_loss, most_among, sample_size
 from volgrowth.analysis.findings import analyse
-from volgrowth.analysis.rates import FDR, q_values
-from volgrowth.analysis.screening import LEVEL, RECALL, Screening, loss, most_among, sample_size
 from volgrowth.errors import DataError
 
 SHARE = 0.1
@@ -26,26 +26,26 @@ def no_complexity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "_predict", lambda model, features: np.zeros(len(features)))
 
 
-def pair(random: np.random.Generator, count: int, shift: float = 0.0) -> tuple[Images, Images]:
+def pair(random: np.random.Generator, count: int, shift: float = 0.0) -> tuple[ScoredImages, ScoredImages]:
     """Screen and score of so many images, which go together."""
     score = random.normal(shift, 1, count)
     screen = 0.7 * score + random.normal(0, 0.7, count)
     content = random.integers(2**63, size=count).astype(np.uint64)
-    return Images(np.zeros((count, 1)), screen, content), Images(np.zeros((count, 1)), score, content)
+    return ScoredImages(np.zeros((count, 1)), screen, content), ScoredImages(np.zeros((count, 1)), score, content)
 
 
 def screened_p_values(random: np.random.Generator, audited: int, held: int, memorized: int = 0) -> Any:
     """p-values with and without the screen; the last `memorized` images are far out."""
     common, far = pair(random, audited), pair(random, memorized, shift=6.0)
     screen, score = (
-        Images(*(np.concatenate(both) for both in zip(vars(a).values(), vars(b).values(), strict=True)))
+        ScoredImages(*(np.concatenate(both) for both in zip(vars(a).values(), vars(b).values(), strict=True)))
         for a, b in zip(common, far, strict=True)
     )
     held_screen, held_score = pair(random, held)
-    passed = passing(screen, held_screen, SHARE)
+    passed = pass_screen(screen, held_screen, SHARE)
     assert passed is not None
     unmeasured = np.where(passed.audited, score.score, -np.inf)
-    found = calibrate(Images(score.features, unmeasured, score.content), held_score, passed)
+    found = calibrate(ScoredImages(score.features, unmeasured, score.content), held_score, passed)
     whole = calibrate(score, held_score)
     assert found is not None
     assert whole is not None
@@ -106,7 +106,7 @@ def test_the_bound_holds_as_often_as_it_says(seen, sampled):
     random, held, trials = np.random.default_rng(int(10 * seen) + sampled), 0, 200
     for _ in range(trials):
         screening, drawn, whole = simulated(random, seen, sampled)
-        found = loss(screening, drawn)
+        found = bound_loss(screening, drawn)
         lost = (whole & ~screening.flagged).sum()
         recall = (whole & screening.flagged).sum() / max(whole.sum(), 1)
         held += lost <= found.flags_lost and (found.recall is None or recall >= found.recall - 1e-12)
@@ -117,11 +117,11 @@ def test_the_bound_says_something():
     """All others measured: the loss itself. None: nothing. With the sample that is asked for and no hit: the recall."""
     random = np.random.default_rng(7)
     screening, _, _ = simulated(random, 1.0, 0)
-    nothing = loss(screening, np.empty(0, int)).recall
+    nothing = bound_loss(screening, np.empty(0, int)).recall
     assert nothing is not None
     assert nothing < 0.1
     screening, drawn, whole = simulated(random, 0.8, 10**6)
-    exact = loss(screening, drawn)
+    exact = bound_loss(screening, drawn)
     assert exact.sampled == exact.out == (~screening.passed).sum()
     assert exact.flags_lost == (whole & ~screening.flagged).sum()
     assert exact.recall == pytest.approx((whole & screening.flagged).sum() / whole.sum())
@@ -130,10 +130,10 @@ def test_the_bound_says_something():
 
 def test_a_whole_audit_without_flags_has_none_to_lose():
     nothing = Screening(np.arange(100), np.zeros(100, bool), np.ones(100, bool), np.zeros(100, bool), np.ones(100), 100)
-    found = loss(nothing, np.arange(100))
+    found = bound_loss(nothing, np.arange(100))
     assert (found.flags_lost, found.recall, found.missed) == (0, None, 0)
     no = np.empty(0, bool)
-    empty = loss(Screening(np.empty(0, int), no, no, no, np.empty(0), 0), np.empty(0, int))
+    empty = bound_loss(Screening(np.empty(0, int), no, no, no, np.empty(0), 0), np.empty(0, int))
     assert (empty.out, empty.sampled, empty.recall) == (0, 0, None)
 
 
@@ -204,7 +204,7 @@ def test_a_cascade_finds_what_the_whole_audit_finds():
     assert found.findings["q_value"][401] == found.findings["q_value"][3]
     assert found.findings["growth"][401].as_py() is found.findings["excess_growth"][401].as_py() is None
     assert found.screening is not None
-    assert loss(found.screening, sampled).missed == 0
+    assert bound_loss(found.screening, sampled).missed == 0
 
 
 def test_what_was_screened_out_is_judged_and_not_flagged():

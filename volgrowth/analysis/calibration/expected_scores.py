@@ -15,7 +15,7 @@ conformal (Vovk, arXiv 1208.0806): how many held-out images exceed what the same
     p_i = (1 + #{j: s_j - M_k(j)(x_j) >= s_i - M_k(j)(x_i)}) / (1 + m)
 
 which is uniform or larger, up to the dependence of the folds, for an image exchangeable with the held-out ones. Without
-held-out images p-values are those of `conformal.tail_p_values`.
+held-out images p-values are those of `error_rates.tail_p_values`.
 
 A cascade measures s only where a cheap score, the screen z, is high. The screen's own regressions N_k give an excess
 z_i - N_k(x_i) in each fold, and image i passes fold k where that is at least t, the K-th largest of the held-out
@@ -39,7 +39,7 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 
-from volgrowth.analysis.rates import tail_p_values
+from volgrowth.analysis.calibration.error_rates import tail_p_values
 
 FOLDS = 5
 
@@ -51,7 +51,7 @@ MIN_IMAGES = 50
 
 
 @dataclass(frozen=True)
-class Images:
+class ScoredImages:
     """What calibration knows of a set of scored images: (n, features), (n,) with high for suspicious, and (n,).
 
     A feature may be NaN where it is not known.
@@ -66,8 +66,8 @@ class Images:
         """Index of the first row of each distinct image."""
         return np.sort(np.unique(self.content, return_index=True)[1])
 
-    def __getitem__(self, rows: np.ndarray) -> "Images":
-        return Images(self.features[rows], self.score[rows], self.content[rows])
+    def __getitem__(self, rows: np.ndarray) -> "ScoredImages":
+        return ScoredImages(self.features[rows], self.score[rows], self.content[rows])
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Passing:
     held: np.ndarray
 
 
-def passing(audited: Images, holdout: Images, share: float) -> Passing | None:
+def pass_screen(audited: ScoredImages, holdout: ScoredImages, share: float) -> Passing | None:
     """Images whose excess of the screen is among so large a share of the held-out ones'; None with too few of those."""
     rows, _ = _usable(audited, holdout)
     if len(rows) < MIN_IMAGES:
@@ -119,7 +119,9 @@ def passing(audited: Images, holdout: Images, share: float) -> Passing | None:
     return Passing(np.all(audited.score - by_model >= threshold, axis=0), excess >= threshold)
 
 
-def calibrate(audited: Images, holdout: Images | None = None, passing: Passing | None = None) -> Calibration | None:
+def calibrate(
+    audited: ScoredImages, holdout: ScoredImages | None = None, passing: Passing | None = None
+) -> Calibration | None:
     """Expected score of every image.
 
     With fewer than `MIN_IMAGES` usable held-out images the audited ones calibrate themselves; None with fewer of
@@ -155,7 +157,7 @@ def calibrate(audited: Images, holdout: Images | None = None, passing: Passing |
     )
 
 
-def _usable(audited: Images, holdout: Images | None) -> tuple[np.ndarray, int]:
+def _usable(audited: ScoredImages, holdout: ScoredImages | None) -> tuple[np.ndarray, int]:
     """First rows of the distinct images that calibrate, and how many held-out ones do not since they are audited."""
     if holdout is None:
         return audited.distinct, 0
@@ -164,18 +166,18 @@ def _usable(audited: Images, holdout: Images | None) -> tuple[np.ndarray, int]:
     return distinct[~shared], int(shared.sum())
 
 
-def _folds(images: Images) -> np.ndarray:
+def _folds(images: ScoredImages) -> np.ndarray:
     """(n,) content hashes are uniform, so their remainder deals images to folds, whatever the order of rows."""
     return (images.content % np.uint64(FOLDS)).astype(int)
 
 
-def _fit_folds(images: Images) -> list[HistGradientBoostingRegressor]:
+def _fit_folds(images: ScoredImages) -> list[HistGradientBoostingRegressor]:
     """One regression per fold, on the images of all others."""
     folds = _folds(images)
     return [_fit(images[folds != fold]) for fold in range(FOLDS)]
 
 
-def _own_fold(models: list[HistGradientBoostingRegressor], images: Images) -> np.ndarray:
+def _own_fold(models: list[HistGradientBoostingRegressor], images: ScoredImages) -> np.ndarray:
     """(n,) each image predicted by the regression of its fold."""
     folds = _folds(images)
     expected = np.empty(len(folds))
@@ -185,20 +187,27 @@ def _own_fold(models: list[HistGradientBoostingRegressor], images: Images) -> np
 
 
 def _p_values(
-    audited: Images, by_model: np.ndarray, held: Images, held_expected: np.ndarray, passing: Passing | None = None
+    audited: ScoredImages,
+    by_model: np.ndarray,
+    held: ScoredImages,
+    held_expected: np.ndarray,
+    passing: Passing | None = None,
 ) -> np.ndarray:
     """(n,) cross-conformal p-values from the audited images' expectations (FOLDS, n) and the held-out images' own."""
     folds, exceeding = _folds(held), np.zeros(len(audited.score))
     excess, held_excess = audited.score - by_model, held.score - held_expected
     if passing:
-        excess, held_excess = np.where(passing.audited, excess, -np.inf), np.where(passing.held, held_excess, -np.inf)
+        excess, held_excess = (
+            np.where(passing.audited, excess, -np.inf),
+            np.where(passing.held, held_excess, -np.inf),
+        )
     for fold, own in enumerate(excess):
         reference = np.sort(held_excess[folds == fold])
         exceeding += len(reference) - np.searchsorted(reference, own, side="left")
     return (1 + exceeding) / (1 + len(held.score))
 
 
-def _fit(images: Images) -> HistGradientBoostingRegressor:
+def _fit(images: ScoredImages) -> HistGradientBoostingRegressor:
     if len(images.score) > FIT_ROWS:
         images = images[np.argsort(images.content, kind="stable")[:FIT_ROWS]]  # hashes are random: so is this choice
     model = HistGradientBoostingRegressor(

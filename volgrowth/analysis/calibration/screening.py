@@ -29,7 +29,7 @@ from math import floor
 import numpy as np
 from scipy.special import gammaln
 
-from volgrowth.analysis.rates import FDR
+from volgrowth.analysis.calibration.error_rates import FDR
 
 LEVEL = 0.95
 
@@ -78,7 +78,7 @@ class Screening:
 
 
 @dataclass(frozen=True)
-class Loss:
+class ScreenLoss:
     """What was lost, as far as a sample can tell.
 
     Attributes:
@@ -97,7 +97,7 @@ class Loss:
     needed: int
 
 
-def loss(screening: Screening, sampled: np.ndarray, fdr: float = FDR) -> Loss:
+def bound_loss(screening: Screening, sampled: np.ndarray, fdr: float = FDR) -> ScreenLoss:
     """The bound from the sampled rows."""
     kept = screening.passed & screening.measured
     drawn = np.isin(screening.row, sampled) & ~kept & screening.measured
@@ -121,7 +121,7 @@ def loss(screening: Screening, sampled: np.ndarray, fdr: float = FDR) -> Loss:
     flags = flags[known - 1 :]
     flags = flags[most(flags) >= flags]
     held, ceiling = counted(kept & screening.flagged, flags), most(flags)
-    return Loss(
+    return ScreenLoss(
         out=out,
         sampled=size,
         missed=int(counted(drawn, np.array([found]))[0]),

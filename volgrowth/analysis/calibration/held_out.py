@@ -4,14 +4,14 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import ks_2samp
 
-from volgrowth.analysis.complexity import REGRESSORS, regressors
+from volgrowth.analysis.calibration.complexity import REGRESSORS, regressors
 from volgrowth.analysis.duplicates import Light, has_look
 
 # largest distance between two distribution functions that can pass for sets of the same kinds
 APART = 0.25
 
 
-def near_duplicates(scores: pa.Table, holdout: pa.Table) -> int:
+def count_near_duplicates(scores: pa.Table, holdout: pa.Table) -> int:
     """Distinct held-out images that are not audited themselves, but have the perceptual hash and the light of one.
 
     Flat images share a perceptual hash whatever they show, and are passed over. Hashes must be equal, where those of
@@ -29,7 +29,7 @@ def near_duplicates(scores: pa.Table, holdout: pa.Table) -> int:
     )
 
 
-def least_alike(scores: pa.Table, holdout: pa.Table) -> tuple[str, float] | None:
+def most_different_regressor(scores: pa.Table, holdout: pa.Table) -> tuple[str, float] | None:
     """The regressor in which the two sets differ most, and by how much; None where they can pass for one kind.
 
     Distances are those of Kolmogorov and Smirnov over distinct images, and what chance alone makes once in a thousand

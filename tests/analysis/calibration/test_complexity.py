@@ -3,7 +3,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.support.tables import failed, scores
-from volgrowth.analysis.complexity import REGRESSORS, regressors
+from volgrowth.analysis.calibration.complexity import REGRESSORS, regressors
 from volgrowth.sources import features
 
 CHECKERBOARD = np.indices((8, 8)).sum(0)[None] % 2 * 255

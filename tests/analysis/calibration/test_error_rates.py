@@ -3,17 +3,17 @@ import pyarrow as pa
 import pytest
 from scipy.stats import kstest
 
-from volgrowth.analysis.calibration import MIN_IMAGES, Images, calibrate
+from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, q_values, rows_needed, tail_p_values
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, ScoredImages, calibrate
 from volgrowth.analysis.findings import analyse
-from volgrowth.analysis.rates import FDR, fewest_flags, q_values, rows_needed, tail_p_values
 from volgrowth.records import SCORES
 
 
-def exchangeable(count: int, random: np.random.Generator) -> Images:
+def exchangeable(count: int, random: np.random.Generator) -> ScoredImages:
     """Images whose score follows their complexity, with noise that grows with it."""
     features = random.uniform(0, 1, (count, 3))
     score = 5 * features[:, 0] + (0.2 + features[:, 1]) * random.standard_normal(count)
-    return Images(features, score, random.integers(0, 2**63, count, dtype=np.uint64))
+    return ScoredImages(features, score, random.integers(0, 2**63, count, dtype=np.uint64))
 
 
 def test_p_values_are_uniform_on_exchangeable_images():
@@ -81,7 +81,7 @@ def test_fewest_flags_is_where_benjamini_hochberg_starts_to_flag(tests, rows):
     assert fewest_flags(tests, rows_needed(tests, 5)) <= 5
 
 
-def table_of(images: Images, first: int = 0) -> pa.Table:
+def table_of(images: ScoredImages, first: int = 0) -> pa.Table:
     """A table of scores whose complexity is the images' first two features."""
     rows = [
         {

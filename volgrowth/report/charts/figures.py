@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from volgrowth.report.charts.numbers import Bars, Rates, Spread
+from volgrowth.report.charts.numbers import Bars, LevelRates, Spread
 from volgrowth.report.formats import number
 
 # Six colours that nothing else in a figure has, by what they mean.
@@ -62,7 +62,7 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 @dataclass(frozen=True)
-class Points:
+class ChartPoints:
     """The images a figure shows, all arrays (N,), scores NaN where missing."""
 
     growth: np.ndarray
@@ -92,7 +92,7 @@ def plot(height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
-def histogram(bars: Bars, notable_name: str, xlabel: str) -> Figure:
+def draw_histogram(bars: Bars, notable_name: str, xlabel: str) -> Figure:
     """Images per bin; the notable ones stacked on top and ticked below, held-out ones as an outline.
 
     The held-out outline is scaled to the number of audited images, so that shapes can be compared.
@@ -124,7 +124,7 @@ def histogram(bars: Bars, notable_name: str, xlabel: str) -> Figure:
     return figure
 
 
-def complexity_scatter(points: Points, expected: Spread | None, ylabel: str) -> tuple[Figure, int, int]:
+def draw_complexity(points: ChartPoints, expected: Spread | None, ylabel: str) -> tuple[Figure, int, int]:
     """Growth against PNG size with what was expected of it.
 
     Returns:
@@ -148,7 +148,7 @@ def complexity_scatter(points: Points, expected: Spread | None, ylabel: str) -> 
     return figure, chosen.size, int(np.count_nonzero(ordinary))
 
 
-def levels(measured: Rates, ylabel: str) -> Figure:
+def draw_levels(measured: LevelRates, ylabel: str) -> Figure:
     """Growth by noise level, of flagged images and of their controls: medians and quartiles."""
     with plot(3.0) as (figure, axes):
         axes.axhline(0, color=RULE, linewidth=0.7)
@@ -165,7 +165,7 @@ def levels(measured: Rates, ylabel: str) -> Figure:
     return figure
 
 
-def returns(levels: list[float], flagged: list[float], controls: list[float]) -> Figure:
+def draw_returns(levels: list[float], flagged: list[float], controls: list[float]) -> Figure:
     """Share of noised and decoded images that come back, by noise level."""
     with plot(3.0) as (figure, axes):
         axes.plot(levels, controls, "o-", color=COOL, markersize=4, label="controls")
@@ -187,7 +187,7 @@ def _log_levels(axes: Axes, levels: np.ndarray) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def files(name: str, figure: Figure) -> dict[str, bytes]:
+def figure_files(name: str, figure: Figure) -> dict[str, bytes]:
     """The figure as PNG and SVG files on white; the same figure gives the same bytes."""
     made = {}
     with mpl.rc_context(_STYLE):
@@ -225,7 +225,7 @@ def _sample(indices: np.ndarray, most: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(indices, most, replace=False))
 
 
-def _dots(axes: Axes, points: Points, chosen: np.ndarray, label: str, **style: object) -> None:
+def _dots(axes: Axes, points: ChartPoints, chosen: np.ndarray, label: str, **style: object) -> None:
     if chosen.size:
         style = {"linestyle": "none", "marker": "o", "markeredgewidth": 0.9, **style}
         style.setdefault("markeredgecolor", "none")

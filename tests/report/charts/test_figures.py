@@ -6,15 +6,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.support.page_parser import parse
-from volgrowth.report.charts import drawing as figures
-from volgrowth.report.charts.drawing import Points, complexity_scatter, histogram, inline_svg
-from volgrowth.report.charts.numbers import Rates, Spread, bars, expected_by_size
+from volgrowth.report.charts import figures
+from volgrowth.report.charts.figures import ChartPoints, draw_complexity, draw_histogram, inline_svg
+from volgrowth.report.charts.numbers import LevelRates, Spread, count_bars, expected_by_size
 
 
-def points(rows: int, notable: int = 0) -> Points:
+def points(rows: int, notable: int = 0) -> ChartPoints:
     rng = np.random.default_rng(0)
     expected = rng.normal(20, 2, rows)
-    return Points(
+    return ChartPoints(
         growth=expected + rng.normal(0, 1, rows),
         expected=expected,
         excess=rng.normal(0, 1, rows),
@@ -26,11 +26,11 @@ def points(rows: int, notable: int = 0) -> Points:
 
 def svg_of_histogram(values: np.ndarray, heldout: np.ndarray | None = None) -> str:
     notable = np.zeros(values.shape, bool)
-    return inline_svg(histogram(bars(values, heldout, notable), "flagged", "growth"), "h", "a histogram")
+    return inline_svg(draw_histogram(count_bars(values, heldout, notable), "flagged", "growth"), "h", "a histogram")
 
 
-def scatter(some: Points) -> tuple[Figure, int, int]:
-    return complexity_scatter(some, expected_by_size(some.png_bytes, some.expected), "growth")
+def scatter(some: ChartPoints) -> tuple[Figure, int, int]:
+    return draw_complexity(some, expected_by_size(some.png_bytes, some.expected), "growth")
 
 
 def test_colours_follow_the_page() -> None:
@@ -84,19 +84,21 @@ def test_degenerate_scatters_draw(rows: int) -> None:
 def test_a_bin_with_one_notable_image_of_many_has_a_tick() -> None:
     values = np.append(np.random.default_rng(0).normal(size=100_000), 9.0)
     notable = np.arange(values.size) == values.size - 1
-    svg = inline_svg(histogram(bars(values, None, notable), "flagged", "growth"), "h", "")
+    svg = inline_svg(draw_histogram(count_bars(values, None, notable), "flagged", "growth"), "h", "")
     assert len([u for u in parse(svg).all("use") if "--accent" in u["style"]]) == 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 19])
 def test_rates_are_drawn_at_one_level_and_at_many(count: int) -> None:
     spread = Spread(np.geomspace(0.1, 10, count), *np.ones((3, count)))
-    svg = inline_svg(figures.levels(Rates(5, "noise level", spread, spread), "growth"), "l", "")
+    svg = inline_svg(figures.draw_levels(LevelRates(5, "noise level", spread, spread), "growth"), "l", "")
     assert {"var(--accent", "var(--cool"} <= set(re.findall(r"var\(--\w+", svg))
 
 
 def test_files_are_on_white_and_in_the_light_colours() -> None:
-    made = figures.files("h", histogram(bars(np.arange(10.0), None, np.zeros(10, bool)), "flagged", "growth"))
+    made = figures.figure_files(
+        "h", draw_histogram(count_bars(np.arange(10.0), None, np.zeros(10, bool)), "flagged", "growth")
+    )
     assert set(made) == {"h.png", "h.svg"}
     assert figures.BAR.encode() in made["h.svg"]
     assert b"ffffff" in made["h.svg"]
