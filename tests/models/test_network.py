@@ -15,7 +15,7 @@ from tests.support.checkpoints import PIPELINES, save_pipeline, unet
 from volgrowth.models import NetworkDenoiser, load_model
 from volgrowth.models.network import Compiled
 from volgrowth.models.parameterizations import Scheduled
-from volgrowth.models.pipelines import folder as pipeline_folder
+from volgrowth.models.pipelines import model_folder
 from volgrowth.models.pipelines.families import DiT, UNet2D
 from volgrowth.models.pipelines.schedulers import PREDICTIONS
 from volgrowth.numerics import DDPMSchedule, trace_growth, volume_growth
@@ -304,11 +304,11 @@ def test_networks_of_convolutions_have_channels_last_on_gpus_and_the_same_growth
     images, level = randn(3, 1, 8, 8).float(), torch.tensor([0.2, 0.4])
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     cases = ((UNet2D(), gpu), (UNet2D(), cpu), (DiT(), gpu))
-    assert [pipeline_folder.channels_last(*case) for case in cases] == [True, False, False]
+    assert [model_folder.channels_last(*case) for case in cases] == [True, False, False]
     growth = []
     for last in (False, True):
         if last:
-            monkeypatch.setattr(pipeline_folder, "channels_last", lambda *_: True)
+            monkeypatch.setattr(model_folder, "channels_last", lambda *_: True)
         denoiser = load_model(str(tiny_model))
         traced = trace_growth(denoiser, images, level, 2, torch.Generator().manual_seed(0))
         forward = volume_growth(

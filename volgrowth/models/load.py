@@ -14,8 +14,8 @@ from volgrowth.errors import ModelError
 from volgrowth.models.checkpoint_files import PATTERNS, wanted_folders
 from volgrowth.models.downloads import local_folder
 from volgrowth.models.edm.model import EDMFolder, inspect_edm, is_edm
-from volgrowth.models.pipelines.folder import DiffusersFolder, ModelOptions
 from volgrowth.models.pipelines.inspection import inspect_folder
+from volgrowth.models.pipelines.model_folder import DiffusersFolder, ModelOptions
 from volgrowth.models.user_code import import_function
 from volgrowth.numerics import Denoiser
 from volgrowth.records import ModelInfo

@@ -1,9 +1,14 @@
-"""Denoisers that are known exactly, with the density whose probability flow they drive.
+r"""Denoisers that are known exactly, with the density whose probability flow they drive.
 
-Each is the posterior mean of x_0 given y = x_0 + noise_level e for a data distribution that can be written down, and
-`log_prob` is the log density of y. Along the flow of an exact denoiser the full-dimensional log volume grows by
-log_prob(y_start) - log_prob(y_end) (Liouville), which is how the numerics of this package are checked.
-All work in any float dtype and on any device; they carry no schedule.
+For data with a density p_0, y = x_0 + s e has the density p_s = p_0 * N(0, s^2 I), and by Tweedie's formula
+
+    E[x_0 | y] = y + s^2 grad log p_s(y)
+
+Each class here takes data for which p_s can be written down. Its method `log_prob(y, noise_level)` returns log p_s(y)
+in nats, (B,) in y's dtype, for points (B, *image) and a noise level of shape () or (B,). Along the flow of an
+exact denoiser the log volume of all dimensions grows by log p(y_start) - log p(y_end) (Liouville), and so the numerics
+of this package are checked. All classes work in any float dtype and on any device, in y-coordinates, and carry no
+schedule.
 """
 
 import math
@@ -20,7 +25,12 @@ LOG_2PI = math.log(2 * math.pi)
 class GaussianDenoiser(Denoiser):
     """Data N(mean, diag(variance)): E[x_0 | y] = mean + variance / (variance + noise_level^2) (y - mean).
 
-    `mean` and `variance` broadcast against one image; variance 0 is a point mass.
+    Args:
+        mean: a number, or a tensor that broadcasts against one image.
+        variance: a number, or a tensor that broadcasts against one image, 0 or more; all 0 is a point mass.
+
+    Raises:
+        ValueError: a variance is below 0.
     """
 
     kind = "gaussian"
@@ -40,16 +50,26 @@ class GaussianDenoiser(Denoiser):
         return level / (self.variance.to(y) + level**2) * (y - self.mean.to(y))
 
     def log_prob(self, y: Images, noise_level: NoiseLevel) -> Float[Tensor, "batch"]:
-        """log N(y; mean, diag(variance) + noise_level^2 I), nats."""
+        """Return log N(y; mean, diag(variance) + noise_level^2 I), (B,) nats, for y (B, *image)."""
         total = (self.variance.to(y) + per_image(noise_level, y) ** 2).expand_as(y)
         return -((y - self.mean.to(y)) ** 2 / total + total.log() + LOG_2PI).flatten(1).sum(1) / 2
 
 
 class EmpiricalDenoiser(Denoiser):
-    """Data that is a weighted set of points (N, *image): the mean of the points, weighted by how likely each made y.
+    """Data that is a finite set of points: the mean of the points, weighted by how likely each of them led to y.
 
-    This is what a diffusion model with unlimited capacity learns from a finite training set; `weights` (N,) can
-    count duplicates. At noise level s the density is the Gaussian mixture sum_n w_n N(y; x_n, s^2 I).
+    A diffusion model of unlimited capacity learns this denoiser from a finite training set. At noise level s the
+    density is the Gaussian mixture sum_n w_n N(y; x_n, s^2 I), so that
+
+        E[x_0 | y] = sum_n p_n x_n,      p_n proportional to w_n exp(-|y - x_n|^2 / (2 s^2))
+
+    Args:
+        points: x_n, (N, *image).
+        weights: w_n, (N,), 0 or more and not all 0, scaled to sum 1 here; they can count duplicates. By default all
+            points weigh the same.
+
+    Raises:
+        ValueError: weights of another shape, below 0, or all 0.
     """
 
     kind = "empirical"
@@ -63,7 +83,7 @@ class EmpiricalDenoiser(Denoiser):
         self.image_shape = tuple(points.shape[1:])
 
     def _differences(self, y: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
-        """(y - x_n) as (B, N, D), and each point's log weight times likelihood, up to a constant, as (B, N)."""
+        """Return y - x_n, (B, N, D), and log of weight times likelihood up to a constant, (B, N)."""
         differences = y.flatten(1)[:, None] - self.points.to(y).flatten(1)
         level = noise_level.to(y).reshape(-1, 1)
         return differences, self.log_weights.to(y) - (differences**2).sum(2) / (2 * level**2)
@@ -78,16 +98,20 @@ class EmpiricalDenoiser(Denoiser):
         return mean / per_image(noise_level, y)
 
     def log_prob(self, y: Images, noise_level: NoiseLevel) -> Float[Tensor, "batch"]:
-        """log sum_n w_n N(y; x_n, noise_level^2 I), nats."""
+        """Return log sum_n w_n N(y; x_n, noise_level^2 I), (B,) nats, for y (B, *image)."""
         _, logits = self._differences(y, noise_level)
         dimension = y[0].numel()
         return logits.logsumexp(1) - dimension * (noise_level.to(y).log() + LOG_2PI / 2)
 
 
 class LinearDenoiser(Denoiser):
-    """The best linear denoiser of a data set (N, *image): a Gaussian with the data's mean m and covariance S.
+    """The best linear denoiser of a data set: that of a Gaussian with the data's mean m and covariance S.
 
-    E[x_0 | y] = m + W (y - m), W = S (S + noise_level^2 I)^-1, through the singular vectors of the centred data.
+    E[x_0 | y] = m + W (y - m) with W = S (S + noise_level^2 I)^-1, computed by the singular vectors of the centred
+    data.
+
+    Args:
+        data: (N, *image); m and S are computed in its dtype, with S divided by N.
     """
 
     kind = "linear"
@@ -100,7 +124,7 @@ class LinearDenoiser(Denoiser):
         self.variances = singular_values**2 / len(data)
 
     def _centred(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """y - m as (B, D), and its coefficients on the data's axes as (B, r)."""
+        """Return y - m, (B, D), and its coefficients on the data's axes, (B, r)."""
         centred = y.flatten(1) - self.mean.to(y)
         return centred, centred @ self.axes.to(y).T
 
@@ -118,7 +142,7 @@ class LinearDenoiser(Denoiser):
         return ((outside + inside @ axes) / level).reshape(y.shape)
 
     def log_prob(self, y: Images, noise_level: NoiseLevel) -> Float[Tensor, "batch"]:
-        """log N(y; m, S + noise_level^2 I), nats."""
+        """Return log N(y; m, S + noise_level^2 I), (B,) nats, for y (B, *image)."""
         centred, coefficients = self._centred(y)
         level = noise_level.to(y).reshape(-1, 1)
         total = self.variances.to(y) + level**2

@@ -1,18 +1,24 @@
-r"""Volume growth along the probability flow: the measurement this project exists for.
+r"""Volume growth along the probability flow from image to noise: the measurement this project exists for.
 
-Images are points x at time t_0. Tangents u_1..u_k at a point span a small parallelepiped; the flow's step map has
-Jacobian A, and after each step A U = Q R. The k-dimensional volume grows by the factor prod_i R_ii, so
+**Volume.** An image is a point x at the first time t_0. Small displacements u_1..u_k from it, the *tangents*, span a
+parallelepiped, which the flow carries along with the point. One step of a solver maps displacements by its Jacobian A.
+The columns of U are the tangents, orthonormal before the step; after it they are A U = Q R with Q orthonormal and R
+upper triangular, so the k-dimensional volume has grown by the factor det R = prod_i R_ii. The next step starts with Q
+(Benettin et al., Meccanica 15, 1980). Hence, in nats,
 
-    log_volume = sum over steps and axes of log R_ii                          nats
-    log_edges  = sum over steps and axes of log |A u_i|, with QR after each step
+    log_volume = sum over steps and axes of log R_ii
+    log_edges  = sum over steps and axes of log |A u_i|, with the same QR after each step
 
-The second is what the code of Hasegawa & Yasuda (arXiv 2503.19429) sums; by Hadamard it is an upper bound of the first,
-with equality for k = 1. In y = x / alpha the log volume is smaller by k log(alpha_end / alpha_start).
+The code of Hasegawa & Yasuda (arXiv 2503.19429) sums the second. By Hadamard's inequality it is an upper bound of the
+first, with equality for k = 1.
+
+**Coordinates.** Steps are taken in y = x / alpha. A volume of k dimensions in x is alpha^k times that in y, so the log
+volume in x is larger by k log(alpha_end / alpha_start), which is negative.
 
 **Ceiling.** noise_level^2 times the Jacobian of an exact denoiser is a covariance, so no step that is short enough
 stretches any axis more than it does for a point mass, whose log volume in y is log(level_end / level_start) per axis.
-More than that is network error (`above_ceiling`). Where a step, or a stage of it, turns a tangent round (u . A u < 0)
-it was too long for the curvature there and its volume means nothing (`sign_flip`).
+More than that is network error (`above_ceiling`). A step, or a stage of it, that turns a tangent round (u . A u < 0)
+was too long for the curvature there, and its volume means nothing (`sign_flip`).
 """
 
 from dataclasses import dataclass
@@ -32,24 +38,28 @@ from volgrowth.numerics.tangents import Derivative, Stack, evaluations, noise_st
 Coordinates = Literal["x", "y"]
 
 PUBLISHED_SCHEDULE = VPSchedule(beta_min=0.1, beta_max=20.0)
+"""The schedule of arXiv 2503.19429."""
 
-# relative to k log(level ratio): float32 states and differences of radius .05 stay below it on exact denoisers
 CEILING_TOLERANCE = 1e-3
+"""Share of k log(level_end / level_start) by which a log volume may exceed the ceiling.
+
+On exact denoisers, float32 states and differences of radius 0.05 stay below it.
+"""
 
 
 @dataclass(frozen=True)
 class VolumeGrowth:
-    """Growth of k-dimensional volume. Logs are cumulative over steps, in nats.
+    """Growth of k-dimensional volume, in nats and cumulative over steps: the last entry is the whole growth.
 
     Attributes:
-        log_volume: (B, steps) sum of log diag R.
-        log_edges: (B, steps) the same before orthogonalisation.
-        endpoint: (B, *image) the images at the last time, in the coordinates asked for.
-        ceiling: (steps,) the largest log volume an exact denoiser can show with this solver.
-        above_ceiling: (B,) the log volume passed the ceiling at some step.
-        sign_flip: (B,) a step or a stage of it reversed a tangent.
-        nfe: network evaluations per image, one for the image and one for each tangent; two for each tangent where
-            jvp had to take them one by one (`numerics.tangents`).
+        log_volume: (B, steps) sum of log diag R over steps and axes, in the images' dtype.
+        log_edges: (B, steps) sum of log edge lengths before orthogonalisation, in the images' dtype.
+        endpoint: (B, *image) the images at the last time, in the coordinates that were asked for.
+        ceiling: (steps,) float64, the largest log volume that an exact denoiser can show with this solver.
+        above_ceiling: (B,) True if the log volume passed the ceiling at some step.
+        sign_flip: (B,) True if a step or a stage of it reversed a tangent.
+        nfe: network evaluations per image, for each step one for the image and one for each tangent. If `jvp` had to
+            take tangents one by one (`numerics.tangents`), it is two for each tangent.
     """
 
     log_volume: Float[Tensor, "batch steps"]
@@ -74,25 +84,33 @@ def volume_growth(
     coordinates: Coordinates = "x",
     generator: torch.Generator | None = None,
 ) -> VolumeGrowth:
-    """Log volume growth from image to noise (arXiv 2503.19429, alg. 1, with QR in place of edge lengths).
+    """Measure log volume growth from image to noise (arXiv 2503.19429, alg. 1, with QR in place of edge lengths).
 
     Args:
-        denoiser: the model, in y-coordinates.
+        denoiser: the model.
         images: (B, *image) in [-1, 1], float32 or float64, taken as x at `times[0]`.
-        schedule: defines x and native time; by default the published one.
-        times: (steps + 1,) increasing; default the published `linspace(1e-3, 1.001, 1001)`.
-        solver: `euler` in native time, as published; `ddim`, `heun`, `multistep` in the noise level, best on
-            times that are uniform in log noise level.
-        derivative: `jvp`, exact, at the same price, and the only one for networks of less than float32;
-            `difference`, as published, with `radius` in x-coordinates.
-        tangents: directions to follow, orthonormalised here; random ones otherwise.
-        num_tangents: how many random ones, at most the dimension of an image.
-        generator: for the random tangents; on the CPU, so that every device draws the same.
+        schedule: defines x-coordinates and native time. The default is the published one, for every model: growth
+            depends on the noise levels that are passed and not on the schedule that the model was trained with.
+        times: (steps + 1,) native times with rising noise levels; by default the published
+            `linspace(1e-3, 1.001, 1001)`.
+        solver: `euler` in native time, the default, as published; `ddim`, `heun` and `multistep` step in the noise
+            level, and are best on times that are uniform in log noise level.
+        derivative: `jvp`, the default, is exact and costs as many evaluations; it is the only one for networks of less
+            than float32. `difference` is the published one.
+        radius: length of the displacement of a difference, in x-coordinates; 0.05 as published. `jvp` does not use it.
+        tangents: (B, k, *image) directions to follow, orthonormalised here; by default random ones.
+        num_tangents: how many random tangents, from 1, as published, to the dimension of an image.
+        coordinates: `x`, the default, as published, or `y` for log volumes and endpoints in y-coordinates.
+        generator: draws the random tangents, on the CPU so that every device draws the same; by default torch's
+            global one.
+
+    Returns:
+        Log volumes after each step, the images at the last time, and marks of results that are not to be trusted.
 
     Raises:
         ValueError: shapes that do not fit, times without rising noise levels, an unknown solver, derivative or
-            coordinates, a radius that is not positive, differences of a network of less than float32.
-        NotImplementedError: jvp, and the network uses an operation that torch has no forward-mode derivative for.
+            coordinates, a radius that is not positive, or differences of a network of less than float32.
+        NotImplementedError: `jvp`, and torch has no forward-mode derivative of an operation of the network.
     """
     _check_choice("solver", solver, tuple(SOLVERS))
     _check_choice("derivative", derivative, get_args(Derivative))
@@ -104,7 +122,7 @@ def volume_growth(
         raise ValueError("times has one entry: expected steps + 1 of them, two or more")
     frame = initial_tangents(images, tangents, num_tangents, generator)
     stack = torch.cat([(images / grid[0].alpha)[:, None], frame], 1)
-    path = _march(denoiser, stack, grid, solver, derivative, radius)
+    volumes, edges, endpoint, sign_flip = _march(denoiser, stack, grid, solver, derivative, radius)
     k = frame.shape[1]
 
     drift = torch.zeros(len(grid) - 1, dtype=torch.float64)
@@ -112,18 +130,16 @@ def volume_growth(
         drift = k * torch.tensor([node.alpha / grid[0].alpha for node in grid[1:]], dtype=torch.float64).log()
     ceiling = k * _point_mass_log_volume(grid, solver) + drift
     # no copy here makes the host wait for the steps that the device is still at
-    drift, limit = (
-        each.to(path.log_volume.device, path.log_volume.dtype, non_blocking=True) for each in (drift, ceiling)
-    )
-    log_volume = path.log_volume + drift
+    drift, limit = (each.to(volumes.device, volumes.dtype, non_blocking=True) for each in (drift, ceiling))
+    log_volume = volumes + drift
     slack = CEILING_TOLERANCE * k * log(grid[-1].noise_level / grid[0].noise_level)
     return VolumeGrowth(
         log_volume=log_volume,
-        log_edges=path.log_edges + drift,
-        endpoint=path.endpoint * (grid[-1].alpha if coordinates == "x" else 1.0),
+        log_edges=edges + drift,
+        endpoint=endpoint * (grid[-1].alpha if coordinates == "x" else 1.0),
         ceiling=ceiling,
         above_ceiling=(log_volume > limit + slack).any(1),
-        sign_flip=path.sign_flip,
+        sign_flip=sign_flip,
         nfe=SOLVERS[solver].evaluations * evaluations(denoiser, k, derivative) * (len(grid) - 1),
     )
 
@@ -134,7 +150,7 @@ def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
 
 
 def _check_radius(denoiser: Denoiser, derivative: Derivative, radius: float) -> None:
-    """A difference needs a displacement, and a network that resolves it."""
+    """Check that there is a displacement, and that the network's precision resolves a difference over it."""
     if not radius > 0:
         raise ValueError(f"radius is {radius}: expected more than 0")
     if derivative == "difference" and denoiser.precision in (torch.bfloat16, torch.float16):
@@ -145,10 +161,10 @@ def _check_radius(denoiser: Denoiser, derivative: Derivative, radius: float) -> 
 
 
 def check_images(denoiser: Denoiser, images: Images) -> None:
-    """Images must be a float batch of the denoiser's shape.
+    """Check that images are a batch of the denoiser's shape, in float32 or float64.
 
     Raises:
-        ValueError: saying what was given and what was expected.
+        ValueError: they are not; the sentence says what was given and what was expected.
     """
     expected = denoiser.image_shape
     if images.ndim < 2 or (expected is not None and tuple(images.shape[1:]) != expected):
@@ -161,7 +177,20 @@ def check_images(denoiser: Denoiser, images: Images) -> None:
 def initial_tangents(
     images: Images, tangents: Tensor | None, num_tangents: int, generator: torch.Generator | None
 ) -> Float[Tensor, "batch k *image"]:
-    """Orthonormal tangents at the images: the given ones, or a uniformly random frame drawn on the CPU."""
+    """Return orthonormal tangents at the images: the given ones, or uniformly random ones drawn on the CPU.
+
+    Args:
+        images: (B, *image).
+        tangents: (B, k, *image); None for random ones.
+        num_tangents: how many random ones.
+        generator: draws the random ones.
+
+    Returns:
+        (B, k, *image), in the images' dtype and on their device.
+
+    Raises:
+        ValueError: tangents of another shape, or fewer than 1 or more than the image's dimension.
+    """
     dimension = images.shape[1:].numel()
     if tangents is None:
         if not 1 <= num_tangents <= dimension:
@@ -178,20 +207,15 @@ def initial_tangents(
     return orthonormal(tangents.to(images))[0]
 
 
-@dataclass(frozen=True)
-class _Path:
-    log_volume: Tensor
-    log_edges: Tensor
-    endpoint: Tensor
-    sign_flip: Tensor
-
-
 @torch.no_grad()  # trainable weights must not chain the steps into one graph
 def _march(
     denoiser: Denoiser, stack: Stack, grid: list[Node], name: str, derivative: Derivative, radius: float
-) -> _Path:
-    """Take every step of the grid in y-coordinates, re-orthonormalising after each."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Take every step of the grid in y-coordinates, with QR after each.
 
+    Returns:
+        Cumulative log volumes and log edges (B, steps), the endpoint (B, *image), and marks of reversed tangents (B,).
+    """
     frame = stack[:, 1:]
     flipped = torch.zeros(len(stack), dtype=torch.bool, device=stack.device)
 
@@ -214,11 +238,11 @@ def _march(
         edges.append(moved.flatten(2).norm(dim=2).log().sum(1))
         stack = torch.cat([stack[:, :1], frame], 1)
         memory = memory and memory.reframed(r)
-    return _Path(torch.stack(volumes, 1).cumsum(1), torch.stack(edges, 1).cumsum(1), stack[:, 0], flipped)
+    return torch.stack(volumes, 1).cumsum(1), torch.stack(edges, 1).cumsum(1), stack[:, 0], flipped
 
 
 def _point_mass_log_volume(grid: list[Node], solver: str) -> Float[Tensor, "steps"]:
-    """Log volume per axis at a point mass, by the same discrete steps: log(level_s / level_t), or Euler's product.
+    """Return log volumes (steps,) per axis at a point mass, by the same discrete steps.
 
     The flow of a point mass at 0 is linear, e = y / level, so that its points move as its tangents do.
     """

@@ -1,12 +1,15 @@
-r"""Noise schedules: how much signal and noise a time t stands for.
+r"""Noise schedules: how much signal and how much noise a time t stands for.
 
-A schedule is the pair (alpha_t, sigma_t) of x_t = alpha_t x_0 + sigma_t e with e ~ N(0, I). Everything else follows:
+A noisy image is x_t = alpha_t x_0 + sigma_t e with e ~ N(0, I). A schedule is the pair (alpha_t, sigma_t); everything
+else follows from it. With y_t = x_t / alpha_t and the noise level sigma_t / alpha_t,
 
-    noise_level(t) = sigma_t / alpha_t            the standard deviation of the noise on y = x_t / alpha_t
-    dx/dt = (alpha'/alpha) x + alpha noise_level' e(x, t)        the probability-flow ODE in native time
+    y_t = x_0 + noise_level(t) e           noise_level(t) is the standard deviation of the noise on y_t
+    dx/dt = (alpha'/alpha) x + alpha noise_level' e(x, t)        the probability flow ODE in native time
 
-with e(x, t) the expected noise (Song et al., arXiv 2011.13456, eq. 13, written for any alpha, sigma). Schedules are
-scalar functions in float64; a new one writes `__call__` and its inverse `time`.
+where e(x, t) is the expected noise (Song et al., arXiv 2011.13456, eq. 13, written for any alpha and sigma).
+
+Schedules are functions of float64 scalars on the CPU: a step of a solver needs a few numbers and no device. A new
+schedule writes `__call__` and its inverse, `time`.
 """
 
 from abc import ABC, abstractmethod
@@ -19,26 +22,37 @@ Times = Float[Tensor, "*times"]
 
 
 class Schedule(ABC):
-    """t -> (alpha_t, sigma_t), and back from a noise level to its time."""
+    """A noise schedule: signal and noise scale at each native time, and the time of a noise level."""
 
     @abstractmethod
     def __call__(self, t: Times) -> tuple[Times, Times]:
-        """Signal scale alpha_t and noise scale sigma_t at times t, of t's shape."""
+        """Return the scales of signal and noise.
+
+        Args:
+            t: native times, float64 of any shape.
+
+        Returns:
+            alpha_t and sigma_t, of t's shape and dtype.
+        """
 
     @abstractmethod
     def time(self, noise_level: Times) -> Times:
-        """The time at which sigma_t / alpha_t is `noise_level`."""
+        """Return the native time at which sigma_t / alpha_t equals `noise_level`, of its shape and dtype."""
 
     def noise_level(self, t: Times) -> Times:
-        """sigma_t / alpha_t at times t."""
+        """Return sigma_t / alpha_t at native times t, of t's shape and dtype."""
         alpha, sigma = self(t)
         return sigma / alpha
 
 
 class VPSchedule(Schedule):
-    """Variance preserving SDE with linear beta on t in [0, 1] (arXiv 2011.13456, eq. 32-33).
+    """Variance preserving SDE with a linear beta on t in [0, 1] (arXiv 2011.13456, eq. 32-33).
 
-    log alpha_t = -(beta_max - beta_min) t^2 / 4 - beta_min t / 2,  sigma_t^2 = 1 - alpha_t^2.
+    log alpha_t = -(beta_max - beta_min) t^2 / 4 - beta_min t / 2 and sigma_t^2 = 1 - alpha_t^2.
+
+    Args:
+        beta_min: beta at t = 0; 0.1 as in the paper, for images in [-1, 1].
+        beta_max: beta at t = 1; 20 as in the paper, which leaves a signal of alpha_1 = 0.0066.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
@@ -56,10 +70,19 @@ class VPSchedule(Schedule):
 
 
 class DDPMSchedule(Schedule):
-    """A discrete DDPM table on t = 0, 1, ..., T - 1 (arXiv 2006.11239).
+    """A discrete DDPM table on t = 0, 1, ..., T - 1 (arXiv 2006.11239), with alpha_t^2 = alphas_cumprod[t].
 
-    alpha_t^2 = alphas_cumprod[t]. Between entries, and beyond the ends, log noise_level is linear in t: that is
-    where a network with a sinusoidal time embedding is evaluated between two of its training steps.
+    Between entries, and beyond the ends, log noise_level is linear in t. A network with a sinusoidal time embedding can
+    be evaluated there, between two of its training steps.
+
+    Args:
+        alphas_cumprod: (T,) table of alpha_t^2, which falls strictly within (0, 1); kept in float64.
+
+    Attributes:
+        log_noise_levels: (T,) float64, log of the noise level at each step, rising.
+
+    Raises:
+        ValueError: the table has fewer than two entries or does not fall strictly within (0, 1).
     """
 
     def __init__(self, alphas_cumprod: Float[Tensor, "steps"]):
@@ -83,7 +106,7 @@ class DDPMSchedule(Schedule):
 
 
 class VESchedule(Schedule):
-    """Variance exploding, with time the noise level itself (arXiv 2206.00364): alpha_t = 1, sigma_t = t."""
+    """Variance exploding, with the noise level itself as time (arXiv 2206.00364): alpha_t = 1 and sigma_t = t."""
 
     def __call__(self, t: Times) -> tuple[Times, Times]:
         return torch.ones_like(t), t
@@ -93,7 +116,7 @@ class VESchedule(Schedule):
 
 
 class FlowMatchingSchedule(Schedule):
-    """Straight paths to noise on t in [0, 1) (arXiv 2210.02747): alpha_t = 1 - t, sigma_t = t."""
+    """Straight paths from data to noise on t in [0, 1) (arXiv 2210.02747): alpha_t = 1 - t and sigma_t = t."""
 
     def __call__(self, t: Times) -> tuple[Times, Times]:
         return 1 - t, t
@@ -103,7 +126,7 @@ class FlowMatchingSchedule(Schedule):
 
 
 def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Piecewise linear, extrapolated from the outermost pieces."""
+    """Return the piecewise linear function through (knots, values) at x, extrapolated from the outermost pieces."""
     left = (torch.searchsorted(knots, x.detach().contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
     slope = (values[left + 1] - values[left]) / (knots[left + 1] - knots[left])
     return values[left] + slope * (x - knots[left])

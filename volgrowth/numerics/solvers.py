@@ -1,7 +1,9 @@
 r"""One step of the probability flow dy/dnoise_level = e(y, noise_level), for points and tangents alike.
 
-A solver writes `step`: from the stack at node t to the stack at node s, given `evaluate`, the expected noise of a
-stack. Steps are linear in stacks, so tangents follow the derivative of the discrete map itself, not of the ODE.
+A *stack* is a point with tangents at it (`numerics.tangents`), a *node* is a point in time with the schedule's numbers
+there. A solver writes `step`, which takes the stack at node t to the stack at node s, given a function that evaluates
+the expected noise of a stack. Steps are linear combinations of stacks, so tangents follow the derivative of the
+discrete step itself, not that of the ODE.
 
     euler      x_s = x_t + (t_s - t_t) dx/dt in native time, as published (arXiv 2503.19429)
     ddim       y_s = y_t + (level_s - level_t) e_t                                        first order
@@ -9,7 +11,7 @@ stack. Steps are linear in stacks, so tangents follow the derivative of the disc
     multistep  y_s = rho y_t + (1 - rho) D with rho = level_s / level_t and D the denoised image extrapolated
                to mid-step from this node and the one before in log noise level (2M of arXiv 2211.01095)  second order
 
-In the last, the first step has no past and is a ddim step, whose local error is of second order as well.
+The first multistep step has no node before it and is a ddim step, whose local error is of second order as well.
 """
 
 from abc import ABC, abstractmethod
@@ -27,7 +29,13 @@ from volgrowth.numerics.tangents import Stack, change_basis
 
 @dataclass(frozen=True)
 class Node:
-    """A point in time: native time, the schedule there, and d log alpha/dt and d noise_level/dt."""
+    """A point in time, as numbers of Python.
+
+    Attributes:
+        time: native time t.
+        alpha, noise_level: the schedule there.
+        log_alpha_rate, noise_level_rate: d log alpha/dt and d noise_level/dt.
+    """
 
     time: float
     alpha: float
@@ -37,7 +45,15 @@ class Node:
 
 
 def nodes(schedule: Schedule, times: Tensor) -> list[Node]:
-    """The schedule at increasing `times` (nodes,), in float64 on the host so that no step waits for a device."""
+    """Evaluate a schedule and its derivatives at the nodes of a grid, so that no later step waits for a device.
+
+    Args:
+        schedule: the noise schedule.
+        times: (nodes,) native times with rising noise levels.
+
+    Raises:
+        ValueError: there are no times, or noise levels are not finite or do not rise from above 0.
+    """
     times = torch.as_tensor(times, dtype=torch.float64, device="cpu")
 
     def scalars(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,19 +81,19 @@ Evaluate = Callable[[Stack, Node], Stack]
 
 @dataclass(frozen=True)
 class Memory:
-    """What a multistep solver keeps of the node before: its denoised stack and its noise level."""
+    """Results at the node before that a multistep solver uses: its denoised stack and its noise level."""
 
     denoised: Stack
     noise_level: float
 
     def reframed(self, r: Tensor) -> "Memory":
-        """The same after QR replaced the tangents U by U r^-1."""
+        """Return the memory after QR replaced the tangents U by U r^-1, with r (B, k, k)."""
         tangents = change_basis(self.denoised[:, 1:], r)
         return replace(self, denoised=torch.cat([self.denoised[:, :1], tangents], 1))
 
 
 class Solver(ABC):
-    """A rule for one step. `evaluations` counts the evaluations of a stack in it."""
+    """A rule for one step; `evaluations` is how often a step evaluates a stack."""
 
     evaluations = 1
 
@@ -85,7 +101,18 @@ class Solver(ABC):
     def step(
         self, evaluate: Evaluate, stack: Stack, t: Node, s: Node, memory: Memory | None
     ) -> tuple[Stack, Memory | None]:
-        """The stack at node s from the one at node t, in y-coordinates, and what the next step should know."""
+        """Take one step.
+
+        Args:
+            evaluate: function from a stack and a node to the expected noise and its derivatives along the tangents.
+            stack: points and tangents at node t, in y-coordinates.
+            t: the node that the step starts from.
+            s: the node that it goes to.
+            memory: the memory that the step before returned.
+
+        Returns:
+            The stack at node s, and the memory for the next step; None for solvers that need none.
+        """
 
 
 class Euler(Solver):
@@ -105,7 +132,7 @@ class DDIM(Solver):
 
 
 class Heun(Solver):
-    """Two evaluations a step."""
+    """The trapezoidal rule in the noise level, at two evaluations a step."""
 
     evaluations = 2
 

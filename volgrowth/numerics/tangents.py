@@ -1,11 +1,15 @@
-r"""How a flow moves nearby points: directional derivatives of the expected noise, and QR.
+r"""Tangents: directional derivatives of the expected noise, and their orthogonalisation.
 
-A *stack* is a tensor (B, 1 + k, *image): a point y and k tangents u_1..u_k at it. Evaluating a denoiser on a stack
-gives (e(y), J u_1, ..., J u_k) with e the expected noise and J = de/dy. Since every solver step is a linear
-combination of stacks, a solver that moves points moves tangents too, by the exact derivative of its own step.
+A *tangent* u at a point y is a direction in which the point could be displaced. A *stack* is a tensor (B, 1 + k,
+*image) of points y and k tangents u_1..u_k at each. Evaluating a denoiser on a stack gives
 
-Derivatives come from one pass of the network over points and tangents at once (`numerics.forward`). Networks that this
-cannot follow are differentiated by `torch.func.jvp`, one tangent after the other, each with the point again.
+    (e(y), J u_1, ..., J u_k)        e the expected noise, J = de/dy
+
+Every solver step is a linear combination of such stacks, so a solver that moves points moves their tangents too, by the
+exact derivative of its own step.
+
+Derivatives come from one pass of the network over points and tangents at once (`numerics.forward`). If that pass does
+not support a network, `torch.func.jvp` differentiates it for one tangent after the other, each with the point again.
 """
 
 from typing import Any, Literal
@@ -23,16 +27,22 @@ from volgrowth.numerics.forward import NoDerivative, pushforward, say_once
 Stack = Float[Tensor, "batch one_plus_k *image"]
 Derivative = Literal["jvp", "difference"]
 
-# denoisers that tangents cannot follow in one pass, by id: remembered, so that finding out is paid for once
+# denoisers that one pass does not support, by id: remembered, so that finding out is paid for once
 _one_by_one: WeakValueDictionary[int, Denoiser] = WeakValueDictionary()
 
 
 def noise_stack(denoiser: Denoiser, stack: Stack, noise_level: float, derivative: Derivative, radius: float) -> Stack:
-    """(e(y), J u_1, ..., J u_k) at one noise level.
+    """Return the expected noise at points and its derivatives along their tangents: (e(y), J u_1, ..., J u_k).
 
     Args:
-        derivative: `jvp`, exact forward-mode derivatives; `difference`, (e(y + radius u) - e(y)) / radius.
-        radius: length of the displacement, in y-coordinates; only for differences.
+        denoiser: the model.
+        stack: points and tangents (B, 1 + k, *image), y-coordinates.
+        noise_level: one noise level for all points.
+        derivative: `jvp` for exact forward-mode derivatives; `difference` for (e(y + radius u) - e(y)) / radius.
+        radius: length of the displacement in y-coordinates; not used by `jvp`.
+
+    Returns:
+        (B, 1 + k, *image), of the stack's dtype.
 
     Raises:
         NotImplementedError: an operation of the network has no forward-mode derivative.
@@ -51,7 +61,7 @@ def noise_stack(denoiser: Denoiser, stack: Stack, noise_level: float, derivative
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error).lower():
             raise  # a smaller batch will do
-        # whatever it is: where torch.func.jvp meets it too, that says so; the traceback must not keep tensors alive
+        # torch.func.jvp reports an error of its own if it fails too; only text is kept, since a traceback holds tensors
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     result = _jvps(denoiser, stack, level)
     _one_by_one[id(denoiser)] = denoiser
@@ -60,13 +70,13 @@ def noise_stack(denoiser: Denoiser, stack: Stack, noise_level: float, derivative
 
 
 def evaluations(denoiser: Denoiser, k: int, derivative: Derivative) -> int:
-    """Network evaluations per image that `noise_stack` last took for k tangents: 1 + k, or 2 k where one by one."""
+    """Return the network evaluations per image of `noise_stack` for k tangents: 1 + k, or 2 k if taken one by one."""
     return 2 * k if derivative == "jvp" and id(denoiser) in _one_by_one else 1 + k
 
 
 @torch.no_grad()
 def _jvps(denoiser: Denoiser, stack: Stack, level: Tensor) -> Stack:
-    """By torch.func.jvp."""
+    """Return what `noise_stack` does, by torch.func.jvp, for one tangent after the other."""
     rows = []
     # the fused attention kernels have no forward-mode derivative
     with sdpa_kernel(SDPBackend.MATH), _ContiguousGroupNorm():
@@ -85,7 +95,7 @@ def _jvps(denoiser: Denoiser, stack: Stack, level: Tensor) -> Stack:
 
 
 class _ContiguousGroupNorm(TorchFunctionMode):
-    """The forward-mode derivative of group norm refuses strided images, which attention blocks leave behind."""
+    """Makes inputs of group norm contiguous: torch's forward-mode derivative refuses others, which attention makes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.group_norm:
@@ -94,13 +104,19 @@ class _ContiguousGroupNorm(TorchFunctionMode):
 
 
 def orthonormal(tangents: Float[Tensor, "batch k *image"]) -> tuple[Tensor, Float[Tensor, "batch k k"]]:
-    """QR over the image axes: (q, r) with tangents = q r and diag r > 0.
+    """Orthogonalise tangents: QR over the image axes, tangents = q r with diag r > 0.
 
-    By the Cholesky factor of the float64 Gram matrix, twice: in float64 q is orthonormal and r right to rounding up to
-    condition 1e7 (Yamamoto et al., CholeskyQR2, ETNA 44, 2015), far beyond what one step makes of a frame.
-    Householder's `torch.linalg.qr` is as good and takes a GPU one call for each matrix of the batch. With diag r > 0 a
-    tangent is continued along itself, not along its opposite: for a finite difference these are two different things.
-    Where tangents are dependent, r has what rounding leaves in place of a zero, or both are nan.
+    The Cholesky factor of the float64 Gram matrix is used, twice: q is orthonormal and r correct to float64 rounding up
+    to condition 1e7 (Yamamoto et al., CholeskyQR2, ETNA 44, 2015), far beyond the condition of a frame after one step.
+    Householder's `torch.linalg.qr` is as accurate, but makes a GPU do one call per matrix of the batch. With diag r > 0
+    a tangent goes on along itself and not along its opposite; for a finite difference these are two different things.
+
+    Args:
+        tangents: (B, k, *image).
+
+    Returns:
+        q (B, k, *image) and r (B, k, k), upper triangular, in the tangents' dtype. If tangents are linearly dependent,
+        r has rounding errors in place of a zero on its diagonal, or both are nan.
     """
     rows, r = tangents.flatten(2).double(), None
     for _ in range(2):
@@ -113,6 +129,11 @@ def orthonormal(tangents: Float[Tensor, "batch k *image"]) -> tuple[Tensor, Floa
 
 
 def change_basis(tangents: Float[Tensor, "batch k *image"], r: Float[Tensor, "batch k k"]) -> Tensor:
-    """Tangents times r^-1: images of the old frame become images of the frame that QR put in its place."""
+    """Return tangents times r^-1, (B, k, *image): images of a frame become images of the frame that QR made of it.
+
+    Args:
+        tangents: (B, k, *image), images of the old frame under a linear map.
+        r: (B, k, k), the factor of the old frame.
+    """
     matrix = tangents.flatten(2).mT
     return torch.linalg.solve_triangular(r, matrix, upper=True, left=False).mT.reshape(tangents.shape)

@@ -1,27 +1,31 @@
-r"""Full-dimensional growth by traces: how many directions have collapsed around an image.
+r"""Growth of full-dimensional volume by traces: how many directions have collapsed around an image.
 
-In y-coordinates the log volume of all D dimensions grows, per unit of log noise_level, at the rate
+**Rate.** In y-coordinates the probability flow is dy / dlog level = level e(y), with e the expected noise. The
+divergence of this velocity is the rate at which the log volume of all D dimensions grows per unit of log noise level:
 
-    rate(y, level) = D - tr dE[x_0|y]/dy = level tr de/dy            collapsed directions per e-fold of noise
+    rate(y, level) = level tr de/dy = D - tr dE[x_0|y]/dy            collapsed directions per e-fold of noise
 
-since dy/dlog level = level e(y). Hutchinson's estimate of the trace uses probes u with independent signs,
-E[u . A u] = tr A, shared by all images of a call, so that images differ by their own geometry only. u . (de/dy) u comes
-from one backward pass to the input per probe. Along a grid of levels the trapezoid of the rate in log level is the log
-volume, and
+A direction in which the posterior of x_0 has no spread counts 1, one in which it has the spread of the noise counts 0.
+
+**Probes.** Hutchinson's estimate of a trace uses probes u of independent random signs: E[u . A u] = tr A. All images of
+a call share the probes, so that their rates differ by their own geometry only. Each product u . (de/dy) u takes one
+backward pass from the output to the input.
+
+**Volume and likelihood.** The log volume is the integral of the rate over log level, by the trapezoidal rule on the
+grid of levels. Mass is conserved along the flow, so
 
     log p(y at levels[0]) = log_volume + log p(endpoint at levels[-1])         (Liouville; Neural ODE, arXiv 1806.07366)
 
 with p taken as N(0, levels[-1]^2 I) at the far end. D - rate is the trace term of FLIPD, an estimate of the local
 intrinsic dimension (arXiv 2406.03537), which in these coordinates is D - rate + |e(y)|^2.
 
-The same product gives |(de/dy)^T u|^2, whose mean over probes is the squared Frobenius norm of de/dy. With the score
--e / level, level de/dy is minus level^2 times the Hessian of the log density: `sharpness` is the length of that Hessian
-in units of the noise, what arXiv 2412.04140 calls sharp around memorized images.
+**Sharpness.** The same products give |(de/dy)^T u|^2, whose mean over probes is the squared Frobenius norm of de/dy.
+The score is -e / level, so level de/dy is minus level^2 times the Hessian of the log density. `sharpness` is the norm
+of that Hessian in units of the noise, which arXiv 2412.04140 found to be large around memorized images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import log, pi
 
 import torch
@@ -29,26 +33,28 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from volgrowth.numerics.denoisers import Denoiser, Images
+from volgrowth.numerics.flow import carry
 from volgrowth.numerics.growth import check_images
 from volgrowth.numerics.schedules import VESchedule
-from volgrowth.numerics.solvers import Multistep, Node, nodes
+from volgrowth.numerics.solvers import Node, nodes
 
 
 @dataclass(frozen=True)
 class TraceGrowth:
-    """Growth of full-dimensional volume along the flow, y-coordinates.
+    """Growth of full-dimensional volume along the flow, in y-coordinates and the images' dtype.
 
     Attributes:
-        rate: (B, levels) D - tr dE[x_0|y]/dy, mean over probes.
-        probe_rates: (B, levels, probes) what each probe said.
-        noise_norm: (B, levels) length of the expected noise; noise_norm / level is that of the score.
+        rate: (B, levels) D - tr dE[x_0|y]/dy, the mean over probes, in directions per e-fold of noise.
+        probe_rates: (B, levels, probes) the estimate of each probe.
+        noise_norm: (B, levels) length of the expected noise; noise_norm / level is the length of the score.
         sharpness: (B, levels) Frobenius norm of level de/dy, estimated from the probes; sqrt(D) for a point mass.
-        log_volume: (B,) nats, trapezoid of the rate in log noise level; 0 for a single level.
+        log_volume: (B,) nats, the trapezoid of the rate over log noise level; 0 for a single level.
         log_likelihood: (B,) log density at `noise_levels[0]`, nats.
         endpoint: (B, *image) the images at the last level.
         other_rates: (B, levels, others) rates of the other denoisers at the same points, by the same probes.
-        above_ceiling: (B,) a rate is above D: negative posterior variance on average, which is network error.
-        nfe: network evaluations per image: one forward and one backward per probe, level and denoiser.
+        above_ceiling: (B,) True if a rate is above D: negative posterior variance on average, which is network error.
+        nfe: network evaluations per image. A level costs one forward pass and one backward pass per probe, for each
+            denoiser.
     """
 
     rate: Float[Tensor, "batch levels"]
@@ -63,7 +69,7 @@ class TraceGrowth:
     nfe: int
 
 
-# of D, for rounding: a point mass has rate D exactly
+# share of D that a rate may exceed D by: a point mass has rate D exactly, and rounding must not mark it
 CEILING_TOLERANCE = 1e-3
 
 
@@ -75,21 +81,25 @@ def trace_growth(
     generator: torch.Generator | None = None,
     others: Sequence[Denoiser] = (),
 ) -> TraceGrowth:
-    """Rate of full-dimensional growth at each noise level along the flow that starts at the images.
-
-    Rates of `others`, such as the same network without its condition, are measured at the points of this flow. Rates
-    are linear in the expected noise, so that of guidance by w (arXiv 2207.12598), noise = u + w (c - u), is
-    rate_u + w (rate_c - rate_u) there, at no evaluation more.
+    """Measure the rate of full-dimensional growth at each noise level along the flow that starts at the images.
 
     Args:
+        denoiser: the model, whose flow carries the images.
         images: (B, *image) in [-1, 1], float32 or float64, taken as y at `noise_levels[0]`.
-        noise_levels: (levels,) rising from above 0; one level measures the rate at the images themselves.
-        num_probes: probes per level, drawn afresh for each level.
-        generator: for the probes; on the CPU, so that every device draws the same.
-        others: denoisers of the same states.
+        noise_levels: (levels,) rising from above 0; a single level measures the rate at the images themselves.
+        num_probes: probes per level, drawn afresh for each level. The default, one, is the cheapest: a mean over levels
+            averages the noise of the estimate as more probes do.
+        generator: draws the probes, on the CPU so that every device draws the same; by default torch's global one.
+        others: denoisers of the same states, such as the model without its condition, whose rates are measured at the
+            points of this flow. Rates are linear in the expected noise, so the rate of guidance
+            noise = u + w (c - u) (arXiv 2207.12598) is rate_u + w (rate_c - rate_u) there, without a further
+            evaluation.
+
+    Returns:
+        Rates, volume, likelihood and sharpness of each image.
 
     Raises:
-        ValueError: shapes that do not fit, levels that do not rise, no probes.
+        ValueError: images of another shape or dtype than the denoiser's, levels that do not rise, or no probes.
     """
     check_images(denoiser, images)
     if num_probes < 1:
@@ -126,21 +136,10 @@ def trace_growth(
     )
 
 
-def carry(noise: Callable[[Images, Node], Images], y: Images, grid: list[Node]) -> Images:
-    """Images carried along the flow from the first to the last node by multistep.
-
-    `noise` gives the expected noise at the images and a node, and is asked once at each node but the last.
-    """
-    solver, memory, stack = Multistep(), None, y[:, None]
-    for t, s in pairwise(grid):
-        stack, memory = solver.step(lambda points, node: noise(points[:, 0], node)[:, None], stack, t, s, memory)
-    return stack[:, 0]
-
-
 def _noise_and_rate(
     denoiser: Denoiser, y: Images, noise_level: float, probes: Float[Tensor, "probes *image"]
 ) -> tuple[Images, Float[Tensor, "batch probes"], Float[Tensor, "batch"]]:
-    """The expected noise at y, level * u . (de/dy) u for Rademacher probes u, and the sharpness."""
+    """Return the expected noise at y, level u . (de/dy) u for each probe u, and the sharpness."""
     with torch.enable_grad():
         point = y.detach().requires_grad_()
         noise = denoiser.noise(point, torch.tensor(noise_level, dtype=torch.float64))
@@ -154,6 +153,6 @@ def _noise_and_rate(
 
 
 def _log_normal(y: Images, scale: float) -> Float[Tensor, "batch"]:
-    """log N(y; 0, scale^2 I)."""
+    """Return log N(y; 0, scale^2 I), nats."""
     flat = y.flatten(1)
     return -((flat / scale) ** 2).sum(1) / 2 - flat.shape[1] * (log(scale) + log(2 * pi) / 2)

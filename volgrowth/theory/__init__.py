@@ -1,4 +1,4 @@
-"""Models of which it is known what they memorize, and what follows from them for an audit."""
+"""Closed forms: models for which it is known what they memorize, and what that means for an audit."""
 
 from volgrowth.theory.end_points import (
     EndPoint,

@@ -1,30 +1,33 @@
-r"""Where flows of a min-norm denoiser end.
+r"""End points of the flows of a min-norm denoiser.
 
-Both flows start at y and follow the denoiser h (arXiv 2506.19031); r is time, and T stands for the variance sigma_T^2:
+Two flows start at y and follow the denoiser h (arXiv 2506.19031). r is time, and T is the variance sigma_T^2 that the
+second starts from:
 
     score flow           dy/dr = h(y) - y            at one noise level, so with one rho
     probability flow     dy/dr = h_rho(r)(y) - y     with r = log(sigma_T / sigma) and rho = a sigma
 
-**Score flow.** In the coordinate t = u_n . (y - x_0) of orthogonal data both ends of an edge, t = 0 and t = l, attract
-at rate 1 and its middle repels: dt/dr = 2 rho / (l - 2 rho) (t - l / 2) on the ramp. So every corner of the box
+**Score flow.** Take orthogonal data and the coordinate t = u_n . (y - x_0) along an edge. Both ends of the edge, t = 0
+and t = l, attract at rate 1, and its middle repels: dt/dr = 2 rho / (l - 2 rho) (t - l / 2) on the ramp. So every
+corner of the box
 
     x_0 + sum over n in I of (x_n - x_0)        training point if I has at most one member, *virtual point* if more
 
-is stable, and a flow ends at the corner that is nearest to its start. On an obtuse simplex the corner I has
-t_n = l_n - sum over m in I without n of |u_n . u_m| l_m for n in I, and t_n <= 0 for the others, so it stays one iff
+is stable, and a flow ends at the corner nearest to its start. On an obtuse simplex the corner I has
+t_n = l_n - sum over m in I without n of |u_n . u_m| l_m for n in I, and t_n <= 0 for the others, so it is stable iff
 
     sum over m in I, m != n, of |u_n . u_m| l_m <= rho      for every n in I.
 
-**Probability flow.** On orthogonal data phi_n(t_n) does not change along the flow: off the ramp it is constant, while
-t / rho or (l - t) / rho keeps its value, and on it t - l/2 is proportional to l - 2 rho. So it is a straight line,
+**Probability flow.** On orthogonal data phi_n(t_n) does not change along the flow. Off the ramp phi_n is constant, and
+t / rho or (l - t) / rho keeps its value; on the ramp t - l/2 is proportional to l - 2 rho. So the flow is a straight
+line,
 
     y = h + (sigma / sigma_T) (y_T - h)         with h = h(y_T) at sigma_T
 
-and ends at h, which a single step finds. It is a corner iff no t_n is on a ramp at the start, which is iff
-T >= tau = max_n [min(t_n, l_n - t_n)_+ / a]^2. Otherwise it is another point of the box: from so little noise the
-scheduler stops the flow before it has gone to one end of the edge.
+and ends at h, which a single step finds. The end is a corner iff no t_n is on a ramp at the start, that is, iff
+T >= tau = max_n [min(t_n, l_n - t_n)_+ / a]^2. Otherwise it is another point of the box: with so little noise, the flow
+stops before it reaches one end of the edge.
 
-**How often.** A flow that has reached sigma next to the training point x_k is at y = x_k + sigma e with e ~ N(0, I).
+**Frequency.** A flow that has reached sigma next to the training point x_k is at y = x_k + sigma e with e ~ N(0, I).
 Each t_n is off the ramp with probability Phi(a), independently, so among N training points
 
     P(the flow ends at x_k) = Phi(a)^(N - 1)        which falls with N.
@@ -40,9 +43,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volgrowth.numerics.denoisers import Denoiser, Images
+from volgrowth.numerics.flow import carry
 from volgrowth.numerics.schedules import VESchedule
 from volgrowth.numerics.solvers import Node, nodes
-from volgrowth.numerics.traces import carry
 from volgrowth.theory.min_norm import MinNormDenoiser
 
 Kind = Literal["origin", "training", "virtual", "manifold", "other"]
@@ -51,9 +54,19 @@ KINDS: tuple[Kind, ...] = ("origin", "training", "virtual", "manifold", "other")
 
 @torch.no_grad()
 def score_flow(denoiser: Denoiser, y: Images, noise_level: float, duration: float, steps: int) -> Images:
-    """The point that the score flow reaches from y (B, *image) after `duration` units of r.
+    """Follow the score flow from y.
 
-    Steps are exact where h is constant: y moves towards h(y) by the factor exp(-duration / steps).
+    In each step the distance to h(y) shrinks by the factor exp(-duration / steps), which is exact where h is constant.
+
+    Args:
+        denoiser: h.
+        y: (B, *image), y-coordinates.
+        noise_level: the level at which h is evaluated throughout.
+        duration: time of the flow, in units of r.
+        steps: number of steps.
+
+    Returns:
+        The points reached, (B, *image).
     """
     level = torch.tensor(noise_level, dtype=torch.float64)
     kept = torch.tensor(-duration / steps, dtype=torch.float64).exp().item()
@@ -65,9 +78,17 @@ def score_flow(denoiser: Denoiser, y: Images, noise_level: float, duration: floa
 
 @torch.no_grad()
 def probability_flow(denoiser: Denoiser, y: Images, noise_levels: Float[Tensor, "nodes"]) -> Images:
-    """The point that the flow reaches from y at the last of the rising `noise_levels` when it stops at the first.
+    """Follow the probability flow down from the last noise level to the first.
 
-    `volgrowth.numerics.flow.decode` denoises what it has reached there; this leaves the noise on it.
+    `volgrowth.numerics.flow.decode` then denoises the points that it has reached; here their noise stays.
+
+    Args:
+        denoiser: h.
+        y: (B, *image), y-coordinates of the last noise level.
+        noise_levels: (nodes,) rising.
+
+    Returns:
+        The points reached, (B, *image), y-coordinates of the first noise level.
     """
 
     def noise(y: Images, node: Node) -> Images:
@@ -77,21 +98,21 @@ def probability_flow(denoiser: Denoiser, y: Images, noise_levels: Float[Tensor, 
 
 
 def vertex_time(denoiser: MinNormDenoiser, y: Images) -> Float[Tensor, "batch"]:
-    """tau (B,): orthogonal data's probability flow from y at variance T ends at a corner iff T >= tau."""
+    """Return tau (B,): on orthogonal data the probability flow from y at variance T ends at a corner iff T >= tau."""
     t = denoiser.coordinates(y)
     on_ramp = torch.minimum(t, denoiser.lengths.to(t) - t).clamp(min=0)
     return (on_ramp.amax(1) / denoiser.margin) ** 2
 
 
 def is_stable(denoiser: MinNormDenoiser, members: Sequence[int], noise_level: float) -> bool:
-    """Whether the sum over `members` (1 .. N) is a stable point of the score flow at this noise level."""
+    """Return True if the corner of these points (1 .. N) is a stable point of the score flow at this noise level."""
     chosen = [n - 1 for n in members]
     pulled = denoiser.gram[chosen][:, chosen].abs().fill_diagonal_(0) @ denoiser.lengths[chosen]
     return bool((pulled <= denoiser.rho(torch.tensor(noise_level))).all())
 
 
 def stable_sums(denoiser: MinNormDenoiser, noise_level: float) -> list[tuple[int, ...]]:
-    """All sets of points whose sum is stable, the empty one, for x_0, among them; 2^N are looked at."""
+    """Return the sets of points whose corner is stable, the empty set for x_0 among them; all 2^N sets are tried."""
     indices = range(1, len(denoiser.lengths) + 1)
     subsets = (members for size in range(len(indices) + 1) for members in combinations(indices, size))
     return [members for members in subsets if is_stable(denoiser, members, noise_level)]
@@ -99,12 +120,12 @@ def stable_sums(denoiser: MinNormDenoiser, noise_level: float) -> list[tuple[int
 
 @dataclass(frozen=True)
 class EndPoint:
-    """What a point is to a min-norm denoiser's data.
+    """The place of a point among the training points of a min-norm denoiser.
 
     Attributes:
-        kind: `origin`, x_0; `training`, another training point; `virtual`, a sum of two or more; `manifold`, another
-            point of the box that these span; `other`.
-        members: points (1 .. N) in the sum, or those along whose edges a manifold point lies.
+        kind: `origin` for x_0; `training` for another training point; `virtual` for a corner of two or more;
+            `manifold` for another point of the box that the edges span; `other` for the rest.
+        members: the points (1 .. N) of the corner, or those along whose edges a manifold point lies.
     """
 
     kind: Kind
@@ -112,10 +133,15 @@ class EndPoint:
 
 
 def classify(denoiser: MinNormDenoiser, y: Images, tolerance: float) -> list[EndPoint]:
-    """What each point (B, *image) is, up to `tolerance` in its largest pixel.
+    """Say which kind of point each of some points is.
 
-    With coefficients b of y - x_0 = sum_n b_n u_n + rest, a corner is the one with all b_n rounded to 0 or l_n, a
-    manifold point the one with b_n moved into [0, l_n].
+    With y - x_0 = sum_n b_n u_n + rest, the nearest corner is found by rounding every b_n to 0 or l_n, the nearest
+    point of the box by clamping b_n to [0, l_n].
+
+    Args:
+        denoiser: h, which holds the training points.
+        y: (B, *image).
+        tolerance: largest difference of a pixel at which a point counts as being there.
     """
     centred = y.double().flatten(1) - denoiser.origin
     t = centred @ denoiser.directions.T

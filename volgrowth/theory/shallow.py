@@ -1,16 +1,16 @@
-r"""Shallow ReLU denoisers as they come out of training, to hold against the closed form of `min_norm`.
+r"""Trained shallow ReLU denoisers, to be compared with the closed form in `min_norm`.
 
-One network for each noise level s,
+For each noise level s one network
 
     h(y) = sum_k a_k [w_k . y + b_k]_+ + V y + c
 
-is trained on M noisy copies y = x_n + s e of every training point. Of all that send each copy back to its point the one
-with the least cost C = 1/2 sum_k |a_k|^2 + |w_k|^2 is wanted. Weight decay alone gives up some of the fit for it. The
-augmented Lagrangian
+is trained on M noisy copies y = x_n + s e of every training point. Among all networks that map each copy to its point,
+training looks for the one with the least cost C = 1/2 sum_k |a_k|^2 + |w_k|^2. Weight decay alone trades some of the
+fit for a lower cost. The augmented Lagrangian
 
     decay C + mean over copies of (q . r + |r|^2 / 2)        with r = h(y) - x_n
 
-does not: whenever it has been minimised for a while the multipliers q grow by r, until r is 0.
+does not: after every few hundred steps the multipliers q grow by r, until r is 0.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,15 @@ from volgrowth.numerics.denoisers import Denoiser, Images, NoiseLevel
 
 @dataclass(frozen=True)
 class Training:
-    """How networks are trained.
+    """Settings of training.
 
     Attributes:
         neurons: K.
         copies: M, drawn once.
-        decay: of the cost, against the mean squared residual.
-        steps: of Adam on all copies, with a learning rate that falls to 0 from the middle on.
-        updates: of the multipliers, after equally many steps each; 0 for plain weight decay.
+        decay: weight of the cost against the mean squared residual.
+        steps: steps of Adam, each on all copies.
+        updates: updates of the multipliers, evenly spaced over the steps; 0 for plain weight decay.
+        learning_rate: of Adam; from the middle of training on it falls linearly to 0.
     """
 
     neurons: int = 100
@@ -45,10 +46,16 @@ class Training:
 
 
 class ShallowDenoiser(Denoiser):
-    """Networks for rising noise levels (L,); a level in between is given to the one nearest in log noise level.
+    """Networks for L noise levels; other levels use the network that is nearest in log noise level.
+
+    Args:
+        dimension: D of the points.
+        noise_levels: (L,) rising.
+        neurons: K.
+        generator: draws the initial weights.
 
     Attributes:
-        w, b, a, v, c: weights (L, K, D), (L, K), (L, D, K), (L, D, D), (L, D).
+        w, b, a, v, c: weights (L, K, D), (L, K), (L, D, K), (L, D, D), (L, D), float32.
     """
 
     kind = "shallow"
@@ -69,16 +76,16 @@ class ShallowDenoiser(Denoiser):
 
     @property
     def weights(self) -> list[Tensor]:
-        """All that is trained."""
+        """The trained tensors."""
         return [self.w, self.b, self.a, self.v, self.c]
 
     def all_levels(self, y: Float[Tensor, "levels copies D"]) -> Float[Tensor, "levels copies D"]:
-        """Each network on images of its own."""
+        """Evaluate each network on images of its own."""
         hidden = torch.relu(torch.baddbmm(self.b[:, None], y, self.w.mT))
         return torch.baddbmm(torch.baddbmm(self.c[:, None], y, self.v.mT), hidden, self.a.mT)
 
     def cost(self) -> Float[Tensor, "levels"]:
-        """C of each network."""
+        """Return C of each network."""
         return (self.w.square().sum((1, 2)) + self.a.square().sum((1, 2))) / 2
 
     def __call__(self, y: Images, noise_level: NoiseLevel) -> Images:
@@ -99,7 +106,15 @@ def train(
     generator: torch.Generator,
     say: Callable[[str], None] = lambda line: None,
 ) -> ShallowDenoiser:
-    """Networks trained on the points at each noise level; `generator` draws weights and copies."""
+    """Train one network per noise level.
+
+    Args:
+        points: (N, D) training points.
+        noise_levels: (L,) rising.
+        training: settings.
+        generator: draws initial weights and noisy copies.
+        say: called with a line of progress, five times.
+    """
     points = points.float()
     count, dimension = len(noise_levels), points.shape[1]
     denoiser = ShallowDenoiser(dimension, noise_levels, training.neurons, generator)
@@ -132,7 +147,18 @@ def train(
 def stays(
     denoiser: Denoiser, points: Float[Tensor, "points D"], noise_level: float, tolerance: float, iterations: int = 300
 ) -> Float[Tensor, "points"]:
-    """1 where iterating h from a point leaves it within `tolerance` in every coordinate, else 0."""
+    """Check which points stay in place when the denoiser is applied to them again and again.
+
+    Args:
+        denoiser: the network.
+        points: (N, D).
+        noise_level: the level that the denoiser is called with.
+        tolerance: largest change of a coordinate that counts as staying.
+        iterations: how often the denoiser is applied.
+
+    Returns:
+        (N,) 1 for a point that stays, 0 for one that does not.
+    """
     y, level = points, torch.tensor(noise_level, dtype=torch.float64)
     for _ in range(iterations):
         y = denoiser(y, level)

@@ -1,26 +1,27 @@
-r"""Which training images pull a model towards an image: Diffusion-TracIn and Diffusion-ReTrac (arXiv 2401.09031).
+r"""Influence of training images on a model's loss at an image: Diffusion-TracIn and Diffusion-ReTrac (arXiv
+2401.09031).
 
-A step of gradient descent on a training image x, theta - eta grad L(x), changes the loss at an image q by
+A step of gradient descent on a training image x, theta - eta grad L(x), changes the loss at a *query* image q by
 -eta <grad L(x), grad L(q)> to first order. Checkpoints k stand for the steps between them, and L is the denoising loss:
 
     L_s(x) = mean over noises e of |noise(x + s e, s) - e|^2 / D          at one noise level s
     TracIn(x, q) = sum_k eta_k <g(x), g(q)>        g = mean over s of grad L_s
     ReTrac(x, q) = sum_k eta_k <r(x), r(q)>        r = mean over s of grad L_s / |grad L_s|
 
-Gradients are long at some levels for all images, and at all levels for some images; the first sum ranks those images
-high for every q. In the second each level counts the same, and it does not change when an image's loss is scaled.
+Some levels have long gradients for all images, and some images have long gradients at all levels; TracIn ranks those
+images high for every q. In ReTrac each level counts the same, and scaling an image's loss changes nothing.
 
-The paper trains beside the measurement and takes for x the one level and the noise that the step had, a single term of
-these means. Of a finished model those are not known: here both images see the same levels and noises. Common noises
-leave the order of the images less to chance than independent ones, and add about the same to all of them.
+The paper measures during training and takes, for x, the one level and noise of the actual step, a single term of these
+means. For a finished model they are not known: here both images see the same levels and noises. Common noises leave the
+order of the images less to chance than independent ones, and add about the same to all of them.
 
-Gradients may be sketched to `width` numbers S g, (S g)_b = sum of sign_i g_i over the parameters i in bin b, with bins
-and signs at random (count sketch; Charikar, Chen, Farach-Colton 2002). Then, over the draws of S,
+Gradients may be sketched to `width` numbers S g, with (S g)_b = sum of sign_i g_i over the parameters i in bin b, for
+random bins and signs (count sketch; Charikar, Chen, Farach-Colton 2002). Then, over the draws of S,
 
     E <S g, S h> = <g, h>        Var <S g, S h> = (|g|^2 |h|^2 + <g, h>^2 - 2 sum_i g_i^2 h_i^2) / width
 
-at most 2 |g|^2 |h|^2 / width, which is the variance of a dense Gaussian projection; but S is one integer a parameter.
-Norms are those of the gradients themselves.
+at most 2 |g|^2 |h|^2 / width, the variance of a dense Gaussian projection, while S is one integer per parameter. Norms
+are those of the gradients themselves, not of their sketches.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from volgrowth.numerics.denoisers import Condition, Denoiser, Images
 
-# numbers of all the gradients that are held at once, unless one is longer; more images at once save little time
+# limit to the numbers in all gradients that are held at once; larger batches than these save little time
 AT_ONCE = 2**25
 MOST_IMAGES = 16
 
@@ -52,7 +53,7 @@ class Checkpoint:
     Attributes:
         denoiser: the model.
         network: the module in it whose parameters were trained; they may be frozen, and stay so.
-        rate: eta_k, by which this checkpoint counts: learning rate times steps that it stands for.
+        rate: eta_k, the weight of this checkpoint: learning rate times the number of steps that it stands for.
     """
 
     denoiser: Denoiser
@@ -62,11 +63,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Influence:
-    """Of each image on each query; the higher, the more a step on the image lowers the loss at the query.
+    """Influence of each image on each query. The higher it is, the more a step on the image lowers the query's loss.
 
     Attributes:
-        raw: TracIn.
-        normalised: ReTrac; at most the sum of the rates.
+        raw: TracIn, (queries, images) float64.
+        normalised: ReTrac, (queries, images) float64, at most the sum of the rates.
     """
 
     raw: Float[Tensor, "queries images"]
@@ -74,7 +75,14 @@ class Influence:
 
 
 class CountSketch:
-    """S of the module's docstring, for vectors of `size` numbers that come in pieces."""
+    """The random projection S of the module's docstring.
+
+    Args:
+        size: length of the vectors.
+        width: length of their sketches.
+        generator: draws bins and signs.
+        device: where the vectors are.
+    """
 
     def __init__(self, size: int, width: int, generator: torch.Generator, device: torch.device | None = None):
         self.width = width
@@ -82,6 +90,7 @@ class CountSketch:
         self.codes = torch.randint(2 * width, (size,), generator=generator, dtype=torch.int32).to(device)
 
     def __call__(self, pieces: Sequence[Float[Tensor, "vectors _"]]) -> Float[Tensor, "vectors width"]:
+        """Sketch vectors that come in pieces, in the order of their entries."""
         sums = pieces[0].new_zeros(len(pieces[0]), 2 * self.width)
         codes = self.codes.split([piece.shape[1] for piece in pieces])
         for piece, at in zip(pieces, codes, strict=True):
@@ -103,21 +112,21 @@ def influence(
     query_conditions: Sequence[Condition] | None = None,
     batch_size: int | None = None,
 ) -> Influence:
-    """Influence of training images on queries, in levels x checkpoints gradients an image.
+    """Measure the influence of training images on queries, by levels x checkpoints gradients per image.
 
     Args:
-        checkpoints: each is let go before the next one is taken.
-        images: states (*image), passed over once for each checkpoint and never held together.
-        queries: states whose precision and device everything follows.
-        noise_levels: the mean over s.
-        num_noises: the mean over e; a gradient is one backward pass over so many states.
-        generator: of noises and sketches, on the CPU; each checkpoint has its own.
-        width: of the sketch; exact without.
-        conditions, query_conditions: one for each, for models that take conditions.
+        checkpoints: taken one after the other; each is released before the next one is taken.
+        images: states (*image), iterated once per checkpoint and never held together.
+        queries: (queries, *image) states, whose dtype and device all computations use.
+        noise_levels: (levels,) above 0, which the mean over s takes.
+        num_noises: noises per level, which the mean over e takes in one backward pass.
+        generator: draws noises and sketches anew for each checkpoint, on the CPU.
+        width: width of the sketch; None for exact gradients.
+        conditions, query_conditions: one condition for each image and query, for models that take conditions.
         batch_size: images whose gradients are taken together; 1 for models that `torch.func.vmap` cannot take.
 
     Raises:
-        ValueError: in one sentence, what does not fit.
+        ValueError: nothing to measure, images of another shape than the queries, or settings out of range.
     """
     _check(queries, noise_levels, num_noises, width)
     asked = list(zip(queries, query_conditions or repeat(None), strict=query_conditions is not None))
@@ -140,7 +149,7 @@ def influence(
 def _products(
     gradients: "_Gradients", asked: list[Example], given: Iterable[Example], size: int
 ) -> tuple[Tensor, Tensor]:
-    """<g(x), g(q)> and <r(x), r(q)>, (queries, images), float64."""
+    """Return <g(x), g(q)> and <r(x), r(q)>, each (queries, images) float64 on the CPU."""
     of_queries = [torch.cat(rows) for rows in zip(*map(gradients, _batches(asked, size, asked[0][0])), strict=True)]
     if not of_queries[1].any():
         raise ValueError("the denoiser does not use the network's parameters: expected the module that it evaluates")
@@ -154,7 +163,7 @@ def _products(
 
 
 class _Gradients:
-    """g and r of images at a checkpoint, sketched."""
+    """The gradients g and r of images at a checkpoint, sketched if there is a width."""
 
     def __init__(
         self,
@@ -192,7 +201,7 @@ class _Gradients:
     def _at(
         self, denoiser: Denoiser, images: Images, level: Tensor, noises: Float[Tensor, "num_noises *image"]
     ) -> list[Tensor]:
-        """Gradients of the loss at one level, (images, parameters), parameter by parameter."""
+        """Return the gradients of the loss at one level: for each parameter tensor, (images, its size)."""
 
         def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
             return functional_call(self.loss, parameters, (denoiser, image, level, noises))
@@ -207,7 +216,7 @@ class _Gradients:
 
 
 class _Loss(nn.Module):
-    """L_s, with the network beside the denoiser so that other parameters can be put in its place."""
+    """The loss L_s as a module that holds the network, so that its parameters can be replaced in a call."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -218,7 +227,7 @@ class _Loss(nn.Module):
 
 
 def _batches(examples: Iterable[Example], size: int, like: Tensor) -> Iterator[tuple[Images, Condition]]:
-    """Images stacked, and the condition of the first: with conditions there is one image in each."""
+    """Yield stacked images and the first one's condition; batches of models with conditions have one image."""
     examples = iter(examples)
     while some := list(islice(examples, size)):
         other = next((image.shape for image, _ in some if image.shape != like.shape), None)
@@ -229,7 +238,7 @@ def _batches(examples: Iterable[Example], size: int, like: Tensor) -> Iterator[t
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Without dropout, which would draw from the global generator."""
+    """Switch dropout off for a while, since it would draw from the global generator."""
     training = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -240,6 +249,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def _check(queries: Tensor, noise_levels: Tensor, num_noises: int, width: int | None) -> None:
+    """Check the settings of `influence`."""
     if not len(queries):
         raise ValueError("there are no queries: expected one or more")
     if not len(noise_levels) or not (noise_levels > 0).all():

@@ -36,9 +36,15 @@ class NetworkFamily(ABC):
     def check(self, network: Component) -> None:
         """Raise ModelError if this network takes inputs that volgrowth does not give it."""
 
-    @abstractmethod
     def forward(self, network: torch.nn.Module, config: dict[str, Any]) -> Forward:
         """Return the network as a function (x, labels, **condition) -> output of x's shape."""
+        channels = config["in_channels"]
+
+        def forward(x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
+            # networks that also predict a variance put it in channels of its own
+            return network(x, timestep=labels, return_dict=False, **condition)[0][:, :channels]
+
+        return forward
 
     def num_classes(self, config: dict[str, Any]) -> int:
         """Return how many classes the network is conditioned on, 0 if it takes no class."""
@@ -88,15 +94,6 @@ class UNet2D(NetworkFamily):
                 f"alone; wrap this network with factory:module:function"
             )
 
-    def forward(self, network: torch.nn.Module, config: dict[str, Any]) -> Forward:
-        channels = config["in_channels"]
-
-        def forward(x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
-            # networks that also predict a variance put it in channels of its own
-            return network(x, labels, return_dict=False, **condition)[0][:, :channels]
-
-        return forward
-
     def num_classes(self, config: dict[str, Any]) -> int:
         return config.get("num_class_embeds") or 0
 
@@ -118,14 +115,6 @@ class DiT(NetworkFamily):
             raise ModelError(
                 f"{network.folder / 'config.json'} has no num_embeds_ada_norm: expected the number of classes"
             )
-
-    def forward(self, network: torch.nn.Module, config: dict[str, Any]) -> Forward:
-        channels = config["in_channels"]
-
-        def forward(x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
-            return network(x, timestep=labels, return_dict=False, **condition)[0][:, :channels]
-
-        return forward
 
     def num_classes(self, config: dict[str, Any]) -> int:
         return int(config["num_embeds_ada_norm"])
@@ -253,12 +242,6 @@ class SD3(TextFamily):
 
     def pipeline(self, config: dict[str, Any]) -> str:
         return "StableDiffusion3Pipeline"
-
-    def forward(self, network: torch.nn.Module, config: dict[str, Any]) -> Forward:
-        def forward(x: Tensor, labels: Tensor, **condition: Tensor) -> Tensor:
-            return network(hidden_states=x, timestep=labels, return_dict=False, **condition)[0]
-
-        return forward
 
     def embed(
         self, pipeline: Any, caption: str | None, config: dict[str, Any], pixels: tuple[int, int], device: torch.device

@@ -11,9 +11,9 @@ from typing import Any
 from volgrowth.errors import ModelError
 from volgrowth.models.checkpoint_files import DIFFUSERS_WEIGHTS, NETWORKS, Component, read_json
 from volgrowth.models.pipelines.families import FAMILIES, TextFamily
-from volgrowth.models.pipelines.folder import DiffusersFolder, ModelOptions
 from volgrowth.models.pipelines.latents import AUTOENCODER_KINDS
 from volgrowth.models.pipelines.lora import check_lora
+from volgrowth.models.pipelines.model_folder import DiffusersFolder, ModelOptions
 from volgrowth.models.pipelines.schedulers import SchedulerConfig
 from volgrowth.models.pipelines.text import OPTIONS, TextEncoders
 

@@ -1,4 +1,4 @@
-r"""Sums, products, and functions of one number.
+r"""Rules for sums, products, and functions of one number.
 
 d(a + b) = da + db      d(a b) = da b + a db      d(a / b) = (da - (a / b) db) / b      df(a) = f'(a) da
 """
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 def _ndim(*values: Any) -> int | None:
-    """Axes of the result; None where a point without axes, unlike its rows, may give way to another's type."""
+    """Return the number of axes of the result; None if a point without axes may take on another operand's dtype."""
     tensors = [x for x in values if isinstance(x, Tensor)]
     ndim = max(x.ndim for x in tensors)
     if any(x.ndim == 0 and isinstance(x, Dual) for x in tensors) and len({x.dtype for x in tensors}) > 1:

@@ -1,9 +1,9 @@
-r"""Attention O = P V with P = softmax(S), S = scale Q K^T + mask, and its tangents by the product rule:
+r"""The rule for attention, O = P V with P = softmax(S) and S = scale Q K^T + mask, by the product rule:
 
     dS = scale (dQ K^T + Q dK^T)        dP = P * (dS - sum_j P_ij dS_ij)        dO = dP V + P dV
 
-O itself is left to the fused kernels. They keep P to themselves, so P is computed again, in blocks of heads and queries
-that are as large as suits the device: memory stays linear in the number of tokens.
+The fused kernels compute O and do not return P, so P is computed again, in blocks of heads and queries whose size suits
+the device. Memory stays linear in the number of tokens.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from volgrowth.numerics.forward.dual import FUNCTIONS, Dual
 
-BLOCK_ENTRIES = {"cpu": 2**18}  # of P in one block: what a core's cache holds
-DEVICE_BLOCK_ENTRIES = 2**26  # other devices want many at once: 128 MiB in half precision
+BLOCK_ENTRIES = {"cpu": 2**18}  # entries of P in one block, which fit into a core's cache
+DEVICE_BLOCK_ENTRIES = 2**26  # other devices work on more at once: 128 MiB in half precision
 
 
 def _attention(
@@ -33,7 +33,7 @@ def _attention(
     inputs = (query, key, value)
     heads = query.shape[:-2]
     if dropout_p > 0 or isinstance(attn_mask, Dual) or any(x.shape[:-2] != heads for x in inputs):
-        with sdpa_kernel(SDPBackend.MATH):  # takes heads that share keys, and what is rarer, apart
+        with sdpa_kernel(SDPBackend.MATH):  # rarer cases, such as shared keys, decompose into operations with rules
             return functional.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
@@ -67,7 +67,7 @@ def _range(block: slice) -> Tensor:
 
 
 def _blocks(queries: tuple[int, ...], sources: int, device: str) -> Iterator[tuple[slice, slice]]:
-    """Slices of heads and of queries: whole heads, or parts of one where one is too large."""
+    """Yield slices of heads and of queries: whole heads, or parts of a head that is too large for a block."""
     heads, tokens = queries
     entries = BLOCK_ENTRIES.get(device, DEVICE_BLOCK_ENTRIES)
     step = max(1, entries // max(1, tokens * sources))
@@ -78,7 +78,7 @@ def _blocks(queries: tuple[int, ...], sources: int, device: str) -> Iterator[tup
 
 
 def _expanded(mask: Tensor | None, is_causal: bool, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
-    """What is added to S: 0 where a key may be seen, -inf where not. A view of the given shape."""
+    """Return the mask that is added to S, as a view of the given shape: 0 for visible keys, -inf for others."""
     if is_causal:
         mask = torch.ones(shape[-2:], dtype=torch.bool, device=like.device).tril()
     if mask is None:
@@ -94,7 +94,7 @@ def _block(
     bias: Tensor | None,
     rows: Tensor,
 ) -> None:
-    """The tangents' rows of a block, in one product for dS and one for dO where more than one input moves."""
+    """Compute the tangents' rows of a block, with one product for dS even if both query and key have tangents."""
     query, key, value = points
     logits = query @ key.mT
     shares = (logits if bias is None else logits + bias).softmax(-1)

@@ -1,4 +1,4 @@
-"""A tensor that carries tangents, and the way of one operation through it. See the package's docstring."""
+"""A tensor that carries tangents, and how one operation is applied to it. See the package's docstring."""
 
 import functools
 import logging
@@ -15,17 +15,17 @@ from torch.overrides import enable_reentrant_dispatch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 Rule = Callable[..., Any]
-RULES: dict[Any, Rule] = {}  # for operations of the dispatcher, all overloads of one under one key
-FUNCTIONS: dict[Any, Rule] = {}  # for functions of torch.nn.functional that would decompose into many operations
+RULES: dict[Any, Rule] = {}  # rules for operations of the dispatcher; all overloads of one share a key
+FUNCTIONS: dict[Any, Rule] = {}  # rules for functions of torch.nn.functional that would decompose into many operations
 
 log = logging.getLogger("volgrowth")
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enter a function as the rule of these operations, those that this version of torch has.
+    """Register a function as the rule of the named operations, of which this version of torch may lack some.
 
-    It gets the operation and its arguments, of which at least one is a `Dual`, and returns what the operation
-    returns, or NotImplemented where it does not know the case: then the general way is taken.
+    The function is called with the operation and its arguments, at least one of them a `Dual`. It returns the
+    operation's result, or NotImplemented for a case that it does not cover, which is then differentiated in general.
     """
 
     def enter(function: Rule) -> Rule:
@@ -37,20 +37,20 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def is_real(x: Any) -> bool:
-    """Of a type that derivatives have: floating point, or complex."""
+    """Return True for a tensor of a dtype that has derivatives: floating point or complex."""
     return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
 
 
-class NoRule(Exception):  # noqa: N818 - the caller takes another way, nothing is wrong
-    """An operation that tangents cannot follow here."""
+class NoRule(Exception):  # noqa: N818 - the caller uses another method, nothing is wrong
+    """An operation that tangents cannot pass here, so that another method must differentiate the network."""
 
 
-class NoDerivative(NotImplementedError):  # noqa: N818 - as above, of its kind
-    """An operation that has no derivative here, nor elsewhere."""
+class NoDerivative(NotImplementedError):  # noqa: N818 - named like NotImplementedError, which it is
+    """An operation that torch has no forward-mode derivative for, by any method."""
 
 
 class Dual(Tensor):
-    """A point that stands for `rows` (1 + k, *shape): itself, then its images under k tangents."""
+    """A tensor with tangents: `rows` (1 + k, *shape) holds the point and then its k tangents."""
 
     rows: Tensor
 
@@ -68,7 +68,7 @@ class Dual(Tensor):
 
     @property
     def point(self) -> Tensor:
-        """Row 0."""
+        """Row 0 of the rows."""
         return self.rows[0]
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -92,8 +92,8 @@ class Dual(Tensor):
 
 
 def push(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """One operation of the dispatcher: by its rule, in place by the rule of its functional twin, else in general."""
-    rule = RULES.get(op.overloadpacket)
+    """Apply an operation of the dispatcher: by its rule, as an operation in place, or in general, whichever fits
+    first.""" rule = RULES.get(op.overloadpacket)
     if rule is not None:
         result = rule(op, *args, **kwargs)
         if result is not NotImplemented:
@@ -106,8 +106,8 @@ def push(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _in_place(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Dual:
-    """x.op_(...) as x.copy_(x.op(...)): rows of views are views of rows, so that aliases see it."""
-    target, name = args[0], op.overloadpacket.__name__
+    """Apply x.op_(...) as x.copy_(x.op(...)). The rows of a view are a view of the rows, so other views see the
+    result.""" target, name = args[0], op.overloadpacket.__name__
     twin = getattr(torch.ops.aten, name.removesuffix("_"), None)
     if not (name.endswith("_") and twin is not None and isinstance(target, Dual)):
         raise NoRule(f"{op} writes a tensor with tangents into one without")
@@ -117,7 +117,7 @@ def _in_place(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Dual:
 
 
 def _in_general(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Forward mode of this operation alone: one point, and the tangents mapped over it."""
+    """Differentiate this operation alone by torch.func.jvp, with the tangents mapped over it."""
     leaves, structure = tree_flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Dual)]
     stacks = [leaves[i].rows for i in places]
@@ -147,6 +147,7 @@ def _in_general(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _check_general(op: Any) -> None:
+    """Raise an error if torch.func.jvp would give a wrong derivative of this operation."""
     if op.namespace != "aten":  # where torch would take the derivative for zero without a word
         raise NoDerivative(
             f"{op} is an operation whose forward-mode derivative torch does not know: measure with "
@@ -158,7 +159,7 @@ def _check_general(op: Any) -> None:
 
 
 def blank(point: Tensor, count: int) -> Tensor:
-    """Room for rows in the point's own layout, with the point in row 0."""
+    """Allocate rows in the point's own memory layout, with the point in row 0 and the others empty."""
     rows = torch.empty_strided(
         (count, *point.shape), (point.numel(), *point.stride()), dtype=point.dtype, device=point.device
     )
@@ -167,7 +168,7 @@ def blank(point: Tensor, count: int) -> Tensor:
 
 
 def with_tangents(x: Any, count: int) -> Tensor:
-    """The rows of any tensor; a plain one does not move."""
+    """Return the rows of any tensor; those of a plain tensor have zeros as tangents."""
     if isinstance(x, Dual):
         return x.rows
     rows = x.new_zeros(count, *x.shape)
@@ -177,12 +178,12 @@ def with_tangents(x: Any, count: int) -> Tensor:
 
 @functools.cache
 def say_once(sentence: str) -> None:
-    """To the log, the first time that this process says it."""
+    """Write a warning to the log, unless this process has written it before."""
     log.warning(sentence)
 
 
 def _eager() -> AbstractContextManager[Any]:
-    """Compiled modules run as they were written: their code knows nothing of tangents."""
+    """Run compiled modules uncompiled, since compiled code does not support tangents."""
     loaded = "torch._dynamo" in sys.modules  # else nothing is compiled, and loading it takes seconds
     return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
@@ -191,14 +192,21 @@ def _eager() -> AbstractContextManager[Any]:
 def pushforward(
     function: Callable[[Tensor], Tensor], rows: Float[Tensor, "one_plus_k batch *image"]
 ) -> Float[Tensor, "one_plus_k batch *output"]:
-    """(f(y), f'(y) u_1, ..., f'(y) u_k) from (y, u_1, ..., u_k), for an f that treats the images of a batch one by one.
+    """Return (f(y), f'(y) u_1, ..., f'(y) u_k) from (y, u_1, ..., u_k).
 
-    Tangents go through with entries of size about 1, as images have, and come out at their own scale: float16 has no
-    room for less. The factors are powers of two, which round nothing.
+    Tangents are scaled to entries of size about 1 on the way, as images have, and back at the end, since float16 cannot
+    represent much smaller numbers. The factors are powers of two, which round nothing.
+
+    Args:
+        function: f, which must treat the images of a batch one by one.
+        rows: (1 + k, B, *image), the points and then their tangents.
+
+    Returns:
+        (1 + k, B, *output).
 
     Raises:
-        NoRule: an operation that tangents cannot follow.
-        NoDerivative: one that has no derivative.
+        NoRule: tangents cannot pass an operation of f here.
+        NoDerivative: torch has no forward-mode derivative of an operation of f.
     """
     size = rows[1:].flatten(2).square().mean(2).sqrt()
     exponent = torch.frexp(size).exponent
@@ -214,5 +222,5 @@ def pushforward(
 
 
 def _scale(tangents: Tensor, exponent: Tensor) -> None:
-    """Each tangent of each image times its power of two, in place."""
+    """Multiply each tangent of each image by its power of two, in place."""
     tangents.mul_(torch.exp2(exponent.to(tangents)).reshape(*exponent.shape, *(1,) * (tangents.ndim - 2)))

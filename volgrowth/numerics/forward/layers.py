@@ -1,9 +1,9 @@
-r"""Layers: maps of a batch that are linear up to an offset, activations, norms and softmax.
+r"""Rules for layers: maps that are linear up to an offset, activations, norms and softmax.
 
-An activation has a diagonal Jacobian, so its product with a tangent is that with a gradient: one fused kernel, which
-computes inside in float32 where entries have less. So is the Jacobian of softmax, and that of a norm without its
-weights: with x^ = (x - m) / s over a group and M the projection off 1 and x^, d x^ = M dx / s. Hence y = w x^ + b has
-the tangent w times what the norm's backward kernel makes of dx.
+An activation has a diagonal Jacobian, so its product with a tangent equals its product with a gradient, which the fused
+backward kernel computes, in float32 inside if entries have less. The Jacobian of softmax is symmetric, and so is that
+of a norm without its weights: with x^ = (x - m) / s over a group and M the projection off 1 and x^, d x^ = M dx / s.
+Hence the tangent of y = w x^ + b is w times the output of the norm's backward kernel for dx.
 """
 
 from collections.abc import Callable
@@ -54,19 +54,19 @@ FUNCTIONS[functional.linear] = _linear
     "pixel_unshuffle",
 )
 def _on_images(op: Any, x: Dual, *settings: Any, **named: Any) -> Any:
-    """Linear, image by image."""
+    """Apply an operation that is linear and treats images one by one."""
     if x.ndim != 4:
         return NotImplemented
     return Dual(op(x.rows.flatten(0, 1), *settings, **named).unflatten(0, x.rows.shape[:2]))
 
 
 def _of_input(value: Any, slope: Any) -> tuple[Any, Callable[..., Any]]:
-    """f and a kernel of u, x and what f takes."""
+    """Return f and a kernel that computes f'(x) u from u, x and the settings of f."""
     return value, lambda u, x, y, out, *settings, **named: slope(u, x, *settings, **named, grad_input=out)
 
 
 def _of_output(value: Any, slope: Any) -> tuple[Any, Callable[..., Any]]:
-    """f and a kernel of u and f(x)."""
+    """Return f and a kernel that computes f'(x) u from u and f(x)."""
     return value, lambda u, x, y, out: slope(u, y, grad_input=out)
 
 
@@ -135,9 +135,9 @@ def _group_norm(
 
 
 def _normed_in_place(row: Tensor, u: Tensor, x: Tensor, weight: Any, mean: Tensor, scale: Tensor) -> None:
-    """row = w (u - E u - x^ E(x^ u)) / s for images in channels-last order, where the kernel would copy them thrice.
+    """Compute row = w (u - E u - x^ E(x^ u)) / s for channels-last images, which the kernel would copy three times.
 
-    With the expectations E over a group this is a u + b x + c, and a, b, c depend on image and channel only.
+    With E the mean over a group this is a u + b x + c, and a, b, c depend only on image and channel.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     shape = (*mean.shape, -1)  # (B, groups, channels of a group)
@@ -170,7 +170,7 @@ def _layer_norm(op: Any, x: Any, shape: list[int], weight: Any, bias: Any, eps: 
 
 @rule("_fused_rms_norm")
 def _rms_norm(op: Any, x: Any, shape: list[int], weight: Any, eps: float | None) -> Any:
-    """d x^ = (dx - x^ mean(x^ dx)) / s."""
+    """Apply RMS norm, whose tangent is d x^ = (dx - x^ mean(x^ dx)) / s."""
     if not isinstance(x, Dual) or isinstance(weight, Dual):
         return NotImplemented
     value, scale = op(x.point, shape, weight, eps)

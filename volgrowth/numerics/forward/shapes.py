@@ -1,6 +1,6 @@
-"""Operations that move entries about: linear, and without arithmetic.
+"""Rules for operations that move entries about, such as views, joins and copies.
 
-Rows have one axis before those of the point, so axes that count from the end stay, and others move by one.
+Rows have one axis before those of the point, so axes that count from the end stay and others move by one.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)
 
 
 def shifted(axis: int) -> int:
-    """An axis of the point as an axis of the rows."""
+    """Return the axis of the rows that an axis of the point is."""
     return axis if axis < 0 else axis + 1
 
 
 def lifted(x: Any, ndim: int) -> Any:
-    """Rows that broadcast as a point of `ndim` axes does; what carries no tangent broadcasts by itself."""
+    """Return rows that broadcast like a point of `ndim` axes; a tensor without tangents broadcasts as it is."""
     if not isinstance(x, Dual) or x.ndim == ndim:
         return x.rows if isinstance(x, Dual) else x
     return x.rows[(slice(None), *(None,) * (ndim - x.ndim))]
@@ -150,6 +150,6 @@ def _filled(op: Any, target: Tensor, value: Any = 0) -> Any:
 
 @rule("zeros_like", "empty_like", "new_zeros", "new_empty")
 def _fresh(op: Any, x: Dual, *rest: Any, **named: Any) -> Any:
-    """A tensor that will be written to, with tangents as likely as not."""
+    """Make a tensor with tangents, since the network may write values with tangents into it."""
     made = op(x.point, *rest, **named)
     return Dual(with_tangents(made, len(x.rows))) if is_real(made) else made
