@@ -92,8 +92,8 @@ class Dual(Tensor):
 
 
 def push(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Apply an operation of the dispatcher: by its rule, as an operation in place, or in general, whichever fits
-    first.""" rule = RULES.get(op.overloadpacket)
+    """Apply an operation of the dispatcher: by its rule, else as an operation in place, else in general."""
+    rule = RULES.get(op.overloadpacket)
     if rule is not None:
         result = rule(op, *args, **kwargs)
         if result is not NotImplemented:
@@ -106,8 +106,8 @@ def push(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _in_place(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Dual:
-    """Apply x.op_(...) as x.copy_(x.op(...)). The rows of a view are a view of the rows, so other views see the
-    result.""" target, name = args[0], op.overloadpacket.__name__
+    """Apply x.op_(...) as x.copy_(x.op(...)); rows of views are views of rows, so that other views see the result."""
+    target, name = args[0], op.overloadpacket.__name__
     twin = getattr(torch.ops.aten, name.removesuffix("_"), None)
     if not (name.endswith("_") and twin is not None and isinstance(target, Dual)):
         raise NoRule(f"{op} writes a tensor with tangents into one without")
