@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from volgrowth.report.formats import duration, missing, score
@@ -100,6 +101,7 @@ def table_cell(value: Any) -> str:
 
 
 def _formatted(value: Any, form: Format) -> str:
+    value = value.item() if isinstance(value, np.generic) else value
     if missing(value):
         return score(None)
     return form(value) if callable(form) else format(value, form)

@@ -1,42 +1,102 @@
 """The paper's ablation on a planted case: axes, steps, and the radius of the finite difference."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import mannwhitneyu
 
 from jobs.charts import Line, curves
-from jobs.reproduce_paper.planted import planted
-from jobs.reproduce_paper.published import Growth, published_growth
-from jobs.sections import Chart, Row, Section, Table, Workshop, table
+from jobs.experiments import Outcome, say
+from jobs.reproduce_paper.planted import planted_case
+from jobs.reproduce_paper.published import published_growth
+from jobs.reproduce_paper.workshop import Workshop
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
+from volgrowth.report.charts.figures import ACCENT, COOL, INK, MUTED
+
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Subset:
-    """Families, and held-out images where calibration is affordable."""
+def ablation(shop: Workshop) -> Outcome:
+    """Detection by axes and steps, and by the radius of the difference."""
+    grid, radii = _grid(shop), _radii(shop)
+    whole = [row for row in grid if "TPR, calibrated" in row]
+    first, best = grid[0], max(whole, key=lambda row: row["TPR, calibrated"])
+    spread = [row["TPR, calibrated"] for row in radii]
+    few = sorted({row["images"] for row in grid if "TPR, calibrated" not in row})
+    lines = [
+        Line(f"{axes} {'axis' if axes == 1 else 'axes'}", [row["AUROC"] for row in grid if row["axes"] == axes], colour)
+        for axes, colour in zip(sorted({row["axes"] for row in grid}), (MUTED, COOL, ACCENT, INK), strict=False)
+    ]
+    return Outcome(
+        sentences=[
+            f"One axis and one step: AUROC {first['AUROC']:.3f}, TPR {first['TPR at 1% FPR']:.0%} raw and "
+            f"{first['TPR, calibrated']:.0%} calibrated, for 2 evaluations. The best affordable setting on all images, "
+            f"{best['axes']} axes and {best['steps']} steps: {best['TPR, calibrated']:.0%} for {best['evaluations']}.",
+            f"Radius: calibrated TPR between {min(spread):.0%} and {max(spread):.0%}; the difference is nearest to the "
+            f"derivative at {min(radii[1:], key=lambda row: row['error'])['radius']:g}.",
+        ],
+        tables={"axes-steps": grid, "radius": radii},
+        settings={
+            **planted_case(shop).settings(),
+            "evaluations an image up to which every image is measured": shop.sizes.whole_case,
+            "images of costlier settings": ", ".join(map(str, few)) or "none",
+        },
+        figures={"axes-steps": curves(shop.sizes.ablation_steps, {"AUROC, raw": lines}, "steps")},
+    )
 
-    families: np.ndarray
-    holdout: bool
+
+def _grid(shop: Workshop) -> list[Row]:
+    """Return a row for every number of axes and of steps.
+
+    The longest run on every image gives all shorter ones, as the authors' code does; costlier settings each have
+    images of their own.
+    """
+    case, sizes, rows = planted_case(shop), shop.sizes, []
+    for axes in dict.fromkeys(min(asked, case.axes) for asked in sizes.ablation_axes):
+        volume, shared = np.empty((0, 0)), False
+        for steps in sorted(sizes.ablation_steps, reverse=True):
+            evaluations = (1 + axes) * steps
+            everywhere = evaluations <= sizes.whole_case
+            families = np.arange(len(case.images)) if everywhere else _affordable(shop, evaluations)
+            if not shared:
+                say(f"{axes} axes, {steps} steps, {len(families)} images")
+                images = case.subject.pixels if everywhere else case.images[families]
+                volume, shared = published_growth(case.denoiser, images, axes, steps).volume, everywhere
+            setting = {"axes": axes, "steps": steps, "evaluations": evaluations}
+            rows.append(_ablation_row(shop, volume[:, steps - 1], families, everywhere, setting))
+    return sorted(rows, key=lambda row: (row["axes"], row["steps"]))
 
 
-def subset(shop: Workshop, nfe: int) -> Subset:
-    """All images where an image costs little; else as many as the budget allows, half of them memorized."""
-    case, scale = planted(shop), shop.scale
-    if nfe <= scale.whole_case:
-        return Subset(np.arange(len(case.images)), True)
+def _affordable(shop: Workshop, evaluations: int) -> np.ndarray:
+    """Return as many families as the budget allows, half of them memorized if there are as many."""
+    case, sizes = planted_case(shop), shop.sizes
     order = np.random.default_rng(0).permutation(len(case.images))
-    count = max(scale.fewest, scale.budget // nfe)
+    count = max(sizes.fewest, sizes.budget // evaluations)
     positive = order[case.memorized[order]][: count // 2]
-    negative = order[~case.memorized[order]][: count - len(positive)]
-    return Subset(np.concatenate([positive, negative]), False)
+    return np.concatenate([positive, order[~case.memorized[order]][: count - len(positive)]])
 
 
-def ablation_row(shop: Workshop, score: np.ndarray, chosen: Subset, setting: Row) -> Row:
-    """What a setting detects."""
-    case = planted(shop)
-    some, positive = score[: len(chosen.families)], case.memorized[chosen.families]
+def _radii(shop: Workshop) -> list[Row]:
+    """Return a row for every radius with one axis and one step, and its distance from the exact derivative."""
+    case = planted_case(shop)
+    families, pixels = np.arange(len(case.images)), case.subject.pixels
+    exact = published_growth(case.denoiser, pixels, 1, 1, derivative="jvp").volume[:, 0]
+    rows = [_ablation_row(shop, exact, families, True, {"radius": None, "error": 0.0})]
+    for radius in shop.sizes.ablation_radii:
+        growth = published_growth(case.denoiser, pixels, 1, 1, radius).volume[:, 0]
+        error = float(np.median(np.abs(growth - exact)))
+        rows.append(_ablation_row(shop, growth, families, True, {"radius": radius, "error": error}))
+    return rows
+
+
+def _ablation_row(shop: Workshop, score: np.ndarray, families: np.ndarray, everywhere: bool, setting: Row) -> Row:
+    """Return how well a setting detects.
+
+    Args:
+        score: of the families, and if they are all of them (`everywhere`) of the held-out images behind them.
+    """
+    case = planted_case(shop)
+    some, positive = score[: len(families)], case.memorized[families]
     row = {
         **setting,
         "images": len(positive),
@@ -46,112 +106,9 @@ def ablation_row(shop: Workshop, score: np.ndarray, chosen: Subset, setting: Row
         "p, Mann-Whitney": float(mannwhitneyu(some[positive], some[~positive], alternative="greater").pvalue),
         "AUROC": auroc(some, positive),
     }
-    if chosen.holdout:
-        adjusted = some - case.judged.calibrate(some, score[len(chosen.families) :]).expected
+    if everywhere:
+        adjusted = some - case.calibrate(score).expected
         row["TPR at 1% FPR"] = tpr_at_fpr(some, positive)
         row["AUROC, calibrated"] = auroc(adjusted, positive)
         row["TPR, calibrated"] = tpr_at_fpr(adjusted, positive)
     return row
-
-
-def ablation_measure(shop: Workshop, chosen: Subset, axes: int, steps: int, radius: float = 0.05) -> Growth:
-    """Growth of a subset, held-out images last."""
-    case = planted(shop)
-    images = case.images[chosen.families]
-    images = np.concatenate([images, case.holdout]) if chosen.holdout else images
-    return published_growth(case.denoiser, images, axes, steps, radius)
-
-
-def ablation_grid(shop: Workshop) -> list[Row]:
-    """Axes by steps. One run of many steps gives all shorter ones of the same images, as the authors' code does."""
-    rows = []
-    for asked in shop.scale.ablation_axes:
-        axes = min(asked, planted(shop).axes)
-        sizes = {steps: subset(shop, (1 + axes) * steps) for steps in shop.scale.ablation_steps}
-        for holdout in (True, False):
-            group = [steps for steps in sizes if sizes[steps].holdout == holdout]
-            # the longest run of a group that measures the same images serves the shorter ones
-            run: Growth | None = None
-            for steps in sorted(group, reverse=True):
-                if run is None or not holdout:
-                    shop.say(f"{axes} axes, {steps} steps, {len(sizes[steps].families)} images")
-                    run = ablation_measure(shop, sizes[steps], axes, steps)
-                setting = {"axes": axes, "steps": steps, "evaluations": (1 + axes) * steps}
-                rows.append(ablation_row(shop, run.volume[:, steps - 1], sizes[steps], setting))
-    return sorted(rows, key=lambda row: (row["axes"], row["steps"]))
-
-
-def ablation_radius(shop: Workshop) -> list[Row]:
-    """Radii for one axis and one step, with the distance from the exact derivative."""
-    case, chosen = planted(shop), subset(shop, 2)
-    images = np.concatenate([case.images, case.holdout])
-    exact = published_growth(case.denoiser, images, 1, 1, derivative="jvp").volume[:, 0]
-    rows = [ablation_row(shop, exact, chosen, {"radius": None, "error": 0.0})]
-    for radius in shop.scale.ablation_radii:
-        growth = ablation_measure(shop, chosen, 1, 1, radius).volume[:, 0]
-        error = float(np.median(np.abs(growth - exact)))
-        rows.append(ablation_row(shop, growth, chosen, {"radius": radius, "error": error}))
-    return rows
-
-
-def ablation(shop: Workshop) -> Section:
-    """Axes, steps, radius."""
-    case = planted(shop)
-    grid, radii = ablation_grid(shop), ablation_radius(shop)
-    whole = [row for row in grid if "TPR, calibrated" in row]
-    first, best = grid[0], max(whole, key=lambda row: row["TPR, calibrated"])
-    spread = [row["TPR, calibrated"] for row in radii]
-    few = sorted({row["images"] for row in grid if "TPR, calibrated" not in row})
-    axes = sorted({row["axes"] for row in grid})
-    differences = [
-        "Nats grow with axes and steps by construction, so means and gaps of settings cannot be compared; how well "
-        "a setting ranks images can.",
-    ]
-    if max(shop.scale.ablation_axes) > case.axes:
-        differences.append(f"These images have {case.axes} dimensions: more axes than {axes[-1]} there cannot be.")
-    return Section(
-        name="ablation",
-        title="Axes, steps, radius",
-        setting=f"{case.setting()} Steps are the first of the published 1000. "
-        f"Settings of up to {shop.scale.whole_case} evaluations an image are measured on every image and calibrated; "
-        f"costlier ones on {', '.join(map(str, few)) or 'no'} images, half of them memorized as far as there are as "
-        "many, where neither a rate at 1% nor a calibration can be had.",
-        tables=ablation_tables(grid, radii),
-        charts=[ablation_chart(shop, grid)],
-        findings=[
-            f"One axis and one step: AUROC {first['AUROC']:.3f}, TPR {first['TPR at 1% FPR']:.0%} raw and "
-            f"{first['TPR, calibrated']:.0%} calibrated, for 2 evaluations. The best affordable setting on all images, "
-            f"{best['axes']} axes and {best['steps']} steps: {best['TPR, calibrated']:.0%} for {best['evaluations']}.",
-            f"Radius: calibrated TPR between {min(spread):.0%} and {max(spread):.0%}; the difference is nearest to the "
-            f"derivative at {min(radii[1:], key=lambda row: row['error'])['radius']:g}.",
-        ],
-        differences=differences,
-    )
-
-
-def ablation_tables(grid: list[Row], radii: list[Row]) -> list[Table]:
-    """Both grids."""
-    about = (
-        "Growth of one axis over one step by radius of the difference; no radius is the exact derivative, error the "
-        "median distance from it in nats."
-    )
-    return [
-        table("axes-steps", "Growth by axes and steps, radius 0.05; means in nats.", grid),
-        table("radius", about, radii),
-    ]
-
-
-def ablation_chart(shop: Workshop, grid: Sequence[Row]) -> Chart:
-    """AUROC over steps, a line for each number of axes."""
-    roles, steps = ("muted", "cool", "accent", "ink"), list(shop.scale.ablation_steps)
-    axes = sorted({row["axes"] for row in grid})
-    lines = []
-    for number, role in zip(axes, roles, strict=False):
-        values = [row["AUROC"] for row in grid if row["axes"] == number]
-        lines.append(Line(f"{number} axes" if number != 1 else "1 axis", np.array(values), role=role))
-    return Chart(
-        "axes-steps",
-        "AUROC of raw growth. Points to the right stand on fewer images: see the table.",
-        "AUROC against the number of steps for each number of axes.",
-        lambda palette: curves(palette, steps, [("AUROC, raw", lines)], "steps"),
-    )

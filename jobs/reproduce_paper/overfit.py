@@ -1,10 +1,9 @@
-"""The paper's first experiment: images that a network was trained on to death, against held-out ones.
+"""The paper's first experiment: images on which a network was overfitted, against held-out ones.
 
 overfit    volume growth along the whole flow, trained against held out
 degrees    the same networks after fewer steps of training: growth and sample hits as memorization sets in
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -12,10 +11,11 @@ from scipy.ndimage import zoom
 from scipy.stats import mannwhitneyu
 
 from jobs.benchmark.detection.suite import Setup
-from jobs.charts import Line, curves, dots
+from jobs.charts import Line, column_dots, curves
+from jobs.experiments import Outcome, say
 from jobs.reproduce_paper.published import Growth, published_growth
 from jobs.reproduce_paper.retraining import mean_loss
-from jobs.sections import Chart, Row, Section, Workshop, table
+from jobs.reproduce_paper.workshop import Workshop
 from volgrowth.analysis.ranking import auroc
 from volgrowth.audit.sampling.drawing import draw_samples
 from volgrowth.demo.cases import digit_images
@@ -23,102 +23,89 @@ from volgrowth.demo.training import Recipe, train_model
 from volgrowth.demo.truth import find_reproduced
 from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
+from volgrowth.report.charts.figures import ACCENT, COOL, MUTED
 
 BATCH = 32
 
-# (trained, held out), nats for 100 axes and 1000 steps
-PAPER = (594.0, 373.0)
-EARLIER = (403.0, 148.0)
+# nats for 100 axes and 1000 steps: trained, held out
+PUBLISHED = {"paper, 32x32": (594.0, 373.0), "an earlier run of the authors' code, 12x12": (403.0, 148.0)}
+COUNTS = {"paper, 32x32": 27, "an earlier run of the authors' code, 12x12": 64}
 
-BEYOND = (
-    " Around an image that a network has learned by heart its denoiser does not only forget the input, it answers with "
-    "the opposite (negative posterior variance), as no exact one can: network error, and a sign of overfitting."
-)
-
-# of the shorter way to see which network memorizes: axes, steps
+# axes and steps of the shorter measurement that tells which network memorizes
 SHORT = (10, 100)
 
 
-@dataclass(frozen=True)
-class Sides:
-    """Trained and held-out images, (n, C, H, W) uint8 each."""
-
-    trained: np.ndarray
-    held_out: np.ndarray
-
-
 @lru_cache(maxsize=1)
-def sides(shop: Workshop) -> Sides:
-    """Images for the overfit experiment, dealt at random from the seed."""
-    if shop.images is None:
+def trained_and_held_out(shop: Workshop) -> tuple[np.ndarray, np.ndarray]:
+    """Return the trained and the held-out images, (n, C, H, W) uint8 each, dealt at random from the seed."""
+    if shop.data is None:
         images = enlarged(digit_images())
     else:
-        images = Setup("overfit", shop.images.name, 0, (), Recipe()).images(shop.images.parent)
+        images = Setup("overfit", shop.data.name, 0, (), Recipe()).images(shop.folder)
     order = np.random.default_rng(shop.seed).permutation(len(images))
-    count = shop.scale.images
-    return Sides(images[order[:count]], images[order[count : 2 * count]])
+    count = shop.sizes.images
+    return images[order[:count]], images[order[count : 2 * count]]
 
 
 def enlarged(images: np.ndarray, factor: float = 1.5) -> np.ndarray:
-    """Linear interpolation, (n, C, H, W) uint8: 8x8 digits have 64 dimensions, and the paper follows 100 axes."""
+    """Enlarge images (n, C, H, W) uint8: digits of 8x8 have 64 dimensions, and the paper follows 100 axes."""
     return np.clip(np.round(zoom(images.astype(float), (1, 1, factor, factor), order=1)), 0, 255).astype(np.uint8)
 
 
-def network(shop: Workshop, steps: int) -> Denoiser:
-    """A network trained on the trained side for so many steps, or the one that is there already."""
-    recipe = Recipe(shop.scale.channels, steps, BATCH)
-    name = f"overfit-{shop.images.stem if shop.images else 'digits'}-{shop.scale.images}-{shop.seed}-"
+def _network(shop: Workshop, steps: int) -> Denoiser:
+    """Train a network on the trained images for so many steps, or load the one that `shop.models` has."""
+    recipe = Recipe(shop.sizes.channels, steps, BATCH)
+    name = f"overfit-{shop.data.stem if shop.data else 'digits'}-{shop.sizes.images}-{shop.seed}-"
     folder = shop.models / (name + "-".join(map(str, (*recipe.channels, steps))))
     if not (folder / "model_index.json").exists():
-        shop.say(f"training on {shop.scale.images} images for {steps} steps")
-        train_model(sides(shop).trained, folder, shop.seed, recipe)
+        say(f"training on {shop.sizes.images} images for {steps} steps")
+        train_model(trained_and_held_out(shop)[0], folder, shop.seed, recipe)
     return load_model(str(folder))
 
 
-def overfit(shop: Workshop) -> Section:
-    """N axes, 1000 steps, Euler, differences of radius .05."""
-    scale, pair = shop.scale, sides(shop)
-    axes = min(scale.axes, int(np.prod(pair.trained.shape[1:])))
-    denoiser = network(shop, scale.overfit_steps[-1])
-    measured = {}
-    for name, images in (("trained", pair.trained), ("held out", pair.held_out)):
-        shop.say(f"following {len(images)} {name} images, {axes} axes, {scale.steps} steps")
-        measured[name] = published_growth(denoiser, images, axes, scale.steps)
-    ceiling = float(measured["trained"].ceiling[-1])
-    rows = [overfit_row(name, growth) for name, growth in measured.items()]
-    ends = {name: growth.volume[:, -1] for name, growth in measured.items()}
-    shape = "x".join(map(str, pair.trained.shape[1:]))
-    return Section(
-        name="overfit",
-        title="Overfit: trained against held out",
-        setting=f"{scale.images} images of shape {shape}, a UNet with channels {scale.channels} trained on them for "
-        f"{scale.overfit_steps[-1]} steps of {BATCH}, against {scale.images} others. {axes} axes, {scale.steps} steps "
-        f"of the published 1000, Euler, differences of radius 0.05, float32: {measured['trained'].nfe:,} evaluations "
-        "an image.",
-        tables=[
-            table(
-                "overfit",
-                f"Log volume of {axes} axes, nats, x-coordinates.",
-                [*rows, *published_rows(axes, scale.steps)],
-            ),
-            table("images", "Every image.", image_rows(measured)),
+def overfit(shop: Workshop) -> Outcome:
+    """Volume of many axes along the whole flow, trained images against held-out ones."""
+    sizes, sides = shop.sizes, trained_and_held_out(shop)
+    axes = min(sizes.axes, int(np.prod(sides[0].shape[1:])))
+    denoiser = _network(shop, sizes.overfit_steps[-1])
+    say(f"following {len(sides[0])} trained and as many held-out images, {axes} axes, {sizes.steps} steps")
+    growths = [published_growth(denoiser, images, axes, sizes.steps) for images in sides]
+    measured = dict(zip(("trained", "held out"), growths, strict=True))
+    ours, others = ends = [growth.volume[:, -1] for growth in growths]
+    ceiling = float(growths[0].ceiling[-1])
+    rows = [_overfit_row(name, growth) for name, growth in measured.items()]
+    return Outcome(
+        sentences=[
+            f"e^{ours.mean():.0f} trained against e^{others.mean():.0f} held out, "
+            f"{(ours.mean() - others.mean()) / axes:.2f} nats per axis apart. The lowest trained image is at "
+            f"{ours.min():.0f}, the highest held-out one at {others.max():.0f} "
+            f"(Mann-Whitney p = {mannwhitneyu(ours, others, alternative='greater').pvalue:.0e}).",
+            f"{(ours > ceiling).sum()} of {len(ours)} trained images and {(others > ceiling).sum()} of {len(others)} "
+            f"held-out ones lie above {ceiling:.0f}, where a point mass is with the same steps.",
+            "Edges before orthogonalisation, which the authors' code sums, exceed the volume by up to "
+            f"{np.abs(growths[0].edges[:, -1] - ours).max():.1f} nats.",
         ],
-        charts=[
-            Chart(
-                "overfit",
-                "Each dot is an image. No exact flow can be above the dashed line.",
-                f"Log volume of trained images, mean {ends['trained'].mean():.0f}, and held-out ones, "
-                f"mean {ends['held out'].mean():.0f}.",
-                lambda palette: dots(palette, ends, "log volume, nats", ceiling, f"point mass {ceiling:.0f}"),
+        tables={"table": [*rows, *(_published_rows() if (axes, sizes.steps) == (100, 1000) else [])]},
+        settings={
+            "trained images": len(ours),
+            "shape": "x".join(map(str, sides[0].shape[1:])),
+            "channels of the UNet": sizes.channels,
+            "training steps": sizes.overfit_steps[-1],
+            "batch": BATCH,
+            "axes": axes,
+            "steps of the published 1000": sizes.steps,
+            "evaluations an image": f"{growths[0].nfe:,}",
+        },
+        figures={
+            "overfit": column_dots(
+                dict(zip(measured, ends, strict=True)), "log volume, nats", ceiling, f"point mass {ceiling:.0f}"
             )
-        ],
-        findings=overfit_findings(ends, ceiling, axes, measured["trained"]),
-        differences=overfit_differences(ends, shape),
+        },
+        stored={"images": [row for name, growth in measured.items() for row in _image_rows(name, growth)]},
     )
 
 
-def overfit_row(name: str, growth: Growth) -> Row:
-    """One side's numbers."""
+def _overfit_row(name: str, growth: Growth) -> dict[str, object]:
     volume, edges = growth.volume[:, -1], growth.edges[:, -1]
     return {
         "images": name,
@@ -128,88 +115,58 @@ def overfit_row(name: str, growth: Growth) -> Row:
         "lowest": volume.min(),
         "highest": volume.max(),
         "edges, mean": edges.mean(),
-        "exact bound": float(growth.ceiling[-1]),
-        "above it": int(growth.above_ceiling.sum()),
-        "sign flips": int(growth.sign_flip.sum()),
+        "exact bound": growth.ceiling[-1],
+        "above it": growth.above_ceiling.sum(),
+        "sign flips": growth.sign_flip.sum(),
     }
 
 
-def published_rows(axes: int, steps: int) -> list[Row]:
-    """What others measured, where it can stand beside it."""
-    if (axes, steps) != (100, 1000):
-        return []
-    rows = []
-    for source, values, count in (("paper, 32x32", PAPER, 27), ("FINDINGS, 12x12", EARLIER, 64)):
-        for name, value in zip(("trained", "held out"), values, strict=True):
-            rows.append({"images": f"{name}: {source}", "count": count if name == "trained" else None, "mean": value})
-    return rows
-
-
-def image_rows(measured: dict[str, Growth]) -> list[Row]:
-    """Every image, by its place in its set."""
+def _published_rows() -> list[dict[str, object]]:
+    """Return what others measured with as many axes and steps."""
     return [
-        {"images": name, "place": place, "log volume": growth.volume[place, -1], "log edges": growth.edges[place, -1]}
-        for name, growth in measured.items()
-        for place in range(len(growth.volume))
+        {"images": f"{name}: {source}", "count": COUNTS[source] if name == "trained" else None, "mean": value}
+        for source, values in PUBLISHED.items()
+        for name, value in zip(("trained", "held out"), values, strict=True)
     ]
 
 
-def overfit_findings(ends: dict[str, np.ndarray], ceiling: float, axes: int, growth: Growth) -> list[str]:
-    """What the numbers say."""
-    ours, others = ends["trained"], ends["held out"]
-    p_value = mannwhitneyu(ours, others, alternative="greater").pvalue
-    gap = float(np.abs(growth.edges[:, -1] - growth.volume[:, -1]).max())
+def _image_rows(name: str, growth: Growth) -> list[dict[str, object]]:
+    ends = zip(growth.volume[:, -1], growth.edges[:, -1], strict=True)
     return [
-        f"e^{ours.mean():.0f} trained against e^{others.mean():.0f} held out, "
-        f"{(ours.mean() - others.mean()) / axes:.2f} nats per axis apart. "
-        f"The lowest trained image is at {ours.min():.0f}, the highest held-out one at "
-        f"{others.max():.0f} (Mann-Whitney p = {p_value:.0e}).",
-        f"{(ours > ceiling).sum()} of {len(ours)} trained images and {(others > ceiling).sum()} of {len(others)} "
-        f"held-out ones lie above {ceiling:.0f}, where a point mass is with the same steps."
-        + (BEYOND if (ours > ceiling).any() else ""),
-        f"Edges before orthogonalisation, which the authors' code sums, exceed the volume by up to {gap:.1f} nats.",
+        {"images": name, "place": place, "log volume": volume, "log edges": edges}
+        for place, (volume, edges) in enumerate(ends)
     ]
 
 
-def overfit_differences(ends: dict[str, np.ndarray], shape: str) -> list[str]:
-    """Why this is not 594 against 373."""
-    return [
-        f"The paper has e^{PAPER[0]:.0f} against e^{PAPER[1]:.0f} at 32x32 in colour, with a far larger network; here "
-        f"e^{ends['trained'].mean():.0f} against e^{ends['held out'].mean():.0f} at {shape}. Absolute values depend on "
-        "data, network and training; the order does not.",
-        "The bound for 100 axes and these 1000 steps is 463 nats whatever the images: the paper's trained value lies "
-        "above it as well, so it measures network error beside collapse and is no volume of an exact flow.",
-        "Where held-out images lie depends on the share of directions that the data leave empty, which is likely to be "
-        "larger for 100 axes among the 3072 dimensions of the paper's images.",
-    ]
-
-
-def degrees(shop: Workshop) -> Section:
-    """Networks trained for more and more steps on the same images."""
-    rows = [degree_row(shop, steps) for steps in shop.scale.overfit_steps]
-    first, last = rows[0], rows[-1]
-    return Section(
-        name="degrees",
-        title="Degrees of overfitting",
-        setting=f"The {shop.scale.images} images of the overfit experiment; each number of steps is a training of its "
-        f"own with its own learning-rate cycle, from the same seed. Growth of {SHORT[0]} axes over the first "
-        f"{SHORT[1]} steps; {shop.scale.overfit_samples} samples of each by DDIM.",
-        tables=[table("degrees", "Log volume in nats per axis; hits as a share of samples.", rows)],
-        charts=[degree_chart(rows)],
-        findings=[
-            f"From {first['training steps']} to {last['training steps']} steps of training, trained images grow from "
-            f"{first['trained']:.2f} to {last['trained']:.2f} nats per axis and held-out ones from "
-            f"{first['held out']:.2f} to {last['held out']:.2f}; samples that hit a trained image go from "
-            f"{first['hits, trained']:.0%} to {last['hits, trained']:.0%}, held-out ones from "
-            f"{first['hits, held out']:.0%} to {last['hits, held out']:.0%}.",
-            *onset(rows),
+def degrees(shop: Workshop) -> Outcome:
+    """Growth and sample hits of networks trained for more and more steps on the same images."""
+    rows = [_degree_row(shop, steps) for steps in shop.sizes.overfit_steps]
+    panels = {
+        "log volume, nats per axis": [
+            Line("trained", [row["trained"] for row in rows], ACCENT),
+            Line("held out", [row["held out"] for row in rows], COOL),
+            Line("point mass", [row["bound"] for row in rows], MUTED, dashed=True),
         ],
-        differences=["The paper compares a trained and a held-out set at one degree and leaves this open."],
+        "share of samples that hit": [
+            Line("trained", [row["hits, trained"] for row in rows], ACCENT),
+            Line("held out", [row["hits, held out"] for row in rows], COOL),
+        ],
+    }
+    return Outcome(
+        sentences=_onset(rows),
+        tables={"table": rows},
+        settings={
+            "images": shop.sizes.images,
+            "axes": SHORT[0],
+            "steps": SHORT[1],
+            "samples": shop.sizes.overfit_samples,
+        },
+        figures={"degrees": curves(shop.sizes.overfit_steps, panels, "steps of training")},
     )
 
 
-def onset(rows: list[Row]) -> list[str]:
-    """Which of growth and samples shows overfitting first."""
+def _onset(rows: list[dict[str, float]]) -> list[str]:
+    """Say whether growth or samples show overfitting first; nothing if one of them never does."""
     told = next((row["training steps"] for row in rows if row["AUROC"] >= 0.95), None)
     copied = next((row["training steps"] for row in rows if row["hits, trained"] >= 0.1), None)
     if told is None or copied is None:
@@ -221,20 +178,18 @@ def onset(rows: list[Row]) -> list[str]:
     ]
 
 
-def degree_row(shop: Workshop, steps: int) -> Row:
-    """One network."""
-    pair, denoiser = sides(shop), network(shop, steps)
-    shop.say(f"measuring the network of {steps} steps")
-    axes = min(SHORT[0], int(np.prod(pair.trained.shape[1:])))
-    length = min(SHORT[1], shop.scale.steps)
-    growths = [published_growth(denoiser, images, axes, length) for images in (pair.trained, pair.held_out)]
+def _degree_row(shop: Workshop, steps: int) -> dict[str, float]:
+    sides, denoiser = trained_and_held_out(shop), _network(shop, steps)
+    say(f"measuring the network of {steps} steps")
+    axes, length = min(SHORT[0], int(np.prod(sides[0].shape[1:]))), min(SHORT[1], shop.sizes.steps)
+    growths = [published_growth(denoiser, images, axes, length) for images in sides]
     ours, others = (growth.volume[:, -1] / axes for growth in growths)
-    samples = draw_samples(denoiser, range(shop.scale.overfit_samples), seed=0)
-    found = find_reproduced(samples, pair.trained, pair.held_out)
+    samples = draw_samples(denoiser, range(shop.sizes.overfit_samples), seed=0)
+    found = find_reproduced(samples, *sides)
     return {
         "training steps": steps,
-        "loss, trained": mean_loss(denoiser, pair.trained),
-        "loss, held out": mean_loss(denoiser, pair.held_out),
+        "loss, trained": mean_loss(denoiser, sides[0]),
+        "loss, held out": mean_loss(denoiser, sides[1]),
         "trained": float(ours.mean()),
         "held out": float(others.mean()),
         "bound": float(growths[0].ceiling[-1] / axes),
@@ -242,25 +197,3 @@ def degree_row(shop: Workshop, steps: int) -> Row:
         "hits, trained": float(found.hits.sum() / len(samples)),
         "hits, held out": float(found.holdout_hits.sum() / len(samples)),
     }
-
-
-def degree_chart(rows: list[Row]) -> Chart:
-    """Growth and hits over training."""
-
-    def line(column: str, name: str, role: str, dashed: bool = False) -> Line:
-        return Line(name, np.array([row[column] for row in rows]), None, role, dashed)
-
-    growth = [
-        line("trained", "trained", "accent"),
-        line("held out", "held out", "cool"),
-        line("bound", "point mass", "muted", dashed=True),
-    ]
-    hits = [line("hits, trained", "trained", "accent"), line("hits, held out", "held out", "cool")]
-    panels = [("log volume, nats per axis", growth), ("share of samples that hit", hits)]
-    steps = [row["training steps"] for row in rows]
-    return Chart(
-        "degrees",
-        "Left: mean growth. Right: samples that are copies.",
-        "Growth and sample hits of trained and held-out images over steps of training.",
-        lambda palette: curves(palette, steps, panels, "steps of training"),
-    )

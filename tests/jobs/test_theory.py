@@ -1,67 +1,64 @@
-"""The experiments of the job: what they compute by formula, and the page they leave."""
+"""The experiments of the theory: their formulas against measurements, and the places of the page that they fill."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs.pages import DOCS
 from jobs.theory import __main__ as theory
-from jobs.theory.flow_ends import ends_of, obtuse_sums
-from jobs.theory.seen import GROUPS, LOWEST, SWITCH, Laboratory, auroc, formula_growth
-from jobs.theory.setting import Bench, log_levels, simplex
+from jobs.theory.flow_ends import obtuse_sums
+from jobs.theory.seen import GROUPS, LOWEST, SWITCH, KnownModel
+from jobs.theory.setting import Laboratory, log_levels, simplex
+from jobs.theory.trained_networks import ends_of
 from volgrowth.numerics.flow import decode
 from volgrowth.theory import classify
 
-BENCH = Bench(quick=True, say=lambda line: None)
+LAB = Laboratory(quick=True)
 
 
 @pytest.fixture(scope="module")
-def lab() -> Laboratory:
-    return Laboratory(BENCH)
+def model() -> KnownModel:
+    return KnownModel(LAB)
 
 
 def test_growth_is_its_formula_and_tells_corners_from_manifold_points_but_not_training_from_virtual_ones(
-    lab: Laboratory,
+    model: KnownModel,
 ) -> None:
-    images = torch.cat([lab.groups[group][:4] for group in GROUPS[:3]])
-    growth = lab.growth(images, steps=1)
-    np.testing.assert_allclose(growth, formula_growth(lab, images), rtol=1e-10)
-    np.testing.assert_allclose(lab.growth(images, steps=3), growth, rtol=1e-10)
+    images = torch.cat([model.groups[group][:4] for group in GROUPS[:3]])
+    growth = model.growth(images, steps=1)
+    np.testing.assert_allclose(growth, model.formula_growth(images), rtol=1e-10)
+    np.testing.assert_allclose(model.growth(images, steps=3), growth, rtol=1e-10)
     point_mass = 30 * np.log(SWITCH / LOWEST)
     np.testing.assert_allclose(growth[:8], point_mass, rtol=1e-12)
     assert growth[8:].max() < point_mass - 4
 
 
-def test_basin_mass_is_the_share_of_samples(lab: Laboratory) -> None:
+def test_basin_mass_is_the_share_of_samples(model: KnownModel) -> None:
     """Drawn from the blurred training points, denoised down; the commonest corners."""
     count, generator = 20_000, torch.Generator().manual_seed(0)
-    chosen = torch.multinomial(lab.weights, count, True, generator=generator)
+    chosen = torch.multinomial(model.weights, count, True, generator=generator)
     noise = SWITCH * torch.randn(count, 1, 5, 6, generator=generator, dtype=torch.float64)
-    ends = classify(lab.low, decode(lab.low, lab.low.points[chosen] + noise, log_levels(LOWEST, SWITCH, 3)), 1e-8)
+    ends = classify(model.low, decode(model.low, model.low.points[chosen] + noise, log_levels(LOWEST, SWITCH, 3)), 1e-8)
     found = Counter(end.members for end in ends if end.kind in ("origin", "training"))
     shares = [found[members] / count for members in [(), *((n,) for n in range(1, 11))]]
-    expected = np.exp(lab.log_basin_mass(lab.low.points))
+    expected = np.exp(model.log_basin_mass(model.low.points))
     np.testing.assert_allclose(shares, expected, atol=4 * np.sqrt(expected.max() / count))
 
 
-def test_b_is_the_log_density_of_the_flow(lab: Laboratory) -> None:
+def test_b_is_the_log_density_of_the_flow(model: KnownModel) -> None:
     """At corners the flow does not move: B = D log(s_T / s_0) + log p_T there."""
-    images = lab.groups["virtual"][:5]
-    blurred = lab.mixture.log_prob(images, torch.tensor(SWITCH, dtype=torch.float64)).numpy()
-    np.testing.assert_allclose(lab.log_density(images), 30 * np.log(SWITCH / LOWEST) + blurred, rtol=1e-10)
-
-
-def test_ties_count_half() -> None:
-    assert auroc(np.ones(3), np.ones(4)) == 0.5
-    assert auroc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
+    images = model.groups["virtual"][:5]
+    blurred = model.mixture.log_prob(images, torch.tensor(SWITCH, dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(model.log_density(images), 30 * np.log(SWITCH / LOWEST) + blurred, rtol=1e-10)
 
 
 def test_sums_by_the_criterion_and_by_the_flow_are_the_published_ones() -> None:
-    for row in obtuse_sums(BENCH):
+    for row in obtuse_sums(LAB):
         assert row["stable"] == row["by the flow"] == row["published"]
 
 
@@ -72,19 +69,29 @@ def test_points_lie_along_axes_or_at_their_angle() -> None:
 
 
 def test_trained_networks_end_somewhere() -> None:
-    row = ends_of(BENCH, 3)
+    row = ends_of(LAB, 3)
     assert sum(value for name, value in row.items() if name != "N") == pytest.approx(1.0)
     assert row["origin"] + row["training"] > 0.5
 
 
-def test_the_job_leaves_tables_pictures_and_a_page(tmp_path: Path) -> None:
+def test_the_job_fills_the_places_of_its_experiments_alone(tmp_path: Path) -> None:
     assert theory.main(["--output", str(tmp_path), "--quick", "--only", "inertia", "linear"]) == 0
-    page = (tmp_path / "theory.md").read_text()
-    for picture in re.findall(r"\]\((theory/.*\.png)\)", page):
-        assert (tmp_path / picture).stat().st_size > 5000
-    assert len(re.findall(r"!\[", page)) == 2
-    assert "python jobs/theory.py --output" in page
-    rows = pq.read_table(tmp_path / "linear" / "divergence.parquet").to_pylist()
+    committed, page = (DOCS / "theory.md").read_text(), (tmp_path / "theory.md").read_text()
+    place = re.compile(r"<!-- begin ([\w-]+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
+    before, after = dict(place.findall(committed)), dict(place.findall(page))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed >= {"inertia-table", "inertia-run", "linear-divergence", "linear-run"}
+    assert {name.split("-")[0] for name in changed} == {"inertia", "linear"}
+    assert place.sub("", page) == place.sub("", committed)
+    for name in ("inertia-inertia", "linear-divergence"):
+        assert f"](theory/{name}.png)" in page
+        assert (tmp_path / "theory" / f"{name}.png").stat().st_size > 5000
+    rows = json.loads((tmp_path / "theory" / "linear.json").read_text())["tables"]["divergence"]
     assert max(rows, key=lambda row: row["seen once"])["n"] == 40
-    widths = {line.count("|") - line.count("\\|") for line in page.splitlines() if line.startswith("| n |")}
-    assert widths == {5}
+
+
+def test_the_committed_page_has_a_place_for_every_experiment() -> None:
+    text = (DOCS / "theory.md").read_text()
+    for name in theory.EXPERIMENTS:
+        assert f"<!-- begin {name} -->" in text
+        assert f"<!-- begin {name}-run -->" in text

@@ -1,25 +1,25 @@
 """The paper's experiments: measured on models known exactly, and run whole at a size that says nothing but runs."""
 
 import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs.benchmark.detection.experiment import Subject
 from jobs.benchmark.detection.suite import Setup
+from jobs.experiments import run_experiments
+from jobs.pages import DOCS
 from jobs.reproduce_paper import __main__ as paper
 from jobs.reproduce_paper import planted as paper_planted
-from jobs.reproduce_paper.overfit import enlarged, sides
-from jobs.reproduce_paper.paper_page import cell, html, markdown
-from jobs.reproduce_paper.published import Judged, published_growth, published_times
+from jobs.reproduce_paper.overfit import enlarged, trained_and_held_out
+from jobs.reproduce_paper.published import published_growth, published_times
 from jobs.reproduce_paper.stochastic import draw_ancestral
-from jobs.sections import QUICK, Scale, Section, Workshop, read, table, write
-from tests.support.page_parser import parse
+from jobs.reproduce_paper.workshop import QUICK, Sizes, Workshop, planted_setup
 from volgrowth.analysis.calibration import expected_scores as calibration
 from volgrowth.demo.cases import digit_images
 from volgrowth.demo.training import Recipe
@@ -27,7 +27,7 @@ from volgrowth.errors import ModelError
 from volgrowth.models import load_model
 from volgrowth.numerics import EmpiricalDenoiser, GaussianDenoiser
 
-TINY = Scale(
+TINY = Sizes(
     images=3,
     axes=4,
     steps=12,
@@ -113,76 +113,65 @@ def test_ancestral_samples_need_a_table_to_sample_along(tiny_model: Path) -> Non
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    folder = tmp_path_factory.mktemp("paper")
-    return Workshop(TINY, SETUP, Path(), None, folder / "models", lambda line: None)
+    return Workshop(TINY, SETUP, None, tmp_path_factory.mktemp("paper") / "models")
 
 
 @pytest.fixture(scope="module")
 def whole(shop: Workshop) -> Path:
-    """Everything, at a size that says nothing: so small a model reproduces nothing, and four are called memorized."""
+    """The folder of all experiments, at sizes that say nothing: so small a model reproduces no image, and four are
+    called memorized."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "FOLDS", 2)  # boosting is what takes time here
-        patch.setattr(
-            paper_planted.Planted, "memorized", property(lambda self: self.trained.case.copies > 1), raising=True
-        )
-        patch.setattr(paper_planted, "flags", lambda shop: paper_planted.planted(shop).memorized)
-        patch.setattr("jobs.reproduce_paper.stochastic.flags", lambda shop: paper_planted.planted(shop).memorized)
-        patch.setattr("jobs.reproduce_paper.stochastic.highest", lambda score: paper_planted.planted(shop).memorized)
-        return paper.reproduce(
-            shop.models.parent, scale=TINY, models=shop.models, setup=SETUP, command="python <b>&amp;</b>"
-        )
+        patch.setattr(paper_planted.PlantedCase, "memorized", property(lambda self: self.case.copies > 1))
+        patch.setattr("jobs.reproduce_paper.stochastic.audit_flags", lambda shop: four(shop))
+        patch.setattr("jobs.reproduce_paper.retraining.suspected", lambda score: four(shop))
+        return run_experiments("paper", paper.EXPERIMENTS, list(paper.EXPERIMENTS), shop, shop.models.parent).parent
 
 
-def rows_of(page: Path, name: str) -> list[dict[str, float]]:
-    return pq.read_table(page.parent / f"{name}.parquet").to_pylist()
+def four(shop: Workshop) -> np.ndarray:
+    return paper_planted.planted_case(shop).case.copies > 1
 
 
-def test_every_experiment_leaves_tables_figures_and_its_part_of_the_page(whole: Path) -> None:
-    text = whole.read_text()
-    page = parse(text)
-    for name in paper.EXPERIMENTS:
-        section = json.loads((whole.parent / name / "section.json").read_text())
-        assert section["findings"]
-        assert section["differences"]
-        assert section["seconds"] > 0
-        assert f'id="{name}"' in text
-        for chart in section["charts"]:
-            for suffix in ("png", "svg"):
-                assert (whole.parent / name / f"{chart['name']}.{suffix}").stat().st_size > 2000
-        for each in section["tables"]:
-            rows = pq.read_table(whole.parent / name / f"{each['name']}.parquet")
-            assert rows.num_rows == len(each["rows"])
-            assert rows.column_names == each["columns"]
-    assert page.all("svg")
-    assert not page.all("script")
-    assert not page.all("img")  # self-contained: figures are drawn in the page
-    assert not re.search(r"\bnan\b|\bNone\b|<b>", text.split("</style>")[1].split("</main>")[0])
-    assert "python &lt;b&gt;&amp;amp;&lt;/b&gt;" in text
-    assert "](overfit/overfit.png)" in (whole.parent / "paper.md").read_text()
+def rows_of(whole: Path, name: str, table: str = "table") -> list[dict[str, Any]]:
+    return json.loads((whole / "paper" / f"{name}.json").read_text())["tables"][table]
+
+
+def test_every_experiment_fills_its_places_and_the_prose_stays(whole: Path) -> None:
+    place = re.compile(r"<!-- begin ([\w-]+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
+    committed, filled = (DOCS / "paper.md").read_text(), (whole / "paper.md").read_text()
+    assert place.sub("", filled) == place.sub("", committed)
+    before, after = dict(place.findall(committed)), dict(place.findall(filled))
+    assert {name.split("-")[0] for name in before} == set(paper.EXPERIMENTS)
+    assert [name for name in before if before[name] == after[name]] == []
+    assert not re.search(r"\bnan\b|\bNone\b", filled)
+    pictures = re.findall(r"\]\((paper/.*\.png)\)", filled)
+    assert len(pictures) == 6
+    for picture in pictures:
+        assert (whole / picture).stat().st_size > 2000
 
 
 def test_the_overfit_table_holds_both_sides(whole: Path) -> None:
-    trained, held = rows_of(whole, "overfit/overfit")
+    trained, held = rows_of(whole, "overfit")
     assert (trained["count"], held["count"]) == (3, 3)
-    assert len(rows_of(whole, "overfit/images")) == 6
+    assert len(rows_of(whole, "overfit", "images")) == 6
     for row in (trained, held):
         assert row["lowest"] <= row["mean"] <= row["highest"]
         assert row["edges, mean"] >= row["mean"] - 1e-6  # Hadamard
-    assert [row["training steps"] for row in rows_of(whole, "degrees/degrees")] == [40, 60]
+    assert [row["training steps"] for row in rows_of(whole, "degrees")] == [40, 60]
 
 
 def test_the_ablation_has_a_row_for_every_setting(whole: Path, shop: Workshop) -> None:
-    rows = rows_of(whole, "ablation/axes-steps")
+    rows = rows_of(whole, "ablation", "axes-steps")
     assert [(row["axes"], row["steps"]) for row in rows] == [(k, s) for k in (1, 3) for s in (1, 3, 12)]
     for row in rows:
         assert row["evaluations"] == (1 + row["axes"]) * row["steps"]
         assert 0 <= row["AUROC"] <= 1
         assert 0 < row["memorized"] < row["images"]
         everywhere = row["evaluations"] <= TINY.whole_case
-        assert (row["TPR, calibrated"] is not None) == everywhere
-        families = len(paper_planted.planted(shop).images)
+        assert ("TPR, calibrated" in row) == everywhere
+        families = len(paper_planted.planted_case(shop).images)
         assert row["images"] == (families if everywhere else max(TINY.fewest, TINY.budget // row["evaluations"]))
-    exact_row, *others = rows_of(whole, "ablation/radius")
+    exact_row, *others = rows_of(whole, "ablation", "radius")
     assert exact_row["radius"] is None
     assert exact_row["error"] == 0
     assert [row["radius"] for row in others] == [0.01, 0.1]
@@ -190,7 +179,7 @@ def test_the_ablation_has_a_row_for_every_setting(whole: Path, shop: Workshop) -
 
 
 def test_growth_along_the_way_stays_below_none_but_its_bound(whole: Path) -> None:
-    *groups, bound = rows_of(whole, "trajectory/trajectory")
+    *groups, bound = rows_of(whole, "trajectory")
     assert [row["group"] for row in groups] == ["memorized", "not memorized", "held out", "plain"]
     assert bound["group"] == "point mass"
     assert bound["at step 1"] == pytest.approx(0.43516, abs=5e-6)
@@ -199,58 +188,37 @@ def test_growth_along_the_way_stays_below_none_but_its_bound(whole: Path) -> Non
 
 
 def test_scores_are_compared_raw_and_calibrated(whole: Path) -> None:
-    for name in ("memorized/test", "scores/scores"):
+    for name in ("memorized", "scores"):
         rows = rows_of(whole, name)
         assert [row["form"] for row in rows] == ["raw", "calibrated"] * (len(rows) // 2)
         assert all(0 <= row["AUROC"] <= 1 and 0 <= row["TPR at 1% FPR"] <= 1 for row in rows)
 
 
 def test_curation_and_its_control_drop_as_many_rows(whole: Path) -> None:
-    before, after, control = rows_of(whole, "curation/curation")
+    before, after, control = rows_of(whole, "curation")
     assert before["rows"] - after["rows"] == before["rows"] - control["rows"] == 4 * 9
-    flow, ancestral = rows_of(whole, "stochastic/samplers")
+    flow, ancestral = rows_of(whole, "stochastic")
     assert flow["flagged"] == ancestral["flagged"] == 4
 
 
 def test_sides_share_no_image_and_have_room_for_the_axes(shop: Workshop) -> None:
-    pair = sides(replace(shop, scale=QUICK))
-    assert pair.trained.shape == pair.held_out.shape == (QUICK.images, 1, 12, 12)
-    assert not {image.tobytes() for image in pair.trained} & {image.tobytes() for image in pair.held_out}
+    trained, held_out = trained_and_held_out(replace(shop, sizes=QUICK))
+    assert trained.shape == held_out.shape == (QUICK.images, 1, 12, 12)
+    assert not {image.tobytes() for image in trained} & {image.tobytes() for image in held_out}
     flat = np.full((1, 1, 8, 8), 77, np.uint8)
     assert (enlarged(flat) == 77).all()
 
 
-def test_judged_images_are_calibrated_by_strangers(shop: Workshop) -> None:
-    case = SETUP.case(Path(), 1)
-    judged = Judged.of(case)
-    brightness = judged.audited.features[:, 4], judged.holdout.features[:, 4]
-    calibrated = judged.calibrate(*brightness)
+def test_a_planted_case_is_calibrated_by_strangers(shop: Workshop) -> None:
+    case = paper_planted.planted_case(shop)
+    calibrated = case.calibrate(case.subject.features[:, 4])
     assert calibrated.method == "held-out"
     assert calibrated.r2 > 0.8  # a score that is complexity is explained away
-    small = replace(case, holdout=case.holdout[:10])
+    found = case.subject.trained
+    few = replace(found.case, holdout=found.case.holdout[:10], train=found.case.train[:20], family=np.arange(20))
+    small = replace(case, subject=Subject.of(replace(found, case=few)))
     with pytest.raises(ValueError, match="10 held-out images"):
-        Judged.of(replace(small, train=small.train[:20], family=np.arange(20))).calibrate(np.zeros(20), np.zeros(10))
-
-
-def test_a_section_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    section = Section("one", "One", "nothing.", [table("t", "A table.", [{"a": 1, "b": 0.5}, {"a": 2}])], (), ("x",))
-    write(section, tmp_path, 61.0, {"device": "none"})
-    assert [written.name for written in read(tmp_path, ["zero", "one"])] == ["one"]
-    (tmp_path / "one" / "section.json").unlink()
-    assert read(tmp_path, ["one"]) == []
-    write(section, tmp_path, 61.0, {"device": "none"})
-    written = read(tmp_path, ["one"])
-    assert "| 1 | 0.500 |" in markdown(written)
-    assert "| 2 | – |" in markdown(written)
-    assert "61.0 s" in html(written)
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(None, "–"), (math.nan, "–"), (0.0, "0"), (1234, "1,234"), (1e-20, "1.0e−20"), (0.5, "0.500"), ("x", "x")],
-)
-def test_cells_read_as_numbers(value: object, shown: str) -> None:
-    assert cell(value) == shown
+        small.calibrate(np.zeros(30))
 
 
 def test_the_job_says_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,9 +240,9 @@ def test_a_data_file_makes_a_case_of_its_own(tmp_path: Path) -> None:
     data = tmp_path / "colour.npz"
     random = np.random.default_rng(0)
     np.savez(data, x=random.integers(0, 256, (600, 6, 6, 3), np.uint8))
-    setup = paper.planted_setup(data)
+    setup = planted_setup(data)
     assert setup.trained == 300
     assert setup.case(tmp_path, 1).train.shape[1:] == (3, 6, 6)
     known = tmp_path / "mnist12.npz"
     np.savez(known, x=np.zeros((600, 12, 12), np.uint8))
-    assert paper.planted_setup(known).name == "mnist-exact"
+    assert planted_setup(known).name == "mnist-exact"

@@ -1,0 +1,93 @@
+"""Named experiments that fill a page of docs/, and the command line that runs them.
+
+An experiment takes a setting and returns an `Outcome`. Each is published as soon as it is done, so a run that was
+stopped goes on with `--only` the rest, and the page keeps what it had for the others.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from matplotlib.figure import Figure
+
+from jobs.charts import save_figure
+from jobs.pages import fill_page, made_by, markdown_table, page_in
+
+Rows = Sequence[Mapping[str, Any]]
+Setting = TypeVar("Setting")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one experiment measured.
+
+    Attributes:
+        sentences: what the numbers say, for the place NAME of the page.
+        tables: rows by the name of their table, for the places NAME-TABLE.
+        settings: sizes of the run by their names, for the place NAME-run, which also says what made the numbers.
+        figures: by the name of their file, which the page links as PAGE/NAME-FIGURE.png.
+        stored: further rows, which the page does not show.
+    """
+
+    sentences: Sequence[str]
+    tables: Mapping[str, Rows]
+    settings: Mapping[str, Any]
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    stored: Mapping[str, Rows] = field(default_factory=dict)
+
+
+def experiment_parser(page: str, description: str, names: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a command line with --output, --quick and --only some of the named experiments."""
+    parser = argparse.ArgumentParser(prog=page, description=description)
+    parser.add_argument("--output", type=Path, required=True, help=f"folder of the page; docs updates docs/{page}.md")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, for a look")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    return parser
+
+
+def run_experiments(
+    page: str,
+    experiments: Mapping[str, Callable[[Setting], Outcome]],
+    only: Sequence[str],
+    setting: Setting,
+    output: Path,
+) -> Path:
+    """Run experiments one after the other and fill their places in the page. Returns the page."""
+    for name in only:
+        say(f"{name}: {(experiments[name].__doc__ or '').splitlines()[0]}")
+        start = time.perf_counter()
+        outcome = experiments[name](setting)
+        publish_outcome(page, name, outcome, output, time.perf_counter() - start)
+    say(f"page: {page_in(output, page)}")
+    return page_in(output, page)
+
+
+def publish_outcome(page: str, name: str, outcome: Outcome, output: Path, seconds: float) -> None:
+    """Write one experiment's figures, its rows as `output`/PAGE/NAME.json, and its places in the page."""
+    for figure, drawn in outcome.figures.items():
+        save_figure(drawn, output / page / f"{name}-{figure}.png")
+    stored = {"settings": outcome.settings, "tables": {**outcome.tables, **outcome.stored}, "seconds": seconds}
+    (output / page).mkdir(parents=True, exist_ok=True)
+    (output / page / f"{name}.json").write_text(json.dumps(stored, indent=1, default=_plain_value))
+    settings = "; ".join(f"{what}: {value}" for what, value in outcome.settings.items())
+    places = {
+        name: "\n".join(f"- {sentence}" for sentence in outcome.sentences),
+        **{f"{name}-{table}": markdown_table(rows) for table, rows in outcome.tables.items()},
+        f"{name}-run": f"*Sizes.* {settings}.\n\n{made_by(seconds, packages=('diffusers',))}",
+    }
+    fill_page(page_in(output, page), places)
+
+
+def say(line: str) -> None:
+    """Print a line of progress with the time of day."""
+    print(f"{datetime.now(UTC):%H:%M:%S} {line}", flush=True)
+
+
+def _plain_value(value: Any) -> Any:
+    """Return a numpy scalar as the Python number that JSON holds."""
+    return value.item()
