@@ -49,5 +49,15 @@ def test_local_paths_are_found_from_anywhere_and_ids_stay_ids(tmp_path, monkeypa
     assert config.model == "google/ddpm-cifar10-32"
     assert config.holdout == str(tmp_path / "*.parquet")
     assert config.output == str(tmp_path / "out")
+    for pattern in ("data/{00000..00012}.tar", "{a,b}.parquet"):
+        assert build(data=pattern).data == str(tmp_path / pattern)
     assert build(output="s3://bucket/x").output == "s3://bucket/x"
     assert build(model="factory:a:b").model == "factory:a:b"
+
+
+def test_evaluations_count_growth_without_the_condition_and_with_guidance():
+    paper = {"preset": "paper", "num_tangents": 3}
+    assert build(measure=paper, class_column="label").evaluations(has_null=False) == 4
+    assert build(measure=paper, class_column="label").evaluations(has_null=True) == 8
+    assert build(measure=paper, class_column="label", guidance=2.0).evaluations(has_null=True) == 16
+    assert build(class_column="label", guidance=2.0).evaluations(has_null=True) == 15 + 9

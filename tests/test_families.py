@@ -90,7 +90,7 @@ def test_every_family_is_audited(family: str, data: Path, models: Any, tmp_path:
     growth, conditional = scores["growth"].to_numpy(), family in TEXT_FAMILIES or family == "dit"
     assert np.isfinite(growth).all()
     assert len(np.unique(growth)) > ROWS // 2
-    expected = StandardMeasure().evaluations + (StandardMeasure().beside() if conditional else 0)
+    expected = StandardMeasure().evaluations + (StandardMeasure().unconditional_evaluations if conditional else 0)
     assert scores["nfe"].unique().to_pylist() == [expected] == [found.summary["measure"]["evaluations"]]
     if not conditional:
         assert scores["growth_contrast"].null_count == scores["tokens_cut"].null_count == ROWS
@@ -137,7 +137,10 @@ def test_other_presets_take_conditions_too(measure: Any, data: Path, models: Any
     linear = columns["growth_unconditional"] + GUIDANCE * columns["growth_contrast"]
     close = np.abs(columns["growth_guided"] - linear).max() < 1e-3
     assert close == isinstance(measure, VolumeMeasure)  # volumes of tangents are not linear in the noise
-    assert found.scores["nfe"][0].as_py() == measure.evaluations + measure.beside(GUIDANCE)
+    assert (
+        found.scores["nfe"][0].as_py()
+        == measure.evaluations + measure.unconditional_evaluations + measure.guided_evaluations
+    )
 
 
 def test_what_the_tokenizer_cuts_is_in_the_row(data: Path, models: Any, tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
-"""Settings of an audit: frozen, typed, validated when built, so that a wrong audit fails in a second.
+"""Settings of an audit: frozen, typed, and validated when built, so that a wrong setting is an error within a second.
 
-Noise levels beyond those a model was trained on are moved to the nearest one that it was.
+Noise levels are clamped to the range that the model was trained on.
 
-A setting either changes scores, and is then part of `AuditConfig.digest`, or it only says how to run
-(`EXECUTION`), and may differ when an audit is resumed.
+A setting either changes scores, and is then part of `AuditConfig.digest`, or it only says how to run the audit
+(`EXECUTION`), and may then differ when the audit is resumed.
 """
 
 import glob
 import hashlib
 import json
 import os
+import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -23,6 +24,8 @@ LOW_PRECISION = ("bfloat16", "float16")
 SCREEN_EVALUATIONS = 2
 BATCH_SIZE = 64
 AUTO = "auto"
+# braces that stand for several names, as in train-{00000..00012}.tar or {train,test}.parquet
+BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 
 
 class Frozen(BaseModel):
@@ -31,12 +34,31 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class StandardMeasure(Frozen):
+class _MeasureSettings(Frozen):
+    """The settings of one preset, and what they cost in network evaluations per image."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image for everything but the comparisons below."""
+        raise NotImplementedError
+
+    @property
+    def unconditional_evaluations(self) -> int:
+        """Further ones for growth without the condition."""
+        return self.evaluations
+
+    @property
+    def guided_evaluations(self) -> int:
+        """Further ones for growth with guidance; 0 where it follows from growth with and without the condition."""
+        return 0
+
+
+class StandardMeasure(_MeasureSettings):
     """Preset `standard`: collapsed directions at middle noise levels, and the denoising loss.
 
-    The image is carried along the flow through the levels `run_in` and `levels`; `growth` is the mean over `levels` of
-    the trace rate there. On the bench (docs/detection.md) rates at points that the flow has moved detect more than
-    rates at the image itself.
+    The image is carried along the flow through the levels `run_in` and `levels`, and `growth` is the mean trace rate
+    over `levels`. On the benchmark (docs/detection.md) rates at points that the flow has moved detect more than rates
+    at the image itself.
     """
 
     preset: Literal["standard"] = "standard"
@@ -55,19 +77,20 @@ class StandardMeasure(Frozen):
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations an image: a trace costs one forward and one backward per probe."""
-        return len(self.run_in) + self.beside() + self.num_noises
+        """Network evaluations per image: a trace costs one forward pass, and one backward pass per probe."""
+        return len(self.run_in) + self.unconditional_evaluations + self.num_noises
 
-    def beside(self, guidance: float | None = None) -> int:
-        """Those of the same rates without the condition, from which those of the guided flow follow."""
+    @property
+    def unconditional_evaluations(self) -> int:
+        """The traces again, without the condition."""
         return len(self.levels) * (1 + self.num_probes)
 
 
-class VolumeMeasure(Frozen):
+class VolumeMeasure(_MeasureSettings):
     """Preset `volume`: growth of the full-dimensional volume, and the log likelihood it gives.
 
-    `growth` is the log volume in y-coordinates along `num_levels` noise levels, uniform in their logarithm; the
-    default range is that of the published schedule. Two probes rank the demo's images as the exact volume does
+    `growth` is the log volume in y-coordinates along `num_levels` noise levels, uniform in their logarithm. The default
+    range is that of the published schedule. Two probes rank the demo's images as the exact volume does
     (tests/commands/test_demo.py::test_volume_ranks_as_the_exact_volume_of_the_dense_jacobian); one ranks less well.
     """
 
@@ -85,19 +108,15 @@ class VolumeMeasure(Frozen):
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations an image: one forward, and one backward per probe, at each level."""
+        """Network evaluations per image: at each level one forward pass, and one backward pass per probe."""
         return self.num_levels * (1 + self.num_probes)
 
-    def beside(self, guidance: float | None = None) -> int:
-        """Those of the same rates without the condition, from which those of the guided flow follow."""
-        return self.evaluations
 
-
-class PaperMeasure(Frozen):
+class PaperMeasure(_MeasureSettings):
     """Preset `paper`: volume growth as published (arXiv 2503.19429), one axis and one step of 1000.
 
-    `growth` is the log volume in x-coordinates. Only true float32 or float64 networks are measured so:
-    differences lose their meaning in lower precision.
+    `growth` is the log volume in x-coordinates. It needs a network in true float32 or float64, because differences
+    lose their meaning in lower precision.
     """
 
     preset: Literal["paper"] = "paper"
@@ -108,12 +127,13 @@ class PaperMeasure(Frozen):
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations an image: one for it and one for each tangent (more where tangents go one by one)."""
+        """Network evaluations per image: at each step one for the image, and one for each tangent."""
         return self.num_steps * (1 + self.num_tangents)
 
-    def beside(self, guidance: float | None = None) -> int:
-        """Those of the flow without the condition, and of the guided one, each step of which takes both."""
-        return self.evaluations * (1 if guidance is None else 3)
+    @property
+    def guided_evaluations(self) -> int:
+        """A guided step evaluates the network with and without the condition."""
+        return 2 * self.evaluations
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -140,10 +160,10 @@ EXECUTION = frozenset(
 
 
 class AuditConfig(Frozen):
-    """Everything an audit needs to know.
+    """The settings of an audit. docs/api.md describes each of them.
 
-    Raises:
-        UsageError: by `AuditConfig.build`, naming the setting, what was given and what was expected.
+    Build one with `AuditConfig.build`, which raises a `UsageError` that names the setting, what was given and what was
+    expected.
     """
 
     model: str
@@ -187,11 +207,12 @@ class AuditConfig(Frozen):
     @field_validator("model", "base", "lora", "data", "holdout", "reference", "output")
     @classmethod
     def _findable(cls, value: str | None, info: ValidationInfo) -> str | None:
-        """Local paths become absolute, so that workers and later commands find them from anywhere."""
+        """Make local paths and patterns absolute, so that workers and later commands find them from any folder."""
         if value is None or "://" in value:
             return value
         path = os.path.expanduser(value)
-        local = info.field_name == "output" or os.path.exists(path) or glob.has_magic(path)
+        pattern = glob.has_magic(path) or BRACES.search(path)
+        local = info.field_name == "output" or os.path.exists(path) or pattern
         return os.path.abspath(path) if local else value
 
     @model_validator(mode="after")
@@ -245,7 +266,17 @@ class AuditConfig(Frozen):
 
     @classmethod
     def build(cls, **settings: Any) -> Self:
-        """The same as the constructor, with the first problem said in one sentence."""
+        """Build the settings of an audit from keyword arguments.
+
+        Args:
+            **settings: values by the name of the setting; `measure` is a dict with `preset` and its settings.
+
+        Returns:
+            The validated settings, with local paths made absolute.
+
+        Raises:
+            UsageError: a setting is unknown or has a wrong value; the sentence names the first such setting.
+        """
         try:
             return cls(**settings)
         except ValidationError as error:
@@ -256,24 +287,27 @@ class AuditConfig(Frozen):
 
     @property
     def condition_column(self) -> str | None:
-        """The column of classes or captions."""
+        """The column of classes or captions, None if the audit has no conditions."""
         return self.class_column or self.caption_column
 
     @property
     def images_at_once(self) -> int:
-        """Size of a micro-batch; where it is to be found by a search, a usual one for what comes before that."""
+        """Size of a micro-batch; the usual one before a search has found it (batch_size auto)."""
         return self.batch_size or BATCH_SIZE
 
     @property
     def model_arguments(self) -> dict[str, Any]:
-        """What `load_model` and `inspect_model` are called with."""
+        """The arguments of `load_model` and `inspect_model` that the settings give."""
         names = ("revision", "subfolder", "base", "lora", "resolution")
         return {"name": self.model, **{name: getattr(self, name) for name in names}}
 
     def evaluations(self, has_null: bool) -> int:
-        """Network evaluations an image, by a model that knows what no condition is or does not."""
-        contrast = self.condition_column is not None and has_null
-        return self.measure.evaluations + (self.measure.beside(self.guidance) if contrast else 0)
+        """Return the network evaluations per image; `has_null` tells if the model supports unconditional input."""
+        measure, total = self.measure, self.measure.evaluations
+        if self.condition_column is not None and has_null:
+            total += measure.unconditional_evaluations
+            total += 0 if self.guidance is None else measure.guided_evaluations
+        return total
 
     @property
     def frozen(self) -> dict[str, Any]:

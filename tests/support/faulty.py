@@ -170,9 +170,11 @@ FAULTS: dict[str, dict[str, tuple[Denoiser, str]]] = {
         "noise as the image": (image(lambda d, y, s: (y - d) / s), "__call__ gives the noise"),
         "the image as noise": (noise(lambda e, y, s: y - s * e), "noise gives the clean image"),
     },
-    "WARN lowest": {"pushed": (image(lambda d, y, s: d + 0.1), "images are moved by 10 times the noise")},
-    "WARN highest": {"wide": (image(lambda d, y, s: d + 0.3 * y), "expected at most 0.11 of a trained model")},
-    "WARN denoising": {"shifts": (image(lambda d, y, s: d + 2 * s * y.roll(1, 3)), "below 1, which saying nothing")},
+    "WARN denoising": {
+        "pushed": (image(lambda d, y, s: d + 0.1), "the noise is off by 10 at noise level 0.01 and"),
+        "wide": (image(lambda d, y, s: d + 0.3 * y), "at noise level 80; expected below 0.11 of a trained model"),
+        "shifts": (image(lambda d, y, s: d + 2 * s * y.roll(1, 3)), "at noise level 0.1, 0.3, 1 and by"),
+    },
     "WARN reading": {
         "half the level": (image(lambda d, y, s: exact(y, s / 2)), "told 2 times the noise level its error is"),
         "four times": (image(lambda d, y, s: exact(y, 4 * s)), "told 0.25 times the noise level its error is"),

@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from volgrowth.config import BRACES
 from volgrowth.errors import DataError
 from volgrowth.sources.base import Request, Source
 from volgrowth.sources.listing import Listing
@@ -42,7 +43,6 @@ _EXPECTED = (
     "parquet files, webdataset tars, a save_to_disk folder, a folder of images, or an id on the Hugging Face hub"
 )
 _SAVED = ("state.json", "dataset_dict.json")
-_BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _OF_FILES: dict[str, Callable[..., Source]] = {"parquet": ParquetSource, "webdataset": WebDatasetSource}
 
@@ -82,7 +82,7 @@ def open_source(
             return _open_again(place, request, listing)
         return _open_folder(place, request) if name is None else _open_file(place, name, request)
     pattern = os.path.expanduser(data)
-    if glob.has_magic(pattern) or _BRACES.search(pattern):
+    if glob.has_magic(pattern) or BRACES.search(pattern):
         return _open_pattern(pattern, request, listing)
     if listing is None and not is_url(data) and _HUB_ID.fullmatch(data) and Path(data).suffix.lower() not in _FILES:
         return HubSource(request)
@@ -163,7 +163,7 @@ def _matches(place: Place, pattern: str, given: str) -> Iterator[Found]:
 
 def _expanded(pattern: str) -> Iterator[str]:
     """A pattern with braces as the names it stands for: `{08..10}` is 08, 09, 10, and `{a,b}` is a, b."""
-    parts = _BRACES.split(pattern)
+    parts = BRACES.split(pattern)
     for choice in itertools.product(*map(_alternatives, parts[1::2])):
         yield "".join(itertools.chain(*zip(parts[::2], (*choice, ""), strict=True)))
 

@@ -1,22 +1,24 @@
-r"""Is a denoiser what an audit takes it for? To be asked of your own, before an audit of hours.
+"""Check your own denoiser before an audit that takes hours.
 
-    print(check_denoiser(denoiser, images=some_training_images, conditions=theirs))
+    print(check_denoiser(denoiser, images=some_training_images, conditions=their_classes_or_captions))
 
-Each check's docstring says what goes wrong in an audit where it fails. FAIL is a broken contract: scores would be
-wrong, or would change with the batch or from run to run. WARN is what a broken model shares with one that is sound but
-untrained or shown unfamiliar images, and what only costs memory or a feature.
+The docstring of each check says what goes wrong in an audit of a denoiser that does not pass it. FAIL is a broken
+contract: scores would be wrong, or would change with the batch or from run to run. WARN is something that a broken
+model shares with a sound one that is untrained or was shown unfamiliar images, or something that only costs memory or
+a feature.
 
-Two facts tell a model's numbers from others without a second model. Far out any data set is a point, so that
-noise(x + level e, level) tends to e. And for images x like those it was trained on, E[x_0 | y] is the best estimate
-that there is: told another noise level, or shown images in another range, it may only do worse. That needs `images`.
+Two facts tell a trained model's output from other numbers without a second model. At the highest noise level any data
+set looks like a single point, so noise(x + level * e, level) is close to e. And for images x like those of training,
+E[x_0 | y] is the best estimate there is: when the model is told another noise level, or is shown images in another
+range, its error can only grow. The second fact needs `images`.
 
-**Not found:** weights of another model or an older checkpoint; a noise level or a range of pixels that is off while no
-images are given, or by so little that the error stays within a tenth; swapped colour channels; a latent that is scaled
-by a wrong factor; a text encoder that is not the one of training; what happens in other batch sizes, in other shapes,
-on another device; how well a model was trained.
+**Not found:** weights of another model or an older checkpoint; a noise level or range of pixels that is off when no
+images are given, or that is off so little that the error stays within a tenth; swapped colour channels; latents scaled
+by a wrong factor; a text encoder that is not the one of training; faults in other batch sizes, in other shapes or on
+another device; how well the model was trained.
 """
 
 from volgrowth.testing.check import check_denoiser
-from volgrowth.testing.verdict import Check, Report
+from volgrowth.testing.verdict import DenoiserCheck, DenoiserReport
 
-__all__ = ["Check", "Report", "check_denoiser"]
+__all__ = ["DenoiserCheck", "DenoiserReport", "check_denoiser"]

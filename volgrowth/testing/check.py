@@ -1,4 +1,4 @@
-"""All checks, in order."""
+"""Run all checks on a denoiser, in order."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -6,35 +6,34 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
+from volgrowth.audit.engine.local import first_line
 from volgrowth.audit.scoring.measures import true_float32
 from volgrowth.numerics.denoisers import Condition, Denoiser
 from volgrowth.testing import contract, meaning
-from volgrowth.testing.bench import Bench
-from volgrowth.testing.verdict import Check, Report, reason
+from volgrowth.testing.probe import DenoiserProbe
+from volgrowth.testing.verdict import DenoiserCheck, DenoiserReport
 
-# where one of these fails there is nothing to be said of the others
-FIRST: dict[str, Callable[[Bench], Check]] = {
-    "states": contract.states,
-    "shape": contract.shape,
-    "finite": contract.finite,
+# if one of these fails, the others have nothing to work with
+FIRST: dict[str, Callable[[DenoiserProbe], DenoiserCheck]] = {
+    "states": contract.check_states,
+    "shape": contract.check_shape,
+    "finite": contract.check_finite,
 }
-CHECKS: dict[str, Callable[[Bench], Check]] = {
+CHECKS: dict[str, Callable[[DenoiserProbe], DenoiserCheck]] = {
     **FIRST,
-    "dependence": contract.dependence,
-    "consistency": contract.consistency,
-    "per image": contract.per_image,
-    "batch": contract.batch,
-    "determinism": contract.determinism,
-    "weights": contract.weights,
-    "derivative": contract.derivative,
-    "forward mode": contract.forward_mode,
-    "meaning": meaning.meaning,
-    "lowest": meaning.lowest,
-    "highest": meaning.highest,
-    "denoising": meaning.denoising,
-    "reading": meaning.reading,
-    "conditions": meaning.conditions,
-    "sampling": meaning.sampling,
+    "dependence": contract.check_dependence,
+    "consistency": contract.check_consistency,
+    "per image": contract.check_levels_per_image,
+    "batch": contract.check_batch,
+    "determinism": contract.check_determinism,
+    "weights": contract.check_weights,
+    "derivative": contract.check_derivative,
+    "forward mode": contract.check_forward_mode,
+    "meaning": meaning.check_meaning,
+    "denoising": meaning.check_denoising,
+    "reading": meaning.check_reading,
+    "conditions": meaning.check_conditions,
+    "sampling": meaning.check_sampling,
 }
 
 
@@ -44,35 +43,42 @@ def check_denoiser(
     *,
     conditions: Sequence[Condition] | None = None,
     images: Float[Tensor, "batch *image"] | None = None,
-) -> Report:
-    """Try a denoiser on a few images, and say what an audit by it would stumble over.
+) -> DenoiserReport:
+    """Try a denoiser on a few images, and report what an audit of it would stumble over.
 
-    It takes about a hundred evaluations of a batch of four images, or of as many as are given. `print` what comes back,
-    or `assert report.ok, report` in a test. FAIL means that scores would be wrong or would change from run to run; WARN
-    what a broken model shares with one that is untrained or shown unfamiliar images, or that only costs memory.
+    This takes about a hundred evaluations of a batch of four images, or of as many as you give. Print the report, or
+    write `assert report.ok, report` in a test. FAIL means that scores would be wrong or would change from run to run.
+    WARN means something that a broken model shares with one that is untrained or was shown unfamiliar images, or
+    something that only costs memory.
 
-    It cannot see whether these are the weights you mean, how well they were trained, nor, without `images`, whether
-    noise levels and the range of pixels are those of training.
+    The checks cannot see whether these are the weights you mean, how well they were trained, nor, without `images`,
+    whether noise levels and the range of pixels are those of training.
 
     Args:
-        image_shape: of one image, where the denoiser does not say.
-        conditions: classes or captions to try, repeated where they are fewer than images.
-        images: (two or more, *image) in [-1, 1] that the model was trained on; made up where there are none.
+        denoiser: the denoiser to check.
+        image_shape: shape of one image, for a denoiser that has no `image_shape` of its own.
+        conditions: classes or captions to try; repeated if they are fewer than the images.
+        images: (B, *image) in [-1, 1], at least two images that the model was trained on; made up by default.
+
+    Returns:
+        The report, with one `DenoiserCheck` per check; `report.ok` is true if none failed.
 
     Raises:
-        ValueError: there is no shape, no second image to compare with, or no condition where the model needs one.
+        ValueError: there is no image shape, no second image to compare with, or no condition for a model that always
+            needs one.
     """
-    bench, checks = Bench(denoiser, image_shape, images, conditions), list[Check]()
+    probe, checks = DenoiserProbe(denoiser, image_shape, images, conditions), list[DenoiserCheck]()
     with true_float32():
         for name, check in CHECKS.items():
-            checks.append(replace(_guarded(check, bench), name=name))
+            checks.append(replace(_guarded(check, probe), name=name))
             if name in FIRST and checks[-1].status == "FAIL":
                 break
-    return Report(tuple(checks))
+    return DenoiserReport(tuple(checks))
 
 
-def _guarded(check: Callable[[Bench], Check], bench: Bench) -> Check:
+def _guarded(check: Callable[[DenoiserProbe], DenoiserCheck], probe: DenoiserProbe) -> DenoiserCheck:
+    """Return the result of a check; an exception of the code under test is a failure."""
     try:
-        return check(bench)
-    except Exception as error:  # whatever the code under test raises
-        return Check("FAIL", f"raised {reason(error)}", "expected an answer")
+        return check(probe)
+    except Exception as error:  # anything that the code under test raises
+        return DenoiserCheck("FAIL", f"raised {first_line(error)}"[:160], "expected an answer")

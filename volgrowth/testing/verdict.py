@@ -1,16 +1,23 @@
-"""What the checks say."""
+"""The results of the checks: one line for each, and the report of all."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["ok", "WARN", "FAIL", "skip"]
+CheckStatus = Literal["ok", "WARN", "FAIL", "skip"]
 
 
 @dataclass(frozen=True)
-class Check:
-    """One line: what was seen and, unless that is well, what was expected and how to mend it."""
+class DenoiserCheck:
+    """The result of one check.
 
-    status: Status
+    Attributes:
+        status: ok, WARN, FAIL or skip.
+        seen: what the check measured.
+        mend: what it expected and how to get there; empty if the check passed.
+        name: the name of the check.
+    """
+
+    status: CheckStatus
     seen: str
     mend: str = ""
     name: str = ""
@@ -20,18 +27,22 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was found. `ok` is that nothing failed; printed, there is a line for each check and one for all."""
+class DenoiserReport:
+    """The results of all checks. Printed, it has one line per check and a last line with the verdict.
 
-    checks: tuple[Check, ...]
+    Attributes:
+        checks: the results, in the order in which the checks ran.
+    """
+
+    checks: tuple[DenoiserCheck, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether an audit can be believed, as far as can be seen from here."""
+        """True if no check failed; warnings do not count."""
         return not self.named("FAIL")
 
-    def named(self, status: Status) -> list[str]:
-        """Names of the checks that ended so."""
+    def named(self, status: CheckStatus) -> list[str]:
+        """Return the names of the checks that ended with `status`."""
         return [check.name for check in self.checks if check.status == status]
 
     def __str__(self) -> str:
@@ -40,11 +51,6 @@ class Report:
         return "\n".join([*map(str, self.checks), said + looks])
 
 
-def judged(fine: bool, seen: str, mend: str, otherwise: Status = "FAIL") -> Check:
-    """ok, without a word of how to mend it, or what it is otherwise."""
-    return Check("ok", seen) if fine else Check(otherwise, seen, mend)
-
-
-def reason(error: Exception) -> str:
-    """The first line of what an error says."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:160]
+def judged(fine: bool, seen: str, mend: str, otherwise: CheckStatus = "FAIL") -> DenoiserCheck:
+    """Return a check that is ok if `fine` is true, and that has status `otherwise` and the advice `mend` if not."""
+    return DenoiserCheck("ok", seen) if fine else DenoiserCheck(otherwise, seen, mend)

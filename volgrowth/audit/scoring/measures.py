@@ -136,7 +136,7 @@ def _standard(flow: Flow, images: Tensor, measure: StandardMeasure, seed: int) -
         above_ceiling=trace.above_ceiling,
         sign_flip=torch.zeros_like(trace.above_ceiling),
         nfe=measure.evaluations
-        + (measure.beside() if flow.null else 0)
+        + (measure.unconditional_evaluations if flow.null else 0)
         + flow.differences(len(levels), measure.num_probes),
     )
 
@@ -192,7 +192,9 @@ def _paper(flow: Flow, images: Tensor, rows: list[int], measure: PaperMeasure, s
         columns=columns,
         above_ceiling=growth.above_ceiling,
         sign_flip=growth.sign_flip,
-        nfe=growth.nfe + (measure.beside(flow.guidance) if flow.null else 0),
+        nfe=growth.nfe
+        + (measure.unconditional_evaluations if flow.null else 0)
+        + (0 if guided is None else measure.guided_evaluations),
     )
 
 

@@ -1,4 +1,4 @@
-"""A few images with noise on them, and a denoiser asked about them as an audit asks."""
+"""A few noisy images, and the denoiser under test evaluated on them the way an audit evaluates it."""
 
 from collections.abc import Sequence
 
@@ -9,23 +9,24 @@ from torch.nn.functional import interpolate
 from volgrowth.numerics.denoisers import Condition, Denoiser
 
 COUNT = 4
-# of a model that does not say what it was trained on, and where images are neither clear nor gone
+# the range for a denoiser that does not give its own, and levels at which images are neither clear nor gone
 NOISE_LEVELS = 0.01, 80.0
 MIDDLE = 0.1, 0.3, 1.0
 
-# relative, between two evaluations of the same thing in different batches
+# largest relative difference of two evaluations of the same point in different batches
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-class Bench:
-    """States with one noise for each, and the denoiser under their conditions.
+class DenoiserProbe:
+    """States with one fixed noise each, and the denoiser under their conditions.
 
     Attributes:
-        images, given: what states are made of, and whether they are the user's.
-        conditions: one for each image, or None.
-        clean, e: (B, *state).
-        low, high, middle: the noise levels that the model was trained on, and those between them.
-        precision: the coarsest of all numbers behind a result.
+        images: (B, *image), the images that states are made of.
+        given: True if the user gave the images, False if they are made up.
+        conditions: one per image, or None.
+        clean, e: (B, *state), states and their standard normal noise; equal to `images` until `embed` is called.
+        low, high, middle: the ends of the noise levels that the model was trained on, and levels between them.
+        precision: the coarsest dtype behind a result, which decides `tolerance`.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Bench:
     ):
         self.denoiser, self.given = denoiser, images is not None
         self.generator = torch.Generator().manual_seed(20_250_319)
-        images = smooth_images(denoiser.pixel_shape or image_shape) if images is None else images
+        images = _smooth_images(denoiser.pixel_shape or image_shape) if images is None else images
         if len(images) < 2:
             raise ValueError(f"{len(images)} images: expected two or more, to be put into one batch")
         if conditions is None and denoiser.condition and not denoiser.has_null:
@@ -51,38 +52,38 @@ class Bench:
         self.clean = self.e = self.images
 
     def embed(self) -> None:
-        """Images become states, which all that follows is about."""
+        """Turn the images into states, on which all later checks work."""
         with torch.no_grad():
             self.clean = self.denoiser.embed(self.images)
         self.e = self.draw(self.clean)
 
     def draw(self, like: Tensor) -> Tensor:
-        """Standard normal numbers, the same on every device."""
+        """Return standard normal numbers of the shape of `like`, the same on every device."""
         return torch.randn(like.shape, generator=self.generator, dtype=torch.float64).to(like)
 
     def bound(self, rows: Sequence[int] | None = None) -> Denoiser:
-        """The denoiser under the conditions of some rows, by default of all."""
+        """Return the denoiser under the conditions of `rows`, by default of all rows."""
         if self.conditions is None:
             return self.denoiser
         return self.denoiser.given([self.conditions[row] for row in (range(len(self.clean)) if rows is None else rows)])
 
     def noisy(self, level: float) -> Tensor:
-        """The states at a noise level."""
+        """Return the states at a noise level, (B, *state)."""
         return self.clean + level * self.e
 
     def noise(self, y: Tensor, level: float, rows: Sequence[int] | None = None) -> Tensor:
-        """The noise expected at y, which are those rows."""
+        """Return the noise that the denoiser expects in y, whose rows have the conditions of `rows`."""
         with torch.no_grad():
-            return self.bound(rows).noise(y, scalar(level))
+            return self.bound(rows).noise(y, level_tensor(level))
 
     def denoised(self, y: Tensor, level: float) -> Tensor:
-        """The clean states expected at y."""
+        """Return the clean states that the denoiser expects behind y."""
         with torch.no_grad():
-            return self.bound()(y, scalar(level))
+            return self.bound()(y, level_tensor(level))
 
 
-def smooth_images(shape: tuple[int, ...] | None) -> Tensor:
-    """Random images in [-1, 1] of a few blobs."""
+def _smooth_images(shape: tuple[int, ...] | None) -> Tensor:
+    """Return random images in [-1, 1] that consist of a few blobs."""
     if shape is None:
         raise ValueError("the denoiser has no image_shape: expected one, or the argument image_shape=(3, 32, 32)")
     generator = torch.Generator().manual_seed(20_250_320)
@@ -92,32 +93,27 @@ def smooth_images(shape: tuple[int, ...] | None) -> Tensor:
     return interpolate(coarse, size=shape[1:], mode="bilinear", align_corners=True).tanh()
 
 
-def scalar(level: float) -> Tensor:
-    """A noise level as an audit gives it: float64, without axes, on the CPU."""
+def level_tensor(level: float) -> Tensor:
+    """Return a noise level as an audit passes it: a float64 scalar on the CPU."""
     return torch.tensor(level, dtype=torch.float64)
 
 
 def rms(x: Tensor) -> float:
-    """Root mean square of all numbers."""
+    """Return the root mean square of all numbers in x."""
     return x.double().square().mean().sqrt().item()
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) inner products."""
+    """Return the inner product of each row of a with the same row of b, (B,) float64."""
     return (a.double() * b.double()).flatten(1).sum(1)
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    """Of the angle between two whole batches; 0 where one of them is 0."""
-    return (a.double() * b.double()).mean().item() / max(rms(a) * rms(b), 1e-300)
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    """Largest distance of two rows that are to be the same, relative to their size."""
+def relative_distance(a: Tensor, b: Tensor) -> float:
+    """Return the largest distance of a row of a from the same row of b, relative to the size of the two."""
     distance, size = (x.double().flatten(1).norm(dim=1) for x in (a - b, torch.maximum(a.abs(), b.abs())))
     return (distance / size.clamp(min=1e-300)).max().item()
 
 
-def name(x: Tensor) -> str:
-    """Type and place."""
+def dtype_and_device(x: Tensor) -> str:
+    """Return the dtype and the device of x as text."""
     return f"{str(x.dtype).removeprefix('torch.')} on {x.device}"
