@@ -1,23 +1,28 @@
 """What a person types, and what they read when it is wrong."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 
 from tests.conftest import VOLGROWTH, volgrowth
-from volgrowth.cli import run
+from volgrowth.cli import app, run_command
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.version import VERSION
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
 def test_help_imports_neither_torch_nor_ray():
     code = (
-        "import sys; from volgrowth.cli import run; run(['--help']); run(['audit', '--help']); "
-        "run(['curate', '--help']); run(['check', '--help']); "
+        "import sys; from volgrowth.cli import run_command; run_command(['--help']); "
+        "[run_command([name, '--help']) for name in ('audit', 'curate', 'check', 'verify')]; "
         "heavy = {'torch', 'ray', 'datasets', 'diffusers', 'sklearn', 'matplotlib'} & set(sys.modules); "
         "sys.exit(str(heavy) if heavy else 0)"
     )
@@ -25,6 +30,13 @@ def test_help_imports_neither_torch_nor_ray():
     assert finished.returncode == 0, finished.stderr
     assert "memorized" in finished.stdout
     assert "Examples" in finished.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained_in_a_sentence(name):
+    for parameter in COMMANDS[name].params:
+        if parameter.name != "help":
+            assert re.fullmatch(r"\S.{10,}\.", parameter.help or ""), (name, parameter.name, parameter.help)
 
 
 def test_importing_the_package_is_cheap_and_its_names_are_there():
@@ -49,7 +61,7 @@ def say(capsys, tmp_path, monkeypatch):
 
     def say(*arguments: object) -> str:
         before = sorted(tmp_path.rglob("*"))
-        assert run([str(a) for a in arguments]) == 2
+        assert run_command([str(a) for a in arguments]) == 2
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
         assert captured.out == ""
@@ -108,7 +120,7 @@ def test_settings_that_make_no_sense(say, tiny_model, digit_file, digits, tmp_pa
     assert "expected NAME=VALUE" in say(*command, "--set", "seed")
     assert "does not match any of the expected tags" in say(*command, "--preset", "fancy")
     assert "cannot be read" in say(*command, "--config", "missing.yaml")
-    assert "is no YAML value" in say(*command, "--set", "measure.num_probes=[")
+    assert "is not a YAML value" in say(*command, "--set", "measure.num_probes=[")
     (tmp_path / "numbers.yaml").write_text("1: 2")
     assert "a YAML mapping of setting names" in say(*command, "--config", "numbers.yaml")
     assert "65 axes in 64 dimensions" in say(*command, "--preset", "paper", "--set", "measure.num_tangents=65")
@@ -145,9 +157,9 @@ def test_options_files_and_exit_code_three(tiny_model, tmp_path, digits, capsys,
         "audit", str(tiny_model), "d.parquet", "--output", "out", "--config", "c.yaml", "--id-column", "serial",
         "--set", "measure.num_noises=1", "--shard-size", "30", "--engine", "local",
     ]  # fmt: skip
-    assert run(command) == 3
+    assert run_command(command) == 3
     assert "more than --max-failed 0.01" in capsys.readouterr().err
-    assert run([*command, "--max-failed", "0.5"]) == 0
+    assert run_command([*command, "--max-failed", "0.5"]) == 0
     assert "59 of 60 images scored" in capsys.readouterr().out
     audit = open_audit("out")
     config = audit.manifest["config"]
@@ -157,7 +169,7 @@ def test_options_files_and_exit_code_three(tiny_model, tmp_path, digits, capsys,
     assert audit.scores.column("image_id").to_pylist()[:3] == ["0", "1", "2"]
     report = Path("out/report.html").read_text()
     Path("out/report.html").unlink()
-    assert run(["report", "out"]) == 0
+    assert run_command(["report", "out"]) == 0
     assert Path("out/report.html").read_text() == report
-    assert run([*command, "--set", "seed=5"]) == 2
+    assert run_command([*command, "--set", "seed=5"]) == 2
     assert "holds another audit: seed was 4 there and is 5 now" in capsys.readouterr().err

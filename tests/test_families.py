@@ -14,7 +14,7 @@ import torch
 import volgrowth as vg
 from tests.support.pipelines import CLASSES, FAMILY_NAMES, FLUX_RESOLUTION, TEXT_FAMILIES, build, unet2d
 from volgrowth.audit.scoring.measures import seeded
-from volgrowth.cli import run
+from volgrowth.cli import run_command
 from volgrowth.commands.audit import run_audit
 from volgrowth.commands.verify import verify_audit
 from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
@@ -246,7 +246,7 @@ def test_what_does_not_fit_is_said_before_anything_runs(
 def test_the_command_line(data: Path, models: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["audit", str(models("sd1")), str(data), "--output", str(tmp_path / "out"), "--engine", "local"]
     options = ["--id-column", "id", "--caption-column", "caption", "--guidance", "7.5", "--set", "batch_size=8"]
-    assert run([*command, *options]) == 0
+    assert run_command([*command, *options]) == 0
     assert f"{ROWS} of {ROWS} images scored" in capsys.readouterr().out
     config = json.loads((tmp_path / "out" / "manifest.json").read_text())["config"]
     assert (config["caption_column"], config["guidance"]) == ("caption", 7.5)

@@ -1,25 +1,24 @@
-"""The command line. Heavy imports wait until a command runs, so that --help answers at once."""
+"""The command line: it turns arguments into calls, and results into lines and exit codes.
+
+Heavy imports wait until a command runs, so that --help answers at once.
+"""
 
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from volgrowth.errors import UsageError, VolgrowthError
-from volgrowth.options import EngineName, GpusPerWorker, RayAddress, audit_config, takes_settings
+from volgrowth.options import EngineName, GpusPerWorker, RayAddress, Workers, audit_config, takes_settings
 from volgrowth.version import VERSION
-
-if TYPE_CHECKING:
-    from volgrowth.analysis.policy import Policy
 
 
 class Exit(IntEnum):
-    """What the shell is told."""
+    """The exit codes of the commands."""
 
     DONE = 0
     MORE_THAN_ALLOWED = 1
@@ -35,23 +34,32 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command("audit")
 @takes_settings
-def audit(
+def _audit(
     ctx: typer.Context,
     *,
     reference: Annotated[
-        str | None, typer.Option(help="Audit of the same rows under a model not trained on them, for calibration.")
+        str | None, typer.Option(help="Audit of the same rows by a model not trained on them, for calibration.")
     ] = None,
-    adaptive: Annotated[bool, typer.Option("--adaptive", help="More probes for rows near the threshold.")] = False,
     cascade: Annotated[
-        bool, typer.Option("--cascade", help="Screen every row, measure those that may be flagged.")
+        bool, typer.Option("--cascade", help="Screen every row cheaply, and measure only those that may be flagged.")
     ] = False,
-    min_workers: Annotated[int | None, typer.Option(help="Stop when fewer are ready for --set wait_minutes.")] = None,
-    extend: Annotated[bool, typer.Option("--extend", help="Audit files that DATA gained into OUTPUT.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score rows without a score again.")] = False,
-    log_json: Annotated[str | None, typer.Option(help="Append what happens to a file, one JSON object a line.")] = None,
-    max_failed: Annotated[float | None, typer.Option(help="Share of rows that may fail before exit code 3.")] = None,
+    min_workers: Annotated[
+        int | None, typer.Option(help="Fewest workers to go on with; wait for them for --set wait_minutes=30.")
+    ] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Audit the files that DATA gained since, into the same OUTPUT.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Score the rows again that have no score.")
+    ] = False,
+    log_json: Annotated[
+        str | None, typer.Option(help="File to append events to while the audit runs, one JSON object per line.")
+    ] = None,
+    max_failed: Annotated[
+        float | None, typer.Option(help="Share of rows that may have no score before the exit code is 3 (0.01).")
+    ] = None,
     **settings: Any,
 ) -> None:
     """Measure every image of DATA under MODEL, calibrate, and write tables and a report to OUTPUT.
@@ -64,19 +72,16 @@ def audit(
     """
     asked = audit_config(ctx)
 
-    from volgrowth.commands.audit import failed_share, run_audit
-    from volgrowth.report.words import cascade_sentences, title
+    from volgrowth.commands.audit import audit_lines, failed_share, run_audit
 
     try:
         finished = run_audit(asked, extend=extend, retry_failed=retry_failed)
     except KeyboardInterrupt:
         print(f"interrupted: finished shards are kept in {asked.output}; the same command resumes", file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
-    counts, failed = finished.summary["counts"], failed_share(finished)
-    print(f"{counts['ok']} of {counts['rows']} images scored; report: {finished.store.path('report.html')}")
-    print("\n".join([title(finished.summary), *cascade_sentences(finished.summary.get("cascade"))]))
+    print("\n".join(audit_lines(finished)))
     _warn((finished.summary["detection"] or {}).get("warnings", ()))
-    if failed > asked.max_failed:
+    if (failed := failed_share(finished)) > asked.max_failed:
         print(
             f"{failed:.1%} of the rows have no score, more than --max-failed {asked.max_failed:g}: the column "
             f"status of scores says why",
@@ -85,37 +90,41 @@ def audit(
         raise typer.Exit(Exit.TOO_MANY_FAILED)
 
 
-@app.command()
+@app.command("plan")
 @takes_settings
-def plan(
+def _plan(
     ctx: typer.Context,
     *,
-    price: Annotated[float | None, typer.Option(help="Of an hour of one GPU, or of one worker without.")] = None,
+    price: Annotated[
+        float | None, typer.Option(help="Price per GPU-hour (per worker-hour on CPUs), to predict the cost.")
+    ] = None,
     **settings: Any,
 ) -> None:
-    """Measure a few random stretches of DATA, and say what the audit would take: hours, memory, money.
+    """Measure a few random parts of DATA, and predict what the audit would take: hours, memory, money.
 
-    Leaves its notes in OUTPUT/.plan.
+    Keeps its notes in OUTPUT/.plan.
 
     Example:
 
       volgrowth plan ./ddpm ./train.parquet --output out --price 2.5
     """
-    from volgrowth.commands.plan import describe, plan_audit
+    from volgrowth.commands.plan import describe_forecast, plan_audit
 
-    print(describe(plan_audit(audit_config(ctx), price=price)))
+    print(describe_forecast(plan_audit(audit_config(ctx), price=price)))
 
 
-@app.command()
-def convert(
+@app.command("convert")
+def _convert(
     pickle: Annotated[Path, typer.Argument(help="Checkpoint of NVlabs' EDM, a .pkl file.")],
     folder: Annotated[Path, typer.Argument(help="New folder for config.json and model.safetensors.")],
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read a pickle, whatever it holds.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Confirm that a pickle may be read; none of its code runs.")
+    ] = False,
 ) -> None:
     """Turn a pickled EDM network into a folder that can be audited.
 
-    A pickle can run any code as you when it is opened. This reader runs none: what is not a tensor or a plain value of
-    a network is refused by name.
+    Opening a pickle in the usual way can run any code under your account. This reader runs none: it refuses everything
+    that is not a tensor or a plain value of a network, and names it.
 
     Example:
 
@@ -126,10 +135,12 @@ def convert(
     print(convert_pickle(pickle, folder, allow_pickle))
 
 
-@app.command()
-def report(
+@app.command("report")
+def _report(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
-    redact: Annotated[bool, typer.Option("--redact", help="Leave out all pictures, to hand the page on.")] = False,
+    redact: Annotated[
+        bool, typer.Option("--redact", help="Leave out all pictures, so that the page can be handed on.")
+    ] = False,
 ) -> None:
     """Write report.html and its figures again from the tables of a finished audit.
 
@@ -137,54 +148,48 @@ def report(
 
       volgrowth report out --redact
     """
-    from volgrowth.audit.output.result import open_audit
-    from volgrowth.commands.audit import write_report
+    from volgrowth.commands.report import report_audit
 
-    finished = open_audit(output)
-    write_report(finished, redact)
-    print(finished.store.path("report.html"))
+    print(report_audit(output, redact=redact).store.path("report.html"))
 
 
-@app.command()
-def diff(
+@app.command("diff")
+def _diff(
     out_a: Annotated[str, typer.Argument(help="Output of a finished audit: the earlier checkpoint or data set.")],
     out_b: Annotated[str, typer.Argument(help="Output of the audit to compare it with.")],
-    fdr: Annotated[float, typer.Option(help="Rate of false discoveries among all significant changes.")] = 0.1,
+    fdr: Annotated[float, typer.Option(help="False-discovery rate among all significant changes.")] = 0.1,
     table: Annotated[
         str | None, typer.Option(help="Parquet file or URL for the whole table, one row per image.")
     ] = None,
 ) -> None:
-    """Say which images became or ceased to be memorized from audit OUT_A to audit OUT_B.
+    """Show which images became or ceased to be memorized from audit OUT_A to audit OUT_B.
 
     Example:
 
       volgrowth diff out-before out-after --table changes.parquet
     """
-    from volgrowth.analysis.comparison.changes import compare_audits, write_changes
     from volgrowth.analysis.comparison.wording import comparison_text
-    from volgrowth.audit.output.result import open_audit
+    from volgrowth.commands.diff import diff_audits
 
-    comparison = compare_audits(open_audit(out_a), open_audit(out_b), fdr)
-    if table:
-        write_changes(comparison, table)
-    print(comparison_text(comparison))
+    print(comparison_text(diff_audits(out_a, out_b, fdr, table=table)))
 
 
-@app.command()
-def verify(
+@app.command("verify")
+def _verify(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
-    samples: Annotated[int, typer.Option(help="Images to draw from the model; 2500 or more say most.")],
+    samples: Annotated[int, typer.Option(help="Images to draw from the model; 2500 or more show most.")],
     stop_level: Annotated[
-        float | None, typer.Option(help="Compare a sampler that takes its last step from this noise level.")
+        float | None,
+        typer.Option(help="Draw them again with a sampler that takes its last step from this noise level."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Model replicas; default one per GPU, or per core.")] = None,
+    workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
     ray_address: RayAddress = None,
     engine: EngineName = None,
 ) -> None:
-    """Draw SAMPLES from the audited model and see which training images they reproduce.
+    """Draw SAMPLES from the audited model, and see which training images they reproduce.
 
-    Fills the column verified_hits of findings, says how many of the flags are proved, and writes the report again.
+    Fills the column verified_hits of the findings, says how many of the flags are proved, and writes the report again.
     A later call with more samples keeps those drawn before.
 
     Example:
@@ -212,25 +217,40 @@ def verify(
     _warn(found["warnings"])
 
 
-@app.command()
-def curate(
+@app.command("curate")
+def _curate(
     ctx: typer.Context,
     output: Annotated[str | None, typer.Argument(help="Output of a finished audit.")] = None,
-    fdr: Annotated[float | None, typer.Option(help="Flag what has at most this q_value.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Flag so many images, highest in excess_growth.")] = None,
-    max_score: Annotated[float | None, typer.Option(help="Flag what has more excess_growth than this.")] = None,
-    action: Annotated[str | None, typer.Option(help="For what is flagged: drop (default), dedupe, downweight.")] = None,
-    allow: Annotated[Path | None, typer.Option(help="File of ids or sources, one a line, that always stay.")] = None,
-    opt_out: Annotated[Path | None, typer.Option(help="File of ids or sources, one a line, that always go.")] = None,
-    list_: Annotated[str | None, typer.Option("--list", help="The list, .csv or .parquet: written, or taken.")] = None,
-    apply: Annotated[str | None, typer.Option(help="New folder for the data set that the list says.")] = None,
-    indices: Annotated[bool, typer.Option("--indices", help="Apply as row numbers for `datasets`, no copy.")] = False,
-    undo: Annotated[str | None, typer.Option(help="Folder that --apply wrote: remove it; takes no OUTPUT.")] = None,
+    fdr: Annotated[float | None, typer.Option(help="Flag images with at most this q_value.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Flag this many images, those highest in excess_growth.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="Flag images with more excess_growth than this.")] = None,
+    action: Annotated[
+        str | None, typer.Option(help="What to do with flagged images: drop (default), dedupe or downweight.")
+    ] = None,
+    allow: Annotated[
+        Path | None, typer.Option(help="File of ids or sources, one per line, of rows that always stay.")
+    ] = None,
+    opt_out: Annotated[
+        Path | None, typer.Option(help="File of ids or sources, one per line, of rows that always go.")
+    ] = None,
+    list_: Annotated[
+        str | None,
+        typer.Option("--list", help="The list, a .csv or .parquet file: written with a policy, read without one."),
+    ] = None,
+    apply: Annotated[
+        str | None, typer.Option(help="New folder for a copy of the data set as the list describes it.")
+    ] = None,
+    indices: Annotated[
+        bool, typer.Option("--indices", help="Apply the list as row numbers for `datasets` instead of a copy.")
+    ] = False,
+    undo: Annotated[
+        str | None, typer.Option(help="Remove this folder, which --apply wrote; give nothing else with it.")
+    ] = None,
 ) -> None:
-    """Say what to do with each row, as a list that can be edited, and apply it to a copy of the data set.
+    """Decide what to do with each row, as a list that can be edited, and apply it to a copy of the data set.
 
-    With --fdr, --top-k or --max-score the list is made, otherwise --list is taken as it is. The data set itself is
-    never changed.
+    --fdr, --top-k or --max-score makes the list; without them it is read from --list. The data set itself is never
+    changed.
 
     Examples:
 
@@ -240,33 +260,29 @@ def curate(
 
       volgrowth curate --undo ./curated
     """
-    from volgrowth import curation
-    from volgrowth.commands.curate import curate_audit
+    from volgrowth.commands import curate
 
     if undo is not None:
         _refuse_beside_undo(ctx.params)
-        gone = curation.undo_list(undo)
-        print(f"removed {undo} ({gone.rows:,} rows, {len(gone.files):,} files); {gone.data} was not changed")
+        print(curate.undo_curation(undo))
         return
     if output is None:
         raise UsageError("curate needs the OUTPUT of a finished audit, or --undo with a folder that --apply wrote")
-    table, applied = curate_audit(output, _policy(ctx.params), list_path=list_, destination=apply, indices=indices)
-    counts = Counter(table["action"].to_pylist())
-    said = ", ".join(f"{name} {counts[name]:,}" for name in ("drop", "downweight", "review", "keep"))
-    print(f"{said} of {len(table):,} rows; list: {list_ or output.rstrip('/') + '/' + curation.CURATION_FILE}")
-    if applied:
-        print(f"{applied.rows:,} rows in {apply}; volgrowth curate --undo {apply} removes it")
+    limits = {"fdr": fdr, "top_k": top_k, "max_score": max_score}
+    policy = curate.policy_of_options(limits, action, allow, opt_out)
+    table, applied = curate.curate_audit(output, policy, list_path=list_, destination=apply, indices=indices)
+    print("\n".join(curate.curation_lines(output, list_, table, apply, applied)))
 
 
-@app.command()
-def check(
+@app.command("check")
+def _check(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
-    fdr: Annotated[float, typer.Option(help="An image is flagged where its q_value is at most this.")] = 0.1,
+    fdr: Annotated[float, typer.Option(help="An image is flagged if its q_value is at most this.")] = 0.1,
     max_flagged: Annotated[float, typer.Option(help="Share of the distinct images that may be flagged.")] = 0.0,
     junit: Annotated[str | None, typer.Option(help="JUnit file to write, a path or URL.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print GitHub-flavoured Markdown.")] = False,
 ) -> None:
-    """Fail where an audit found more memorized images than allowed: exit code 0, 1, or 2 if it could not tell.
+    """Fail if an audit found more memorized images than allowed: exit code 0, 1, or 2 if it cannot tell.
 
     Examples:
 
@@ -275,22 +291,18 @@ def check(
       volgrowth check out --markdown >> "$GITHUB_STEP_SUMMARY"
     """
     from volgrowth.analysis import gate
-    from volgrowth.analysis.policy import store_of
-    from volgrowth.audit.output.result import open_audit
+    from volgrowth.commands.check import check_audit
 
-    found = gate.check_limit(open_audit(output), fdr, max_flagged)
-    if junit:
-        store, name = store_of(junit)
-        store.write(name, gate.gate_junit(found))
+    found = check_audit(output, fdr, max_flagged, junit=junit)
     print(gate.gate_markdown(found) if markdown else gate.gate_text(found))
     _warn(found.notes)
     if not found.passed:
         raise typer.Exit(Exit.MORE_THAN_ALLOWED)
 
 
-@app.command()
-def demo(output: Annotated[Path, typer.Option(help="Folder for model, data, audit and report.")]) -> None:
-    """Train a small model on real digits, audit it, and show what it reproduces. Minutes on two cores.
+@app.command("demo")
+def _demo(output: Annotated[Path, typer.Option(help="Folder for model, data, audit and report.")]) -> None:
+    """Train a small model on real digits, audit it, and show what it reproduces. Takes minutes on two cores.
 
     Example:
 
@@ -315,42 +327,17 @@ def _warn(warnings: Iterable[str]) -> None:
 
 def _refuse_beside_undo(given: dict[str, Any]) -> None:
     for name, value in given.items():
-        if name != "undo" and value not in (None, False):
+        if name != "undo" and value is not None and value is not False:
             raise UsageError(f"--undo takes nothing beside it, and {name.strip('_')} was {value}: leave that out")
 
 
-def _policy(given: dict[str, Any]) -> "Policy | None":
-    """Of the options of `curate`; None where they name none."""
-    from volgrowth.analysis.policy import Policy
-
-    limits = {name: given[name] for name in ("fdr", "top_k", "max_score") if given[name] is not None}
-    options = {name: given[name] for name in ("action", "allow", "opt_out") if given[name] is not None}
-    flags = [f"--{name.replace('_', '-')}" for name in (*limits, *options)]
-    if len(limits) > 1:
-        raise UsageError(f"{' and '.join(flags[: len(limits)])} were given: expected one of them")
-    if not limits and options:
-        raise UsageError(f"{flags[0]} needs --fdr, --top-k or --max-score beside it; --top-k 0 flags nothing")
-    for name in options.keys() & {"allow", "opt_out"}:
-        options[name] = _read_ids(options[name], f"--{name.replace('_', '-')}")
-    return next((Policy(by=by, limit=limit, **options) for by, limit in limits.items()), None)  # type: ignore[arg-type]
-
-
-def _read_ids(file: Path, option: str) -> frozenset[str]:
-    """One a line."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{option} {file} cannot be read ({error}): expected a text file, one id a line") from None
-    return frozenset(line for line in lines if line)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    """Run the command line and exit with its code."""
+    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run the command line; the exit code. A `VolgrowthError` is printed as one sentence."""
+def run_command(arguments: Sequence[str]) -> int:
+    """Run the command line and return the exit code. A `VolgrowthError` is printed as one sentence."""
     try:
         app(list(arguments), prog_name="volgrowth")
     except VolgrowthError as error:

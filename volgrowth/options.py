@@ -1,4 +1,4 @@
-"""Options that say what an audit measures, shared by the commands that take them, and how they become settings."""
+"""The command-line options that become settings of an audit, shared by the commands that take them."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -11,31 +11,36 @@ import yaml
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError
 
-Split = Annotated[str | None, typer.Option(help="Split of the data set.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Column with the images; found by itself if only one.")]
-IdColumn = Annotated[str | None, typer.Option(help="Column with your ids; else a hash of the bytes.")]
-ClassColumn = Annotated[str | None, typer.Option(help="Column of classes, for models that take a class.")]
-CaptionColumn = Annotated[str | None, typer.Option(help="Column of captions, for models that take text.")]
-Guidance = Annotated[float | None, typer.Option(help="Measure the flow with guidance of this scale too.")]
-Base = Annotated[str | None, typer.Option(help="Pipeline that a network alone takes the rest from.")]
-Lora = Annotated[str | None, typer.Option(help="Low-rank weights on top of the model: file, folder, hub id.")]
-Holdout = Annotated[str | None, typer.Option(help="Images like these that the model was not trained on.")]
-HoldoutSplit = Annotated[str | None, typer.Option(help="Split of the held-out images.")]
-Preset = Annotated[str | None, typer.Option(help="standard (default), paper (as published) or volume.")]
-ShardSize = Annotated[int | None, typer.Option(help="Rows per fragment.")]
-EngineName = Annotated[str | None, typer.Option(help="ray (default), or local: one worker in this process.")]
-Workers = Annotated[int | None, typer.Option(help="Most model replicas; default one per GPU, or core.")]
-GpusPerWorker = Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")]
-RayAddress = Annotated[str | None, typer.Option(help="Ray cluster; one is started here otherwise.")]
+Model = Annotated[str, typer.Argument(help="Diffusers folder, its URL, hub id, or factory:module:function.")]
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="Hub id, save_to_disk folder, or path, pattern or URL of Parquet files, webdataset tars or images."
+    ),
+]
+Output = Annotated[str, typer.Option(help="Folder or URL for the audit; repeat the command to resume it.")]
+Base = Annotated[str | None, typer.Option(help="Pipeline that supplies what MODEL lacks, if MODEL is a bare network.")]
+Lora = Annotated[str | None, typer.Option(help="LoRA weights on top of the model: a file, folder, URL or hub id.")]
+Split = Annotated[str | None, typer.Option(help="Split of the data set, if it has several.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the images, if there are several.")]
+IdColumn = Annotated[str | None, typer.Option(help="Column with your own ids; the default is a hash of the file.")]
+ClassColumn = Annotated[str | None, typer.Option(help="Column with the classes, for a model that takes a class.")]
+CaptionColumn = Annotated[str | None, typer.Option(help="Column with the captions, for a model that takes text.")]
+Guidance = Annotated[float | None, typer.Option(help="Also measure growth under guidance of this scale.")]
+Holdout = Annotated[str | None, typer.Option(help="Similar images that the model was not trained on.")]
+HoldoutSplit = Annotated[str | None, typer.Option(help="Split of the held-out images, if there are several.")]
+Preset = Annotated[str | None, typer.Option(help="Measure standard (default), paper (as published) or volume.")]
+ShardSize = Annotated[int | None, typer.Option(help="Rows per shard, the unit of work that a worker takes (1024).")]
+EngineName = Annotated[
+    str | None, typer.Option(help="ray (default), or local: one worker in this process, without Ray.")
+]
+Workers = Annotated[int | None, typer.Option(help="Most model replicas; the default is one per GPU, or per core.")]
+GpusPerWorker = Annotated[float | None, typer.Option(help="GPUs per worker, such as 0.5 to share one between two.")]
+RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; the default is a local one, started here.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting, such as measure.num_probes=8; repeatable.")
+    list[str] | None, typer.Option("--set", help="Any one setting, such as measure.num_probes=8; repeatable.")
 ]
-Model = Annotated[str, typer.Argument(help="Diffusers folder, hub id, or factory:module:function.")]
-Data = Annotated[
-    str, typer.Argument(help="Hub id, or path or URL of parquet, webdataset tars, images; save_to_disk folder.")
-]
-Output = Annotated[str, typer.Option(help="Folder or URL that holds the audit; repeat the command to resume it.")]
 
 
 def _shared(
@@ -61,11 +66,11 @@ def _shared(
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> None:
-    """What `takes_settings` gives a command."""
+    """Declare the options that `takes_settings` adds to a command."""
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """A command `(ctx, *, own options, **settings)` takes the shared options too, which `audit_config` reads."""
+    """Add the shared options to a command `(ctx, *, own options, **settings)`; `audit_config(ctx)` reads them."""
     first, *own = inspect.signature(command).parameters.values()
     own = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
     shared = [
@@ -76,18 +81,22 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def audit_config(ctx: typer.Context) -> AuditConfig:
-    """Of a command's options, which are called as the settings are; those beside them are YAML file, preset, --set."""
+    """Return the settings that a command's options give: those of the YAML file, overridden by options and --set.
+
+    Raises:
+        UsageError: the file cannot be read, or a setting is unknown or has a wrong value.
+    """
     given = ctx.params
     unset = (None, False)
     named = {name: given[name] for name in AuditConfig.model_fields if not any(given.get(name) is no for no in unset)}
-    merged = _settings(given["config"], named, given["preset"], given["settings"] or [])
+    merged = _merged_settings(given["config"], named, given["preset"], given["settings"] or [])
     return AuditConfig.build(**merged)
 
 
-def _settings(
+def _merged_settings(
     file: Path | None, named: dict[str, Any], preset: str | None, assignments: Sequence[str]
 ) -> dict[str, Any]:
-    """Settings of a YAML file, overridden by options, overridden by assignments."""
+    """Return the settings of a YAML file, overridden by options, overridden by assignments NAME=VALUE."""
     merged = _read_yaml(file) if file else {}
     merged.update(named)
     if preset:
@@ -103,11 +112,11 @@ def _settings(
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise UsageError(f"--set {assignment!r}: {parent} is no group of settings")
+                raise UsageError(f"--set {assignment!r}: {parent} is a single setting, and has none below it")
         try:
             target[leaf] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise UsageError(f"--set {assignment!r}: {text!r} is no YAML value") from None
+            raise UsageError(f"--set {assignment!r}: {text!r} is not a YAML value") from None
     return merged
 
 

@@ -9,7 +9,7 @@ import volgrowth as vg
 from tests.support.checkpoints import save_pipeline, unet
 from volgrowth.audit.output.result import Audit
 from volgrowth.audit.scoring.refine import ADAPTIVE_FILE, FACTOR
-from volgrowth.cli import run
+from volgrowth.cli import run_command
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import OutputError, UsageError
 
@@ -112,7 +112,7 @@ def test_held_out_sets_that_do_not_fit_are_said(tiny_model, digit_file, digits, 
     )
     command = ["audit", str(tiny_model), str(digit_file), "--output", str(tmp_path / "out"), "--engine", "local"]
     command.append("--holdout")
-    assert run([*command, str(tmp_path / "bad.parquet")]) == 0
+    assert run_command([*command, str(tmp_path / "bad.parquet")]) == 0
     said = capsys.readouterr().err
     assert "warning: 5 held-out images are in the audited set too" in said
     assert "held-out images look like audited ones" in said
@@ -126,7 +126,7 @@ def test_a_report_of_an_older_version_is_refused_in_one_sentence(audit, tmp_path
     for lacking in ("detection", "duplicates", "run"):  # the template reads the last one, code the others
         known = {name: value for name, value in summary.items() if name != lacking}
         store.write_json("summary.json", {**known, "volgrowth": "0.0.9"})
-        assert run(["report", str(tmp_path / "out")]) == 2
+        assert run_command(["report", str(tmp_path / "out")]) == 2
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert said.startswith(f"volgrowth: {tmp_path}/out was summarised by volgrowth 0.0.9, which did not write")
         assert lacking in said

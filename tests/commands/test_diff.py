@@ -7,7 +7,7 @@ import pytest
 
 import volgrowth as vg
 from volgrowth.analysis.comparison.changes import CHANGES, compare_audits
-from volgrowth.cli import run
+from volgrowth.cli import run_command
 from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
 
@@ -50,7 +50,7 @@ def audits(tiny_model, other_model, digit_file, digits, tmp_path_factory):
 
 def test_the_command_says_what_changed_and_writes_the_table(audits, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run(["diff", str(audits / "before"), str(audits / "after"), "--table", "changes.parquet"]) == 0
+    assert run_command(["diff", str(audits / "before"), str(audits / "after"), "--table", "changes.parquet"]) == 0
     said = capsys.readouterr().out
     assert "149 distinct images are in both" in said
     assert "1 are only in A, of which 0 flagged there; 0 only in B" in said
@@ -75,7 +75,7 @@ def test_what_cannot_be_compared_is_one_sentence_and_exit_code_two(audits, tmp_p
         ([before, after, "--table", str(tmp_path / "changes.csv")], "ends in .parquet"),
         ([before], "Missing argument"),
     ):
-        assert run(["diff", *arguments]) == 2
+        assert run_command(["diff", *arguments]) == 2
         captured = capsys.readouterr()
         assert reason in " ".join(captured.err.split())
         assert "Traceback" not in captured.err
@@ -83,5 +83,5 @@ def test_what_cannot_be_compared_is_one_sentence_and_exit_code_two(audits, tmp_p
 
 
 def test_help_has_an_example(capsys):
-    assert run(["diff", "--help"]) == 0
+    assert run_command(["diff", "--help"]) == 0
     assert "volgrowth diff out-before out-after --table changes.parquet" in capsys.readouterr().out

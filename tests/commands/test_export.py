@@ -79,7 +79,7 @@ def test_samples_are_tagged_by_file(tiny_model, digits, tmp_path):
     samples = {str(row): {"filepath": str(tmp_path / f"data/{row}.png"), "tags": []} for row in range(6)}
     assert exports.fiftyone_tags(audit, Samples(samples)) == {"memorized": 0, "precursor": 0, "near-duplicate": 0}
     assert [samples[str(row)].get("volgrowth_cluster") for row in range(6)] == [0, 1, 2, 3, None, None]
-    assert exports.croissant(audit)["rai:dataAnnotationAnalysis"][0].startswith("No image was judged")
+    assert exports.croissant_record(audit)["rai:dataAnnotationAnalysis"][0].startswith("No image was judged")
 
 
 def test_samples_that_cannot_be_matched_are_refused(audit):
@@ -91,7 +91,7 @@ def test_samples_that_cannot_be_matched_are_refused(audit):
 
 
 def test_a_croissant_record_is_valid_and_its_records_can_be_read(audit, tmp_path, caplog):
-    record = exports.croissant(audit, license="https://creativecommons.org/publicdomain/zero/1.0/")
+    record = exports.croissant_record(audit, license="https://creativecommons.org/publicdomain/zero/1.0/")
     file = Path(audit.store.path("croissant.json"))
     file.write_text(json.dumps(record))
     read = mlcroissant.Dataset(jsonld=str(file))
@@ -106,7 +106,7 @@ def test_a_croissant_record_is_valid_and_its_records_can_be_read(audit, tmp_path
 
 
 def test_a_croissant_record_says_what_the_audit_promises(audit):
-    record = exports.croissant(audit)
+    record = exports.croissant_record(audit)
     assert record["conformsTo"] == [exports.CROISSANT, exports.RAI]
     assert any("false-discovery rate of 0.1" in said for said in record["rai:dataAnnotationAnalysis"])
     assert set(audit.summary["detection"]["warnings"]) <= set(record["rai:dataLimitations"])
@@ -118,7 +118,7 @@ def test_a_croissant_record_of_a_verified_audit_gives_the_precision(audit):
     proof = {"samples": 500, "flagged": 3, "flagged_reproduced": 2, "precision_interval": [0.094, 0.992]}
     verified = Audit(audit.store, audit.manifest)
     verified.__dict__["summary"] = {**audit.summary, "verification": proof}
-    said = exports.croissant(verified)["rai:dataAnnotationAnalysis"][-1]
+    said = exports.croissant_record(verified)["rai:dataAnnotationAnalysis"][-1]
     assert said == (
         "500 samples of the model reproduce 2 of the 3 flagged images (95% interval of the share 0.094 to 0.992)."
     )

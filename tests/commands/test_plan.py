@@ -8,8 +8,8 @@ import volgrowth as vg
 from tests.audit.output.test_manifest import manifest
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.scoring.pilot import Piece
-from volgrowth.cli import run
-from volgrowth.commands.plan import PIECES, Forecast, _stretches, describe, predict
+from volgrowth.cli import run_command
+from volgrowth.commands.plan import PIECES, Forecast, _stretches, describe_forecast, predict
 
 
 def forecast(plan: Manifest, seconds: list[float], workers: int = 1, price: float | None = None) -> Forecast:
@@ -56,7 +56,7 @@ def test_stretches_lie_apart_in_the_data_set(rows):
 def test_a_pilot_says_what_the_audit_will_take(tiny_model, digit_file, tmp_path, capsys):
     out = str(tmp_path / "out")
     arguments = [str(tiny_model), str(digit_file), "--output", out, "--engine", "local", "--shard-size", "40"]
-    assert run(["plan", *arguments, "--price", "2.5", "--set", "batch_size=8"]) == 0
+    assert run_command(["plan", *arguments, "--price", "2.5", "--set", "batch_size=8"]) == 0
     assert capsys.readouterr().out.startswith("150 images, 2,250 network evaluations, 1 workers on cpu\n")
     kept = json.loads((tmp_path / "out/.plan/forecast.json").read_text())
     assert kept["batch_size"] == 8
@@ -64,7 +64,7 @@ def test_a_pilot_says_what_the_audit_will_take(tiny_model, digit_file, tmp_path,
     assert kept["wall_hours"][1] <= kept["wall_hours"][0] <= kept["wall_hours"][2]
     assert kept["peak_memory"] > 2**20
     # what the pilot left is no obstacle
-    assert run(["audit", *arguments]) == 0
+    assert run_command(["audit", *arguments]) == 0
 
 
 def test_the_batch_size_is_chosen_where_none_is_set(tiny_model, digit_file, tmp_path):
@@ -75,5 +75,5 @@ def test_the_batch_size_is_chosen_where_none_is_set(tiny_model, digit_file, tmp_
 
     found = plan_audit(config, quiet=True)
     assert found.batch_size in {2**power for power in range(8)}
-    assert f"--set batch_size={found.batch_size}" in describe(found)
-    assert "cost" not in describe(found)
+    assert f"--set batch_size={found.batch_size}" in describe_forecast(found)
+    assert "cost" not in describe_forecast(found)

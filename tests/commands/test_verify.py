@@ -12,7 +12,7 @@ import pytest
 import volgrowth as vg
 from tests.conftest import start_volgrowth, wait_for
 from volgrowth.audit.sampling.drawing import read_images
-from volgrowth.cli import run
+from volgrowth.cli import run_command
 from volgrowth.demo.cases import digits_case, write_image_parquet
 from volgrowth.demo.truth import find_reproduced
 
@@ -36,7 +36,7 @@ def drawn(folder: Path) -> dict[str, int]:
 
 def verify(output: Path, *options: object) -> int:
     """The command, by a worker in this process; its exit code."""
-    return run(["verify", str(output), *map(str, options), "--engine", "local"])
+    return run_command(["verify", str(output), *map(str, options), "--engine", "local"])
 
 
 def test_few_samples_say_so_and_later_ones_keep_them(audited, capsys):

@@ -15,7 +15,7 @@ from tests.conftest import start_volgrowth, wait_for
 from tests.curation.conftest import ROWS
 from tests.support.samples import write_parquet
 from volgrowth.audit.output.result import Audit
-from volgrowth.cli import run as command
+from volgrowth.cli import run_command as command
 from volgrowth.curation.applying import RECEIPT
 
 
@@ -102,6 +102,8 @@ def test_what_curate_refuses(refused, out, tmp_path):
         ([out, "--fdr", "0.1", "--apply", "s3://bucket/new"], "a store has no rename"),
         ([out, "--fdr", "0.1", "--apply", "new", "--indices"], "--indices: the rows of"),
         ([out, "--undo", "there"], "--undo takes nothing beside it, and output was"),
+        (["--undo", "there", "--top-k", "0"], "--undo takes nothing beside it, and top_k was 0"),
+        (["--undo", "there", "--max-score", "0"], "--undo takes nothing beside it, and max_score was 0"),
         (["--undo", "there"], f"there holds no {RECEIPT}"),
         (["--undo", "gone"], f"gone holds no {RECEIPT}"),
     ):

@@ -9,8 +9,8 @@ import pytest
 
 import volgrowth as vg
 from tests.support.page_parser import Page, parse
-from volgrowth.cli import run
-from volgrowth.commands.audit import write_report
+from volgrowth.cli import run_command
+from volgrowth.commands.report import write_report
 from volgrowth.commands.verify import verify_audit
 from volgrowth.report.gallery.pictures import data_url, thumbnail
 
@@ -68,12 +68,12 @@ def test_figures_and_their_numbers_lie_beside_the_page(out: Path) -> None:
 
 
 def test_redact_leaves_out_every_picture(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["report", str(out), "--redact"]) == 0
+    assert run_command(["report", str(out), "--redact"]) == 0
     assert capsys.readouterr().out.strip() == str(out / "report.html")
     assert not page(out).all("img")
     assert len(page(out).all("article")) == 60
     assert "made without pictures" in page(out).visible
-    assert run(["report", str(out)]) == 0
+    assert run_command(["report", str(out)]) == 0
     assert page(out).all("img")
 
 
@@ -89,7 +89,7 @@ def test_without_the_data_set_the_page_has_no_pictures_and_says_so(
     data = audited / "digits.parquet"
     data.rename(audited / "away")
     try:
-        assert run(["report", str(out)]) == 0
+        assert run_command(["report", str(out)]) == 0
     finally:
         (audited / "away").rename(data)
     assert "the report shows no pictures" in capsys.readouterr().err
@@ -100,12 +100,12 @@ def test_without_the_data_set_the_page_has_no_pictures_and_says_so(
 
 def test_a_sample_whose_picture_is_gone_costs_no_page(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (out / "verification/sample-00000.parquet").unlink()
-    assert run(["report", str(out)]) == 0
+    assert run_command(["report", str(out)]) == 0
     assert "the report shows no pictures" in capsys.readouterr().err
 
 
 def test_rows_that_lie_near_to_one_another_are_read_at_once() -> None:
-    from volgrowth.commands.audit import READ_THROUGH, _runs
+    from volgrowth.commands.report import READ_THROUGH, _runs
 
     assert _runs([]) == []
     assert _runs([5]) == [[5]]

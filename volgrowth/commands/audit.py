@@ -1,15 +1,10 @@
 """A whole audit: plan, score, reconcile, analyse, report. What `volgrowth audit` and `run_audit` do."""
 
-import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import groupby, pairwise
 from math import prod
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
@@ -21,7 +16,7 @@ from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.session import Shift, shift
 from volgrowth.audit.engine.shard_tasks import Case, Report
 from volgrowth.audit.output.fragments import published, reconcile
-from volgrowth.audit.output.freezing import Plan, freeze, stored_listing
+from volgrowth.audit.output.freezing import Plan, freeze
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, DataInfo, Manifest, Shard
 from volgrowth.audit.output.result import (
@@ -33,34 +28,19 @@ from volgrowth.audit.output.result import (
     open_audit,
 )
 from volgrowth.audit.output.runs import Tally, effort
-from volgrowth.audit.sampling.drawing import AT_ONCE as DRAWN_AT_ONCE
-from volgrowth.audit.sampling.drawing import FOLDER, SAMPLE
 from volgrowth.audit.scoring.cascade import STAGES, Chosen, forget
 from volgrowth.audit.scoring.refine import Refinement
 from volgrowth.audit.scoring.worker import ScoringWorker
+from volgrowth.commands.report import write_report
 from volgrowth.config import AuditConfig, PaperMeasure
 from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.models import inspect_model
 from volgrowth.records import ModelInfo, Status
-from volgrowth.report import Shown, choose_exhibits, render_report, thumbnail
-from volgrowth.report.charts.numbers import duplicate_groups
-from volgrowth.report.page import CAP, FRAME
-from volgrowth.sources import BadImage, decode, open_source
+from volgrowth.report.words import cascade_sentences, title
+from volgrowth.sources import open_source
 from volgrowth.storage.store import Store
 
 NOISE_FILE = "noise-floor.json"
-SAMPLES_FILE = f"{FOLDER}/samples.parquet"
-FIGURES_FOLDER = "figures"
-
-# images in the gallery: so many, or all flagged ones up to a limit
-GALLERY = 60
-MOST_CARDS = 5000
-
-# cards whose pictures are read before it is asked whether there is room for more, of which base64 takes a third;
-# rows read through to save a read
-CARDS_AT_ONCE = 250
-ROOM = (CAP - FRAME) * 3 // 4
-READ_THROUGH = 16
 
 
 def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False, retry_failed: bool = False) -> Audit:
@@ -289,59 +269,17 @@ def _check_reference(reference: str, manifest: Manifest) -> None:
         )
 
 
+def audit_lines(audit: Audit) -> list[str]:
+    """Return what `volgrowth audit` prints about a finished audit."""
+    counts, report = audit.summary["counts"], audit.store.path(REPORT_FILE)
+    said = f"{counts['ok']} of {counts['rows']} images scored; report: {report}"
+    return [said, title(audit.summary), *cascade_sentences(audit.summary.get("cascade"))]
+
+
 def failed_share(audit: Audit) -> float:
     """Share of the audited rows that have no score."""
     counts = audit.summary["counts"]
     return (counts["rows"] - counts["ok"]) / max(counts["rows"], 1)
-
-
-def write_report(audit: Audit, redact: bool = False) -> None:
-    """Write report.html and figures/ from an analysed audit's tables, and their numbers into summary.json.
-
-    Where the data set is no longer there, the page has no pictures, and a line on stderr says so.
-
-    Args:
-        redact: leave out all pictures.
-
-    Raises:
-        UsageError: the summary or the tables are of an older version and lack what the page shows.
-    """
-    try:
-        report = render_report(
-            audit.summary, audit.scores, audit.findings, _shown(audit, redact), audit.holdout_findings
-        )
-    except KeyError as error:
-        url, version = audit.store.url, audit.summary.get("volgrowth", "of unknown version")
-        raise UsageError(
-            f"{url} was summarised by volgrowth {version}, which did not write what the report now shows "
-            f"({error.args[0]}): to keep the scores, delete {url}/_SUCCESS and run the same `volgrowth audit` again"
-        ) from error
-    for name, data in report.files().items():
-        audit.store.write(f"{FIGURES_FOLDER}/{name}", data)
-    if report.numbers != audit.summary.get("figures"):
-        audit.store.write_json(SUMMARY_FILE, {**audit.summary, "figures": report.numbers})
-    audit.store.write(REPORT_FILE, report.html.encode())
-
-
-def _shown(audit: Audit, redact: bool) -> Shown:
-    """What the gallery shows, with as many pictures as the page has room for."""
-    samples = audit.store.read_table(SAMPLES_FILE) if audit.store.exists(SAMPLES_FILE) else None
-    chosen = choose_exhibits(audit.scores, audit.findings, _gallery_rows(audit.findings), samples)
-    if redact:
-        return Shown(chosen, redacted=True)
-    drawn: dict[int, bytes] = {}
-    try:
-        rows = _thumbnails(audit, {group["row"] for group in duplicate_groups(audit.findings)["largest"]})
-        for first in range(0, len(chosen), CARDS_AT_ONCE):
-            some = chosen[first : first + CARDS_AT_ONCE]
-            rows |= _thumbnails(audit, {row for each in some for row in each.rows} - rows.keys())
-            drawn |= _samples(audit, {each.sample.number for each in some if each.sample} - drawn.keys())
-            if sum(map(len, [*rows.values(), *drawn.values()])) > ROOM:
-                break
-    except (DataError, OutputError) as error:
-        print(f"the report shows no pictures: {error}", file=sys.stderr)
-        return Shown(chosen)
-    return Shown(chosen, rows, drawn)
 
 
 def _analysed(config: AuditConfig, store: Store) -> tuple[Audit, Analysis]:
@@ -351,52 +289,3 @@ def _analysed(config: AuditConfig, store: Store) -> tuple[Audit, Analysis]:
         reference = Reference(other.scores, other.holdout_scores)
     share = config.screen_share if config.cascade else None
     return audit, analyse(audit.scores, audit.holdout_scores, reference, share)
-
-
-def _gallery_rows(findings: pa.Table) -> list[int]:
-    """The highest row of each distinct image, by excess growth, or by growth where nothing was calibrated."""
-    excess = findings.column("excess_growth").to_numpy()
-    score = excess if np.isfinite(excess).any() else findings.column("growth").to_numpy()
-    ranked = np.argsort(-score, kind="stable")[: np.isfinite(score).sum()]
-    _, highest = np.unique(findings.column("identical").to_numpy()[ranked], return_index=True)
-    distinct = ranked[np.sort(highest)]
-    flagged = pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)[distinct]
-    return distinct[(np.arange(len(distinct)) < GALLERY) | (flagged & (np.cumsum(flagged) <= MOST_CARDS))].tolist()
-
-
-def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:
-    """Each row as the model saw it, in few bytes; rows that cannot be read any more are left out."""
-    config, data = audit.manifest["config"], audit.plan.data
-    listing = stored_listing(audit.store, SCORES_FOLDER, data)
-    source = open_source(data.name, data.split, config["image_column"], config["id_column"], listing)
-    shape = _image_shape(audit)
-    pictures = {}
-    for run in _runs(sorted(rows)):
-        wanted = set(run)
-        for record in source.read(run[0], run[-1] + 1):
-            if record.row in wanted:
-                with suppress(BadImage):
-                    pictures[record.row] = thumbnail(decode(record.data, shape, config["max_pixels"]))
-    return pictures
-
-
-def _runs(rows: list[int]) -> Iterable[list[int]]:
-    """Rows so near to one another that what lies between is read with them."""
-    starts = [k for k, row in enumerate(rows) if not k or row - rows[k - 1] > READ_THROUGH]
-    return [rows[start:stop] for start, stop in pairwise([*starts, len(rows)])]
-
-
-def _samples(audit: Audit, numbers: Iterable[int]) -> dict[int, bytes]:
-    """Samples of the verification with these numbers, in few bytes."""
-    shape = _image_shape(audit)
-    pictures: dict[int, bytes] = {}
-    for file, some in groupby(sorted(numbers), lambda number: number // DRAWN_AT_ONCE):
-        table = audit.store.read_table(f"{FOLDER}/{SAMPLE}-{file:05d}.parquet").select(["number", "image"])
-        drawn = {record["number"]: record["image"]["bytes"] for record in table.to_pylist()}
-        pictures |= {number: thumbnail(decode(drawn[number], shape, prod(shape))) for number in some}
-    return pictures
-
-
-def _image_shape(audit: Audit) -> tuple[int, int, int]:
-    channels, height, width = audit.plan.model.image_shape
-    return channels, height, width

@@ -1,10 +1,14 @@
-"""A list made or read, kept, and applied: what `volgrowth curate` does."""
+"""`volgrowth curate`: make or read a list of what to do with each row, keep it, and apply it to a copy of the data."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from volgrowth.analysis.policy import Policy, make_list
 from volgrowth.audit.output.result import open_audit
-from volgrowth.curation.applying import Receipt, apply_list, check_destination
+from volgrowth.curation.applying import Receipt, apply_list, check_destination, undo_list
 from volgrowth.curation.lists import CURATION_FILE, encode_list, list_file, read_list
 from volgrowth.errors import OutputError, UsageError
 
@@ -17,17 +21,22 @@ def curate_audit(
     destination: str | None = None,
     indices: bool = False,
 ) -> tuple[pa.Table, Receipt | None]:
-    """The list, which is also kept in the audit as `curation.parquet`, and what was applied if that was asked for.
+    """Make or read a curation list, keep it in the audit as `curation.parquet`, and apply it if `destination` is given.
 
     Args:
-        output: of a finished audit.
-        policy: makes the list; without one it is read.
-        list_path: where the list is written, or is: .parquet or .csv.
-        destination: a new folder for the data set that the list says; see `apply_list`.
-        indices: see there.
+        output: folder or URL of a finished audit.
+        policy: the policy that makes the list; without one the list is read from `list_path`.
+        list_path: a .parquet or .csv file: written if there is a policy, else read.
+        destination: a new folder for the data set that the list describes; see `volgrowth curate --apply`.
+        indices: write row numbers for `datasets` to `destination` instead of a copy of the rows.
+
+    Returns:
+        The list, one row per image of the audit, and the receipt of what was written to `destination` (None without).
 
     Raises:
-        VolgrowthError: as `make_list`, `read_list` and `apply_list`; a file with another list is in the way.
+        UsageError: neither a policy nor a list is given, or a list or destination makes no sense.
+        OutputError: there is no finished audit, a file or folder is in the way, or the list is of another audit.
+        DataError: the audited data set is not what it was.
     """
     audit = open_audit(output)
     if destination is not None:
@@ -42,14 +51,63 @@ def curate_audit(
         )
     table = table.replace_schema_metadata({"schema_version": str(audit.plan.schema_version), "policy": how})
     if policy is not None and list_path is not None:
-        _write(table, list_path)
+        _write_list(table, list_path)
     audit.store.write(CURATION_FILE, encode_list(table, CURATION_FILE))
     if destination is None:
         return table, None
     return table, apply_list(audit, table, destination, indices=indices)
 
 
-def _write(table: pa.Table, file: str) -> None:
+def policy_of_options(
+    limits: dict[str, float | None], action: str | None, allow: Path | None, opt_out: Path | None
+) -> Policy | None:
+    """Return the policy that the options of `volgrowth curate` describe, None if they describe none.
+
+    Args:
+        limits: the values of `fdr`, `top_k` and `max_score`, of which at most one may be given.
+        action: drop, dedupe or downweight.
+        allow, opt_out: text files with an image id or a source on each line.
+
+    Raises:
+        UsageError: options contradict each other, or a file cannot be read.
+    """
+    given = {name: value for name, value in limits.items() if value is not None}
+    options: dict[str, Any] = {"action": action, "allow": allow, "opt_out": opt_out}
+    options = {name: value for name, value in options.items() if value is not None}
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(map(_flag, given))} were given: expected one of them")
+    if options and not given:
+        raise UsageError(
+            f"{_flag(next(iter(options)))} needs --fdr, --top-k or --max-score beside it; --top-k 0 flags nothing"
+        )
+    for name in options.keys() & {"allow", "opt_out"}:
+        options[name] = _read_ids(options[name], _flag(name))
+    return next((Policy(by=by, limit=limit, **options) for by, limit in given.items()), None)  # type: ignore[arg-type]
+
+
+def curation_lines(
+    output: str, list_path: str | None, table: pa.Table, destination: str | None, applied: Receipt | None
+) -> list[str]:
+    """Return what `volgrowth curate` prints: how many rows get each action, and where list and data set are."""
+    counts = Counter(table["action"].to_pylist())
+    said = ", ".join(f"{name} {counts[name]:,}" for name in ("drop", "downweight", "review", "keep"))
+    lines = [f"{said} of {len(table):,} rows; list: {list_path or output.rstrip('/') + '/' + CURATION_FILE}"]
+    if applied:
+        lines.append(f"{applied.rows:,} rows in {destination}; volgrowth curate --undo {destination} removes it")
+    return lines
+
+
+def undo_curation(folder: str) -> str:
+    """Remove a folder that `curate_audit` wrote, and return a sentence about what is gone.
+
+    Raises:
+        OutputError: it was not written by `curate_audit`, or something in it has changed since.
+    """
+    gone = undo_list(folder)
+    return f"removed {folder} ({gone.rows:,} rows, {len(gone.files):,} files); {gone.data} was not changed"
+
+
+def _write_list(table: pa.Table, file: str) -> None:
     store, name = list_file(file)
     data = encode_list(table, name)
     if store.exists(name):
@@ -60,3 +118,16 @@ def _write(table: pa.Table, file: str) -> None:
             "that, or choose another name"
         )
     store.write(name, data)
+
+
+def _read_ids(file: Path, option: str) -> frozenset[str]:
+    """Read ids or sources, one a line."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{option} {file} cannot be read ({error}): expected a text file, one id a line") from None
+    return frozenset(line for line in lines if line)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

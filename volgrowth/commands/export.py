@@ -1,6 +1,6 @@
-"""A finished audit in the forms that other tools take: tags in FiftyOne, a Croissant record.
+"""Hand the findings of an audit to other tools: as tags in FiftyOne, or as a Croissant record.
 
-Neither needs the library it is for: FiftyOne's data set is the caller's, and a Croissant record is a dict, written by
+Neither needs the tool to be installed here: the FiftyOne data set is the caller's, and a Croissant record is a dict for
 `json.dump`.
 """
 
@@ -30,70 +30,51 @@ PREFIX = "volgrowth_"
 CROISSANT = "http://mlcommons.org/croissant/1.0"
 RAI = "http://mlcommons.org/croissant/RAI/1.0"
 
-# The context of the specification, word for word: readers compare it.
+_CROISSANT_TERMS = (
+    "citeAs column equivalentProperty extract field fileProperty fileObject fileSet format includes isLiveDataset "
+    "jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate separator source "
+    "subField transform"
+)
+# the JSON-LD context that the specification prescribes: readers compare it
 CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
+    "sc": "https://schema.org/",
     "cr": "http://mlcommons.org/croissant/",
     "rai": "http://mlcommons.org/croissant/RAI/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
-    "equivalentProperty": "cr:equivalentProperty",
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
     "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileProperty": "cr:fileProperty",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
-    "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    **{term: f"cr:{term}" for term in _CROISSANT_TERMS.split()},
 }
 LIMITATIONS = (
     "A score ranks images and is no probability. An image that is not flagged may be memorized all the same.",
-    "Findings speak of one model and one data set. Membership in the training set is another question: an image that "
+    "Findings are about one model and one data set. They do not tell if an image was in the training set: one that "
     "left no trace in the model scores like one that was never seen.",
     "Near duplicates are found by a perceptual hash: cropped, turned or recoloured copies may not be.",
 )
 
 
 def fiftyone_tags(audit: Audit, dataset: Any, *, id_field: str | None = None) -> dict[str, int]:
-    """Tag the samples of a FiftyOne data set with what the audit found of them.
+    """Tag the samples of a FiftyOne data set with the findings of the audit.
 
-    The tags `memorized`, `precursor` and `near-duplicate` are set anew on the samples that are rows of the audit, and
-    the fields `volgrowth_excess_growth`, `volgrowth_p_value`, `volgrowth_q_value`, `volgrowth_cluster` and
-    `volgrowth_verified_hits` beside them. Other samples, tags and fields stay as they are.
+    Samples that are rows of the audit get the tags `memorized`, `precursor` and `near-duplicate` as they apply, in
+    place of those set before, and the fields `volgrowth_excess_growth`, `volgrowth_p_value`, `volgrowth_q_value`,
+    `volgrowth_cluster` and `volgrowth_verified_hits`. Other samples, tags and fields stay as they are.
 
     Args:
+        audit: a finished audit.
         dataset: a `fiftyone.Dataset`, or a view of one.
-        id_field: the field of a sample that is the audit's `image_id`. Without it a sample is a row when its file is,
-            which only a folder of images has.
+        id_field: the field of a sample that holds the audit's `image_id`. By default samples are matched by their
+            file, which works only if the audited data set is a local folder of images.
 
     Returns:
-        how many samples have each tag.
+        How many samples have each tag.
 
     Raises:
-        UsageError: no sample is a row of the audit, or rows are no files and `id_field` is not given.
+        UsageError: no sample is a row of the audit, or rows are not files and `id_field` is not given.
     """
     keys = _paths(audit) if id_field is None else audit.findings["image_id"].to_pylist()
     places = {key: place for place, key in enumerate(keys)}
@@ -119,21 +100,27 @@ def fiftyone_tags(audit: Audit, dataset: Any, *, id_field: str | None = None) ->
 
 
 def _paths(audit: Audit) -> list[str]:
-    """Absolute paths of the rows' files."""
+    """Return the absolute path of each row's file."""
     data = audit.plan.data
     if data.kind != "folder" or is_url(data.name):
         raise UsageError(
-            f"the rows of {data.name} are no files here: give id_field, the field of a sample that holds the audit's "
+            f"the rows of {data.name} are not files here: give id_field, the field of a sample that holds the audit's "
             "image_id"
         )
     return [os.path.join(data.name, source) for source in audit.scores["source"].to_pylist()]
 
 
-def croissant(audit: Audit, **properties: Any) -> dict[str, Any]:
-    """A Croissant 1.0 record of the findings, with RAI 1.0 properties that say what they mean.
+def croissant_record(audit: Audit, **properties: Any) -> dict[str, Any]:
+    """Describe the findings of an audit by a Croissant 1.0 record, with RAI 1.0 properties that say what they mean.
 
-    It describes `findings.parquet`, by a path relative to where the record is: write it into the audit's folder. What
-    only a publisher knows is given by name, `croissant(audit, license="...", url="...")`.
+    The record names `findings.parquet` by a relative path: write it into the audit's folder.
+
+    Args:
+        audit: a finished audit.
+        **properties: properties that only the publisher knows, such as `license="..."` or `url="..."`.
+
+    Returns:
+        The record as JSON values, for `json.dump`.
     """
     plan, summary = audit.plan, audit.summary
     split = f" ({plan.data.split})" if plan.data.split else ""
@@ -143,8 +130,8 @@ def croissant(audit: Audit, **properties: Any) -> dict[str, Any]:
         "conformsTo": [CROISSANT, RAI],
         "name": f"Memorization of {os.path.basename(plan.data.name.rstrip('/'))}{split}",
         "description": (
-            f"What volgrowth {summary['volgrowth']} found out about each image of {plan.data.name}{split}: whether the "
-            f"model {plan.model.name} ({plan.model.hash[:19]}) has memorized it."
+            f"The findings of volgrowth {summary['volgrowth']} about each image of {plan.data.name}{split}: "
+            f"whether the model {plan.model.name} ({plan.model.hash[:19]}) has memorized it."
         ),
         "datePublished": summary["created"][:10],
         "isBasedOn": {"@type": "sc:Dataset", "name": plan.data.name, "identifier": plan.data.fingerprint},
@@ -156,7 +143,7 @@ def croissant(audit: Audit, **properties: Any) -> dict[str, Any]:
 
 
 def _responsible(summary: dict[str, Any]) -> dict[str, Any]:
-    """The RAI properties: how images were labelled, what came out, what it does not say."""
+    """Return the RAI properties: how images were labelled, the result, and its limits."""
     counts, measure, detection = summary["counts"], summary["measure"], summary["detection"]
     protocol = [
         f"Every image was scored under the model by the preset {measure['preset']} ({measure['evaluations']} network "
@@ -202,7 +189,7 @@ def _file(audit: Audit) -> dict[str, Any]:
 
 
 def _records() -> dict[str, Any]:
-    """The columns of the findings, with what `volgrowth.records` says of each."""
+    """Describe the columns of the findings, in the words of `volgrowth.records`."""
     fields = [
         {
             "@type": "cr:Field",

@@ -159,8 +159,8 @@ def _mean_with_interval(values: np.ndarray) -> tuple[float, float, float]:
     return max(mean - half, values.min() / 2), mean, mean + half
 
 
-def describe(forecast: Forecast) -> str:
-    """The forecast for people."""
+def describe_forecast(forecast: Forecast) -> str:
+    """Return the forecast in words, as `volgrowth plan` prints it."""
     wall, device = (_interval(each, _hours) for each in (forecast.wall_hours, forecast.device_hours))
     lines = [
         f"{forecast.rows:,} images, {forecast.evaluations:,} network evaluations, {forecast.workers} workers on "

@@ -29,7 +29,7 @@ from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manif
 from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit
 from volgrowth.audit.sampling.drawing import DECODED, SAMPLE, SAMPLER, STOPPED, Drawing, Start, drawings, is_drawn
 from volgrowth.audit.sampling.neighbours import Neighbours
-from volgrowth.commands.audit import SAMPLES_FILE, write_report
+from volgrowth.commands.report import SAMPLES_FILE, write_report
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError
 from volgrowth.records import RETURNS, SAMPLES, Status

@@ -17,7 +17,7 @@ from volgrowth.audit.output.result import Audit
 from volgrowth.audit.scoring import worker
 from volgrowth.audit.scoring.pilot import PilotWorker
 from volgrowth.audit.scoring.worker import ScoringWorker
-from volgrowth.cli import run
+from volgrowth.cli import run_command
 from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import EngineError, OutputError
@@ -195,7 +195,7 @@ def test_a_full_disk_stops_it_and_it_resumes(reference, tiny_model, digit_file, 
     assert "cannot be written (File too large)" in process.stderr
     assert "Traceback" not in process.stderr
     assert not [name for name in os.listdir(tmp_path / "out/scores") if name.startswith("part")]
-    assert run([*map(str, command)]) == 0
+    assert run_command([*map(str, command)]) == 0
     assert vg.open_audit(str(tmp_path / "out")).scores.equals(reference.scores)
 
 

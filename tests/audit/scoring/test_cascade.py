@@ -16,7 +16,7 @@ from volgrowth.audit.output.result import Audit
 from volgrowth.audit.scoring.cascade import Chosen, mark
 from volgrowth.audit.scoring.pilot import Piece
 from volgrowth.audit.scoring.worker import ScoringWorker
-from volgrowth.cli import run
+from volgrowth.cli import run_command
 from volgrowth.commands.plan import predict
 from volgrowth.config import SCREEN_EVALUATIONS
 from volgrowth.demo.cases import write_image_parquet
@@ -202,12 +202,12 @@ def test_it_goes_through_every_command(cascade, whole, tmp_path, capsys):
     page = (Path(out) / "report.html").read_text()
     assert "This audit is a cascade" in page
     assert "Evaluations saved" in page
-    assert run(["report", out]) == 0
-    assert run(["verify", out, "--samples", "20", "--engine", "local"]) == 0
+    assert run_command(["report", out]) == 0
+    assert run_command(["verify", out, "--samples", "20", "--engine", "local"]) == 0
     for options in (["--fdr", "0.1"], ["--top-k", "5"], ["--max-score", "0.0"]):
-        assert run(["curate", out, *options, "--list", str(tmp_path / f"list{options[0]}.csv")]) == 0
-    assert run(["check", out, "--max-flagged", "1"]) == 0
-    assert run(["diff", out, whole.store.url]) == 0
+        assert run_command(["curate", out, *options, "--list", str(tmp_path / f"list{options[0]}.csv")]) == 0
+    assert run_command(["check", out, "--max-flagged", "1"]) == 0
+    assert run_command(["diff", out, whole.store.url]) == 0
     vg.open_audit(out).to_pandas()
     assert "images" in repr(vg.open_audit(out))
     capsys.readouterr()
@@ -215,7 +215,7 @@ def test_it_goes_through_every_command(cascade, whole, tmp_path, capsys):
 
 def test_the_command_line_says_what_was_left_out(tiny_model, sets, tmp_path, capsys):
     command = ["audit", str(tiny_model), str(sets / "data.parquet"), "--holdout", str(sets / "held.parquet")]
-    assert run([*command, "--output", str(tmp_path / "out"), "--engine", "local", "--cascade"]) == 0
+    assert run_command([*command, "--output", str(tmp_path / "out"), "--engine", "local", "--cascade"]) == 0
     said = capsys.readouterr()
     assert "This audit is a cascade: of 11" in said.out
     assert "were measured at random" in said.out

@@ -1,0 +1,146 @@
+"""`volgrowth report`: write the page for people from the tables of a finished audit."""
+
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import groupby, pairwise
+from math import prod
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from volgrowth.audit.output.freezing import stored_listing
+from volgrowth.audit.output.manifest import SCORES_FOLDER
+from volgrowth.audit.output.result import REPORT_FILE, SUMMARY_FILE, Audit, open_audit
+from volgrowth.audit.sampling.drawing import AT_ONCE as DRAWN_AT_ONCE
+from volgrowth.audit.sampling.drawing import FOLDER, SAMPLE
+from volgrowth.errors import DataError, OutputError, UsageError
+from volgrowth.report import Shown, choose_exhibits, render_report, thumbnail
+from volgrowth.report.charts.numbers import duplicate_groups
+from volgrowth.report.page import CAP, FRAME
+from volgrowth.sources import BadImage, decode, open_source
+
+SAMPLES_FILE = f"{FOLDER}/samples.parquet"
+FIGURES_FOLDER = "figures"
+
+# images in the gallery, and the limit up to which all flagged ones are shown
+GALLERY = 60
+MOST_CARDS = 5000
+
+# Cards whose pictures are read before the next check that there is room for more, and bytes of that room: base64 adds a
+# third.
+CARDS_AT_ONCE = 250
+ROOM = (CAP - FRAME) * 3 // 4
+# rows that are read and thrown away to save a separate read
+READ_THROUGH = 16
+
+
+def report_audit(output: str, *, redact: bool = False) -> Audit:
+    """Write report.html and figures/ again from the tables of a finished audit.
+
+    If the data set is no longer there, the page has no pictures, and a line on stderr says so.
+
+    Args:
+        output: folder or URL of the audit.
+        redact: leave out all pictures, so that the page can be handed on.
+
+    Returns:
+        The audit.
+
+    Raises:
+        OutputError: there is no finished audit.
+        UsageError: an older version wrote the tables, and they lack what the page shows.
+    """
+    audit = open_audit(output)
+    write_report(audit, redact)
+    return audit
+
+
+def write_report(audit: Audit, redact: bool = False) -> None:
+    """Write the page and its figures, and put the numbers of the figures into summary.json; see `report_audit`."""
+    try:
+        report = render_report(
+            audit.summary, audit.scores, audit.findings, _shown(audit, redact), audit.holdout_findings
+        )
+    except KeyError as error:
+        url, version = audit.store.url, audit.summary.get("volgrowth", "of unknown version")
+        raise UsageError(
+            f"{url} was summarised by volgrowth {version}, which did not write what the report now shows "
+            f"({error.args[0]}): to keep the scores, delete {url}/_SUCCESS and run the same `volgrowth audit` again"
+        ) from error
+    for name, data in report.files().items():
+        audit.store.write(f"{FIGURES_FOLDER}/{name}", data)
+    if report.numbers != audit.summary.get("figures"):
+        audit.store.write_json(SUMMARY_FILE, {**audit.summary, "figures": report.numbers})
+    audit.store.write(REPORT_FILE, report.html.encode())
+
+
+def _shown(audit: Audit, redact: bool) -> Shown:
+    """Return the images of the gallery, with as many pictures as the page has room for."""
+    samples = audit.store.read_table(SAMPLES_FILE) if audit.store.exists(SAMPLES_FILE) else None
+    chosen = choose_exhibits(audit.scores, audit.findings, _gallery_rows(audit.findings), samples)
+    if redact:
+        return Shown(chosen, redacted=True)
+    drawn: dict[int, bytes] = {}
+    try:
+        rows = _thumbnails(audit, {group["row"] for group in duplicate_groups(audit.findings)["largest"]})
+        for first in range(0, len(chosen), CARDS_AT_ONCE):
+            some = chosen[first : first + CARDS_AT_ONCE]
+            rows |= _thumbnails(audit, {row for each in some for row in each.rows} - rows.keys())
+            drawn |= _sample_thumbnails(audit, {each.sample.number for each in some if each.sample} - drawn.keys())
+            if sum(map(len, [*rows.values(), *drawn.values()])) > ROOM:
+                break
+    except (DataError, OutputError) as error:
+        print(f"the report shows no pictures: {error}", file=sys.stderr)
+        return Shown(chosen)
+    return Shown(chosen, rows, drawn)
+
+
+def _gallery_rows(findings: pa.Table) -> list[int]:
+    """Return the highest row of each distinct image, by excess growth, or by growth if nothing was calibrated."""
+    excess = findings.column("excess_growth").to_numpy()
+    score = excess if np.isfinite(excess).any() else findings.column("growth").to_numpy()
+    ranked = np.argsort(-score, kind="stable")[: np.isfinite(score).sum()]
+    _, highest = np.unique(findings.column("identical").to_numpy()[ranked], return_index=True)
+    distinct = ranked[np.sort(highest)]
+    flagged = pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)[distinct]
+    return distinct[(np.arange(len(distinct)) < GALLERY) | (flagged & (np.cumsum(flagged) <= MOST_CARDS))].tolist()
+
+
+def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:
+    """Return a thumbnail of each row as the model saw it; rows that cannot be read any more are left out."""
+    config, data = audit.manifest["config"], audit.plan.data
+    listing = stored_listing(audit.store, SCORES_FOLDER, data)
+    source = open_source(data.name, data.split, config["image_column"], config["id_column"], listing)
+    shape = _image_shape(audit)
+    pictures = {}
+    for run in _runs(sorted(rows)):
+        wanted = set(run)
+        for record in source.read(run[0], run[-1] + 1):
+            if record.row in wanted:
+                with suppress(BadImage):
+                    pictures[record.row] = thumbnail(decode(record.data, shape, config["max_pixels"]))
+    return pictures
+
+
+def _runs(rows: list[int]) -> Iterable[list[int]]:
+    """Split sorted rows into groups so close together that each group is read at once, with the rows in between."""
+    starts = [k for k, row in enumerate(rows) if not k or row - rows[k - 1] > READ_THROUGH]
+    return [rows[start:stop] for start, stop in pairwise([*starts, len(rows)])]
+
+
+def _sample_thumbnails(audit: Audit, numbers: Iterable[int]) -> dict[int, bytes]:
+    """Return thumbnails of the samples with these numbers that the verification drew."""
+    shape = _image_shape(audit)
+    pictures: dict[int, bytes] = {}
+    for file, some in groupby(sorted(numbers), lambda number: number // DRAWN_AT_ONCE):
+        table = audit.store.read_table(f"{FOLDER}/{SAMPLE}-{file:05d}.parquet").select(["number", "image"])
+        drawn = {record["number"]: record["image"]["bytes"] for record in table.to_pylist()}
+        pictures |= {number: thumbnail(decode(drawn[number], shape, prod(shape))) for number in some}
+    return pictures
+
+
+def _image_shape(audit: Audit) -> tuple[int, int, int]:
+    channels, height, width = audit.plan.model.image_shape
+    return channels, height, width
