@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from volgrowth.cli import run_command
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
@@ -28,7 +30,7 @@ def folder(demo, ray_session, tmp_path_factory):
         patch.chdir(folder)
         for command in COMMANDS:
             if not re.search(r"\b[A-Z_]{3,}\b", command):  # a placeholder
-                assert run(shlex.split(command)[1:]) == 0, command
+                assert run_command(shlex.split(command)[1:]) == 0, command
     return folder
 
 
