@@ -1,5 +1,6 @@
 """The documentation: it builds without a warning, and what it tells people to type is right."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -99,15 +100,29 @@ def test_the_pages_build_without_a_warning(tmp_path):
         assert not loaded, f"{page.name} fetches {loaded[0]}"
 
 
-def test_every_public_name_is_on_the_page_of_names():
+def test_the_page_of_names_has_the_public_names_and_no_others():
     import volgrowth as vg
+    from volgrowth import testing
 
     text = (ROOT / "docs/api.md").read_text()
-    for name in vg.__all__:
-        assert name == "__version__" or f"heading: vg.{name}\n" in text, name
-    for path in re.findall(r"^::: (\S+)$", text, re.MULTILINE):
+    described = re.findall(r"^::: (\S+)\n    options:\n      heading: (\S+)$", text, re.MULTILINE)
+    assert len(described) == text.count("\n:::")
+    public = {f"vg.{name}": getattr(vg, name) for name in vg.__all__ if name != "__version__"}
+    public |= {f"volgrowth.testing.{name}": getattr(testing, name) for name in testing.__all__}
+    assert sorted(heading for _, heading in described) == sorted(public)
+    for path, heading in described:
         module, _, name = path.rpartition(".")
-        assert hasattr(__import__(module, fromlist=[name]), name), path
+        assert getattr(importlib.import_module(module), name) is public[heading], path
+
+
+def test_code_on_the_pages_imports_public_names_alone():
+    import volgrowth as vg
+
+    for page in [*PAGES, ROOT / "README.md"]:
+        for block in blocks(page, "python"):
+            imported = re.findall(r"^(?:from|import) (volgrowth\S*)", block, re.MULTILINE)
+            assert set(imported) <= {"volgrowth", "volgrowth.testing"}, (page, imported)
+            assert set(re.findall(r"\bvg\.(\w+)", block)) <= set(vg.__all__), page
 
 
 def test_columns_are_the_ones_in_the_code():

@@ -1,6 +1,7 @@
 """Audit an image training set for memorization by a diffusion model.
 
-Names are loaded on first use, so that importing the package, as the command line does, costs neither torch nor ray.
+The names in `__all__`, and those of `volgrowth.testing`, are what may be imported; everything else may move. Names are
+loaded on first use, so that importing the package, as the command line does, costs neither torch nor ray.
 """
 
 from importlib import import_module
@@ -9,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 from volgrowth.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from volgrowth.audit.output.result import open_audit
+    from volgrowth.analysis.policy import CurationPolicy
+    from volgrowth.audit.output.result import Audit, open_audit
     from volgrowth.commands.audit import run_audit
+    from volgrowth.commands.check import check_audit
+    from volgrowth.commands.curate import curate_audit
+    from volgrowth.commands.diff import diff_audits
+    from volgrowth.commands.export import croissant_record, fiftyone_tags
+    from volgrowth.commands.plan import plan_audit
+    from volgrowth.commands.report import report_audit
     from volgrowth.commands.verify import verify_audit
     from volgrowth.config import AuditConfig
-    from volgrowth.models import load_model
+    from volgrowth.errors import DataError, EngineError, ModelError, OutputError, UsageError, VolgrowthError
+    from volgrowth.models import EDM, NetworkDenoiser, Scheduled, load_model
     from volgrowth.numerics import (
         DDPMSchedule,
         Denoiser,
@@ -22,7 +31,9 @@ if TYPE_CHECKING:
         GaussianDenoiser,
         LinearDenoiser,
         Schedule,
+        TraceGrowth,
         VESchedule,
+        VolumeGrowth,
         VPSchedule,
         trace_growth,
         volume_growth,
@@ -30,27 +41,24 @@ if TYPE_CHECKING:
     from volgrowth.theory import MinNormDenoiser
 
 _HOMES = {
-    "volgrowth.audit.output.result": ("open_audit",),
-    "volgrowth.config": ("AuditConfig",),
-    "volgrowth.models": ("load_model",),
-    "volgrowth.commands.audit": ("run_audit",),
-    "volgrowth.theory": ("MinNormDenoiser",),
-    "volgrowth.commands.verify": ("verify_audit",),
-    "volgrowth.numerics": (
-        "DDPMSchedule",
-        "Denoiser",
-        "EmpiricalDenoiser",
-        "FlowMatchingSchedule",
-        "GaussianDenoiser",
-        "LinearDenoiser",
-        "Schedule",
-        "VESchedule",
-        "VPSchedule",
-        "trace_growth",
-        "volume_growth",
-    ),
+    "analysis.policy": "CurationPolicy",
+    "audit.output.result": "Audit open_audit",
+    "commands.audit": "run_audit",
+    "commands.check": "check_audit",
+    "commands.curate": "curate_audit",
+    "commands.diff": "diff_audits",
+    "commands.export": "croissant_record fiftyone_tags",
+    "commands.plan": "plan_audit",
+    "commands.report": "report_audit",
+    "commands.verify": "verify_audit",
+    "config": "AuditConfig",
+    "errors": "DataError EngineError ModelError OutputError UsageError VolgrowthError",
+    "models": "EDM NetworkDenoiser Scheduled load_model",
+    "numerics": "DDPMSchedule Denoiser EmpiricalDenoiser FlowMatchingSchedule GaussianDenoiser LinearDenoiser Schedule "
+    "TraceGrowth VESchedule VPSchedule VolumeGrowth trace_growth volume_growth",
+    "theory": "MinNormDenoiser",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOME = {name: f"volgrowth.{module}" for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [*_HOME, "__version__"]
 

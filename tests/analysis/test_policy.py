@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volgrowth.analysis.policy import CURATION, Action, Policy, decide_actions
+from volgrowth.analysis.policy import CURATION, Action, CurationPolicy, decide_actions
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.records import FINDINGS
 
@@ -44,14 +44,14 @@ PICTURES: tuple[dict[str, Any], ...] = (
 )
 
 
-def decided(policy: Policy, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+def decided(policy: CurationPolicy, *rows: dict[str, Any]) -> list[dict[str, Any]]:
     table = decide_actions(*tables(*(rows or PICTURES)), policy, "digest")
     assert table.schema.equals(CURATION)
     assert set(table["audit"].to_pylist()) == {"digest"}
     return table.to_pylist()
 
 
-def actions(policy: Policy, *rows: dict[str, Any]) -> str:
+def actions(policy: CurationPolicy, *rows: dict[str, Any]) -> str:
     """The first letter of each row's action; w for downweight."""
     return "".join({"downweight": "w"}.get(row["action"], row["action"][0]) for row in decided(policy, *rows))
 
@@ -59,18 +59,18 @@ def actions(policy: Policy, *rows: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [
-        (Policy("fdr", 0.1, "drop"), "kdddrrrd"),
-        (Policy("fdr", 0.1, "dedupe"), "kkdrrrrd"),
-        (Policy("fdr", 0.1, "downweight"), "kwwrrrrw"),
-        (Policy("fdr", 0.001, "drop"), "kkkkrrrk"),
-        (Policy("top_k", 0, "drop"), "kkkkrrrk"),
-        (Policy("top_k", 1, "drop"), "kkkdrrrk"),
-        (Policy("top_k", 2, "drop"), "kdddrrrd"),
-        (Policy("top_k", 99, "drop"), "ddddrrdd"),
-        (Policy("max_score", 8.5, "drop"), "kkkdrrrk"),
-        (Policy("max_score", 7.5, "drop"), "kdddrrrd"),
-        (Policy("max_score", 9.0, "drop"), "kkkkrrrk"),
-        (Policy("max_score", -1.0, "drop"), "ddddrrdd"),
+        (CurationPolicy("fdr", 0.1, "drop"), "kdddrrrd"),
+        (CurationPolicy("fdr", 0.1, "dedupe"), "kkdrrrrd"),
+        (CurationPolicy("fdr", 0.1, "downweight"), "kwwrrrrw"),
+        (CurationPolicy("fdr", 0.001, "drop"), "kkkkrrrk"),
+        (CurationPolicy("top_k", 0, "drop"), "kkkkrrrk"),
+        (CurationPolicy("top_k", 1, "drop"), "kkkdrrrk"),
+        (CurationPolicy("top_k", 2, "drop"), "kdddrrrd"),
+        (CurationPolicy("top_k", 99, "drop"), "ddddrrdd"),
+        (CurationPolicy("max_score", 8.5, "drop"), "kkkdrrrk"),
+        (CurationPolicy("max_score", 7.5, "drop"), "kdddrrrd"),
+        (CurationPolicy("max_score", 9.0, "drop"), "kkkkrrrk"),
+        (CurationPolicy("max_score", -1.0, "drop"), "ddddrrdd"),
     ],
 )
 def test_what_is_flagged_and_what_is_done(policy, expected):
@@ -78,13 +78,13 @@ def test_what_is_flagged_and_what_is_done(policy, expected):
 
 
 def test_a_cluster_weighs_one_copy_and_everything_else_one():
-    rows = decided(Policy("fdr", 0.1, "downweight"))
+    rows = decided(CurationPolicy("fdr", 0.1, "downweight"))
     assert [row["weight"] for row in rows] == [1, 1 / 3, 1 / 3, 1, 1, 1, 1, 1 / 3]
-    assert [row["weight"] for row in decided(Policy("fdr", 0.1, "drop"))] == [1, 0, 0, 0, 1, 1, 1, 0]
+    assert [row["weight"] for row in decided(CurationPolicy("fdr", 0.1, "drop"))] == [1, 0, 0, 0, 1, 1, 1, 0]
 
 
 def test_reasons_say_why():
-    reasons = [row["reason"] for row in decided(Policy("fdr", 0.1, "dedupe"))]
+    reasons = [row["reason"] for row in decided(CurationPolicy("fdr", 0.1, "dedupe"))]
     assert reasons == [
         "",
         "q_value 0.01 <= 0.1; one of 3 in its cluster, and the one that stays",
@@ -95,48 +95,51 @@ def test_reasons_say_why():
         "samples reproduced it, and it is not flagged",
         "q_value 0.01 <= 0.1; one of 3 in its cluster",
     ]
-    assert decided(Policy("top_k", 1))[3]["reason"] == "excess_growth 9, among the 1 highest"
-    assert decided(Policy("max_score", 8.5))[3]["reason"] == "excess_growth 9 > 8.5"
+    assert decided(CurationPolicy("top_k", 1))[3]["reason"] == "excess_growth 9, among the 1 highest"
+    assert decided(CurationPolicy("max_score", 8.5))[3]["reason"] == "excess_growth 9 > 8.5"
 
 
 def test_what_is_allowed_stays_and_what_opted_out_goes_with_its_cluster():
     allow, opt_out = frozenset({"id-2", "a.parquet#3"}), frozenset({"id-0"})
-    assert actions(Policy("fdr", 0.1, "drop", allow, opt_out)) == "ddkkrrrd"
-    assert actions(Policy("fdr", 0.1, "dedupe", allow, opt_out)) == "ddkkrrrd"
-    assert actions(Policy("fdr", 0.1, "downweight", allow, opt_out)) == "dwkkrrrw"
-    assert actions(Policy("top_k", 0, opt_out=frozenset({"id-7", "id-5"}), allow=frozenset({"id-1"}))) == "kkdkrdrd"
-    reasons = {row["row"]: row["reason"] for row in decided(Policy("top_k", 0, opt_out=frozenset({"id-7"})))}
+    assert actions(CurationPolicy("fdr", 0.1, "drop", allow, opt_out)) == "ddkkrrrd"
+    assert actions(CurationPolicy("fdr", 0.1, "dedupe", allow, opt_out)) == "ddkkrrrd"
+    assert actions(CurationPolicy("fdr", 0.1, "downweight", allow, opt_out)) == "dwkkrrrw"
+    assert (
+        actions(CurationPolicy("top_k", 0, opt_out=frozenset({"id-7", "id-5"}), allow=frozenset({"id-1"})))
+        == "kkdkrdrd"
+    )
+    reasons = {row["row"]: row["reason"] for row in decided(CurationPolicy("top_k", 0, opt_out=frozenset({"id-7"})))}
     assert (reasons[7], reasons[1]) == ("opted out", "an image of its cluster, 1, opted out")
 
 
 def test_an_id_is_of_all_rows_that_have_it():
     rows = [{"image_id": "same"}, {}, {"image_id": "same"}]
-    assert actions(Policy("top_k", 0, opt_out=frozenset({"same"})), *rows) == "dkd"
+    assert actions(CurationPolicy("top_k", 0, opt_out=frozenset({"same"})), *rows) == "dkd"
 
 
 def test_unknown_and_contradictory_ids_are_refused():
     with pytest.raises(UsageError, match=r"--allow names 'nobody' \(and 1 more\), which is neither an image_id nor"):
-        decided(Policy("fdr", 0.1, allow=frozenset({"nobody", "noone", "id-3"})))
+        decided(CurationPolicy("fdr", 0.1, allow=frozenset({"nobody", "noone", "id-3"})))
     with pytest.raises(UsageError, match="--opt-out names 'nobody', which"):
-        decided(Policy("fdr", 0.1, opt_out=frozenset({"nobody"})))
+        decided(CurationPolicy("fdr", 0.1, opt_out=frozenset({"nobody"})))
     with pytest.raises(UsageError, match=r"row 3 \(id-3\) is both in --allow and in --opt-out"):
-        decided(Policy("fdr", 0.1, allow=frozenset({"id-3"}), opt_out=frozenset({"a.parquet#3"})))
+        decided(CurationPolicy("fdr", 0.1, allow=frozenset({"id-3"}), opt_out=frozenset({"a.parquet#3"})))
 
 
 def test_policies_that_make_no_sense():
     for by, limit in (("fdr", 0), ("fdr", 1), ("fdr", np.nan), ("top_k", -1), ("max_score", np.nan)):
         with pytest.raises(UsageError, match=f"--{by.replace('_', '-')} .*: expected"):
-            Policy(by, limit)  # type: ignore[arg-type]
+            CurationPolicy(by, limit)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--action burn: expected drop, dedupe or downweight"):
-        Policy("fdr", 0.1, "burn")  # type: ignore[arg-type]
+        CurationPolicy("fdr", 0.1, "burn")  # type: ignore[arg-type]
 
 
 def test_without_calibration_only_opt_outs_can_be_listed():
     rows = [{**NO_SCORE, "growth": 3.0, "outside_range": None}] * 3
-    for policy in (Policy("fdr", 0.1), Policy("top_k", 1), Policy("max_score", 0)):
+    for policy in (CurationPolicy("fdr", 0.1), CurationPolicy("top_k", 1), CurationPolicy("max_score", 0)):
         with pytest.raises(OutputError, match="no row of this audit has a calibrated score"):
             decided(policy, *rows)
-    assert actions(Policy("top_k", 0, opt_out=frozenset({"id-1"})), *rows) == "kdk"
+    assert actions(CurationPolicy("top_k", 0, opt_out=frozenset({"id-1"})), *rows) == "kdk"
 
 
 pictures = st.lists(
@@ -153,7 +156,7 @@ def test_every_cluster_is_treated_as_one_picture(drawn, action):
     rows = [{"cluster": first[key], "q_value": q, "excess_growth": 1 / q} for key, q, _, _ in drawn]
     allow = frozenset(f"id-{row}" for row, (*_, allowed, gone) in enumerate(drawn) if allowed and not gone)
     opt_out = frozenset(f"id-{row}" for row, (*_, gone) in enumerate(drawn) if gone)
-    found = decided(Policy("fdr", 0.1, action, allow, opt_out), *rows)
+    found = decided(CurationPolicy("fdr", 0.1, action, allow, opt_out), *rows)
     assert [row["row"] for row in found] == list(range(len(rows)))
     for cluster in set(first.values()):
         members = [row for row in found if row["cluster"] == cluster]

@@ -19,7 +19,7 @@ import pytest
 
 from tests.curation.conftest import ROWS
 from tests.support.samples import dataset, pairs, values, write_folder, write_tar
-from volgrowth.analysis.policy import Policy, make_list
+from volgrowth.analysis.policy import CurationPolicy, make_list
 from volgrowth.audit.output.freezing import Plan, write_listings
 from volgrowth.audit.output.manifest import MANIFEST, SCORES_FOLDER, DataInfo
 from volgrowth.audit.output.result import Audit, open_audit
@@ -43,13 +43,13 @@ def digests(folder: Path) -> dict[str, str]:
 def edited(audit: Audit, drop: list[int], weights: dict[int, float] | None = None) -> pa.Table:
     """A list that says just this."""
     weights = weights or {}
-    table = make_list(audit, Policy("top_k", 0)).to_pylist()
+    table = make_list(audit, CurationPolicy("top_k", 0)).to_pylist()
     for row in table:
         if row["row"] in drop:
             row.update(action="drop", weight=0.0)
         elif row["row"] in weights:
             row.update(action="downweight", weight=weights[row["row"]])
-    return pa.Table.from_pylist(table, make_list(audit, Policy("top_k", 0)).schema)
+    return pa.Table.from_pylist(table, make_list(audit, CurationPolicy("top_k", 0)).schema)
 
 
 def pictures(data: object, **options: Any) -> list[bytes | None]:
@@ -296,7 +296,7 @@ def test_a_data_set_in_a_store_is_curated_here(run, images, bucket, tmp_path):
     for name in ("data", "tars"):
         audit = run(f"{bucket.url}/{name}", f"{bucket.url}/out-{name}")
         objects = bucket.objects()
-        _, receipt = curate_audit(audit.store.url, Policy("top_k", 3), destination=str(tmp_path / name))
+        _, receipt = curate_audit(audit.store.url, CurationPolicy("top_k", 3), destination=str(tmp_path / name))
         assert receipt is not None
         assert receipt.rows < ROWS
         kept = pc.not_equal(
@@ -310,7 +310,7 @@ def test_a_data_set_in_a_store_is_curated_here(run, images, bucket, tmp_path):
             f"out-{name}/curation.parquet": b"",
         }
     with pytest.raises(UsageError, match="a store has no rename"):
-        curate_audit(audit.store.url, Policy("top_k", 3), destination=f"{bucket.url}/new")
+        curate_audit(audit.store.url, CurationPolicy("top_k", 3), destination=f"{bucket.url}/new")
 
 
 def test_a_data_set_that_changed_is_refused_and_nothing_is_left(audit, tmp_path):

@@ -126,14 +126,14 @@ def test_the_gate_has_three_exit_codes(out, audited, capsys, refused):
 
 LIMITED = """
 import resource, sys
-from volgrowth.analysis.policy import Policy, make_list
+from volgrowth.analysis.policy import CurationPolicy, make_list
 from volgrowth.audit.output.result import open_audit
 from volgrowth.curation import apply_list
 from volgrowth.errors import OutputError
 audit = open_audit(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 try:
-    apply_list(audit, make_list(audit, Policy("top_k", 0)), "new")
+    apply_list(audit, make_list(audit, CurationPolicy("top_k", 0)), "new")
 except OutputError as error:
     print(error)
 """

@@ -11,7 +11,7 @@ import pytest
 
 from tests.curation.conftest import ROWS
 from tests.support.samples import write_parquet
-from volgrowth.analysis.policy import CURATION, Policy, list_digest, make_list
+from volgrowth.analysis.policy import CURATION, CurationPolicy, list_digest, make_list
 from volgrowth.audit.output.result import Audit
 from volgrowth.commands.curate import curate_audit
 from volgrowth.curation import CURATION_FILE, read_list
@@ -22,7 +22,7 @@ from volgrowth.sources import open_source
 
 @pytest.fixture(scope="module")
 def made(parquet):
-    return make_list(parquet, Policy("top_k", 4, "downweight"))
+    return make_list(parquet, CurationPolicy("top_k", 4, "downweight"))
 
 
 def edit(file: Path, **changes: object) -> None:
@@ -108,7 +108,7 @@ def test_lists_that_are_refused(parquet, made, tmp_path):
 
 
 def test_a_list_is_of_its_audit_only(parquet, folder, tmp_path):
-    curate_audit(folder.store.url, Policy("top_k", 2), list_path=str(tmp_path / "list.csv"))
+    curate_audit(folder.store.url, CurationPolicy("top_k", 2), list_path=str(tmp_path / "list.csv"))
     with pytest.raises(
         OutputError, match=rf"of another audit \({list_digest(folder)} in its .* is {list_digest(parquet)}"
     ):
@@ -118,16 +118,16 @@ def test_a_list_is_of_its_audit_only(parquet, folder, tmp_path):
 
 def test_a_list_is_kept_in_the_audit_and_a_file_with_another_is_not_replaced(parquet, tmp_path):
     out, file = Path(parquet.store.url), tmp_path / "list.csv"
-    table, applied = curate_audit(str(out), Policy("top_k", 2, "dedupe"), list_path=str(file))
+    table, applied = curate_audit(str(out), CurationPolicy("top_k", 2, "dedupe"), list_path=str(file))
     assert applied is None
     assert pq.read_table(out / CURATION_FILE).equals(table)
     metadata = pq.read_metadata(out / CURATION_FILE).metadata
     assert (metadata[b"schema_version"], metadata[b"policy"]) == (b"1", b"top_k 2, dedupe")
-    curate_audit(str(out), Policy("top_k", 2, "dedupe"), list_path=str(file))  # the same list
+    curate_audit(str(out), CurationPolicy("top_k", 2, "dedupe"), list_path=str(file))  # the same list
     edit(file, action="drop")
     content = file.read_bytes()
     with pytest.raises(OutputError, match=r"list\.csv exists and holds another list, .*leave the policy out"):
-        curate_audit(str(out), Policy("top_k", 2, "dedupe"), list_path=str(file))
+        curate_audit(str(out), CurationPolicy("top_k", 2, "dedupe"), list_path=str(file))
     assert file.read_bytes() == content
     table, applied = curate_audit(str(out), list_path=str(file), destination=str(tmp_path / "new"))
     assert applied is not None

@@ -66,7 +66,7 @@ CURATION = pa.schema(
 
 
 @dataclass(frozen=True)
-class Policy:
+class CurationPolicy:
     """What is flagged, and what is done about it.
 
     Attributes:
@@ -94,7 +94,7 @@ class Policy:
             raise UsageError(f"--action {self.action}: expected drop, dedupe or downweight")
 
 
-def make_list(audit: Audit, policy: Policy) -> pa.Table:
+def make_list(audit: Audit, policy: CurationPolicy) -> pa.Table:
     """The list of a finished audit, one row per image, in row order.
 
     Raises:
@@ -123,7 +123,7 @@ def store_of(file: str) -> tuple[Store, str]:
     return Store(folder or ("/" if file.startswith("/") else ".")), name
 
 
-def decide_actions(findings: pa.Table, scores: pa.Table, policy: Policy, audit: str) -> pa.Table:
+def decide_actions(findings: pa.Table, scores: pa.Table, policy: CurationPolicy, audit: str) -> pa.Table:
     """The list, from findings and the columns `source` and `status` of the scores; raises as `make_list`."""
     names = scores["source"]
     allowed = _named(policy.allow, findings["image_id"], names, "--allow")
@@ -154,7 +154,7 @@ def decide_actions(findings: pa.Table, scores: pa.Table, policy: Policy, audit: 
 class _Rows:
     """What the rules look at, as arrays over all rows."""
 
-    def __init__(self, findings: pa.Table, scores: pa.Table, policy: Policy):
+    def __init__(self, findings: pa.Table, scores: pa.Table, policy: CurationPolicy):
         self.policy = policy
         self.outside = pc.fill_null(findings["outside_range"], False).to_numpy().astype(bool)
         self.status = scores["status"]

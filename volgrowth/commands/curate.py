@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from volgrowth.analysis.policy import Policy, make_list
+from volgrowth.analysis.policy import CurationPolicy, make_list
 from volgrowth.audit.output.result import open_audit
 from volgrowth.curation.applying import Receipt, apply_list, check_destination, undo_list
 from volgrowth.curation.lists import CURATION_FILE, encode_list, list_file, read_list
@@ -15,7 +15,7 @@ from volgrowth.errors import OutputError, UsageError
 
 def curate_audit(
     output: str,
-    policy: Policy | None = None,
+    policy: CurationPolicy | None = None,
     *,
     list_path: str | None = None,
     destination: str | None = None,
@@ -60,7 +60,7 @@ def curate_audit(
 
 def policy_of_options(
     limits: dict[str, float | None], action: str | None, allow: Path | None, opt_out: Path | None
-) -> Policy | None:
+) -> CurationPolicy | None:
     """Return the policy that the options of `volgrowth curate` describe, None if they describe none.
 
     Args:
@@ -82,7 +82,7 @@ def policy_of_options(
         )
     for name in options.keys() & {"allow", "opt_out"}:
         options[name] = _read_ids(options[name], _flag(name))
-    return next((Policy(by=by, limit=limit, **options) for by, limit in given.items()), None)  # type: ignore[arg-type]
+    return next((CurationPolicy(by=by, limit=limit, **options) for by, limit in given.items()), None)  # type: ignore[arg-type]
 
 
 def curation_lines(
