@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from volgrowth.report.charts.figures import ACCENT, BAR, COOL, INK, MUTED, RULE, legend, plot
+from volgrowth.report.charts.figures import ACCENT, BAR, COOL, INK, MUTED, RULE, plot
 
 DASHES = (0, (4, 3))
 STACK = (ACCENT, INK, COOL, BAR, RULE)
@@ -54,11 +54,9 @@ def _panels(count: int, height: float, rows: int = 1) -> Iterator[tuple[Figure, 
         yield figure, panels
 
 
-def _legend(axes: Axes, columns: int) -> None:
-    legend(axes)
-    shown = axes.get_legend()
-    assert shown is not None  # every chart with a legend has labels
-    shown.set_ncols(columns)
+def _legend(axes: Axes, columns: int = 4) -> None:
+    """Name what has a label, in rows above the plot."""
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, columnspacing=1.2, borderaxespad=0.2)
 
 
 def column_dots(groups: Mapping[str, np.ndarray], ylabel: str, ceiling: float, ceiling_name: str) -> Figure:
@@ -100,7 +98,7 @@ def curves(
             axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
             axes.set_xticks(shown, [f"{value:g}" for value in shown])
             axes.minorticks_off()
-            _legend(axes, 3 if len(lines) > 4 else 2)
+            _legend(axes, 3)
     return figure
 
 
@@ -111,13 +109,12 @@ def null_bars(names: Sequence[str], values: np.ndarray, nulls: np.ndarray, xlabe
         axes.grid(axis="x")
         place = np.arange(len(names))[::-1]
         axes.barh(place, values, height=0.56, color=ACCENT)
-        axes.plot(nulls, place, "|", color=COOL, markersize=22, markeredgewidth=2.2, label="held-out null")
+        axes.plot(nulls, place, "|", color=COOL, markersize=20, markeredgewidth=2.2, label="held-out null")
         for at, value in zip(place, values, strict=True):
             axes.annotate(f" {value:.3f}", (value, at), va="center", color=INK)
         most = max(values.max(), nulls.max(), 0.01)
         axes.set(yticks=place, yticklabels=list(names), xlabel=xlabel, xlim=(0, 1.18 * most))
-        legend(axes)
-        axes.get_legend().legend_handles[0].set_markersize(11)  # type: ignore[union-attr]
+        _legend(axes)
     return figure
 
 
@@ -138,7 +135,7 @@ def outlines(
                 fill = {"fill": True, "alpha": 0.5} if colours[name] == ACCENT else {"linewidth": 1.4}
                 axes.stairs(density, edges, color=colours[name], label=name, **fill)  # type: ignore[arg-type]
             axes.set(xlabel=xlabel, yticks=[])
-        legend(drawn[0])
+        _legend(drawn[0])
     return figure
 
 
@@ -157,7 +154,7 @@ def flow_lines(panels: Mapping[str, np.ndarray], box: tuple[float, float]) -> Fi
                 beside, beyond = "left" if right else "right", "bottom" if up else "top"
                 axes.annotate(label, place, away, textcoords="offset points", ha=beside, va=beyond)
             axes.set(aspect="equal", xlabel=f"{name}: along the first edge", ylabel="along the second edge")
-            legend(axes)
+            _legend(axes)
     return figure
 
 
@@ -180,5 +177,5 @@ def scatters(panels: Sequence[tuple[str, str, Mapping[str, Dots]]]) -> Figure:
             for label, group in groups.items():
                 axes.plot(group.x, group.y, "o", color=group.colour, markersize=4, markeredgewidth=0, label=label)
             axes.set(xlabel=xlabel, ylabel=ylabel)
-            legend(axes)
+            _legend(axes)
     return figure

@@ -1,6 +1,6 @@
-"""The paper's experiments: `python jobs/reproduce_paper.py --output DIR [--data FILE.npz] [--quick] [--only NAME ...]`.
+"""The paper's experiments: `python jobs/reproduce_paper.py --output DIR [--quick] [--only NAME ...]`.
 
-Tables (Parquet), figures (PNG, SVG), `paper.html` and `paper.md` under DIR. Without FILE: scikit-learn's digits.
+They fill the page DIR/paper.md. Without `--data FILE.npz` they use scikit-learn's digits.
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a script's own folder stands there, not the repository
 
-from jobs.reproduce_paper.__main__ import main
+from jobs.reproduce_paper.__main__ import reproduce_paper
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(reproduce_paper())

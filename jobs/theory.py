@@ -1,6 +1,6 @@
 """The theory's experiments: `python jobs/theory.py --output DIR [--quick] [--only NAME ...]`.
 
-Tables (Parquet), figures (PNG, SVG), and the page `theory.md` with its pictures under `theory/`, in DIR.
+They fill the page DIR/theory.md.
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a script's own folder stands there, not the repository
 
-from jobs.theory.__main__ import main
+from jobs.theory.__main__ import run_theory
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_theory())

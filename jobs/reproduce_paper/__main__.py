@@ -30,7 +30,7 @@ EXPERIMENTS: dict[str, Callable[[Workshop], Outcome]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def reproduce_paper(arguments: Sequence[str] | None = None) -> int:
     """Run `jobs/reproduce_paper.py`. Returns the exit code: 0 done, 2 could not start."""
     parser = experiment_parser("paper", "The experiments of arXiv 2503.19429.", list(EXPERIMENTS))
     parser.add_argument("--data", type=Path, help="an .npz with `x`, uint8 (n, H, W) or (n, H, W, 3); default digits")
@@ -46,4 +46,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(reproduce_paper())

@@ -27,10 +27,6 @@ from volgrowth.report.charts.figures import ACCENT, COOL, MUTED
 
 BATCH = 32
 
-# nats for 100 axes and 1000 steps: trained, held out
-PUBLISHED = {"paper, 32x32": (594.0, 373.0), "an earlier run of the authors' code, 12x12": (403.0, 148.0)}
-COUNTS = {"paper, 32x32": 27, "an earlier run of the authors' code, 12x12": 64}
-
 # axes and steps of the shorter measurement that tells which network memorizes
 SHORT = (10, 100)
 
@@ -73,7 +69,6 @@ def overfit(shop: Workshop) -> Outcome:
     measured = dict(zip(("trained", "held out"), growths, strict=True))
     ours, others = ends = [growth.volume[:, -1] for growth in growths]
     ceiling = float(growths[0].ceiling[-1])
-    rows = [_overfit_row(name, growth) for name, growth in measured.items()]
     return Outcome(
         sentences=[
             f"e^{ours.mean():.0f} trained against e^{others.mean():.0f} held out, "
@@ -85,7 +80,7 @@ def overfit(shop: Workshop) -> Outcome:
             "Edges before orthogonalisation, which the authors' code sums, exceed the volume by up to "
             f"{np.abs(growths[0].edges[:, -1] - ours).max():.1f} nats.",
         ],
-        tables={"table": [*rows, *(_published_rows() if (axes, sizes.steps) == (100, 1000) else [])]},
+        tables={"table": [_overfit_row(name, growth) for name, growth in measured.items()]},
         settings={
             "trained images": len(ours),
             "shape": "x".join(map(str, sides[0].shape[1:])),
@@ -121,15 +116,6 @@ def _overfit_row(name: str, growth: Growth) -> dict[str, object]:
     }
 
 
-def _published_rows() -> list[dict[str, object]]:
-    """Return what others measured with as many axes and steps."""
-    return [
-        {"images": f"{name}: {source}", "count": COUNTS[source] if name == "trained" else None, "mean": value}
-        for source, values in PUBLISHED.items()
-        for name, value in zip(("trained", "held out"), values, strict=True)
-    ]
-
-
 def _image_rows(name: str, growth: Growth) -> list[dict[str, object]]:
     ends = zip(growth.volume[:, -1], growth.edges[:, -1], strict=True)
     return [
@@ -141,6 +127,8 @@ def _image_rows(name: str, growth: Growth) -> list[dict[str, object]]:
 def degrees(shop: Workshop) -> Outcome:
     """Growth and sample hits of networks trained for more and more steps on the same images."""
     rows = [_degree_row(shop, steps) for steps in shop.sizes.overfit_steps]
+    told = next((row["training steps"] for row in rows if row["AUROC"] >= 0.95), "no number of")
+    copied = next((row["training steps"] for row in rows if row["hits, trained"] >= 0.1), "no number of")
     panels = {
         "log volume, nats per axis": [
             Line("trained", [row["trained"] for row in rows], ACCENT),
@@ -153,7 +141,10 @@ def degrees(shop: Workshop) -> Outcome:
         ],
     }
     return Outcome(
-        sentences=_onset(rows),
+        sentences=[
+            f"Growth tells trained from held-out images at AUROC .95 from {told} steps on; a tenth of the samples are "
+            f"copies from {copied} steps on."
+        ],
         tables={"table": rows},
         settings={
             "images": shop.sizes.images,
@@ -163,19 +154,6 @@ def degrees(shop: Workshop) -> Outcome:
         },
         figures={"degrees": curves(shop.sizes.overfit_steps, panels, "steps of training")},
     )
-
-
-def _onset(rows: list[dict[str, float]]) -> list[str]:
-    """Say whether growth or samples show overfitting first; nothing if one of them never does."""
-    told = next((row["training steps"] for row in rows if row["AUROC"] >= 0.95), None)
-    copied = next((row["training steps"] for row in rows if row["hits, trained"] >= 0.1), None)
-    if told is None or copied is None:
-        return []
-    order = "before" if told < copied else "after" if told > copied else "at the same degree as"
-    return [
-        f"Growth tells trained from held-out images at AUROC .95 from {told} steps on, {order} a tenth of the samples "
-        f"are copies ({copied} steps)."
-    ]
 
 
 def _degree_row(shop: Workshop, steps: int) -> dict[str, float]:

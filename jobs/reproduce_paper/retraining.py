@@ -9,9 +9,9 @@ images are the null: what the rule finds where nothing can be memorized.
 """
 
 import hashlib
-from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,44 +30,6 @@ from volgrowth.numerics import Denoiser
 
 # share of the distinct images that are suspects
 SUSPECTS = 0.05
-
-
-@dataclass(frozen=True)
-class SampleHits:
-    """Hits of a model's samples, and how well the model denoises.
-
-    Attributes:
-        name: of the set that the model was trained on.
-        rows: of that set.
-        hits: samples that hit an image of the whole set.
-        null_hits: samples that hit a held-out image, scaled to as many images as the set has.
-        reproduced: images of the set with more hits than held-out images have.
-        loss, holdout_loss: mean denoising loss on the set's distinct images, and on held-out ones.
-    """
-
-    name: str
-    rows: int
-    samples: int
-    hits: int
-    null_hits: float
-    reproduced: int
-    loss: float
-    holdout_loss: float
-
-    @property
-    def share(self) -> float:
-        """Share of samples that hit an image of the set."""
-        return self.hits / self.samples
-
-    @property
-    def null(self) -> float:
-        """Share of samples that would hit one by chance."""
-        return self.null_hits / self.samples
-
-    @property
-    def excess(self) -> float:
-        """Number of standard errors by which the share exceeds the null, both taken as Poisson counts."""
-        return (self.hits - self.null_hits) / sqrt(max(self.hits + self.null_hits, 1.0))
 
 
 def suspected(score: np.ndarray, share: float = SUSPECTS) -> np.ndarray:
@@ -97,21 +59,30 @@ def retrain_without(case: LabelledSet, rows_to_drop: np.ndarray, folder: Path, s
     return folder
 
 
-def sample_hits(name: str, model: Path, case: LabelledSet, rows: int, samples: int) -> SampleHits:
-    """Draw samples from a model trained on `rows` rows and count those that hit the set's images or held-out ones."""
+def sample_hits(name: str, model: Path, case: LabelledSet, rows: int, samples: int) -> dict[str, Any]:
+    """Draw samples from a model trained on `rows` rows, and compare them with the images of the whole set.
+
+    Returns:
+        A row of the table: the share of samples that hit an image of the set; the share that would by chance, which is
+        that of the held-out images, scaled to as many as the set has; the standard errors between them, both taken as
+        Poisson counts; the number of reproduced images; and the mean denoising loss.
+    """
     denoiser = load_model(str(model))
     drawn = draw_samples(denoiser, range(samples), seed=0)
     found = find_reproduced(drawn, case.train, case.holdout, case.family)
-    return SampleHits(
-        name=name,
-        rows=rows,
-        samples=samples,
-        hits=int(found.hits.sum()),
-        null_hits=float(found.holdout_hits.sum() * len(found.hits) / max(len(found.holdout_hits), 1)),
-        reproduced=int(found.images.sum()),
-        loss=mean_loss(denoiser, case.train[case.first]),
-        holdout_loss=mean_loss(denoiser, case.holdout),
-    )
+    hits = int(found.hits.sum())
+    chance = float(found.holdout_hits.sum() * len(found.hits) / max(len(found.holdout_hits), 1))
+    return {
+        "trained on": name,
+        "rows": rows,
+        "samples": samples,
+        "hits": hits / samples,
+        "held-out null": chance / samples,
+        "standard errors above": (hits - chance) / sqrt(max(hits + chance, 1.0)),
+        "reproduced": int(found.images.sum()),
+        "loss": mean_loss(denoiser, case.train[case.first]),
+        "held-out loss": mean_loss(denoiser, case.holdout),
+    }
 
 
 def mean_loss(denoiser: Denoiser, images: np.ndarray, noises: int = 4) -> float:
@@ -123,7 +94,7 @@ def mean_loss(denoiser: Denoiser, images: np.ndarray, noises: int = 4) -> float:
 
 def compare_curation(
     case: LabelledSet, suspects: np.ndarray, model: Path, folder: Path, seed: int, recipe: Recipe, samples: int
-) -> list[SampleHits]:
+) -> list[dict[str, Any]]:
     """Sample the audited model, one without the copies of suspects, and one without as many random rows.
 
     Args:
@@ -156,43 +127,23 @@ def curation(shop: Workshop) -> Outcome:
     results = compare_curation(
         found.case, suspects, found.model, folder, shop.seed, shop.setup.recipe, shop.sizes.curation_samples
     )
-    whole, dropped, random = results
+    hits, null, reproduced, loss = (
+        [row[column] for row in results] for column in ("hits", "held-out null", "reproduced", "held-out loss")
+    )
+    names = [row["trained on"] for row in results]
     return Outcome(
         sentences=[
-            f"Samples that hit: {whole.share:.1%} before; {dropped.share:.1%} without copies of suspects, where chance "
-            f"gives {dropped.null:.1%}; {random.share:.1%} without as many random rows, where it gives "
-            f"{random.null:.1%}.",
-            f"Reproduced images: {whole.reproduced} before, {dropped.reproduced} after, {random.reproduced} after the "
-            f"random drop. Held-out loss: {whole.holdout_loss:.4f}, {dropped.holdout_loss:.4f}, "
-            f"{random.holdout_loss:.4f}.",
+            f"Samples that hit: {hits[0]:.1%} before; {hits[1]:.1%} without copies of suspects, where chance gives "
+            f"{null[1]:.1%}; {hits[2]:.1%} without as many random rows, where it gives {null[2]:.1%}.",
+            f"Reproduced images: {reproduced[0]} before, {reproduced[1]} after, {reproduced[2]} after the random drop. "
+            f"Held-out loss: {loss[0]:.4f}, {loss[1]:.4f}, {loss[2]:.4f}.",
         ],
-        tables={"table": [_hits_row(hits) for hits in results]},
+        tables={"table": results},
         settings={
             **planted_case(shop).settings(),
             "suspects": f"{suspects.sum()} ({SUSPECTS:.0%})",
-            "rows dropped": whole.rows - dropped.rows,
+            "rows dropped": results[0]["rows"] - results[1]["rows"],
             "samples of each model": shop.sizes.curation_samples,
         },
-        figures={
-            "curation": null_bars(
-                [hits.name for hits in results],
-                np.array([hits.share for hits in results]),
-                np.array([hits.null for hits in results]),
-                "share of samples that hit",
-            )
-        },
+        figures={"curation": null_bars(names, np.array(hits), np.array(null), "share of samples that hit")},
     )
-
-
-def _hits_row(hits: SampleHits) -> dict[str, object]:
-    return {
-        "trained on": hits.name,
-        "rows": hits.rows,
-        "samples": hits.samples,
-        "hits": hits.share,
-        "held-out null": hits.null,
-        "standard errors above": hits.excess,
-        "reproduced": hits.reproduced,
-        "loss": hits.loss,
-        "held-out loss": hits.holdout_loss,
-    }

@@ -20,7 +20,7 @@ EXPERIMENTS: dict[str, Callable[[Laboratory], Outcome]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run_theory(arguments: Sequence[str] | None = None) -> int:
     """Run `jobs/theory.py`. Returns the exit code 0."""
     parser = experiment_parser("theory", "Models of which it is known what they memorize.", list(EXPERIMENTS))
     given = parser.parse_args(arguments)
@@ -29,4 +29,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_theory())

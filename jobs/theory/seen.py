@@ -140,22 +140,23 @@ def seen(lab: Laboratory) -> Outcome:
 
 def _exact_rows(model: KnownModel) -> list[Row]:
     """Return growth and B of each group, with the formula for the groups that it covers."""
+    columns = (
+        "points",
+        "count",
+        "growth, mean",
+        "lowest",
+        "highest",
+        "formula, mean",
+        "B, mean",
+        "B, lowest",
+        "B, highest",
+    )
     rows = []
     for name, images in model.groups.items():
         growth, density = model.growth(images), model.log_density(images)
-        rows.append(
-            {
-                "points": name,
-                "count": len(images),
-                "growth, mean": growth.mean(),
-                "lowest": growth.min(),
-                "highest": growth.max(),
-                "formula, mean": None if name == "elsewhere" else model.formula_growth(images).mean(),
-                "B, mean": density.mean(),
-                "B, lowest": density.min(),
-                "B, highest": density.max(),
-            }
-        )
+        formula = None if name == "elsewhere" else model.formula_growth(images).mean()
+        ends = [(values.mean(), values.min(), values.max()) for values in (growth, density)]
+        rows.append(dict(zip(columns, (name, len(images), *ends[0], formula, *ends[1]), strict=True)))
     return rows
 
 

@@ -1,6 +1,7 @@
 """The page writer: places are filled and prose is left alone; tables hold whatever a value holds."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,11 @@ def test_no_path_of_a_machine_is_in_a_command(monkeypatch: pytest.MonkeyPatch) -
     assert "in 2.0 min on one H100, with Python 3" in line
     assert ", diffusers " in line
     assert line.endswith("by* `python jobs.py --output out`")
+
+
+@pytest.mark.parametrize("page", ["paper", "theory"])
+def test_the_committed_pages_tell_no_path_of_a_machine(page: str) -> None:
+    text = (DOCS / f"{page}.md").read_text()
+    assert re.findall(r"(?<![\w:/.])/(?:tmp|work|home|root|Users)/\S*", text) == []
+    pictures = set(re.findall(rf"\]\({page}/(.*\.png)\)", text))
+    assert pictures == {path.name for path in (DOCS / page).glob("*.png")}

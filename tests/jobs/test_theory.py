@@ -75,7 +75,7 @@ def test_trained_networks_end_somewhere() -> None:
 
 
 def test_the_job_fills_the_places_of_its_experiments_alone(tmp_path: Path) -> None:
-    assert theory.main(["--output", str(tmp_path), "--quick", "--only", "inertia", "linear"]) == 0
+    assert theory.run_theory(["--output", str(tmp_path), "--quick", "--only", "inertia", "linear"]) == 0
     committed, page = (DOCS / "theory.md").read_text(), (tmp_path / "theory.md").read_text()
     place = re.compile(r"<!-- begin ([\w-]+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
     before, after = dict(place.findall(committed)), dict(place.findall(page))

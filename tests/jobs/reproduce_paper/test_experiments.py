@@ -223,16 +223,16 @@ def test_a_planted_case_is_calibrated_by_strangers(shop: Workshop) -> None:
 
 def test_the_job_says_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "none.npz"
-    assert paper.main(["--output", str(tmp_path / "out"), "--data", str(missing)]) == 2
-    assert "does not exist: expected an .npz" in capsys.readouterr().err
+    assert paper.reproduce_paper(["--output", str(tmp_path / "out"), "--data", str(missing)]) == 2
+    assert "cannot be read ([Errno 2] No such file" in capsys.readouterr().err
     np.savez(missing, x=np.zeros((20, 8, 8)))
-    assert paper.main(["--output", str(tmp_path / "out"), "--data", str(missing)]) == 2
+    assert paper.reproduce_paper(["--output", str(tmp_path / "out"), "--data", str(missing)]) == 2
     assert "expected at least 500 uint8 images" in capsys.readouterr().err
     missing.write_bytes(b"no archive")
-    assert paper.main(["--output", str(tmp_path / "out"), "--data", str(missing)]) == 2
+    assert paper.reproduce_paper(["--output", str(tmp_path / "out"), "--data", str(missing)]) == 2
     assert "cannot be read" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
-        paper.main(["--output", str(tmp_path / "out"), "--only", "nothing"])
+        paper.reproduce_paper(["--output", str(tmp_path / "out"), "--only", "nothing"])
     assert stopped.value.code == 2
 
 
