@@ -57,10 +57,10 @@ def _grid(shop: Workshop) -> list[Row]:
         for steps in sorted(sizes.ablation_steps, reverse=True):
             evaluations = (1 + axes) * steps
             everywhere = evaluations <= sizes.whole_case
-            families = np.arange(len(case.images)) if everywhere else _affordable(shop, evaluations)
+            families = np.arange(len(case.distinct)) if everywhere else _affordable(shop, evaluations)
             if not shared:
                 say(f"{axes} axes, {steps} steps, {len(families)} images")
-                images = case.subject.pixels if everywhere else case.images[families]
+                images = case.pixels if everywhere else case.distinct[families]
                 volume, shared = published_growth(case.denoiser, images, axes, steps).volume, everywhere
             setting = {"axes": axes, "steps": steps, "evaluations": evaluations}
             rows.append(_ablation_row(shop, volume[:, steps - 1], families, everywhere, setting))
@@ -70,7 +70,7 @@ def _grid(shop: Workshop) -> list[Row]:
 def _affordable(shop: Workshop, evaluations: int) -> np.ndarray:
     """Return as many families as the budget allows, half of them memorized if there are as many."""
     case, sizes = planted_case(shop), shop.sizes
-    order = np.random.default_rng(0).permutation(len(case.images))
+    order = np.random.default_rng(0).permutation(len(case.distinct))
     count = max(sizes.fewest, sizes.budget // evaluations)
     positive = order[case.memorized[order]][: count // 2]
     return np.concatenate([positive, order[~case.memorized[order]][: count - len(positive)]])
@@ -79,7 +79,7 @@ def _affordable(shop: Workshop, evaluations: int) -> np.ndarray:
 def _radii(shop: Workshop) -> list[Row]:
     """Return a row for every radius with one axis and one step, and its distance from the exact derivative."""
     case = planted_case(shop)
-    families, pixels = np.arange(len(case.images)), case.subject.pixels
+    families, pixels = np.arange(len(case.distinct)), case.pixels
     exact = published_growth(case.denoiser, pixels, 1, 1, derivative="jvp").volume[:, 0]
     rows = [_ablation_row(shop, exact, families, True, {"radius": None, "error": 0.0})]
     for radius in shop.sizes.ablation_radii:

@@ -4,8 +4,7 @@ memorized    the paper's test of memorized against unmemorized images, beside wh
 scores       other scores on the same case; `jobs/benchmark.py detection` has all cases and intervals
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.stats import mannwhitneyu, ttest_ind
@@ -19,7 +18,6 @@ from jobs.reproduce_paper.workshop import Workshop
 from volgrowth.analysis.calibration.error_rates import FDR, q_values
 from volgrowth.analysis.calibration.expected_scores import Calibration, calibrate
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
-from volgrowth.demo.cases import LabelledSet
 from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
 from volgrowth.report.charts.figures import ACCENT, COOL, MUTED
@@ -27,34 +25,32 @@ from volgrowth.report.charts.figures import ACCENT, COOL, MUTED
 COMPARED = ("vgr", "standard", "loss", "flipd", "sharpness", "noise_norm", "pia", "secmi")
 
 
-@dataclass(frozen=True)
-class PlantedCase:
-    """A trained case with its truth. Arrays are over families, the distinct images of the training set."""
+class PlantedCase(Subject):
+    """A case of the bench and its denoiser. Arrays are over families, the distinct images of the training set."""
 
-    subject: Subject
-    denoiser: Denoiser
-
-    @property
-    def case(self) -> LabelledSet:
-        return self.subject.trained.case
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        return load_model(str(self.trained.model))
 
     @property
     def memorized(self) -> np.ndarray:
-        return self.subject.positive
+        """(families,) bool: images that samples reproduce."""
+        return self.positive
 
     @property
     def plain(self) -> np.ndarray:
+        """(families,) bool: flat, gradient and faint images."""
         return np.char.startswith(self.case.names.astype(str), "plain")
 
     @property
-    def images(self) -> np.ndarray:
+    def distinct(self) -> np.ndarray:
         """(families, C, H, W) uint8."""
-        return self.subject.pixels[: len(self.memorized)]
+        return self.pixels[: len(self.case.names)]
 
     @property
     def axes(self) -> int:
         """The most axes that there can be: the dimension of an image."""
-        return int(np.prod(self.images.shape[1:]))
+        return int(np.prod(self.pixels.shape[1:]))
 
     def calibrate(self, values: np.ndarray) -> Calibration:
         """Calibrate a score, high for suspicious, of the families and then the held-out images.
@@ -62,43 +58,39 @@ class PlantedCase:
         Raises:
             ValueError: the case has too few held-out images.
         """
-        calibration = calibrate(*self.subject.images(values))
+        calibration = calibrate(*self.images(values))
         if calibration is None:
             raise ValueError(f"{len(self.case.holdout)} held-out images: expected more, to calibrate with")
         return calibration
 
     def settings(self) -> dict[str, object]:
         """Return the sizes of the case for the page."""
-        copies, samples = self.case.copies, self.subject.trained.samples
+        copies, samples = self.case.copies, self.trained.samples
         return {
-            "case": f"{self.subject.trained.setup.name}, seed {self.subject.trained.seed}",
+            "case": f"{self.trained.setup.name}, seed {self.trained.seed}",
             "rows": len(self.case.train),
             "distinct images": len(copies),
-            "shape": "x".join(map(str, self.images.shape[1:])),
+            "shape": "x".join(map(str, self.pixels.shape[1:])),
             "planted": ", ".join(f"{(copies == n).sum()} with {n} copies" for n in np.unique(copies)[::-1] if n > 1),
             "plain": self.plain.sum(),
             "held out": len(self.case.holdout),
-            "reproduced": f"{self.memorized.sum()} in {len(samples)} samples by DDIM ({self.subject.truth.rule})",
+            "reproduced": f"{self.memorized.sum()} in {len(samples)} samples by DDIM ({self.truth.rule})",
         }
 
 
 @lru_cache(maxsize=1)
 def planted_case(shop: Workshop) -> PlantedCase:
     """Train and sample the case, or take both from `shop.models`; measure what the samples reproduce."""
-    found = train_or_load(shop.setup, shop.seed, shop.folder, shop.models, say)
-    return PlantedCase(Subject.of(found), load_model(str(found.model)))
-
-
-def _scored(shop: Workshop, name: str) -> np.ndarray:
-    """Return a score of the bench for the families and then the held-out images."""
-    say(f"scoring with {name}")
-    return score_images(planted_case(shop).subject, next(score for score in SCORES if score.name == name))
+    return PlantedCase.of(train_or_load(shop.setup, shop.seed, shop.folder, shop.models, say))
 
 
 @lru_cache(maxsize=len(SCORES))
 def _calibrated(shop: Workshop, name: str) -> tuple[np.ndarray, Calibration]:
-    case, values = planted_case(shop), _scored(shop, name)
-    return values[: len(case.images)], case.calibrate(values)
+    """Return (families,) a score of the bench, and its calibration."""
+    say(f"scoring with {name}")
+    case = planted_case(shop)
+    values = score_images(case, next(score for score in SCORES if score.name == name))
+    return values[: len(case.distinct)], case.calibrate(values)
 
 
 def excess_score(shop: Workshop, name: str) -> np.ndarray:
@@ -111,7 +103,7 @@ def audit_flags(shop: Workshop) -> np.ndarray:
     """Return (families,) bool, the images that an audit flags with preset standard at the default FDR."""
     calibration = _calibrated(shop, "standard")[1]
     p_value = np.where(calibration.outside, 1.0, calibration.p_value)
-    return q_values(p_value, planted_case(shop).subject.content[: len(p_value)]) <= FDR
+    return q_values(p_value, planted_case(shop).content[: len(p_value)]) <= FDR
 
 
 def _test_rows(shop: Workshop, name: str, label: str) -> list[dict[str, object]]:

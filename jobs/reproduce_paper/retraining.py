@@ -122,7 +122,7 @@ def compare_curation(
 
 def curation(shop: Workshop) -> Outcome:
     """Sample hits after de-duplicating the images highest in calibrated growth, and after dropping rows at random."""
-    found, suspects = planted_case(shop).subject.trained, suspected(excess_score(shop, "standard"))
+    found, suspects = planted_case(shop).trained, suspected(excess_score(shop, "standard"))
     folder = shop.models / f"curation-{found.model.parent.name}"
     results = compare_curation(
         found.case, suspects, found.model, folder, shop.seed, shop.setup.recipe, shop.sizes.curation_samples

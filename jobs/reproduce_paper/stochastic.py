@@ -42,10 +42,10 @@ def stochastic(shop: Workshop) -> Outcome:
     case, sizes, flagged = planted_case(shop), shop.sizes, audit_flags(shop)
     say(f"drawing {sizes.ancestral_samples} samples in {sizes.ancestral_steps} ancestral steps")
     drawn = draw_ancestral(case.denoiser, sizes.ancestral_samples, sizes.ancestral_steps, seed=0)
-    flow = case.subject.truth
+    flow = case.truth
     ancestral = find_reproduced(drawn, case.case.train, case.case.holdout, case.case.family)
     rows = [
-        _truth_row(shop, f"probability flow, DDIM {STEPS} steps", flow, len(case.subject.trained.samples), flagged),
+        _truth_row(shop, f"probability flow, DDIM {STEPS} steps", flow, len(case.trained.samples), flagged),
         _truth_row(shop, f"ancestral, {sizes.ancestral_steps} steps", ancestral, len(drawn), flagged),
     ]
     return Outcome(

@@ -24,10 +24,10 @@ def trajectory(shop: Workshop) -> Outcome:
     case, sizes = planted_case(shop), shop.sizes
     axes = min(AXES, case.axes)
     chosen = {
-        "memorized": case.images[case.memorized],
-        "not memorized": case.images[~case.memorized & ~case.plain],
-        "held out": case.case.holdout[case.subject.strangers],
-        "plain": case.images[case.plain & ~case.memorized],
+        "memorized": case.distinct[case.memorized],
+        "not memorized": case.distinct[~case.memorized & ~case.plain],
+        "held out": case.case.holdout[case.strangers],
+        "plain": case.distinct[case.plain & ~case.memorized],
     }
     groups = {}
     for name, images in chosen.items():
@@ -48,7 +48,13 @@ def trajectory(shop: Workshop) -> Outcome:
                 {"group": "point mass", **_reached(ceiling)},
             ]
         },
-        settings={"images of each group": sizes.trajectory_images, "axes": axes, "steps": sizes.steps, "radius": 0.05},
+        settings={
+            **case.settings(),
+            "images of each group": sizes.trajectory_images,
+            "axes": axes,
+            "steps": sizes.steps,
+            "radius": 0.05,
+        },
         figures={
             "trajectory": curves(
                 *_chart(groups, ceiling, axes), ticks=[k for k in SHOWN if k <= sizes.steps], marker=""

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -84,7 +84,7 @@ class Subject:
     drawn: np.ndarray
 
     @classmethod
-    def of(cls, trained: Trained) -> "Subject":
+    def of(cls, trained: Trained) -> Self:
         """Measure the truth, and the complexity of every image."""
         case, truth = trained.case, trained.truth()
         pixels = np.concatenate([case.train[case.first], case.holdout])

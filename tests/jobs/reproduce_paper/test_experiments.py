@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.benchmark.detection.experiment import Subject
 from jobs.benchmark.detection.suite import Setup
 from jobs.experiments import run_experiments
 from jobs.pages import DOCS
@@ -169,7 +168,7 @@ def test_the_ablation_has_a_row_for_every_setting(whole: Path, shop: Workshop) -
         assert 0 < row["memorized"] < row["images"]
         everywhere = row["evaluations"] <= TINY.whole_case
         assert ("TPR, calibrated" in row) == everywhere
-        families = len(paper_planted.planted_case(shop).images)
+        families = len(paper_planted.planted_case(shop).distinct)
         assert row["images"] == (families if everywhere else max(TINY.fewest, TINY.budget // row["evaluations"]))
     exact_row, *others = rows_of(whole, "ablation", "radius")
     assert exact_row["radius"] is None
@@ -211,12 +210,12 @@ def test_sides_share_no_image_and_have_room_for_the_axes(shop: Workshop) -> None
 
 def test_a_planted_case_is_calibrated_by_strangers(shop: Workshop) -> None:
     case = paper_planted.planted_case(shop)
-    calibrated = case.calibrate(case.subject.features[:, 4])
+    calibrated = case.calibrate(case.features[:, 4])
     assert calibrated.method == "held-out"
     assert calibrated.r2 > 0.8  # a score that is complexity is explained away
-    found = case.subject.trained
+    found = case.trained
     few = replace(found.case, holdout=found.case.holdout[:10], train=found.case.train[:20], family=np.arange(20))
-    small = replace(case, subject=Subject.of(replace(found, case=few)))
+    small = paper_planted.PlantedCase.of(replace(found, case=few))
     with pytest.raises(ValueError, match="10 held-out images"):
         small.calibrate(np.zeros(30))
 
