@@ -183,7 +183,6 @@ class AuditConfig(Frozen):
     holdout: str | None = None
     holdout_split: str | None = None
     measure: Measure = StandardMeasure()
-    adaptive: bool = False
     cascade: bool = False
     screen_share: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     screen_sample: Annotated[int, Field(ge=0)] | None = None
@@ -216,17 +215,9 @@ class AuditConfig(Frozen):
         return os.path.abspath(path) if local else value
 
     @model_validator(mode="after")
-    def _refinable(self) -> Self:
-        if self.adaptive and not (isinstance(self.measure, StandardMeasure) and self.measure.num_probes > 1):
-            raise ValueError("adaptive needs the standard error of preset standard with several probes")
-        return self
-
-    @model_validator(mode="after")
     def _screenable(self) -> Self:
         if not self.cascade:
             return self
-        if self.adaptive:
-            raise ValueError("cascade and adaptive are both given: expected one, since each measures other rows again")
         if not self.holdout:
             raise ValueError("cascade needs a holdout, which says how high an innocent image comes in the screen")
         if self.measure.evaluations <= 2 * SCREEN_EVALUATIONS:

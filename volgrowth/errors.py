@@ -28,3 +28,9 @@ class EngineError(VolgrowthError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message without its full stop, or the name of its class if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip(" .")
+
+
+def kind_and_line(error: BaseException) -> str:
+    """Return the class of an error and the first line of its message, such as `ValueError: no such file`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

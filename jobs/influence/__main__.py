@@ -19,8 +19,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from volgrowth.audit.output.freezing import stored_listing
-from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit, open_audit
 from volgrowth.config import AuditConfig
 from volgrowth.errors import DataError, ModelError, UsageError, VolgrowthError
@@ -28,7 +26,7 @@ from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition
 from volgrowth.records import Status
-from volgrowth.sources import BadImage, Row, Source, decode, open_source, to_unit
+from volgrowth.sources import BadImage, Row, decode, to_unit
 from volgrowth.storage.store import Store
 from volgrowth.theory.training_influence import Checkpoint, Influence, influence
 
@@ -90,12 +88,8 @@ class Images:
     """The images of an audit that have a score, in the order of its rows."""
 
     def __init__(self, audit: Audit):
-        data, listing = audit.plan.data, stored_listing(audit.store, SCORES_FOLDER, audit.plan.data)
         self.config = AuditConfig.build(**audit.manifest["config"], output=audit.store.url)
-        columns = self.config.image_column, self.config.id_column
-        self.source: Source = open_source(data.name, data.split, *columns, listing, self.config.condition_column)
-        channels, height, width = audit.plan.model.image_shape
-        self.shape = channels, height, width
+        self.source, self.shape = audit.open_data(), audit.frozen.image_shape
         self.statuses = audit.scores["status"].to_pylist()
 
     def __len__(self) -> int:

@@ -31,7 +31,7 @@ def summarized(
     config = AuditConfig.build(model="demo/model", data="digits", output=str(folder), **settings)
     data = DataInfo("digits", "train", "parquet", len(table), 1, "sha256:" + "ab" * 32, {})
     held = None if holdout is None else DataInfo("held", None, "parquet", len(holdout), 1, "sha256:" + "cd" * 32, {})
-    manifest = json.loads(json.dumps(Manifest.plan(config, MODEL, data, held).to_json()))
+    manifest = json.loads(json.dumps(Manifest.of(config, MODEL, data, held).to_json()))
     audit = Audit(Store(str(folder)), manifest)
     analysis = analyse(table, holdout)
     vars(audit).update(scores=table, holdout_scores=holdout, findings=analysis.findings)  # as if read
@@ -162,7 +162,7 @@ def test_what_was_audited_and_how(tmp_path: Path) -> None:
         "parameters": MODEL.parameters,
     }
     assert summary["data"]["name"] == "digits"
-    assert summary["config_digest"] == audit.plan.config_digest
+    assert summary["config_digest"] == audit.frozen.config_digest
     assert (summary["measure"]["preset"], summary["measure"]["evaluations"]) == ("paper", 2)
 
 

@@ -1,4 +1,4 @@
-"""Audits that measure twice, or beside a reference model."""
+"""Audits beside a reference model, with every preset, and with held-out sets that do not fit."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ import pytest
 import volgrowth as vg
 from tests.support.checkpoints import save_pipeline, unet
 from volgrowth.audit.output.result import Audit
-from volgrowth.audit.scoring.refine import ADAPTIVE_FILE, FACTOR
 from volgrowth.cli import run_command
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import OutputError, UsageError
@@ -29,40 +28,6 @@ def audit(tiny_model, digit_file, held):
         return vg.run_audit(vg.AuditConfig.build(output=str(output), **given), quiet=True)
 
     return run
-
-
-def test_rows_near_the_threshold_get_more_probes(audit, tmp_path):
-    plain, adaptive = audit(tmp_path / "plain"), audit(tmp_path / "adaptive", adaptive=True)
-    refined = adaptive.scores["nfe"].to_numpy() > 15
-    held = adaptive.holdout_scores["nfe"].to_numpy() > 15
-    assert refined.sum() + held.sum() == adaptive.summary["run"]["refined_rows"] > 0
-    assert held.any()
-    assert not refined.all()
-    # 4 times the 2 probes at each of 3 levels, beside the 2 of the run-in and the 4 of the loss
-    assert set(adaptive.scores["nfe"].to_pylist()) <= {15, 15 + 3 * (1 + 8) + 2 + 4}
-    same = plain.scores.filter(~refined).drop_columns("batch")
-    assert adaptive.scores.filter(~refined).drop_columns("batch").equals(same)
-    better, before = (a.holdout_scores["growth_error"].to_numpy()[held].mean() for a in (adaptive, plain))
-    assert better < 0.9 * before
-    assert FACTOR == 4
-
-
-def test_an_interrupted_refinement_refines_the_same_rows(audit, tmp_path):
-    first = audit(tmp_path / "out", adaptive=True)
-    before = first.holdout_scores
-    (tmp_path / "out/_SUCCESS").unlink()
-    for path in (tmp_path / "out/holdout").iterdir():  # as if it had been interrupted before any of them
-        path.unlink()
-    chosen = (tmp_path / "out" / ADAPTIVE_FILE).read_bytes()
-    again = audit(tmp_path / "out", adaptive=True)
-    assert again.holdout_scores.equals(before)
-    assert (tmp_path / "out" / ADAPTIVE_FILE).read_bytes() == chosen
-
-
-def test_refining_needs_an_error_to_go_by():
-    for measure in ({"preset": "paper"}, {"preset": "volume"}, {"num_probes": 1}):
-        with pytest.raises(UsageError, match="adaptive needs the standard error of preset standard"):
-            vg.AuditConfig.build(model="m", data="d", output="o", adaptive=True, measure=measure)
 
 
 @pytest.fixture

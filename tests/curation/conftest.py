@@ -13,8 +13,8 @@ import pytest
 from tests.support.samples import dataset, digits, pairs, values, write_tar
 from tests.support.tables import failed, many, scores
 from volgrowth.analysis.findings import analyse
-from volgrowth.audit.output.fragments import publish
-from volgrowth.audit.output.freezing import Plan, freeze
+from volgrowth.audit.output.fragments import publish_fragment
+from volgrowth.audit.output.freezing import FrozenAudit, freeze
 from volgrowth.audit.output.manifest import SCORES_FOLDER, SUCCESS, DataInfo, Manifest
 from volgrowth.audit.output.result import FINDINGS_FILE, Audit, open_audit
 from volgrowth.commands.audit import run_audit
@@ -50,13 +50,13 @@ def run() -> Run:
         config = AuditConfig.build(model="none", data=str(data), output=str(output), shard_size=40, **settings)
         source = open_source(config.data, config.split, config.image_column, config.id_column)
         info = DataInfo.of(config.data, config.split, source.listing)
-        manifest = Manifest.plan(config, ModelInfo("none", "none", (1, 8, 8), "none", None), info, None)
+        manifest = Manifest.of(config, ModelInfo("none", "none", (1, 8, 8), "none", None), info, None)
         store = Store(config.output)
-        freeze(store, Plan(manifest, {SCORES_FOLDER: source.listing}))
+        freeze(store, FrozenAudit(manifest, {SCORES_FOLDER: source.listing}))
         measured = [scored(row, plain) for row, plain in zip(source.read(0, info.rows), many(info.rows), strict=True)]
         table = scores(*measured)
         for shard in manifest.shards:
-            publish(store, manifest, shard, table.slice(shard.start, shard.rows), 1)
+            publish_fragment(store, manifest, shard, table.slice(shard.start, shard.rows), 1)
         store.write_table(FINDINGS_FILE, analyse(table).findings, {})
         store.write(SUCCESS, b"")
         return open_audit(config.output)

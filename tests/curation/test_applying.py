@@ -20,7 +20,7 @@ import pytest
 from tests.curation.conftest import ROWS
 from tests.support.samples import dataset, pairs, values, write_folder, write_tar
 from volgrowth.analysis.policy import CurationPolicy, make_list
-from volgrowth.audit.output.freezing import Plan, write_listings
+from volgrowth.audit.output.listings import write_listings
 from volgrowth.audit.output.manifest import MANIFEST, SCORES_FOLDER, DataInfo
 from volgrowth.audit.output.result import Audit, open_audit
 from volgrowth.commands.curate import curate_audit
@@ -72,7 +72,7 @@ def audit(request: pytest.FixtureRequest) -> Audit:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_exactly_the_kept_rows_are_there_and_the_source_is_as_it_was(audit, tmp_path, seed):
-    data, drop = audit.plan.data, drops(seed)
+    data, drop = audit.frozen.data, drops(seed)
     before, all_pictures = digests(Path(data.name).parent), pictures(data.name)
     receipt = apply_list(audit, edited(audit, drop), str(tmp_path / "new"))
     expected = [picture for row, picture in enumerate(all_pictures) if row not in drop]
@@ -94,7 +94,7 @@ def test_exactly_the_kept_rows_are_there_and_the_source_is_as_it_was(audit, tmp_
 def test_parquet_keeps_files_columns_and_types(parquet, tmp_path):
     drop = [0, 5, *range(20, 30), 36]
     apply_list(parquet, edited(parquet, drop), str(tmp_path / "new"))
-    source = Path(parquet.plan.data.name)
+    source = Path(parquet.frozen.data.name)
     for name, rows in (("a.parquet", range(35)), ("more/b.parquet", range(35, ROWS))):
         kept = [index for index, row in enumerate(rows) if row not in drop]
         assert pq.read_table(tmp_path / "new" / name).equals(pq.read_table(source / name).take(kept))
@@ -108,7 +108,7 @@ def test_large_row_groups_are_written_in_parts(parquet, tmp_path, monkeypatch):
     monkeypatch.setattr("volgrowth.curation.tables.BATCH_ROWS", 4)
     drop = [*range(0, 8), 21]
     apply_list(parquet, edited(parquet, drop), str(tmp_path / "new"))
-    written, source = pq.ParquetFile(tmp_path / "new/a.parquet"), Path(parquet.plan.data.name, "a.parquet")
+    written, source = pq.ParquetFile(tmp_path / "new/a.parquet"), Path(parquet.frozen.data.name, "a.parquet")
     sizes = [written.metadata.row_group(group).num_rows for group in range(written.num_row_groups)]
     assert sizes == [2, 4, 4, 2, 3, 4, 2, 4, 1]
     assert written.read().equals(pq.read_table(source).take([row for row in range(35) if row not in drop]))
@@ -118,7 +118,7 @@ def test_a_saved_data_set_keeps_its_columns_and_order(saved, tmp_path):
     drop = drops(0)
     apply_list(saved, edited(saved, drop), str(tmp_path / "new"))
     kept = [row for row in range(ROWS) if row not in drop]
-    before, now = datasets.load_from_disk(saved.plan.data.name), datasets.load_from_disk(str(tmp_path / "new"))
+    before, now = datasets.load_from_disk(saved.frozen.data.name), datasets.load_from_disk(str(tmp_path / "new"))
     assert now.features == before.features
     for column in ("number", "caption"):
         assert now[column] == before.select(kept)[column]
@@ -148,7 +148,7 @@ def members(path: Path) -> list[tuple[str, bytes, bytes]]:
 def test_tars_keep_every_byte_of_their_samples(tars, tmp_path):
     drop = [0, 7, 8, *range(60, ROWS)]
     apply_list(tars, edited(tars, drop), str(tmp_path / "new"))
-    source, row = Path(tars.plan.data.name), 0
+    source, row = Path(tars.frozen.data.name), 0
     assert sorted(os.listdir(tmp_path / "new")) == [RECEIPT, "00000.tar", "00001.tar"]  # nothing is left of the third
     for name in ("00000.tar", "00001.tar"):
         before = members(source / name)
@@ -262,7 +262,7 @@ def test_row_numbers_select_what_is_kept(saved, parquet, tmp_path):
     assert receipt.rows == len(chosen) == len(kept)
     assert chosen["indices"] == kept
     assert chosen[WEIGHT] == [WEIGHTS.get(row, 1.0) for row in kept]
-    before = datasets.load_from_disk(saved.plan.data.name)
+    before = datasets.load_from_disk(saved.frozen.data.name)
     assert before.select(chosen["indices"])["number"] == [before["number"][row] for row in kept]
     with pytest.raises(UsageError, match=r"--indices: .* of the kind parquet, .*leave --indices out"):
         apply_list(parquet, edited(parquet, drop), str(tmp_path / "other"), indices=True)
@@ -271,15 +271,15 @@ def test_row_numbers_select_what_is_kept(saved, parquet, tmp_path):
 def test_of_the_hub_row_numbers_are_written(parquet, tmp_path):
     """The data set as `load_dataset` has it, which is how one of the hub is read."""
     shutil.copytree(parquet.store.root, tmp_path / "out")
-    listing = HubSource(Request(parquet.plan.data.name)).listing
-    plan = replace(parquet.plan, data=DataInfo.of(parquet.plan.data.name, None, listing))
+    listing = HubSource(Request(parquet.frozen.data.name)).listing
+    plan = replace(parquet.frozen, data=DataInfo.of(parquet.frozen.data.name, None, listing))
     audit = Audit(replace_store(parquet, tmp_path / "out"), plan.to_json())
-    write_listings(audit.store, Plan(plan, {SCORES_FOLDER: listing}))
+    write_listings(audit.store, {SCORES_FOLDER: listing})
     audit.store.write_json(MANIFEST, plan.to_json())
     audit = open_audit(str(tmp_path / "out"))
     apply_list(audit, edited(audit, drops(1)), str(tmp_path / "new"))
     chosen = datasets.Dataset.from_file(str(tmp_path / "new/indices.arrow"))["indices"]
-    loaded = datasets.load_dataset(parquet.plan.data.name, split="train").select(chosen)
+    loaded = datasets.load_dataset(parquet.frozen.data.name, split="train").select(chosen)
     assert loaded["number"] == [row for row in range(ROWS) if row not in drops(1)]
 
 
@@ -315,7 +315,7 @@ def test_a_data_set_in_a_store_is_curated_here(run, images, bucket, tmp_path):
 
 def test_a_data_set_that_changed_is_refused_and_nothing_is_left(audit, tmp_path):
     table = edited(audit, [3])
-    files = [path for path in Path(audit.plan.data.name).rglob("*") if path.is_file() and path.suffix != ".json"]
+    files = [path for path in Path(audit.frozen.data.name).rglob("*") if path.is_file() and path.suffix != ".json"]
     content = max(files).read_bytes()
     try:
         max(files).write_bytes(content + b"more")
@@ -397,7 +397,7 @@ def test_destinations_that_are_refused(parquet, tmp_path):
         with pytest.raises(OutputError, match=f"{name} exists: choose a new folder"):
             apply_list(parquet, table, str(tmp_path / name))
     with pytest.raises(OutputError, match="is in the audited data set"):
-        apply_list(parquet, table, f"{parquet.plan.data.name}/new")
+        apply_list(parquet, table, f"{parquet.frozen.data.name}/new")
     with pytest.raises(OutputError, match="cannot be written"):
         apply_list(parquet, table, str(tmp_path / "file/new"))
     with pytest.raises(UsageError, match="the list drops every row"):
@@ -428,6 +428,6 @@ def test_an_undo_removes_only_what_was_written(parquet, tmp_path):
     (new / RECEIPT).write_text(receipt)
     undo_list(str(new))
     assert os.listdir(tmp_path) == []
-    for nothing in (new, Path(parquet.plan.data.name)):
+    for nothing in (new, Path(parquet.frozen.data.name)):
         with pytest.raises(OutputError, match=f"holds no {RECEIPT}"):
             undo_list(str(nothing))

@@ -144,5 +144,5 @@ def test_a_list_from_before_an_extension_is_of_another_audit(run, images, tmp_pa
     write_parquet(tmp_path / "data/a.parquet", images)
     audit = run(tmp_path / "data", tmp_path / "out")
     write_parquet(tmp_path / "data/b.parquet", images[:5])
-    grown = audit.plan.data.extended(open_source(str(tmp_path / "data")).listing)
-    assert list_digest(Audit(audit.store, replace(audit.plan, data=grown).to_json())) != list_digest(audit)
+    grown = audit.frozen.data.extended(open_source(str(tmp_path / "data")).listing)
+    assert list_digest(Audit(audit.store, replace(audit.frozen, data=grown).to_json())) != list_digest(audit)

@@ -102,11 +102,3 @@ def test_a_sample_whose_picture_is_gone_costs_no_page(out: Path, capsys: pytest.
     (out / "verification/sample-00000.parquet").unlink()
     assert run_command(["report", str(out)]) == 0
     assert "the report shows no pictures" in capsys.readouterr().err
-
-
-def test_rows_that_lie_near_to_one_another_are_read_at_once() -> None:
-    from volgrowth.commands.report import READ_THROUGH, _runs
-
-    assert _runs([]) == []
-    assert _runs([5]) == [[5]]
-    assert _runs([0, 3, 3 + READ_THROUGH, 100, 101]) == [[0, 3, 3 + READ_THROUGH], [100, 101]]

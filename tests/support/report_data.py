@@ -142,7 +142,6 @@ def summary(rows: int = 0, **changes: Any) -> dict[str, Any]:
 
 RUN = {
     **asdict(Effort(61.2, 0.034, 2, "cpu", 41.0, 0.01, 0.7, lost_workers=1, retries=2, runs=1)),
-    "refined_rows": 0,
     "noise_floor": {"rows": 16, "batch": 7.6e-06, "dtype": None},
 }
 

@@ -97,8 +97,8 @@ def check_limit(audit: Audit, fdr: float, max_flagged: float) -> Gate:
     distinct, images = len(np.unique(identical[judged])), len(np.unique(identical[flagged]))
     return Gate(
         name=audit.store.url,
-        data=audit.plan.data.name,
-        model=audit.plan.model.name,
+        data=audit.frozen.data.name,
+        model=audit.frozen.model.name,
         fdr=fdr,
         max_flagged=max_flagged,
         flagged=images,

@@ -106,12 +106,12 @@ def make_list(audit: Audit, policy: CurationPolicy) -> pa.Table:
 
 def list_digest(audit: Audit) -> str:
     """What a list says it is of."""
-    return audit.plan.digest.removeprefix("sha256:")[:16]
+    return audit.frozen.digest.removeprefix("sha256:")[:16]
 
 
 def thin_scores(audit: Audit, *columns: str) -> pa.Table:
     """Some columns of the scores, in row order; fragments are read one at a time."""
-    shards = [shard for shard in audit.plan.shards if shard.folder == SCORES_FOLDER]
+    shards = [shard for shard in audit.frozen.shards if shard.folder == SCORES_FOLDER]
     names = list(columns)
     tables = [audit.store.read_table(shard.name).select(names).replace_schema_metadata() for shard in shards]
     return pa.concat_tables(tables)

@@ -37,7 +37,7 @@ def summarize_audit(
         run: how the scores were made: seconds, workers, device.
         sampled: rows of a cascade that were measured to say what its screen lost.
     """
-    plan, scores = audit.plan, audit.scores
+    plan, scores = audit.frozen, audit.scores
     statuses = _value_counts(scores.column("status"))
     marks = _value_counts(pc.list_flatten(scores.column("marks")))
     evaluations = _sum(scores.column("nfe"))
@@ -60,7 +60,7 @@ def summarize_audit(
         "holdout": _data(audit.manifest["holdout"]),
         "measure": {
             **config.measure.model_dump(mode="json"),
-            "evaluations": config.evaluations(audit.plan.model.has_null),
+            "evaluations": config.evaluations(audit.frozen.model.has_null),
         },
         "counts": {"rows": len(scores), **{status.value: statuses.get(status, 0) for status in Status}},
         "marks": {mark.value: marks.get(mark, 0) for mark in Mark},
@@ -76,6 +76,8 @@ def summarize_audit(
 def _arithmetic(floor: dict[str, Any] | None) -> list[str]:
     """What the self-check found that the scores' arithmetic should not be trusted for, or had to do without."""
     check, warnings = (floor or {}).get("derivative"), list[str]()
+    if problem := (floor or {}).get("problem"):
+        warnings.append(f"The check of the arithmetic was not finished: {problem}.")
     if not check:
         return warnings
     if check["differenced"]:
@@ -158,7 +160,7 @@ def _cascade(
         return None
     lost = bound_loss(screening, np.empty(0, int) if sampled is None else sampled)
     rows = sum(len(table) - table["nfe"].null_count for table in (audit.scores, held))
-    whole = rows * config.evaluations(audit.plan.model.has_null)
+    whole = rows * config.evaluations(audit.frozen.model.has_null)
     return {
         "screen_share": config.screen_share,
         "images": len(screening.row),

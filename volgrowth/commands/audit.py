@@ -1,9 +1,7 @@
 """A whole audit: plan, score, reconcile, analyse, report. What `volgrowth audit` and `run_audit` do."""
 
-from contextlib import suppress
 from dataclasses import asdict
 from math import prod
-from typing import Any
 
 import pyarrow.compute as pc
 
@@ -12,11 +10,13 @@ from volgrowth.analysis.findings import Analysis, Reference, analyse
 from volgrowth.analysis.summary import summarize_audit
 from volgrowth.audit.engine.batch_size import BATCH_FILE, settle_batch
 from volgrowth.audit.engine.ledger import Task
+from volgrowth.audit.engine.noise_floor import NOISE_FILE, NoiseFloor
 from volgrowth.audit.engine.progress import AuditProgress
-from volgrowth.audit.engine.session import Shift, shift
-from volgrowth.audit.engine.shard_tasks import Case, Report
+from volgrowth.audit.engine.running import run_tasks
+from volgrowth.audit.engine.session import Session
+from volgrowth.audit.engine.shard_tasks import Report, ShardTasks
 from volgrowth.audit.output.fragments import published, reconcile
-from volgrowth.audit.output.freezing import Plan, freeze
+from volgrowth.audit.output.freezing import FrozenAudit, freeze
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, DataInfo, Manifest, Shard
 from volgrowth.audit.output.result import (
@@ -29,18 +29,15 @@ from volgrowth.audit.output.result import (
 )
 from volgrowth.audit.output.runs import Tally, effort
 from volgrowth.audit.scoring.cascade import STAGES, Chosen, forget
-from volgrowth.audit.scoring.refine import Refinement
 from volgrowth.audit.scoring.worker import ScoringWorker
 from volgrowth.commands.report import write_report
 from volgrowth.config import AuditConfig, PaperMeasure
-from volgrowth.errors import DataError, OutputError, UsageError
+from volgrowth.errors import DataError, UsageError
 from volgrowth.models import inspect_model
 from volgrowth.records import ModelInfo, Status
 from volgrowth.report.words import cascade_sentences, title
 from volgrowth.sources import open_source
 from volgrowth.storage.store import Store
-
-NOISE_FILE = "noise-floor.json"
 
 
 def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False, retry_failed: bool = False) -> Audit:
@@ -64,36 +61,35 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
         if store.exists(SUCCESS) and not failed:
             return open_audit(config.output)
         store.delete(SUCCESS)
-        with shift(config, manifest, store, lock) as work:
-            settle_batch(work, store)
-            _score(work, store, failed, quiet)
+        with Session(config, manifest, store, lock) as session:
+            settle_batch(session)
+            floor = NoiseFloor(session)
+            _score(session, floor, failed, quiet)
             if config.cascade:
-                _cascade(work, store, bool(failed), quiet)
+                _cascade(session, floor, bool(failed), quiet)
             audit, analysis = _analysed(config, store)
-            if config.adaptive:
-                _refine(work, audit, analysis, quiet)
-                audit, analysis = _analysed(config, store)
         _write(audit, analysis, config)
     return open_audit(config.output)
 
 
-def _score(work: Shift, store: Store, failed: list[Shard], quiet: bool) -> None:
+def _score(session: Session, floor: NoiseFloor, failed: list[Shard], quiet: bool) -> None:
     """Score the shards that are not there, and again the failed rows of those that are."""
-    shards, done = work.manifest.shards, published(store, work.manifest)
+    store, shards = session.store, session.manifest.shards
+    done = published(store, session.manifest)
     todo = [shard for shard in shards if shard.name not in done]
     rows, left = (sum(shard.rows for shard in some) for some in (shards, todo))
     progress = AuditProgress(rows, len(shards), rows - left, len(shards) - len(todo), quiet=quiet)
-    cases = (Case(shard, _report(work, progress)) for shard in todo)
-    work.work(ScoringWorker, (case.task() for case in cases), len(todo), progress)
+    cases = (ShardTasks(shard, _report(session, floor, progress)) for shard in todo)
+    run_tasks(session, ScoringWorker, (case.task() for case in cases), len(todo), progress)
     rows = sum(int(done[shard.name]["failed"]) for shard in failed)
     progress = AuditProgress(rows, len(failed), quiet=quiet, doing="retrying")
-    cases = (Case(shard, _report(work, progress), _failed_rows(store, shard)) for shard in failed)
-    work.work(ScoringWorker, (case.task() for case in cases), len(failed), progress)
+    cases = (ShardTasks(shard, _report(session, floor, progress), _failed_rows(store, shard)) for shard in failed)
+    run_tasks(session, ScoringWorker, (case.task() for case in cases), len(failed), progress)
 
 
-def _cascade(work: Shift, store: Store, again: bool, quiet: bool) -> None:
+def _cascade(session: Session, floor: NoiseFloor, again: bool, quiet: bool) -> None:
     """Measure what passes the screen, then a sample of the rest: rows chosen by the first driver that got here."""
-    config, manifest = work.config, work.manifest
+    config, manifest, store = session.config, session.manifest, session.store
     if again:
         forget(store)
     for stage in STAGES:
@@ -104,53 +100,30 @@ def _cascade(work: Shift, store: Store, again: bool, quiet: bool) -> None:
             rows = screening.passing if stage == "passed" else screening.sample(config.screen_sample, config.seed)
             chosen = Chosen(stage, rows, manifest.data.rows)
             chosen.save(store)
-        _again(work, chosen.todo(manifest, published(store, manifest)), "complete", stage, quiet, f"measuring {stage}")
+        _complete(session, floor, chosen.todo(manifest, published(store, manifest)), stage, quiet)
 
 
-def _refine(work: Shift, audit: Audit, analysis: Analysis, quiet: bool) -> None:
-    """Measure rows near the threshold with more probes: those chosen by the first driver that got here."""
-    store, manifest = audit.store, work.manifest
-    refinement = Refinement.load(store)
-    if refinement is None:
-        tables = (audit.scores, analysis.findings), (audit.holdout_scores, analysis.holdout)
-        refinement = Refinement.choose(work.config, *tables)
-        refinement.save(store)
-    rows = refinement.todo(manifest, published(store, manifest))
-    _again(work, rows, "refine", refinement.num_probes, quiet, "refining")
-
-
-def _again(work: Shift, rows: dict[Shard, list[int]], method: str, argument: Any, quiet: bool, doing: str) -> None:
-    """Have rows of published shards measured by a method of the workers."""
+def _complete(session: Session, floor: NoiseFloor, rows: dict[Shard, list[int]], stage: str, quiet: bool) -> None:
+    """Measure rows of published shards, which were only screened, for a stage of a cascade."""
+    doing = f"measuring {stage}"
     progress = AuditProgress(sum(map(len, rows.values())), len(rows), quiet=quiet, doing=doing)
-    report = _report(work, progress)
+    report = _report(session, floor, progress)
 
     def task(shard: Shard) -> Task:
-        arguments = shard, rows[shard], argument
-        return Task(f"{shard.name}, {doing}", method, arguments, lambda tally: report(shard, tally))
+        arguments = shard, rows[shard], stage
+        return Task(f"{shard.name}, {doing}", "complete", arguments, lambda tally: report(shard, tally))
 
-    work.work(ScoringWorker, map(task, rows), len(rows), progress)
+    run_tasks(session, ScoringWorker, map(task, rows), len(rows), progress)
 
 
-def _report(work: Shift, progress: AuditProgress) -> Report:
-    """Who is told of published shards: the display and the record. The first one shows how large the noise floor is."""
-    store = Store(work.config.output)
-    measured = store.exists(NOISE_FILE)
+def _report(session: Session, floor: NoiseFloor, progress: AuditProgress) -> Report:
+    """Return the callback that updates the progress display and the run record after each published shard."""
 
     def report(shard: Shard, tally: Tally) -> list[Task]:
-        nonlocal measured
         progress.advance(tally.images, tally.failed)
-        work.run.add(tally)
-        work.run.event("shard", shard=shard.name, **asdict(tally))
-        if measured or tally.images == tally.failed:
-            return []
-        measured = True
-        return [Task("the noise floor", "noise_floor", (shard,), keep, lambda _: (), attempts=1)]
-
-    def keep(floor: dict[str, Any]) -> tuple[()]:
-        work.run.event("self_check", **floor)
-        with suppress(OutputError):  # nothing else depends on it
-            store.write_json(NOISE_FILE, floor)
-        return ()
+        session.run.add(tally)
+        session.run.event("shard", shard=shard.name, **asdict(tally))
+        return floor.tasks(shard, tally)
 
     return report
 
@@ -168,24 +141,22 @@ def _failed_rows(store: Store, shard: Shard) -> list[int]:
 
 def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
     """Findings, summary, report, and last of all the word that it is done."""
-    store, manifest = audit.store, audit.plan
+    store, manifest = audit.store, audit.frozen
     reconcile(store, manifest)
     metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
     store.write_table(FINDINGS_FILE, analysis.findings, metadata)
     if analysis.holdout is not None:
         store.write_table(HOLDOUT_FINDINGS_FILE, analysis.holdout, metadata)
-    refinement = Refinement.load(store)
-    refined = sum(len(rows) for rows in refinement.chosen.values()) if refinement else 0
     floor = store.read_json(NOISE_FILE) if store.exists(NOISE_FILE) else None
     batch = store.read_json(BATCH_FILE)["batch_size"] if config.batch_size is None else config.batch_size
-    run = {**asdict(effort(store)), "refined_rows": refined, "noise_floor": floor, "batch_size": batch}
+    run = {**asdict(effort(store)), "noise_floor": floor, "batch_size": batch}
     sampled = Chosen.load(store, "sampled") if config.cascade else None
     store.write_json(SUMMARY_FILE, summarize_audit(audit, analysis, config, run, sampled.rows if sampled else None))
     write_report(audit)
     store.write(SUCCESS, b"")
 
 
-def plan(config: AuditConfig) -> Plan:
+def plan(config: AuditConfig) -> FrozenAudit:
     """The plan of an audit from what model and data are now: headers, listings and footers only."""
     model = inspect_model(**config.model_arguments)
     _check_conditions(config, model)
@@ -205,10 +176,10 @@ def plan(config: AuditConfig) -> Plan:
         if holdout.rows < MIN_IMAGES:
             raise DataError(f"holdout {config.holdout} has {holdout.rows} images: expected at least {MIN_IMAGES}")
     _check_tangents(config, model)
-    manifest = Manifest.plan(config, model, data, holdout)
+    manifest = Manifest.of(config, model, data, holdout)
     if config.reference:
         _check_reference(config.reference, manifest)
-    return Plan(manifest, listings)
+    return FrozenAudit(manifest, listings)
 
 
 def _check_conditions(config: AuditConfig, model: ModelInfo) -> None:
@@ -248,7 +219,7 @@ def _check_reference(reference: str, manifest: Manifest) -> None:
     Raises:
         UsageError, OutputError: it has not.
     """
-    other = open_audit(reference).plan
+    other = open_audit(reference).frozen
     if other.config.get("cascade"):
         raise UsageError(f"--reference {reference}: it is a cascade, which did not measure most rows; expected without")
     pairs = {

@@ -49,7 +49,7 @@ def curate_audit(
         raise UsageError(
             "neither a policy nor a list: give one of --fdr, --top-k and --max-score, or a list that exists as --list"
         )
-    table = table.replace_schema_metadata({"schema_version": str(audit.plan.schema_version), "policy": how})
+    table = table.replace_schema_metadata({"schema_version": str(audit.frozen.schema_version), "policy": how})
     if policy is not None and list_path is not None:
         _write_list(table, list_path)
     audit.store.write(CURATION_FILE, encode_list(table, CURATION_FILE))

@@ -101,7 +101,7 @@ def fiftyone_tags(audit: Audit, dataset: Any, *, id_field: str | None = None) ->
 
 def _paths(audit: Audit) -> list[str]:
     """Return the absolute path of each row's file."""
-    data = audit.plan.data
+    data = audit.frozen.data
     if data.kind != "folder" or is_url(data.name):
         raise UsageError(
             f"the rows of {data.name} are not files here: give id_field, the field of a sample that holds the audit's "
@@ -122,7 +122,7 @@ def croissant_record(audit: Audit, **properties: Any) -> dict[str, Any]:
     Returns:
         The record as JSON values, for `json.dump`.
     """
-    plan, summary = audit.plan, audit.summary
+    plan, summary = audit.frozen, audit.summary
     split = f" ({plan.data.split})" if plan.data.split else ""
     record = {
         "@context": CONTEXT,

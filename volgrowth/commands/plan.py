@@ -7,7 +7,7 @@ if no more audited rows passed the screen than held-out ones do, as is right whe
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from heapq import heapreplace
 from itertools import pairwise
 from math import ceil
@@ -20,8 +20,10 @@ from volgrowth.analysis.calibration.screening import MOST_SAMPLED
 from volgrowth.audit.engine.batch_size import choose_batch
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
-from volgrowth.audit.engine.session import Shift, shift
-from volgrowth.audit.output.freezing import Plan, write_listings
+from volgrowth.audit.engine.running import run_tasks
+from volgrowth.audit.engine.session import Session
+from volgrowth.audit.output.freezing import FrozenAudit
+from volgrowth.audit.output.listings import write_listings
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.scoring.pilot import Piece, PilotWorker
@@ -86,13 +88,13 @@ def plan_audit(config: AuditConfig, *, price: float | None = None, quiet: bool =
     place = config.model_copy(update={"output": f"{config.output.rstrip('/')}/{PILOT_FOLDER}"})
     store = Store(place.output)
     with driving(store) as lock:
-        write_listings(store, planned)
-        with shift(place, planned.manifest, store, lock) as work:
-            batch = _choose_batch(work)
-            pieces = _pilot(work, planned, batch, quiet)
-            startup = work.run.startup_seconds
-            workers = config.workers or work.run.room
-            device = " and ".join(sorted(work.run.devices))
+        write_listings(store, planned.listings)
+        with Session(place, planned.manifest, store, lock) as session:
+            batch = _choose_batch(session)
+            pieces = _pilot(session, planned, batch, quiet)
+            startup = session.run.startup_seconds
+            workers = config.workers or session.run.room
+            device = " and ".join(sorted(session.run.devices))
         forecast = predict(planned.manifest, config, pieces, batch, workers, device, startup, price)
         store.write_json(FORECAST_FILE, asdict(forecast))
     return forecast
@@ -177,16 +179,15 @@ def describe_forecast(forecast: Forecast) -> str:
     return "\n".join([*lines, f"in brackets: {CONFIDENCE:.0%} intervals over which rows the pilot drew"])
 
 
-def _choose_batch(work: Shift) -> int:
+def _choose_batch(session: Session) -> int:
     """The setting where it was given, else what a worker finds best."""
-    if "batch_size" not in work.config.model_fields_set:
-        work = replace(work, config=work.config.model_copy(update={"batch_size": None}))
-    return choose_batch(work)
+    given = session.config.batch_size if "batch_size" in session.config.model_fields_set else None
+    return choose_batch(session) if given is None else given
 
 
-def _pilot(work: Shift, planned: Plan, batch: int, quiet: bool) -> list[Piece]:
+def _pilot(session: Session, planned: FrozenAudit, batch: int, quiet: bool) -> list[Piece]:
     pieces: list[Piece] = []
-    stretches = list(_stretches(planned.manifest, work.config.seed, 2 * batch))
+    stretches = list(_stretches(planned.manifest, session.config.seed, 2 * batch))
     progress = AuditProgress(sum(s.rows for s in stretches), len(stretches), quiet=quiet, doing="measuring")
 
     def task(stretch: Shard) -> Task:
@@ -197,7 +198,7 @@ def _pilot(work: Shift, planned: Plan, batch: int, quiet: bool) -> list[Piece]:
 
         return Task(f"the pilot of {stretch.name}", "pilot", (stretch, batch), done)
 
-    work.work(PilotWorker, map(task, stretches), len(stretches), progress)
+    run_tasks(session, PilotWorker, map(task, stretches), len(stretches), progress)
     return pieces
 
 

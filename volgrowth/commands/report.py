@@ -3,15 +3,14 @@
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import groupby, pairwise
+from itertools import groupby
 from math import prod
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.audit.output.freezing import stored_listing
-from volgrowth.audit.output.manifest import SCORES_FOLDER
+from volgrowth.audit.output.listings import read_rows
 from volgrowth.audit.output.result import REPORT_FILE, SUMMARY_FILE, Audit, open_audit
 from volgrowth.audit.sampling.drawing import AT_ONCE as DRAWN_AT_ONCE
 from volgrowth.audit.sampling.drawing import FOLDER, SAMPLE
@@ -19,7 +18,7 @@ from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.report import Shown, choose_exhibits, render_report, thumbnail
 from volgrowth.report.charts.numbers import duplicate_groups
 from volgrowth.report.page import CAP, FRAME
-from volgrowth.sources import BadImage, decode, open_source
+from volgrowth.sources import BadImage, decode
 
 SAMPLES_FILE = f"{FOLDER}/samples.parquet"
 FIGURES_FOLDER = "figures"
@@ -32,8 +31,6 @@ MOST_CARDS = 5000
 # third.
 CARDS_AT_ONCE = 250
 ROOM = (CAP - FRAME) * 3 // 4
-# rows that are read and thrown away to save a separate read
-READ_THROUGH = 16
 
 
 def report_audit(output: str, *, redact: bool = False) -> Audit:
@@ -110,37 +107,19 @@ def _gallery_rows(findings: pa.Table) -> list[int]:
 
 def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:
     """Return a thumbnail of each row as the model saw it; rows that cannot be read any more are left out."""
-    config, data = audit.manifest["config"], audit.plan.data
-    listing = stored_listing(audit.store, SCORES_FOLDER, data)
-    source = open_source(data.name, data.split, config["image_column"], config["id_column"], listing)
-    shape = _image_shape(audit)
-    pictures = {}
-    for run in _runs(sorted(rows)):
-        wanted = set(run)
-        for record in source.read(run[0], run[-1] + 1):
-            if record.row in wanted:
-                with suppress(BadImage):
-                    pictures[record.row] = thumbnail(decode(record.data, shape, config["max_pixels"]))
+    shape, most, pictures = audit.frozen.image_shape, audit.manifest["config"]["max_pixels"], {}
+    for row in read_rows(audit.open_data(), sorted(rows)):
+        with suppress(BadImage):
+            pictures[row.row] = thumbnail(decode(row.data, shape, most))
     return pictures
-
-
-def _runs(rows: list[int]) -> Iterable[list[int]]:
-    """Split sorted rows into groups so close together that each group is read at once, with the rows in between."""
-    starts = [k for k, row in enumerate(rows) if not k or row - rows[k - 1] > READ_THROUGH]
-    return [rows[start:stop] for start, stop in pairwise([*starts, len(rows)])]
 
 
 def _sample_thumbnails(audit: Audit, numbers: Iterable[int]) -> dict[int, bytes]:
     """Return thumbnails of the samples with these numbers that the verification drew."""
-    shape = _image_shape(audit)
+    shape = audit.frozen.image_shape
     pictures: dict[int, bytes] = {}
     for file, some in groupby(sorted(numbers), lambda number: number // DRAWN_AT_ONCE):
         table = audit.store.read_table(f"{FOLDER}/{SAMPLE}-{file:05d}.parquet").select(["number", "image"])
         drawn = {record["number"]: record["image"]["bytes"] for record in table.to_pylist()}
         pictures |= {number: thumbnail(decode(drawn[number], shape, prod(shape))) for number in some}
     return pictures
-
-
-def _image_shape(audit: Audit) -> tuple[int, int, int]:
-    channels, height, width = audit.plan.model.image_shape
-    return channels, height, width

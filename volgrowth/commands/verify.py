@@ -23,7 +23,8 @@ from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.proof import NEIGHBOURS, decide_reproduced, hit_groups, samples_needed, summarize_proof
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
-from volgrowth.audit.engine.session import Shift, shift
+from volgrowth.audit.engine.running import run_tasks
+from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit
@@ -98,10 +99,10 @@ def verify_audit(
     asked = drawings(SAMPLE, starts) + drawings(DECODED, targets.starts(conditional))
     if stop_level is not None:
         asked += drawings(f"{STOPPED}-{stop_level:g}", [replace(start, stop=stop_level) for start in starts])
-    with driving(audit.store) as lock, shift(config, audit.plan, audit.store, lock) as work:
-        _draw(work, audit, asked, quiet)
+    with driving(audit.store) as lock, Session(config, audit.frozen, audit.store, lock) as session:
+        _draw(session, audit, asked, quiet)
         groups = _groups(audit)
-        found = _search(work, audit, asked, groups, quiet)
+        found = _search(session, audit, asked, groups, quiet)
         _write(audit, targets, samples, groups, found, stop_level)
     verified = open_audit(output)
     write_report(verified)
@@ -112,7 +113,7 @@ def _sample_starts(audit: Audit, samples: int, conditional: bool) -> list[Start]
     """Numbered samples; of a conditional audit each under the condition of a random scored row, as in training."""
     if not conditional:
         return [Start(number) for number in range(samples)]
-    scores, seed = audit.scores, audit.plan.config["seed"]
+    scores, seed = audit.scores, audit.frozen.config["seed"]
     rows = scores.filter(pc.equal(scores["status"], Status.OK.value))["row"].to_numpy()
     # each by its own number, so that more samples can be drawn later
     chosen = [np.random.default_rng([seed, number]).integers(len(rows)) for number in range(samples)]
@@ -136,11 +137,11 @@ def choose_targets(audit: Audit) -> Targets:
     return Targets(rows[partners >= 0], partners[partners >= 0])
 
 
-def _draw(work: Shift, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
+def _draw(session: Session, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
     """Draw what no file holds yet."""
     from volgrowth.audit.scoring.worker import DrawingWorker
 
-    todo = [drawing for drawing in asked if not is_drawn(audit.store, audit.plan, drawing)]
+    todo = [drawing for drawing in asked if not is_drawn(audit.store, audit.frozen, drawing)]
     total, left = (sum(len(drawing.starts) for drawing in some) for some in (asked, todo))
     done = len(asked) - len(todo)
     progress = AuditProgress(total, len(asked), total - left, done, quiet=quiet, doing="sampling", unit="samples")
@@ -152,14 +153,16 @@ def _draw(work: Shift, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
 
         return Task(drawing.name, "draw", (drawing,), finished)
 
-    work.work(DrawingWorker, map(task, todo), len(todo), progress)
+    run_tasks(session, DrawingWorker, map(task, todo), len(todo), progress)
 
 
-def _search(work: Shift, audit: Audit, asked: list[Drawing], groups: dict[str, np.ndarray], quiet: bool) -> Neighbours:
+def _search(
+    session: Session, audit: Audit, asked: list[Drawing], groups: dict[str, np.ndarray], quiet: bool
+) -> Neighbours:
     """The nearest groups of every drawn image, among all audited and held-out ones."""
     from volgrowth.audit.scoring.worker import SearchingWorker
 
-    ranges = _ranges(audit.plan)
+    ranges = _ranges(audit.frozen)
     count = sum(len(np.unique(numbers[numbers >= 0])) for numbers in groups.values())
     k, names = min(NEIGHBOURS, max(count, 1)), [drawing.name for drawing in asked]
     found = Neighbours(np.empty((sum(len(drawing.starts) for drawing in asked), 0)), k)
@@ -176,7 +179,7 @@ def _search(work: Shift, audit: Audit, asked: list[Drawing], groups: dict[str, n
         name = f"the search in rows {part.start} to {part.stop - 1} of {part.folder}"
         return Task(name, "nearest", (names, part, mine, k), finished)
 
-    work.work(SearchingWorker, map(task, ranges), len(ranges), progress)
+    run_tasks(session, SearchingWorker, map(task, ranges), len(ranges), progress)
     return found
 
 
@@ -189,7 +192,7 @@ def _groups(audit: Audit) -> dict[str, np.ndarray]:
     audited = audit.scores["content_hash"]
     groups = {SCORES_FOLDER: _first_of_each(audited, audit.findings["identical"].to_numpy(), pa.array([], pa.uint64()))}
     if audit.holdout_scores is not None and audit.holdout_findings is not None:
-        numbers = audit.holdout_findings["identical"].to_numpy() + audit.plan.data.rows
+        numbers = audit.holdout_findings["identical"].to_numpy() + audit.frozen.data.rows
         groups[HOLDOUT_FOLDER] = _first_of_each(audit.holdout_scores["content_hash"], numbers, audited)
     return groups
 
@@ -221,11 +224,11 @@ def _write(
     stop_level: float | None,
 ) -> None:
     """The tables of samples and returns, `verified_hits` of every row, and the summary."""
-    hit, rows = hit_groups(np.sqrt(found.squared), found.group), audit.plan.data.rows
+    hit, rows = hit_groups(np.sqrt(found.squared), found.group), audit.frozen.data.rows
     counts = np.bincount(hit[:samples][hit[:samples] >= 0], minlength=rows + len(groups.get(HOLDOUT_FOLDER, ())))
     train, held = (np.unique(numbers[numbers >= 0]) for numbers in (groups[SCORES_FOLDER], _held(groups)))
     reproduced = decide_reproduced(counts[train], counts[held], samples)
-    footer = {"schema_version": str(audit.plan.schema_version), "plan_digest": audit.plan.digest}
+    footer = {"schema_version": str(audit.frozen.schema_version), "plan_digest": audit.frozen.digest}
     audit.store.write_table(SAMPLES_FILE, _samples(found, hit, samples, rows), footer)
     stopped = len(hit) if stop_level is None else len(hit) - samples
     returns = _returns(audit, targets, hit[samples:stopped])
@@ -234,7 +237,7 @@ def _write(
     hits = pa.array(counts[identical].astype(np.int32), mask=audit.scores["content_hash"].is_null().to_numpy())
     column = audit.findings.schema.get_field_index("verified_hits")
     findings = audit.findings.set_column(column, audit.findings.field("verified_hits"), hits)
-    metadata = {"schema_version": footer["schema_version"], "config_digest": audit.plan.config_digest}
+    metadata = {"schema_version": footer["schema_version"], "config_digest": audit.frozen.config_digest}
     audit.store.write_table(FINDINGS_FILE, findings, metadata)
     verification = summarize_proof(findings, train[reproduced.images], reproduced, samples)
     verification |= {"sampler": SAMPLER, "returns": _shares(returns), "stopped": None}

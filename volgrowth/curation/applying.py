@@ -21,14 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.policy import Action, list_digest
-from volgrowth.audit.output.freezing import stored_listing
-from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
 from volgrowth.curation.image_files import FILE_LIST, write_file_list, write_kept_tars
 from volgrowth.curation.kept import Kept
 from volgrowth.curation.tables import INDICES_FILE, write_kept_dataset, write_kept_indices, write_kept_parquet
 from volgrowth.errors import OutputError, UsageError
-from volgrowth.sources import Source, open_source
+from volgrowth.sources import open_source
 from volgrowth.storage.urls import is_url, reason
 from volgrowth.version import VERSION
 
@@ -91,7 +89,7 @@ def check_destination(audit: Audit, destination: str, indices: bool = False) -> 
         UsageError: it is a URL, or the data set cannot be written so.
         OutputError: it exists, or is in the data set itself.
     """
-    kind, data = audit.plan.data.kind, audit.plan.data.name
+    kind, data = audit.frozen.data.kind, audit.frozen.data.name
     if indices and kind not in ("arrow", "hub"):
         raise UsageError(
             f"--indices: the rows of {data}, of the kind {kind}, may have another order in `datasets`; expected a "
@@ -122,7 +120,7 @@ def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool
         UsageError: the data set cannot be written so.
     """
     folder = check_destination(audit, destination, indices)
-    source, kept = _open(audit), _kept(table)
+    source, kept = audit.open_data(), _kept(table)
     form = INDICES if indices or source.kind == "hub" else source.kind
     with _staged(folder) as stage:
         WRITERS[form](source, stage, kept)
@@ -134,7 +132,7 @@ def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool
             )
         counts = Counter(table["action"].to_pylist())
         actions = {action.value: counts[action.value] for action in Action}
-        receipt = Receipt(list_digest(audit), audit.plan.data.name, form, written, actions, dict(_sealed(stage)))
+        receipt = Receipt(list_digest(audit), audit.frozen.data.name, form, written, actions, dict(_sealed(stage)))
         (stage / RECEIPT).write_text(json.dumps(asdict(receipt), indent=2) + "\n")
     return receipt
 
@@ -165,12 +163,6 @@ def undo_list(destination: str) -> Receipt:
     return receipt
 
 
-def _open(audit: Audit) -> Source:
-    data, config = audit.plan.data, audit.manifest["config"]
-    listing = stored_listing(audit.store, SCORES_FOLDER, data)
-    return open_source(data.name, data.split, config["image_column"], config["id_column"], listing)
-
-
 def _kept(table: pa.Table) -> Kept:
     mask = pc.not_equal(table["action"], Action.DROP.value).to_numpy().astype(bool)
     if not mask.any():
@@ -188,7 +180,7 @@ def _count(form: str, stage: Path, audit: Audit) -> int:
         with pa.ipc.open_stream(stage / INDICES_FILE) as batches:
             return sum(batch.num_rows for batch in batches)
     config = audit.manifest["config"]
-    return open_source(str(stage), audit.plan.data.split, config["image_column"], config["id_column"]).num_rows
+    return open_source(str(stage), audit.frozen.data.split, config["image_column"], config["id_column"]).num_rows
 
 
 @contextmanager

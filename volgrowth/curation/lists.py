@@ -61,9 +61,9 @@ def read_list(audit: Audit, file: str) -> pa.Table:
             f"extended another): {AGAIN}"
         )
     table = table.sort_by("row")
-    if not np.array_equal(table["row"].to_numpy(), np.arange(audit.plan.data.rows)):
+    if not np.array_equal(table["row"].to_numpy(), np.arange(audit.frozen.data.rows)):
         raise OutputError(
-            f"list {file} has {table.num_rows} rows: expected every row from 0 to {audit.plan.data.rows - 1} once, "
+            f"list {file} has {table.num_rows} rows: expected every row from 0 to {audit.frozen.data.rows - 1} once, "
             f"also those that are kept; put them back, or {AGAIN}"
         )
     _check_rows(audit, table, file)

@@ -116,6 +116,8 @@ def _noise(floor: Summary | None) -> Pairs:
     """How far growth moves with nothing but the arithmetic."""
     if floor is None:
         return []
+    if floor["batch"] is None:
+        return [("Noise floor of growth", f"not measured: {floor['problem']}")]
     batch = f"{score(floor['batch'])} over batch sizes"
     said = batch if floor["dtype"] is None else f"{batch}, {score(floor['dtype'])} against float64"
     pairs = [("Noise floor of growth", f"{said} ({plural(floor['rows'], 'image')})")]

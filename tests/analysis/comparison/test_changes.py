@@ -41,7 +41,7 @@ def empty_audit(name: str, holdout: bool = True, shape: tuple[int, ...] = (1, 8,
     model = ModelInfo("demo/model", "UNet2DModel", shape, f"sha256:{name}", 18_521)
     data = DataInfo("digits", "train", "parquet", 7, 1, "sha256:ab", {})
     held = DataInfo("held", None, "parquet", 7, 1, "sha256:cd", {}) if holdout else None
-    return Audit(Store(f"/nowhere/{name}"), json.loads(json.dumps(Manifest.plan(config, model, data, held).to_json())))
+    return Audit(Store(f"/nowhere/{name}"), json.loads(json.dumps(Manifest.of(config, model, data, held).to_json())))
 
 
 def tables(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from volgrowth.audit.engine.ledger import ATTEMPTS, LOSSES, Ledger, Task
-from volgrowth.audit.engine.shard_tasks import Case
+from volgrowth.audit.engine.shard_tasks import ShardTasks
 from volgrowth.audit.output.manifest import Shard
 from volgrowth.audit.output.runs import Tally
 from volgrowth.errors import EngineError, OutputError
@@ -50,7 +50,7 @@ def test_bisection_finds_exactly_the_rows_that_fail(rows, data):
         published.append((shard, tally))
         return []
 
-    case = Case(Shard("scores", 0, 100, 100 + rows), report)
+    case = ShardTasks(Shard("scores", 0, 100, 100 + rows), report)
     score(Ledger(iter([case.task()])), poison)
     assert set(case.crashed) == poison
     assert [(tally.images, tally.failed) for _, tally in published] == [(rows, len(poison))]
@@ -58,19 +58,19 @@ def test_bisection_finds_exactly_the_rows_that_fail(rows, data):
 
 
 def test_only_the_rows_asked_for_are_bisected():
-    case = Case(Shard("scores", 0, 0, 1000), lambda *_: [], rows=[3, 500, 999])
+    case = ShardTasks(Shard("scores", 0, 0, 1000), lambda *_: [], rows=[3, 500, 999])
     score(Ledger(iter([case.task()])), {500, 7})
     assert set(case.crashed) == {500}
 
 
 def test_when_every_row_fails_it_stops_and_says_why():
-    case = Case(Shard("scores", 0, 0, 1000), lambda *_: [])
+    case = ShardTasks(Shard("scores", 0, 0, 1000), lambda *_: [])
     with pytest.raises(EngineError, match=r"5 rows failed, with none scored between them \(died at 4\)"):
         score(Ledger(iter([case.task()])), set(range(1000)))
 
 
 def test_a_shard_that_fails_whole_and_not_in_parts_stops():
-    case = Case(Shard("scores", 0, 0, 10), lambda *_: [])
+    case = ShardTasks(Shard("scores", 0, 0, 10), lambda *_: [])
     ledger = Ledger(iter([case.task()]))
 
     def fail_whole() -> None:

@@ -82,9 +82,9 @@ def test_a_late_writer_writes_what_is_there(reference, tiny_model, digit_file, t
     finished = audit(tiny_model, digit_file, tmp_path / "out")
     before = fragments(tmp_path / "out")
     config = vg.AuditConfig.build(**finished.manifest["config"], output=str(tmp_path / "out"))
-    zombie = ScoringWorker(config, finished.plan, "cpu")
+    zombie = ScoringWorker(config, finished.frozen, "cpu")
     zombie.prepare()
-    for shard in finished.plan.shards:
+    for shard in finished.frozen.shards:
         zombie.score(shard, None, {})
     assert fragments(tmp_path / "out") == before
 
@@ -220,6 +220,44 @@ def test_the_noise_floor_is_measured_and_small(reference):
     assert 0 < floor["dtype"] <= 1e-3 * growth
 
 
+def test_a_noise_floor_that_cannot_be_measured_is_tried_once_and_said(tiny_model, digit_file, tmp_path, monkeypatch):
+    tried = []
+
+    def broken(worker, shard):
+        tried.append(shard.name)
+        raise ArithmeticError("no float64 here")
+
+    monkeypatch.setattr(ScoringWorker, "noise_floor", broken)
+    finished = audit(tiny_model, digit_file, tmp_path / "out", log_json=str(tmp_path / "log"))
+    assert tried == ["scores/part-00000.parquet"]
+    assert finished.summary["run"]["noise_floor"]["problem"] == "ArithmeticError: no float64 here"
+    assert "not finished: ArithmeticError: no float64 here" in finished.summary["run"]["warnings"][0]
+    assert "not measured: ArithmeticError: no float64 here" in page(finished)
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [event["problem"] for event in events if event["event"] == "self_check"] == [
+        "ArithmeticError: no float64 here"
+    ]
+    (tmp_path / "out/_SUCCESS").unlink()
+    (tmp_path / "out/scores/part-00001.parquet").unlink()
+    audit(tiny_model, digit_file, tmp_path / "out")
+    assert len(tried) == 1
+
+
+def test_a_derivative_that_cannot_be_checked_costs_no_noise_floor(tiny_model, digit_file, tmp_path, monkeypatch):
+    def load(worker, dtype):
+        if dtype != "bfloat16":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB\nmore")
+        return plainly(worker, dtype)
+
+    plainly = ScoringWorker._load
+    monkeypatch.setattr(ScoringWorker, "_load", load)
+    finished = audit(tiny_model, digit_file, tmp_path / "out", dtype="bfloat16")
+    floor = finished.summary["run"]["noise_floor"]
+    assert floor["batch"] is not None
+    assert floor["dtype"] is floor["derivative"] is None
+    assert floor["problem"].startswith("derivatives could not be checked (RuntimeError: CUDA out of memory")
+
+
 def test_derivatives_are_checked_against_differences(reference):
     check = reference.summary["run"]["noise_floor"]["derivative"]
     assert check["images"] == 8
@@ -301,7 +339,7 @@ def test_a_batch_size_is_searched_once_and_kept(tiny_model, digit_file, tmp_path
         return 5
 
     monkeypatch.setattr(PilotWorker, "choose_batch", search)
-    publish, count = worker.publish, []
+    publish, count = worker.publish_fragment, []
 
     def failing(*arguments, **more):
         count.append(1)
@@ -309,7 +347,7 @@ def test_a_batch_size_is_searched_once_and_kept(tiny_model, digit_file, tmp_path
             raise KeyboardInterrupt
         return publish(*arguments, **more)
 
-    monkeypatch.setattr(worker, "publish", failing)
+    monkeypatch.setattr(worker, "publish_fragment", failing)
     with pytest.raises(KeyboardInterrupt):
         audit(tiny_model, digit_file, tmp_path / "out", batch_size="auto")
     monkeypatch.setattr(PilotWorker, "choose_batch", lambda self, shard: 1 / 0)

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from tests.audit.output.test_manifest import manifest
-from volgrowth.audit.output.fragments import publish, published, read_scores, reconcile
+from volgrowth.audit.output.fragments import publish_fragment, published, read_scores, reconcile
 from volgrowth.audit.output.manifest import Manifest, Shard
 from volgrowth.errors import DataError, OutputError
 from volgrowth.records import SCORES
@@ -15,7 +15,7 @@ def scores(shard: Shard) -> pa.Table:
 
 
 def put(store: Store, plan: Manifest, shard: Shard) -> None:
-    publish(store, plan, shard, scores(shard), 1)
+    publish_fragment(store, plan, shard, scores(shard), 1)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_fragment_that_is_not_whole_or_not_of_this_audit_is_scored_again(store
 
 def test_rows_that_a_source_did_not_give_are_not_published(store, plan):
     with pytest.raises(DataError, match=r"got 9 rows: expected rows 10 to 19"):
-        publish(store, plan, plan.shards[1], scores(plan.shards[1]).slice(1), 1)
+        publish_fragment(store, plan, plan.shards[1], scores(plan.shards[1]).slice(1), 1)
 
 
 def test_columns_that_were_added_later_are_null_in_older_audits(store, plan):

@@ -4,19 +4,20 @@ from typing import Any
 import pytest
 
 from tests.audit.output.test_manifest import MODEL, listing, manifest
-from volgrowth.audit.output.freezing import Plan, freeze, stored_listing
+from volgrowth.audit.output.freezing import FrozenAudit, freeze
+from volgrowth.audit.output.listings import stored_listing
 from volgrowth.audit.output.manifest import DataInfo, Manifest
 from volgrowth.errors import OutputError
 from volgrowth.storage.store import Store
 
 
-def planned(made: Manifest | None = None, *rows: int, size: int = 100) -> Plan:
+def planned(made: Manifest | None = None, *rows: int, size: int = 100) -> FrozenAudit:
     """Of files with so many rows each, ten by default."""
     files = listing(*(rows or (10,)), size=size)
-    return Plan(replace(made or manifest(), data=DataInfo.of("d", None, files)), {"scores": files})
+    return FrozenAudit(replace(made or manifest(), data=DataInfo.of("d", None, files)), {"scores": files})
 
 
-def with_versions(**versions: str) -> Plan:
+def with_versions(**versions: str) -> FrozenAudit:
     return planned(replace(manifest(), versions={**manifest().versions, **versions}))
 
 
@@ -83,9 +84,9 @@ def test_files_that_were_gained_are_taken_in_only_when_asked(store):
 def test_gained_files_come_after_all_others_whatever_their_names(store, monkeypatch):
     from volgrowth.sources import Listing, SourceFile
 
-    def of(*names: str) -> Plan:
+    def of(*names: str) -> FrozenAudit:
         files = Listing.build("parquet", [SourceFile(name, 100, 4) for name in names])
-        return Plan(replace(manifest(), data=DataInfo.of("d", None, files)), {"scores": files})
+        return FrozenAudit(replace(manifest(), data=DataInfo.of("d", None, files)), {"scores": files})
 
     freeze(store, of("b", "d"))
     once = freeze(store, of("a", "b", "d"), extend=True)

@@ -21,7 +21,7 @@ def listing(*rows: int, size: int = 100) -> Listing:
 def manifest(rows: int = 10, holdout: int = 0, size: int = 100, **settings: Any) -> Manifest:
     config = AuditConfig.build(model="m", data="d", output="o", **settings)
     held = DataInfo.of("h", None, listing(holdout)) if holdout else None
-    return Manifest.plan(config, MODEL, DataInfo.of("d", None, listing(rows, size=size)), held)
+    return Manifest.of(config, MODEL, DataInfo.of("d", None, listing(rows, size=size)), held)
 
 
 @given(rows=st.integers(0, 500), holdout=st.integers(0, 500), size=st.integers(1, 200))

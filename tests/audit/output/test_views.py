@@ -125,7 +125,7 @@ def test_views_are_data_sets_like_any_other(audit, tmp_path):
     again = datasets.load_from_disk(str(tmp_path / "flagged"))
     assert again["row"] == [61, 40]
     stored = again.cast_column("image", datasets.Image(decode=False))[0]["image"]["bytes"]
-    original = datasets.Dataset.from_parquet(audit.plan.data.name, cache_dir=str(tmp_path))
+    original = datasets.Dataset.from_parquet(audit.frozen.data.name, cache_dir=str(tmp_path))
     kept = original.cast_column("image", datasets.Image(decode=False))[61]["image"]["bytes"]
     assert stored == kept
     assert decode(stored, (1, 8, 8), 10**6).shape == (1, 8, 8)
@@ -133,7 +133,7 @@ def test_views_are_data_sets_like_any_other(audit, tmp_path):
 
 def test_without_images_the_data_set_is_not_read(audit, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    data = Path(audit.plan.data.name)
+    data = Path(audit.frozen.data.name)
     moved = data.rename(tmp_path / "elsewhere.parquet")
     try:
         assert audit.flagged(images=False)["row"] == FLAGGED[::-1]

@@ -162,10 +162,10 @@ def test_a_shard_that_is_measured_again_keeps_what_it_cost(cascade):
     """A worker whose answer was lost does it twice."""
     passed = Chosen.load(cascade.store, "passed")
     assert passed is not None
-    shard = next(shard for shard in cascade.plan.shards if passed.of_shard(shard))
+    shard = next(shard for shard in cascade.frozen.shards if passed.of_shard(shard))
     before = cascade.store.read_table(shard.name)
     worker = ScoringWorker(
-        vg.AuditConfig.build(**cascade.manifest["config"], output=cascade.store.url), cascade.plan, "cpu"
+        vg.AuditConfig.build(**cascade.manifest["config"], output=cascade.store.url), cascade.frozen, "cpu"
     )
     worker.prepare()
     worker.complete(shard, passed.of_shard(shard), "passed")
@@ -234,7 +234,6 @@ def test_every_preset_that_costs_more_has_a_cascade(audit, preset, tmp_path):
 
 def test_a_cascade_that_makes_no_sense_is_refused(audit, cascade, other_held, tmp_path):
     for settings, why in (
-        ({"adaptive": True}, "cascade and adaptive are both given"),
         ({"holdout": None}, "cascade needs a holdout"),
         ({"measure": {"preset": "paper"}}, "cascade saves nothing where the measure takes 2 evaluations"),
         ({"screen_share": 0.0}, "screen_share"),
@@ -257,7 +256,7 @@ def other_held(digits, tmp_path):
 
 def test_shards_of_held_out_rows_are_never_measured_again(cascade):
     chosen = Chosen("passed", np.array([3, 41, 79]), 150)
-    by_shard = {shard.name: chosen.of_shard(shard) for shard in cascade.plan.shards}
+    by_shard = {shard.name: chosen.of_shard(shard) for shard in cascade.frozen.shards}
     assert by_shard[f"{SCORES_FOLDER}/part-00000.parquet"] == [3]
     assert by_shard[f"{SCORES_FOLDER}/part-00001.parquet"] == [41, 79]
     assert sum(map(len, by_shard.values())) == 3

@@ -80,7 +80,7 @@ def check_comparable(a: Audit, b: Audit, fdr: float) -> None:
             f"the models see images of different shapes ({shapes[0]} in {a.store.url}, {shapes[1]} in {b.store.url}): "
             f"expected two models of the same images"
         )
-    if a.plan.digest == b.plan.digest and a.scores.column("growth").equals(b.scores.column("growth")):
+    if a.frozen.digest == b.frozen.digest and a.scores.column("growth").equals(b.scores.column("growth")):
         raise UsageError(
             f"{a.store.url} and {b.store.url} are the same audit (settings, weights, rows and scores): give the "
             f"outputs of two"

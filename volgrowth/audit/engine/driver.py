@@ -22,10 +22,9 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from volgrowth.audit.engine.actor import Actor, Home
 from volgrowth.audit.engine.ledger import ATTEMPTS, Ledger, Task
-from volgrowth.audit.engine.local import first_line
 from volgrowth.audit.engine.progress import AuditProgress
-from volgrowth.audit.engine.session import Shift
-from volgrowth.errors import EngineError, VolgrowthError
+from volgrowth.audit.engine.session import Session
+from volgrowth.errors import EngineError, VolgrowthError, kind_and_line
 
 IN_FLIGHT = 2
 POLL_SECONDS = 0.5
@@ -60,12 +59,12 @@ class Worker:
 class RayCrew:
     """The workers of one piece of work."""
 
-    def __init__(self, shift: Shift, worker: type, count: int, progress: AuditProgress):
-        self.shift, self.progress, self.count = shift, progress, count
-        self.share = _gpu_share(shift)
+    def __init__(self, session: Session, worker: type, count: int, progress: AuditProgress):
+        self.session, self.progress, self.count = session, progress, count
+        self.share = _gpu_share(session)
         device = "cuda" if self.share else "cpu"
-        self.arguments = [ray.put(argument) for argument in (worker, shift.config, shift.manifest)] + [device]
-        shift.run.room = _room(self.share)
+        self.arguments = [ray.put(argument) for argument in (worker, session.config, session.manifest)] + [device]
+        session.run.room = _room(self.share)
         self.remote = cast(Any, Actor).options(num_cpus=1, num_gpus=self.share)
         self.workers: list[Worker] = []
         self.failed_starts = 0
@@ -80,8 +79,8 @@ class RayCrew:
                 self._dispatch()
                 self._wait()
                 ready = sum(worker.state is State.READY for worker in self.workers)
-                self.shift.run.workers = max(self.shift.run.workers, ready)
-                self.shift.pulse(self.progress, ready)
+                self.session.run.workers = max(self.session.run.workers, ready)
+                self.session.pulse(self.progress, ready)
                 self._check_patience(ready)
         finally:
             # what they publish is published whole, so they may be ended at any moment
@@ -97,12 +96,12 @@ class RayCrew:
         for worker in list(self.workers):
             if worker.state is State.READY and worker.home and worker.home.node in draining:
                 worker.state = State.LEAVING
-                self.shift.run.event("worker_leaving", node=worker.home.node)
+                self.session.run.event("worker_leaving", node=worker.home.node)
             if worker.state is State.LEAVING and not worker.calls:
                 self._end(worker)
         staying = sum(worker.state is not State.LEAVING for worker in self.workers)
         if self.failed_starts < ATTEMPTS or not self.workers:  # else go on with those that could start
-            for _ in range(staying, min(self.count, self.shift.config.workers or _room(self.share, draining))):
+            for _ in range(staying, min(self.count, self.session.config.workers or _room(self.share, draining))):
                 self._hire()
 
     def _hire(self) -> None:
@@ -114,7 +113,7 @@ class RayCrew:
         worker.state = State.LOST
         self.workers.remove(worker)
         ray.kill(worker.actor)
-        self.shift.run.worker_seconds += time.monotonic() - worker.hired if worker.home else 0.0
+        self.session.run.worker_seconds += time.monotonic() - worker.hired if worker.home else 0.0
 
     def _dispatch(self) -> None:
         for depth in range(1, IN_FLIGHT + 1):
@@ -150,45 +149,47 @@ class RayCrew:
                 self.ledger.done(task, answer)
             else:
                 worker.state, worker.home, self.failed_starts = State.READY, answer, 0
-                self.shift.run.devices.add(answer.device)
-                self.shift.run.startup_seconds = max(self.shift.run.startup_seconds, time.monotonic() - worker.hired)
-                self.shift.run.event("worker_ready", node=answer.node, device=answer.device)
+                self.session.run.devices.add(answer.device)
+                self.session.run.startup_seconds = max(
+                    self.session.run.startup_seconds, time.monotonic() - worker.hired
+                )
+                self.session.run.event("worker_ready", node=answer.node, device=answer.device)
 
     def _failed(self, worker: Worker, task: Task | None, cause: BaseException) -> None:
         """A call raised."""
         if task is None:
             return self._failed_to_start(worker, cause)
-        self.shift.run.retries += 1
-        self.shift.run.event("task_failed", task=task.name, reason=first_line(cause))
+        self.session.run.retries += 1
+        self.session.run.event("task_failed", task=task.name, reason=kind_and_line(cause))
         if isinstance(cause, VolgrowthError):
             return self.ledger.refused(task, cause)
         if worker.home and worker.home.device != "cpu":
             # an error may have left the device's context unusable
             self.ledger.give_back(worker.tasks)
             self._replace(worker)
-        return self.ledger.failed(task, first_line(cause))
+        return self.ledger.failed(task, kind_and_line(cause))
 
     def _failed_to_start(self, worker: Worker, cause: BaseException) -> None:
         """What would fail everywhere ends the run; where others are at work, it may be this node alone."""
-        self.shift.run.event("worker_failed", reason=first_line(cause))
+        self.session.run.event("worker_failed", reason=kind_and_line(cause))
         self._replace(worker)
         self.failed_starts += 1
         if any(other.state is State.READY for other in self.workers):
             return
         if isinstance(cause, VolgrowthError):
             raise cause from None
-        raise EngineError(f"a worker could not start ({first_line(cause)})") from cause
+        raise EngineError(f"a worker could not start ({kind_and_line(cause)})") from cause
 
     def _lost(self, worker: Worker, error: RayError) -> None:
         """A worker is gone: the task it was at may be why, unless its node was taken away or is out of reach."""
-        tasks, starting, reason = worker.tasks, worker.state is State.PENDING, first_line(error)
+        tasks, starting, reason = worker.tasks, worker.state is State.PENDING, kind_and_line(error)
         blameless = _is_blameless(error, worker)
-        self.shift.run.lost_workers += 1
-        self.shift.run.event("worker_lost", node=worker.home and worker.home.node, reason=reason, blameless=blameless)
+        self.session.run.lost_workers += 1
+        self.session.run.event("worker_lost", node=worker.home and worker.home.node, reason=reason, blameless=blameless)
         self._replace(worker)
         self.ledger.give_back(tasks[1:])
         if tasks:
-            self.shift.run.retries += 1
+            self.session.run.retries += 1
             if blameless:
                 self.ledger.lost(tasks[0], reason)
             else:
@@ -207,7 +208,7 @@ class RayCrew:
 
     def _check_patience(self, ready: int) -> None:
         """Stop, resumable, where the cluster has not given enough workers for too long."""
-        config = self.shift.config
+        config = self.session.config
         if ready >= min(config.min_workers, self.count):
             self._enough = time.monotonic()
         elif time.monotonic() - self._enough > 60 * config.wait_minutes:
@@ -235,7 +236,7 @@ def ray_running(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # ray raises whatever its transports raise
-        said = " ".join(str(error).split()) if "ersion mismatch" in str(error) else first_line(error)
+        said = " ".join(str(error).split()) if "ersion mismatch" in str(error) else kind_and_line(error)
         raise EngineError(
             f"Ray cannot be reached at {address} ({said}): expected the address of a running "
             f"cluster with this version of Ray, {ray.__version__}, or none to start one here"
@@ -255,17 +256,17 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise EngineError(
-            f"Ray cannot be reached at {address} ({first_line(error)}): expected the address of a running cluster, or "
-            f"none to start one here"
+            f"Ray cannot be reached at {address} ({kind_and_line(error)}): expected the address of a running cluster, "
+            f"or none to start one here"
         ) from None
 
 
-def _gpu_share(shift: Shift) -> float:
+def _gpu_share(session: Session) -> float:
     """The share of a GPU for each worker: one where there are any, unless the settings say otherwise."""
-    gpus, share = ray.cluster_resources().get("GPU", 0.0), shift.config.gpus_per_worker
+    gpus, share = ray.cluster_resources().get("GPU", 0.0), session.config.gpus_per_worker
     if share is None:
         return 1.0 if gpus else 0.0
-    if share > gpus and not shift.config.workers:
+    if share > gpus and not session.config.workers:
         raise EngineError(
             f"each worker was to have {share:g} GPUs and Ray sees {gpus:g}: lower gpus_per_worker, 0 runs on CPUs, or "
             f"give it a cluster with GPUs; where one adds nodes on demand, say how many workers to wait for"

@@ -1,6 +1,7 @@
-"""The engine without Ray: one worker in this process, for notebooks and debuggers. It leaves the same bytes.
+"""The engine without Ray: one worker in this process, for notebooks and debuggers.
 
-What ends the process ends the audit, which can be resumed; a row that raises is bisected down to as on a cluster.
+It leaves the same bytes as Ray's workers. What ends the process ends the audit, which can be resumed; a row that raises
+an error is found by bisection, as on a cluster.
 """
 
 import time
@@ -9,20 +10,20 @@ import torch
 
 from volgrowth.audit.engine.ledger import Ledger, Task
 from volgrowth.audit.engine.progress import AuditProgress
-from volgrowth.audit.engine.session import Shift
-from volgrowth.errors import EngineError, VolgrowthError
+from volgrowth.audit.engine.session import Session
+from volgrowth.errors import EngineError, VolgrowthError, kind_and_line
 
 
 class LocalCrew:
-    """A crew of one."""
+    """One worker in this process."""
 
-    def __init__(self, shift: Shift, worker: type, progress: AuditProgress):
-        self.shift, self.progress = shift, progress
-        self.worker = worker(shift.config, shift.manifest, _device(shift.config.gpus_per_worker))
+    def __init__(self, session: Session, worker: type, progress: AuditProgress):
+        self.session, self.progress = session, progress
+        self.worker = worker(session.config, session.manifest, _device(session.config.gpus_per_worker))
 
     def work(self, ledger: Ledger) -> None:
-        """Until every task is done."""
-        run, began, threads = self.shift.run, time.monotonic(), torch.get_num_threads()
+        """Do every task of the ledger."""
+        run, began, threads = self.session.run, time.monotonic(), torch.get_num_threads()
         try:
             self.worker.prepare()
             run.workers = max(run.workers, 1)
@@ -30,7 +31,7 @@ class LocalCrew:
             run.startup_seconds = max(run.startup_seconds, time.monotonic() - began)
             while task := ledger.take():
                 self._do(ledger, task)
-                self.shift.pulse(self.progress, 1)
+                self.session.pulse(self.progress, 1)
         finally:
             torch.set_num_threads(threads)
             run.worker_seconds += time.monotonic() - began
@@ -41,18 +42,12 @@ class LocalCrew:
             answer = getattr(self.worker, task.method)(*task.arguments)
         except VolgrowthError as error:
             ledger.refused(task, error)
-        except Exception as error:  # whatever a network raises
-            ledger.failed(task, first_line(error))
+        except Exception as error:  # networks raise errors of every kind
+            ledger.failed(task, kind_and_line(error))
         else:
             ledger.done(task, answer)
             return
-        self.shift.run.retries += 1
-
-
-def first_line(error: BaseException) -> str:
-    """An error's kind and the first line of what it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        self.session.run.retries += 1
 
 
 def _device(share: float | None) -> str:

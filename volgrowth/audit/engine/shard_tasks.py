@@ -17,7 +17,7 @@ Report = Callable[[Shard, Tally], list[Task]]
 
 
 @dataclass
-class Case:
+class ShardTasks:
     """One shard: the rows to score (None: all), and those known to end their process, with the reason."""
 
     shard: Shard

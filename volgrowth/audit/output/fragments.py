@@ -15,7 +15,9 @@ from volgrowth.storage.store import Store
 READERS = 16
 
 
-def publish(store: Store, manifest: Manifest, shard: Shard, table: pa.Table, attempt: int, **extra: str) -> None:
+def publish_fragment(
+    store: Store, manifest: Manifest, shard: Shard, table: pa.Table, attempt: int, **extra: str
+) -> None:
     """Write a shard's scores in one step. The footer says what it is of, never when or where it was made.
 
     So whoever writes a shard at its first attempt writes the same bytes.

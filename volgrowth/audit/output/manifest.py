@@ -95,13 +95,19 @@ class Manifest:
     data: DataInfo
     holdout: DataInfo | None
     created: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
-    versions: dict[str, str] = field(default_factory=lambda: environment())
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
-    def plan(cls, config: AuditConfig, model: ModelInfo, data: DataInfo, holdout: DataInfo | None) -> Self:
-        """A new audit's plan."""
+    def of(cls, config: AuditConfig, model: ModelInfo, data: DataInfo, holdout: DataInfo | None) -> Self:
+        """Return the manifest of a new audit."""
         return cls(config.frozen, config.digest, model, data, holdout)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that the model takes."""
+        channels, height, width = self.model.image_shape
+        return channels, height, width
 
     @property
     def digest(self) -> str:
@@ -152,7 +158,7 @@ class Manifest:
         )
 
 
-def environment() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Versions of what computes the scores."""
     return {
         "volgrowth": VERSION,

@@ -1,15 +1,19 @@
 """A finished audit, as tables."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from volgrowth.audit.output import views
 from volgrowth.audit.output.fragments import read_scores
+from volgrowth.audit.output.listings import open_frozen_data
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SUCCESS, Manifest
 from volgrowth.errors import OutputError
+from volgrowth.sources import Source
 from volgrowth.storage.store import Store
 
 if TYPE_CHECKING:
@@ -25,90 +29,137 @@ REPORT_FILE = "report.html"
 
 @dataclass(frozen=True, repr=False)
 class Audit:
-    """What an OUT holds. Tables are read when first asked for; columns are described in `volgrowth.records`.
+    """An audit in its output folder. Tables are read when first asked for; `volgrowth.records` describes the columns.
 
     Attributes:
-        store: the files of OUT.
-        manifest: the frozen plan, as in `manifest.json`.
+        store: the files of the output folder.
+        manifest: settings, model and data as they were frozen before the first row was scored: `manifest.json`.
     """
 
     store: Store
     manifest: dict[str, Any]
 
     @cached_property
-    def plan(self) -> Manifest:
+    def frozen(self) -> Manifest:
         """The manifest as an object."""
         return Manifest.from_json(self.manifest, self.store.url)
 
     @cached_property
     def scores(self) -> pa.Table:
-        """One row per image, as measured."""
-        return read_scores(self.store, self.plan)
+        """One row per audited image, as measured."""
+        return read_scores(self.store, self.frozen)
 
     @cached_property
     def holdout_scores(self) -> pa.Table | None:
-        """The same for the held-out images, where there are any."""
-        return read_scores(self.store, self.plan, HOLDOUT_FOLDER) if self.plan.holdout else None
+        """One row per held-out image, as measured; None without a held-out set."""
+        return read_scores(self.store, self.frozen, HOLDOUT_FOLDER) if self.frozen.holdout else None
 
     @cached_property
     def findings(self) -> pa.Table:
-        """One row per image, calibrated."""
+        """One row per audited image, calibrated."""
         return self.store.read_table(FINDINGS_FILE)
 
     @cached_property
     def holdout_findings(self) -> pa.Table | None:
-        """The same for the held-out images, where there are any."""
-        return self.store.read_table(HOLDOUT_FINDINGS_FILE) if self.plan.holdout else None
+        """One row per held-out image, calibrated; None without a held-out set."""
+        return self.store.read_table(HOLDOUT_FINDINGS_FILE) if self.frozen.holdout else None
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The report's numbers."""
+        """The numbers of the report."""
         return self.store.read_json(SUMMARY_FILE)
 
+    def open_data(self) -> Source:
+        """Open the audited data set by the listing that was frozen with the audit.
+
+        Raises:
+            DataError: the data set is not there any more, or not what was audited.
+        """
+        return open_frozen_data(self.store, self.frozen)
+
     def to_arrow(self) -> pa.Table:
-        """Findings, and beside them the columns that only the scores have, one row per image."""
-        return views.joined(self)
+        """Return findings, and beside them the columns that only the scores have, one row per image.
+
+        Raises:
+            OutputError: findings and scores are of different rows.
+        """
+        table, scores, url = self.findings, self.scores, self.store.url
+        if not table["row"].equals(scores["row"]):
+            raise OutputError(
+                f"findings and scores in {url} are not of the same rows: delete {url}/_SUCCESS and "
+                "run the same `volgrowth audit` again, which keeps the scores"
+            )
+        for name in scores.column_names:
+            if name not in table.column_names:
+                table = table.append_column(scores.schema.field(name), scores[name])
+        return table
 
     def to_pandas(self) -> "pd.DataFrame":
-        """The same as a pandas data frame. Flags are nullable booleans: those of rows without a score are missing."""
-        return views.to_pandas(views.joined(self))
+        """Return the table of `to_arrow` as a pandas data frame.
+
+        Flags are nullable booleans: those of rows without a score are missing.
+        """
+        return views.to_pandas(self.to_arrow())
 
     def to_polars(self) -> "pl.DataFrame":
-        """The same as a polars data frame.
+        """Return the table of `to_arrow` as a polars data frame.
 
         Raises:
             UsageError: polars is not installed.
         """
-        return views.to_polars(views.joined(self))
+        return views.to_polars(self.to_arrow())
 
     def flagged(self, *, images: bool = True) -> "datasets.Dataset":
-        """The rows that are flagged as memorized, copies among them, highest excess growth first.
+        """Return the rows that are flagged as memorized, copies among them, highest excess growth first.
 
         Args:
-            images: with a column `image`, decoded when it is looked at. Their files are copied into the cache of
+            images: add a column `image`, decoded when it is looked at. The image files are copied into the cache of
                 `datasets` for that; without images the data set they came from is not read.
 
         Raises:
             DataError: the data set is not there any more, or not what was audited.
         """
-        return views.flagged(self, images)
+        table = self.to_arrow()
+        table = table.filter(pc.fill_null(table["memorized"], False))
+        return self._dataset(table, [("excess_growth", "descending"), ("row", "ascending")], images)
 
     def clusters(self, *, images: bool = True) -> "datasets.Dataset":
-        """The rows that have near duplicates, group by group (column `cluster`), the largest group first.
+        """Return the rows that have near duplicates, group by group (column `cluster`), the largest group first.
 
-        Args and errors are those of `flagged`.
+        Args:
+            images: as in `flagged`.
+
+        Raises:
+            DataError: as `flagged`.
         """
-        return views.clusters(self, images)
+        table = self.to_arrow()
+        table = table.filter(pc.greater(table["copies"], 1))
+        return self._dataset(table, [("copies", "descending"), ("cluster", "ascending"), ("row", "ascending")], images)
+
+    def _dataset(self, table: pa.Table, order: list[tuple[str, str]], images: bool) -> "datasets.Dataset":
+        return views.dataset(table, order, (self.store, self.frozen) if images else None)
+
+    def _facts(self) -> dict[str, str]:
+        summary = None
+        with suppress(OutputError):  # an audit that is not finished has no summary
+            summary = self.summary
+        return views.facts(self.frozen, summary)
 
     def __repr__(self) -> str:
-        return views.described(self)
+        return views.one_line(self._facts(), self.store.url)
 
     def _repr_html_(self) -> str:
-        return views.html(self)
+        return views.html_table(self._facts(), self.store, REPORT_FILE)
 
 
 def open_audit(output: str) -> Audit:
-    """Open the OUT of a finished audit, a folder or URL.
+    """Open a finished audit.
+
+    Args:
+        output: the folder or URL that `volgrowth audit` wrote to.
+
+    Returns:
+        The audit; its tables are read when they are asked for.
 
     Raises:
         OutputError: there is no audit, or it has not finished.

@@ -1,26 +1,23 @@
-"""A finished audit as other libraries take it: one Arrow table, pandas, polars, `datasets`, and the HTML of a notebook.
+"""A finished audit in the forms of other libraries: pandas, polars, `datasets`, and HTML for a notebook.
 
-Their libraries are imported by whoever asks for a view. Images are read from the audited data set by the listing that
-was frozen with the audit, so that a data set that has changed since is an error and not another picture.
+Each library is imported only when a view needs it.
 """
 
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.audit.output.freezing import stored_listing
-from volgrowth.audit.output.manifest import SCORES_FOLDER
-from volgrowth.errors import OutputError, UsageError, VolgrowthError
-from volgrowth.sources import open_source
+from volgrowth.audit.output.listings import open_frozen_data, read_rows
+from volgrowth.audit.output.manifest import Manifest
+from volgrowth.errors import UsageError, VolgrowthError
+from volgrowth.storage.store import Store
 from volgrowth.version import VERSION
 
 if TYPE_CHECKING:
@@ -28,32 +25,12 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-    from volgrowth.audit.output.result import Audit
-
-# rows between two wanted ones that are read through to save a read
-READ_THROUGH = 16
-
-
-def joined(audit: "Audit") -> pa.Table:
-    """Findings, and beside them the columns that only the scores have, one row per image.
-
-    Raises:
-        OutputError: the two are not of the same rows.
-    """
-    table, scores = audit.findings, audit.scores
-    if not table["row"].equals(scores["row"]):
-        raise OutputError(
-            f"findings and scores in {audit.store.url} are not of the same rows: delete {audit.store.url}/_SUCCESS and "
-            "run the same `volgrowth audit` again, which keeps the scores"
-        )
-    for name in scores.column_names:
-        if name not in table.column_names:
-            table = table.append_column(scores.schema.field(name), scores[name])
-    return table
-
 
 def to_pandas(table: pa.Table) -> "pd.DataFrame":
-    """Flags and whole numbers keep their types where some are missing, so that a column of flags selects rows."""
+    """Return a pandas data frame whose flags and whole numbers keep their types where some are missing.
+
+    So a column of flags selects rows.
+    """
     import pandas as pd
 
     types = {
@@ -66,7 +43,7 @@ def to_pandas(table: pa.Table) -> "pd.DataFrame":
 
 
 def to_polars(table: pa.Table) -> "pl.DataFrame":
-    """The same in polars.
+    """Return a polars data frame.
 
     Raises:
         UsageError: polars is not installed.
@@ -80,44 +57,38 @@ def to_polars(table: pa.Table) -> "pl.DataFrame":
     return frame
 
 
-def flagged(audit: "Audit", images: bool = True) -> "datasets.Dataset":
-    """Rows flagged as memorized, highest excess first."""
-    table = joined(audit)
-    table = table.filter(pc.fill_null(table["memorized"], False))
-    return _dataset(audit, table, [("excess_growth", "descending"), ("row", "ascending")], images)
+def dataset(
+    table: pa.Table, order: list[tuple[str, str]], images_of: tuple[Store, Manifest] | None
+) -> "datasets.Dataset":
+    """Return rows of an audit as a data set in another order.
 
-
-def clusters(audit: "Audit", images: bool = True) -> "datasets.Dataset":
-    """Rows in groups of near duplicates, group by group, the largest first."""
-    table = joined(audit)
-    table = table.filter(pc.greater(table["copies"], 1))
-    return _dataset(audit, table, [("copies", "descending"), ("cluster", "ascending"), ("row", "ascending")], images)
-
-
-def _dataset(audit: "Audit", table: pa.Table, order: list[tuple[str, str]], images: bool) -> "datasets.Dataset":
-    """A table, which is in row order, as a data set in another order."""
+    Args:
+        table: rows of the audit in rising order, with the column `row`.
+        order: columns to sort by, each with "ascending" or "descending".
+        images_of: the output and the manifest of the audit whose images are added as a column `image`.
+    """
     import datasets
 
     table = table.replace_schema_metadata()
-    if not images:
+    if not images_of:
         return datasets.Dataset(table.sort_by(order))
     if not len(table):
         features = datasets.Features(image=datasets.Image(), **datasets.Features.from_arrow_schema(table.schema))
         return datasets.Dataset.from_dict({name: [] for name in features}, features)
-    beside = [_images(audit, table["row"].to_numpy()), datasets.Dataset(table)]
+    beside = [_images(*images_of, table["row"].to_pylist()), datasets.Dataset(table)]
     return datasets.concatenate_datasets(beside, axis=1).select(pc.sort_indices(table, order).to_numpy())
 
 
-def _images(audit: "Audit", rows: np.ndarray) -> "datasets.Dataset":
-    """The images of rows, which rise: in the order in which the source is read best."""
+def _images(store: Store, manifest: Manifest, rows: list[int]) -> "datasets.Dataset":
+    """Return the images of rows in rising order, which is the order in which the data set is read best."""
     import datasets
 
-    identity = hashlib.sha256(f"{VERSION} {audit.plan.digest} {rows.tolist()}".encode())
+    identity = hashlib.sha256(f"{VERSION} {manifest.digest} {rows}".encode())
     try:
         return datasets.Dataset.from_generator(
             _encoded,
             features=datasets.Features(image=datasets.Image()),
-            gen_kwargs={"audit": audit, "rows": rows},
+            gen_kwargs={"store": store, "manifest": manifest, "rows": tuple(rows)},  # a list would be split
             fingerprint=identity.hexdigest()[:32],  # by it `datasets` finds in its cache what it made before
         )
     except datasets.exceptions.DatasetGenerationError as error:
@@ -126,70 +97,61 @@ def _images(audit: "Audit", rows: np.ndarray) -> "datasets.Dataset":
         raise
 
 
-def _encoded(audit: "Audit", rows: np.ndarray) -> Iterator[dict[str, Any]]:
-    data, config = audit.plan.data, audit.manifest["config"]
-    listing = stored_listing(audit.store, SCORES_FOLDER, data)
-    source = open_source(data.name, data.split, config["image_column"], config["id_column"], listing)
-    for run in np.split(rows, np.flatnonzero(np.diff(rows) > READ_THROUGH) + 1):
-        wanted = set(run.tolist())
-        for found in source.read(int(run[0]), int(run[-1]) + 1):
-            if found.row in wanted:
-                yield {"image": found.data and {"bytes": found.data, "path": None}}
+def _encoded(store: Store, manifest: Manifest, rows: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    for row in read_rows(open_frozen_data(store, manifest), rows):
+        yield {"image": row.data and {"bytes": row.data, "path": None}}
 
 
-def described(audit: "Audit") -> str:
-    """One line: of what, and what was found."""
-    facts = _facts(audit)
-    flags = f", {facts['Flagged']}" if "Flagged" in facts else ""
-    return f"<Audit of {facts['Data']} under {facts['Model']}: {facts['Images']}{flags}; {audit.store.url}>"
-
-
-def html(audit: "Audit") -> str:
-    """A small table; every string in it is escaped, since names come from elsewhere."""
-    rows = "".join(
-        f'<tr><th scope="row" style="text-align:left">{name}</th>'
-        f'<td style="text-align:left"><bdi>{escape(value)}</bdi></td></tr>'
-        for name, value in _facts(audit).items()
-    )
-    return f"<table><caption>Memorization audit</caption>{rows}{_report_row(audit)}</table>"
-
-
-def _facts(audit: "Audit") -> dict[str, str]:
-    plan = audit.plan
-    split = f" ({plan.data.split})" if plan.data.split else ""
-    facts = {
-        "Model": plan.model.name,
-        "Data": f"{plan.data.name}{split}",
-        "Preset": plan.config["measure"]["preset"],
-        "Images": f"{plan.data.rows:,} rows",
+def facts(manifest: Manifest, summary: dict[str, Any] | None) -> dict[str, str]:
+    """Return the few facts that describe an audit to a person, by their names; `summary` None if not finished."""
+    split = f" ({manifest.data.split})" if manifest.data.split else ""
+    known = {
+        "Model": manifest.model.name,
+        "Data": f"{manifest.data.name}{split}",
+        "Preset": manifest.config["measure"]["preset"],
+        "Images": f"{manifest.data.rows:,} rows",
     }
-    with suppress(OutputError):  # an audit that is not finished has no summary
-        facts |= _findings(audit.summary)
-    return facts
+    return known | (_findings(summary) if summary else {})
 
 
 def _findings(summary: dict[str, Any]) -> dict[str, str]:
     counts, detection, proof = summary["counts"], summary["detection"], summary.get("verification")
-    facts = {"Images": f"{counts['ok']:,} of {counts['rows']:,} rows scored"}
+    known = {"Images": f"{counts['ok']:,} of {counts['rows']:,} rows scored"}
     if detection:
         promise = "promised" if detection["null"] == "held-out" else "assumed"
-        facts["Flagged"] = (
+        known["Flagged"] = (
             f"{detection['memorized']:,} distinct images as memorized at a false-discovery rate of "
             f"{detection['fdr']:.0%} ({promise})"
         )
     if proof:
-        facts["Verified"] = (
+        known["Verified"] = (
             f"{proof['flagged_reproduced']:,} of {proof['flagged']:,} flagged images reproduced by "
             f"{proof['samples']:,} samples"
         )
-    return facts
+    return known
 
 
-def _report_row(audit: "Audit") -> str:
-    """The report, as a link where a browser may follow it: notebooks serve files below their own folder."""
-    path = audit.store.path("report.html")
+def one_line(known: dict[str, str], url: str) -> str:
+    """Return one line that says what was audited and what was found."""
+    flags = f", {known['Flagged']}" if "Flagged" in known else ""
+    return f"<Audit of {known['Data']} under {known['Model']}: {known['Images']}{flags}; {url}>"
+
+
+def html_table(known: dict[str, str], store: Store, report: str) -> str:
+    """Return a small HTML table. Every string in it is escaped, since names come from elsewhere."""
+    rows = "".join(
+        f'<tr><th scope="row" style="text-align:left">{name}</th>'
+        f'<td style="text-align:left"><bdi>{escape(value)}</bdi></td></tr>'
+        for name, value in known.items()
+    )
+    return f"<table><caption>Memorization audit</caption>{rows}{_report_row(store, report)}</table>"
+
+
+def _report_row(store: Store, report: str) -> str:
+    """Return the row of the report, as a link if a browser may follow it: notebooks serve files below their folder."""
+    path = store.path(report)
     name = escape(path)
-    if audit.store.local:
+    if store.local:
         here = Path(path).is_relative_to(Path.cwd())
         target = quote(Path(os.path.relpath(path)).as_posix()) if here else Path(path).as_uri()
         name = f'<a href="{escape(target)}" target="_blank" rel="noopener">{name}</a>'

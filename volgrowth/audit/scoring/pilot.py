@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from volgrowth.audit.output.fragments import publish
+from volgrowth.audit.output.fragments import publish_fragment
 from volgrowth.audit.output.manifest import Shard
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.audit.scoring.worker import ScoringWorker
@@ -63,7 +63,7 @@ class PilotWorker(ScoringWorker):
         if self.device == "cuda":
             torch.cuda.synchronize()
         scored = time.monotonic()
-        publish(self.store, self.manifest, stretch, table, self.attempt)
+        publish_fragment(self.store, self.manifest, stretch, table, self.attempt)
         published = time.monotonic()
         return Piece(stretch.rows, tally.failed, scored - began, published - scored, self._peak_memory())
 

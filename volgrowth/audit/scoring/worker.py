@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from volgrowth.audit.output.fragments import publish
-from volgrowth.audit.output.freezing import stored_listing
+from volgrowth.audit.output.fragments import publish_fragment
+from volgrowth.audit.output.listings import open_frozen_data
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.output.runs import Tally
 from volgrowth.audit.sampling.drawing import Drawing, read_images, write_images
@@ -24,13 +24,13 @@ from volgrowth.audit.scoring.cascade import STAGES, Screener, mark, with_screen
 from volgrowth.audit.scoring.measures import derivative_deviation
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.config import LOW_PRECISION, AuditConfig, PaperMeasure
-from volgrowth.errors import DataError, ModelError, VolgrowthError
+from volgrowth.errors import DataError, ModelError, VolgrowthError, kind_and_line
 from volgrowth.models import inspect_model, load_model
 from volgrowth.models.load import DType
 from volgrowth.models.network import Compiled, NetworkDenoiser
 from volgrowth.numerics import Denoiser
 from volgrowth.records import Status
-from volgrowth.sources import BadImage, Row, Source, decode, open_source, to_unit
+from volgrowth.sources import BadImage, Row, Source, decode, to_unit
 from volgrowth.storage.store import Store
 
 NOISE_ROWS = 8
@@ -50,8 +50,7 @@ class DataWorker:
         self.config, self.manifest, self.device = config, manifest, device
         self.attempt = 1
         self.sources: dict[str, Source] = {}
-        channels, height, width = manifest.model.image_shape
-        self.image_shape = channels, height, width
+        self.image_shape = manifest.image_shape
 
     def prepare(self) -> None:
         """Get ready. An answer means that this worker can take tasks.
@@ -70,14 +69,7 @@ class DataWorker:
             DataError: the data set is no longer the one that was listed.
         """
         if folder not in self.sources:
-            config, audited = self.config, folder == SCORES_FOLDER
-            data = self.manifest.data if audited else self.manifest.holdout
-            assert data is not None
-            listing = stored_listing(self.store, folder, data)
-            id_column = config.id_column if audited else None
-            condition = config.condition_column
-            source = open_source(data.name, data.split, config.image_column, id_column, listing, condition)
-            self.sources[folder] = source
+            self.sources[folder] = open_frozen_data(self.store, self.manifest, folder)
         return self.sources[folder]
 
     def pixels(self, row: Row) -> np.ndarray | None:
@@ -143,7 +135,7 @@ class ScoringWorker(ModelWorker):
         """
         table, tally = self._first(shard, rows, crashed)
         if rows is None:
-            publish(self.store, self.manifest, shard, table, self.attempt)
+            publish_fragment(self.store, self.manifest, shard, table, self.attempt)
         else:
             self._replace(shard, table)
         return tally
@@ -173,24 +165,19 @@ class ScoringWorker(ModelWorker):
         self._replace(shard, with_screen(table, screens), **{**known, stage: mark(list(rows))})
         return tally
 
-    def refine(self, shard: Shard, rows: Sequence[int], num_probes: int) -> Tally:
-        """Measure some rows of a published shard with more probes, and publish it again."""
-        measure = self.config.measure.model_copy(update={"num_probes": num_probes})
-        scorer = self.new_scorer(self.config.model_copy(update={"measure": measure}))
-        table, tally = self._measure(scorer, self._rows(shard, rows), {})
-        # a row was measured once before with the audit's own probes
-        before = self.config.evaluations(self.denoiser.has_null)
-        spent = pc.add(table["nfe"], pa.scalar(before, pa.int32()))
-        table = table.set_column(table.schema.get_field_index("nfe"), table.field("nfe"), spent)
-        self._replace(shard, table, refined=str(num_probes))
-        return tally
-
     def noise_floor(self, shard: Shard) -> dict[str, Any]:
         """How far growth moves with the arithmetic alone: the largest difference over some rows of a published shard.
 
         `batch`: over batch sizes, and against the network as it is where it was compiled; `dtype`: against float64,
-        None where that is not possible here. Same units as growth. `derivative`: see `_check_derivative`.
+        None where that is not possible here. Same units as growth. `derivative`: see `_check_derivative`; None where
+        the check failed, and `problem` says why.
         """
+        try:
+            return self._noise_floor(shard)
+        except VolgrowthError as error:  # would be raised to the user, and scores do not depend on this
+            return {"rows": 0, "batch": None, "dtype": None, "derivative": None, "problem": kind_and_line(error)}
+
+    def _noise_floor(self, shard: Shard) -> dict[str, Any]:
         table = self.store.read_table(shard.name)
         table = table.filter(pc.equal(table["status"], Status.OK.value))[:NOISE_ROWS]
         rows, growth = table["row"].to_pylist(), table["growth"].to_numpy()
@@ -209,8 +196,12 @@ class ScoringWorker(ModelWorker):
             dtype = moved(precise, dtype="float64", batch_size=NOISE_ROWS)
         except (VolgrowthError, RuntimeError):  # too large for the device, or made for one precision
             dtype = None
-        derivative = self._check_derivative(shard, rows, precise if dtype is not None else None)
-        return {"rows": len(rows), "batch": batch, "dtype": dtype, "derivative": derivative}
+        derivative, problem = None, None
+        try:
+            derivative = self._check_derivative(shard, rows, precise if dtype is not None else None)
+        except (VolgrowthError, RuntimeError) as error:  # as above, of a network in low precision
+            problem = f"derivatives could not be checked ({kind_and_line(error)})"
+        return {"rows": len(rows), "batch": batch, "dtype": dtype, "derivative": derivative, "problem": problem}
 
     def _check_derivative(self, shard: Shard, rows: list[int], precise: Denoiser | None) -> dict[str, Any]:
         """The derivative that scores rest on, against central differences, by `measures.derivative_deviation`.
@@ -264,11 +255,10 @@ class ScoringWorker(ModelWorker):
 
     def _replace(self, shard: Shard, table: pa.Table, **extra: str) -> None:
         """Publish a shard again, with the rows of `table` in place of its own."""
-        before, footer = self.store.read_table(shard.name), self.store.read_footer(shard.name)[1]
+        before = self.store.read_table(shard.name)
         kept = before.filter(pc.invert(pc.is_in(before["row"], value_set=table["row"].combine_chunks())))
         whole = pa.concat_tables([kept.replace_schema_metadata(), table.cast(before.schema).replace_schema_metadata()])
-        known = {"refined": footer["refined"]} if "refined" in footer else {}
-        publish(self.store, self.manifest, shard, whole.sort_by("row"), self.attempt, **{**known, **extra})
+        publish_fragment(self.store, self.manifest, shard, whole.sort_by("row"), self.attempt, **extra)
 
 
 def _failed(table: pa.Table) -> int:

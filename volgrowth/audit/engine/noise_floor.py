@@ -1,0 +1,39 @@
+"""The noise floor of an audit: one worker measures once how far scores move with the arithmetic alone."""
+
+from contextlib import suppress
+from typing import Any
+
+from volgrowth.audit.engine.ledger import Task
+from volgrowth.audit.engine.session import Session
+from volgrowth.audit.output.manifest import Shard
+from volgrowth.audit.output.runs import Tally
+from volgrowth.errors import OutputError
+
+NOISE_FILE = "noise-floor.json"
+
+
+class NoiseFloor:
+    """Sees to it that the noise floor is measured once in a session, and not at all if the output has it already.
+
+    A measurement that fails is recorded with its reason and not repeated: scores do not depend on it.
+    """
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.asked = session.store.exists(NOISE_FILE)
+
+    def tasks(self, shard: Shard, tally: Tally) -> list[Task]:
+        """Return the task that measures the noise floor on a published shard, or no task if there was one before."""
+        if self.asked or tally.images == tally.failed:
+            return []
+        self.asked = True
+        return [Task("the noise floor", "noise_floor", (shard,), self._keep, self._failed, attempts=1)]
+
+    def _keep(self, floor: dict[str, Any]) -> tuple[()]:
+        self.session.run.event("self_check", **floor)
+        with suppress(OutputError):  # nothing else depends on this file
+            self.session.store.write_json(NOISE_FILE, floor)
+        return ()
+
+    def _failed(self, reason: str) -> tuple[()]:
+        return self._keep({"rows": 0, "batch": None, "dtype": None, "derivative": None, "problem": reason})

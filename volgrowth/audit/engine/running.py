@@ -1,0 +1,47 @@
+"""Running tasks on the engine of the settings: Ray actors on a cluster, or one worker in this process.
+
+Both engines take tasks from the same ledger, call the same methods and leave the same bytes.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from volgrowth.audit.engine.ledger import Ledger, Task
+from volgrowth.audit.engine.progress import AuditProgress
+from volgrowth.audit.engine.session import Session
+
+
+def run_tasks(session: Session, worker: type, tasks: Iterable[Task], count: int, progress: AuditProgress) -> None:
+    """Have every task done by workers.
+
+    Args:
+        session: the driver session that the workers belong to.
+        worker: the class of the workers, built as `worker(config, manifest, device)`.
+        tasks: the tasks, taken one by one as workers become free.
+        count: the number of tasks: no more workers than this are started.
+        progress: the display.
+
+    Raises:
+        EngineError: the engine or its workers cannot start, or a task failed for good; what was published stays.
+        VolgrowthError: what a worker's loaders, readers or writers raised.
+    """
+    if count == 0:
+        return
+    crew: Any
+    # imported here, since an audit without Ray must not wait for its import
+    if session.config.engine == "local":
+        from volgrowth.audit.engine.local import LocalCrew
+
+        crew = LocalCrew(session, worker, progress)
+    else:
+        from volgrowth.audit.engine.driver import RayCrew, ray_running
+
+        session.resources.enter_context(ray_running(session.config.ray_address))
+        crew = RayCrew(session, worker, count, progress)
+    began = time.monotonic()
+    try:
+        with progress:
+            crew.work(Ledger(tasks))
+    finally:
+        session.run.working_seconds += time.monotonic() - began
