@@ -5,6 +5,7 @@ their rows need and list nothing again. A data set that has changed since is an 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from volgrowth.audit.output.manifest import SCORES_FOLDER, DataInfo, Manifest
 from volgrowth.sources import Listing, Row, Source, open_source
@@ -60,7 +61,7 @@ def open_frozen_data(store: Store, manifest: Manifest, folder: str = SCORES_FOLD
 def read_rows(source: Source, rows: Sequence[int]) -> Iterator[Row]:
     """Yield some rows of a data set, given in rising order; rows that are near to one another are read in one go."""
     starts = [k for k, row in enumerate(rows) if not k or row - rows[k - 1] > READ_THROUGH]
-    for first, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+    for first, end in pairwise([*starts, len(rows)]):
         wanted = set(rows[first:end])
         for row in source.read(rows[first], rows[end - 1] + 1):
             if row.row in wanted:
