@@ -6,8 +6,8 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
-from volgrowth.audit.engine.local import first_line
 from volgrowth.audit.scoring.measures import true_float32
+from volgrowth.errors import kind_and_line
 from volgrowth.numerics.denoisers import Condition, Denoiser
 from volgrowth.testing import contract, meaning
 from volgrowth.testing.probe import DenoiserProbe
@@ -81,4 +81,4 @@ def _guarded(check: Callable[[DenoiserProbe], DenoiserCheck], probe: DenoiserPro
     try:
         return check(probe)
     except Exception as error:  # anything that the code under test raises
-        return DenoiserCheck("FAIL", f"raised {first_line(error)}"[:160], "expected an answer")
+        return DenoiserCheck("FAIL", f"raised {kind_and_line(error)}"[:160], "expected an answer")

@@ -8,7 +8,7 @@ from math import log10
 import torch
 from torch import Tensor
 
-from volgrowth.audit.engine.local import first_line
+from volgrowth.errors import kind_and_line
 from volgrowth.numerics.tangents import noise_stack
 from volgrowth.testing.probe import DenoiserProbe, dot, dtype_and_device, level_tensor, relative_distance, rms
 from volgrowth.testing.verdict import DenoiserCheck, judged
@@ -250,7 +250,7 @@ def check_forward_mode(probe: DenoiserProbe) -> DenoiserCheck:
             pushed = noise_stack(probe.bound(), torch.stack([probe.noisy(level), u], 1), level, "jvp", 1.0)[:, 1]
     except Exception as error:  # torch refuses by operation
         return DenoiserCheck(
-            "WARN", f"none ({first_line(error)[:160]})", "derivative=jvp cannot be used; the other one can"
+            "WARN", f"none ({kind_and_line(error)[:160]})", "derivative=jvp cannot be used; the other one can"
         )
     pulled = _pulled(probe, level, w)
     differ = ((dot(w, pushed) - dot(u, pulled)).abs() / (dot(w, w) * dot(pushed, pushed)).sqrt()).max().item()

@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from volgrowth.audit.engine.local import first_line
+from volgrowth.errors import kind_and_line
 from volgrowth.numerics.denoisers import Denoiser
 from volgrowth.testing.probe import DenoiserProbe, level_tensor, relative_distance, rms
 from volgrowth.testing.verdict import DenoiserCheck, judged
@@ -168,7 +168,7 @@ def check_sampling(probe: DenoiserProbe) -> DenoiserCheck:
     try:
         levels = probe.denoiser.sampling_levels(steps)
     except ValueError as error:
-        return DenoiserCheck("WARN", first_line(error).partition(": ")[2], "volgrowth verify cannot draw samples")
+        return DenoiserCheck("WARN", kind_and_line(error).partition(": ")[2], "volgrowth verify cannot draw samples")
     return judged(
         len(levels) > 1 and bool((levels.diff() > 0).all()) and levels[0].item() > 0,
         f"{len(levels)} noise levels for {steps} steps, {levels[0]:.3g} to {levels[-1]:.3g}",
