@@ -22,7 +22,7 @@ from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.models import load_model
 from volgrowth.numerics import trace_growth
 from volgrowth.numerics.flow import encode
-from volgrowth.sources import decode, encode_png, to_unit
+from volgrowth.sources import decode_image, encode_png, to_unit
 
 ROWS = 24
 WORDS = ("naught", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -118,7 +118,7 @@ def test_growth_is_that_of_the_conditional_flow_in_latents(
         torch.tensor(each, dtype=torch.float64) for each in ((*measure.run_in, measure.levels[0]), measure.levels)
     )
     for row in (0, 3, 5, 17):
-        pixels = decode(rows[row]["image"]["bytes"], (3, 16, 16), 10**6)
+        pixels = decode_image(rows[row]["image"]["bytes"], (3, 16, 16), 10**6)
         latents = denoiser.embed(torch.from_numpy(to_unit(pixels)).double()[None])
         flow = denoiser.given([rows[row]["caption"]])
         trace = trace_growth(flow, encode(flow, latents, run_in), levels, 2, seeded(0, "probe"), [denoiser])
@@ -193,7 +193,7 @@ def test_samples_are_drawn_and_decoded(family: str, samples: int, data: Path, mo
     verified = verify_audit(str(tmp_path), samples, engine="local", quiet=True)
     drawn = verified.store.read_table("verification/sample-00000.parquet")
     assert len(drawn) == samples
-    picture = decode(drawn["image"][0].as_py()["bytes"], (3, 16, 16) if family in LATENT else (3, 8, 8), 10**6)
+    picture = decode_image(drawn["image"][0].as_py()["bytes"], (3, 16, 16) if family in LATENT else (3, 8, 8), 10**6)
     assert picture.std() > 0
     assert verified.summary["verification"]["samples"] == samples
 

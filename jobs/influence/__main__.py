@@ -26,7 +26,7 @@ from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition
 from volgrowth.records import Status
-from volgrowth.sources import BadImage, Row, decode, to_unit
+from volgrowth.sources import BadImage, Row, decode_image, to_unit
 from volgrowth.storage.store import Store
 from volgrowth.theory.training_influence import Checkpoint, Influence, influence
 
@@ -102,7 +102,7 @@ class Images:
     def pixels(self, data: bytes | None, name: str) -> np.ndarray:
         """As the model sees them."""
         try:
-            return decode(data, self.shape, self.config.max_pixels)
+            return decode_image(data, self.shape, self.config.max_pixels)
         except BadImage as bad:
             raise DataError(f"{name} is {bad}: expected an image") from None
 

@@ -13,7 +13,7 @@ import s3fs  # type: ignore[import-untyped]
 
 from tests.support.samples import again, dataset, pairs, write_folder, write_parquet, write_tar
 from volgrowth.errors import DataError
-from volgrowth.sources import UnreachableError, open_source
+from volgrowth.sources import open_source
 from volgrowth.storage import places as module
 from volgrowth.storage.places import StorePlace, locate, read_ahead
 
@@ -250,7 +250,7 @@ def test_a_listing_that_breaks_off_is_no_data_set(pages, bucket, proxy, monkeypa
 def test_a_store_that_is_not_there_is_worth_another_attempt(url, monkeypatch):
     source = open_source(f"{url}/folder")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(UnreachableError, match=r"check the endpoint \(for S3: AWS_ENDPOINT_URL\)"):
+    with pytest.raises(DataError, match=r"check the endpoint \(for S3: AWS_ENDPOINT_URL\)"):
         again(source, f"{url}/folder")
 
 

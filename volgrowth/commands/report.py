@@ -18,7 +18,7 @@ from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.report import Shown, choose_exhibits, render_report, thumbnail
 from volgrowth.report.charts.numbers import duplicate_groups
 from volgrowth.report.page import CAP, FRAME
-from volgrowth.sources import BadImage, decode
+from volgrowth.sources import BadImage, decode_image
 
 SAMPLES_FILE = f"{FOLDER}/samples.parquet"
 FIGURES_FOLDER = "figures"
@@ -110,7 +110,7 @@ def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:
     shape, most, pictures = audit.frozen.image_shape, audit.manifest["config"]["max_pixels"], {}
     for row in read_rows(audit.open_data(), sorted(rows)):
         with suppress(BadImage):
-            pictures[row.row] = thumbnail(decode(row.data, shape, most))
+            pictures[row.row] = thumbnail(decode_image(row.data, shape, most))
     return pictures
 
 
@@ -121,5 +121,5 @@ def _sample_thumbnails(audit: Audit, numbers: Iterable[int]) -> dict[int, bytes]
     for file, some in groupby(sorted(numbers), lambda number: number // DRAWN_AT_ONCE):
         table = audit.store.read_table(f"{FOLDER}/{SAMPLE}-{file:05d}.parquet").select(["number", "image"])
         drawn = {record["number"]: record["image"]["bytes"] for record in table.to_pylist()}
-        pictures |= {number: thumbnail(decode(drawn[number], shape, prod(shape))) for number in some}
+        pictures |= {number: thumbnail(decode_image(drawn[number], shape, prod(shape))) for number in some}
     return pictures

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,9 @@ from volgrowth.curation.kept import Kept
 from volgrowth.curation.tables import INDICES_FILE, write_kept_dataset, write_kept_indices, write_kept_parquet
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.sources import open_source
-from volgrowth.storage.urls import is_url, reason
+from volgrowth.storage.failures import store_reason
+from volgrowth.storage.urls import is_url
+from volgrowth.storage.whole import hidden_name, published
 from volgrowth.version import VERSION
 
 RECEIPT = ".curation.json"
@@ -78,7 +79,8 @@ class Receipt:
             ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise OutputError(
-                f"{folder / RECEIPT} cannot be read ({reason(error)}): nothing was removed; remove {folder} yourself"
+                f"{folder / RECEIPT} cannot be read ({store_reason(error)}): nothing was removed; remove "
+                f"{folder} yourself"
             ) from None
 
 
@@ -148,7 +150,7 @@ def undo_list(destination: str) -> Receipt:
     try:
         there = dict(_sealed(folder))
     except OSError as error:
-        raise OutputError(f"{folder} cannot be read ({reason(error)}): nothing was removed") from None
+        raise OutputError(f"{folder} cannot be read ({store_reason(error)}): nothing was removed") from None
     there.pop(RECEIPT)
     for name in sorted(there.keys() | receipt.files.keys()):
         if there.get(name) != receipt.files.get(name):
@@ -157,7 +159,7 @@ def undo_list(destination: str) -> Receipt:
                 f"{folder} is not what `volgrowth curate` wrote, {name!r} is {change}: nothing was removed; take out "
                 "what you need and remove the folder yourself"
             )
-    hidden = _beside(folder)
+    hidden = hidden_name(folder)
     os.rename(folder, hidden)
     shutil.rmtree(hidden)
     return receipt
@@ -186,24 +188,16 @@ def _count(form: str, stage: Path, audit: Audit) -> int:
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
     """A new folder that becomes `folder` at the end, and goes where there is an error."""
-    stage = _beside(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage.mkdir()
-        yield stage
-        if os.path.lexists(folder):  # an empty one would be replaced
-            raise FileExistsError(f"{folder} exists by now")
-        os.rename(stage, folder)
+        with published(folder) as stage:
+            stage.mkdir()
+            yield stage
+            if os.path.lexists(folder):  # an empty one would be replaced
+                raise FileExistsError(f"{folder} exists by now")
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be written ({reason(error)}): choose a new folder, with room, that you may write to"
+            f"{folder} cannot be written ({store_reason(error)}): choose a new folder, with room, that you may write to"
         ) from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _beside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
 
 
 def _sealed(folder: Path) -> Iterator[tuple[str, tuple[int, str]]]:

@@ -3,6 +3,7 @@
 import os
 import tarfile
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -10,8 +11,8 @@ from volgrowth.curation.kept import WEIGHT, Kept, kept_file, refuse_weights
 from volgrowth.errors import DataError
 from volgrowth.sources.listing import SourceFile
 from volgrowth.sources.readers.folder import FolderSource
-from volgrowth.sources.readers.webdataset import BLOCK_BYTES, WebDatasetSource, samples
-from volgrowth.storage.places import Stream, printable, read_ahead
+from volgrowth.sources.readers.webdataset import BLOCK_BYTES, WebDatasetSource, tar_samples
+from volgrowth.storage.places import printable, read_ahead
 
 FILE_LIST = "files.txt"
 WEIGHT_LIST = "weights.txt"
@@ -39,7 +40,7 @@ class _Span(NamedTuple):
 
 
 def _write_tar(
-    source: WebDatasetSource, file: SourceFile, row: int, stream: Stream, written: BinaryIO, kept: Kept
+    source: WebDatasetSource, file: SourceFile, row: int, stream: BufferedIOBase, written: BinaryIO, kept: Kept
 ) -> None:
     count = 0
     for span in _spans(source, file, kept.weight is not None):
@@ -65,9 +66,9 @@ def _spans(source: WebDatasetSource, file: SourceFile, weighted: bool) -> Iterat
     url = source.place.url(file.name)
     with source.place.open(file.name, file.size, BLOCK_BYTES) as stream:
         try:
-            tar = tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+            tar = tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")
             before = None
-            for sample in samples(tar, None):
+            for sample in tar_samples(tar, None):
                 if weighted and EXTENSION in sample.extensions:
                     refuse_weights(f"sample {printable(sample.key)} of {url}")
                 if before is not None:
@@ -79,7 +80,7 @@ def _spans(source: WebDatasetSource, file: SourceFile, weighted: bool) -> Iterat
             raise DataError(f"{url} cannot be read as tar ({error}): restore it") from None
 
 
-def _copy(stream: Stream, written: BinaryIO, start: int, stop: int) -> None:
+def _copy(stream: BufferedIOBase, written: BinaryIO, start: int, stop: int) -> None:
     stream.seek(start)
     while start < stop:
         data = stream.read(min(stop - start, BLOCK_BYTES))

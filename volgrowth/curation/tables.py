@@ -20,7 +20,7 @@ from volgrowth.sources.listing import SourceFile
 from volgrowth.sources.readers.columns import BATCH_ROWS
 from volgrowth.sources.readers.parquet import ParquetSource
 from volgrowth.sources.readers.saved import ArrowSource, DatasetSource
-from volgrowth.storage.urls import reason
+from volgrowth.storage.failures import store_reason
 
 GROUP_BYTES = 64 << 20
 """Held in memory before a row group is written; smaller row groups are written as they were cut."""
@@ -33,15 +33,7 @@ def write_kept_parquet(source: ParquetSource, stage: Path, kept: Kept) -> None:
     for file, first in source.listing.entries(0, source.num_rows):
         if not kept.mask[first : first + file.rows].any():
             continue
-        with source.place.open(file.name, file.size) as stream:
-            try:
-                parquet = pq.ParquetFile(stream, pre_buffer=True)
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(
-                    f"{source.place.url(file.name)} cannot be read as parquet ({reason(error)}): restore it"
-                ) from None
-            if parquet.metadata.num_rows != file.rows:
-                source.place.changed(file.name, f"{parquet.metadata.num_rows} rows", f"{file.rows}")
+        with source.opened(file) as parquet:
             schema = parquet.schema_arrow
             if kept.weight is not None:
                 schema = _weighted(schema, source.place.url(file.name))
@@ -78,8 +70,8 @@ def _batches(
             batch = next(batches, None)
         except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"row group {group} of {source.place.url(file.name)} cannot be read ({reason(error)}): restore the "
-                f"file, or drop the rows {row} to {last} in the list"
+                f"row group {group} of {source.place.url(file.name)} cannot be read ({store_reason(error)}): restore "
+                f"the file, or drop the rows {row} to {last} in the list"
             ) from None
         if batch is None:
             return

@@ -8,8 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -20,27 +18,34 @@ from fsspec.implementations.local import LocalFileSystem
 
 from volgrowth.errors import ModelError
 from volgrowth.models.checkpoint_files import PATTERNS, wanted_folders
-from volgrowth.storage.urls import filesystem, fix, no_bucket, reason
+from volgrowth.storage.failures import is_absent, store_error
+from volgrowth.storage.urls import filesystem
+from volgrowth.storage.whole import published
 
-TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "created")
+_TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "created")
+_HERE = "make room in the cache folder, or set XDG_CACHE_HOME to one that you may write to"
 
 
-class Remote(NamedTuple):
-    """A file as its store lists it."""
+class _Remote(NamedTuple):
+    """A file as its store lists it; `tag` changes with its content."""
 
     path: str
     size: int
     tag: str
 
 
-Listing = dict[str, Remote]
-
-
 def local_folder(url: str, subfolder: str | None = None) -> Path:
-    """The local copy of what is needed of a model folder, or of a subfolder of one.
+    """Return a local copy of the files that are needed of a model folder.
+
+    Args:
+        url: the folder; a `file://` URL needs no copy.
+        subfolder: the folder in it that the model is in, if it is not in `url` itself.
+
+    Returns:
+        The folder that stands for `url`, in the cache of this machine (`XDG_CACHE_HOME`, else ~/.cache).
 
     Raises:
-        ModelError: it is not there, or cannot be read.
+        ModelError: the folder is not there, or cannot be read.
     """
     try:
         files, root = filesystem(url)
@@ -58,30 +63,32 @@ def local_folder(url: str, subfolder: str | None = None) -> Path:
     except ModelError:
         raise
     except Exception as error:  # the client of each store raises its own kinds
-        raise ModelError(f"model {url} cannot be downloaded ({reason(error)}): {_advice(error, url)}") from None
+        here = getattr(error, "filename", None) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        where, otherwise = ("", _HERE) if here else (url, "check the URL, and try again")
+        raise store_error(ModelError, f"model {url} cannot be downloaded", where, error, otherwise) from None
 
 
-def _listing(files: Any, root: str, subfolder: str | None) -> Listing:
-    """What is needed, by name under the root: from the folder itself, its components, and a scheduler beside it."""
+def _listing(files: Any, root: str, subfolder: str | None) -> dict[str, _Remote]:
+    """Return the needed files by their names below the root: the model's, its components', a scheduler beside it."""
     base = (subfolder or "").strip("/")
-    found: Listing = {}
+    found = {}
     for place in wanted_folders(subfolder):
         for entry in _entries(files, f"{root}/{place}".rstrip("/")):
             name = entry["name"].rpartition("/")[2]
             if entry["type"] == "file" and any(fnmatch(name, pattern) for pattern in PATTERNS):
-                tag = next((str(entry[key]) for key in TAGS if entry.get(key)), "")
-                found[f"{place}/{name}".lstrip("/")] = Remote(entry["name"], entry["size"], tag)
+                tag = next((str(entry[key]) for key in _TAGS if entry.get(key)), "")
+                found[f"{place}/{name}".lstrip("/")] = _Remote(entry["name"], entry["size"], tag)
     # a scheduler beside a subfolder that is not there is no model
     return found if any(name.startswith(f"{base}/") or not base for name in found) else {}
 
 
 def _entries(files: Any, path: str) -> list[dict[str, Any]]:
-    """What is directly in a folder; nothing where there is none."""
+    """Return the entries directly in a folder; none if it is missing."""
     files.invalidate_cache()
     try:
         return [entry for entry in files.ls(path, detail=True) if entry["name"].rstrip("/") != path]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if no_bucket(error):
+    except Exception as error:
+        if not is_absent(error):
             raise
         return []
 
@@ -108,33 +115,29 @@ def _cache() -> Path:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Of the processes of a machine that want one copy, the first downloads and the others wait for it."""
+    """Let one process of a machine at a time download a copy; the others wait for it."""
     with folder.with_suffix(".lock").open("w") as file:
         with suppress(OSError):  # a file system without locks: each downloads, and one copy stays
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _download(files: Any, listing: Listing, folder: Path, again: Callable[[], Listing]) -> None:
-    """All files of one state of the store or none, under another name until all are there."""
+def _download(files: Any, listing: dict[str, _Remote], folder: Path, again: Callable[[], object]) -> None:
+    """Fetch all files of one state of the store, unless another process has; `again` lists the store anew."""
     if folder.is_dir():
         return
-    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        for name, remote in listing.items():
-            _fetch(files, remote, part / name)
-        if again() != listing:
-            raise OSError("it changed while it was downloaded")
-        try:
-            part.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with published(folder) as part:
+            for name, remote in listing.items():
+                _fetch(files, remote, part / name)
+            if again() != listing:
+                raise OSError("it changed while it was downloaded")
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
-def _fetch(files: Any, remote: Remote, target: Path) -> None:
+def _fetch(files: Any, remote: _Remote, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     files.get_file(remote.path, str(target))
     with target.open("rb") as file:
@@ -142,10 +145,3 @@ def _fetch(files: Any, remote: Remote, target: Path) -> None:
     size = target.stat().st_size
     if size != remote.size:
         raise OSError(f"of {remote.path} came {size} of {remote.size} bytes")
-
-
-def _advice(error: Exception, url: str) -> str:
-    here = getattr(error, "filename", None) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if here:
-        return "make room in the cache folder, or set XDG_CACHE_HOME to one that you may write to"
-    return fix(error, url, "check the URL, and try again")

@@ -9,27 +9,25 @@ from typing import Any
 
 import pyarrow as pa
 
+TEXT = frozenset({pa.string(), pa.large_string(), pa.string_view()})
+"""The types of columns of strings."""
+
 
 def texts(column: pa.ChunkedArray) -> list[str | None]:
-    """The values of a column as text, whatever they are; None where there is none."""
+    """Return the values of a column of any type as text, with None for null."""
     column = dense(column)
-    if is_text(column.type):
+    if column.type in TEXT:
         column = column.cast(pa.large_binary())
     return [_text(value) for value in column.to_pylist()]
 
 
 def dense(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column without the dictionary that it may be encoded with."""
+    """Return a column without the dictionary that it may be encoded with."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether values of the type are strings, of whatever layout."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
 def huggingface_features(schema: pa.Schema) -> dict[str, Any]:
-    """What the Hugging Face tools wrote down of the columns of a table, by their names; empty without such."""
+    """Return what the Hugging Face tools noted of the columns of a table, by name; nothing if they did not."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):

@@ -15,7 +15,15 @@ from volgrowth.sources.listing import Listing, SourceFile
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: a path, URL or id, and the options that say what in it is meant."""
+    """The data set that the user asked for.
+
+    Attributes:
+        data: a path, a URL, a pattern or an id of the Hugging Face hub.
+        split: name of the split, if it has several.
+        image_column: the column, or in a webdataset the extension, that holds the images.
+        id_column: the column that names the rows.
+        condition_column: the column, or the extension, that holds classes or captions.
+    """
 
     data: str
     split: str | None = None
@@ -26,9 +34,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Row:
-    """One row as stored. `data` is the encoded image, or None with the reason in `error`.
+    """One row of a data set, as stored.
 
-    `condition` is the class or the caption, None where the row has none or no column was asked for.
+    Attributes:
+        row: its number in the frozen order, from 0.
+        image_id: the value of the id column, else the hash of `data`.
+        source: the file and the row in it, for people.
+        data: the encoded image; None if there is none, with the reason in `error`.
+        condition: the class or the caption; None if the row has none, or no column was asked for.
     """
 
     row: int
@@ -40,12 +53,17 @@ class Row:
 
 
 class Source(ABC):
-    """Rows in a frozen order. Subclasses set `kind` and `listing` and write `read`."""
+    """Rows in a frozen order. A subclass sets `kind` and `listing` and writes `_read`.
+
+    Attributes:
+        kind: parquet, webdataset, folder, arrow or hub.
+        listing: the files, in their frozen order.
+        condition_names: names of the classes that integer conditions stand for, where the data set tells them.
+    """
 
     kind: str
     listing: Listing
     condition_names: tuple[str, ...] | None = None
-    """Names of the classes that integer conditions stand for, where the data set tells them."""
 
     @property
     def num_rows(self) -> int:
@@ -59,25 +77,28 @@ class Source(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over kind, file names, sizes and row counts, in the frozen order."""
+        """The sha256 over kind, file names, sizes and row counts, in the frozen order."""
         return self.listing.fingerprint
 
-    @abstractmethod
     def read(self, start: int, stop: int) -> Iterator[Row]:
         """Yield exactly the rows start..stop-1, in order, one `Row` each, whatever is wrong with them.
 
         Raises:
-            ValueError: `start` and `stop` are not a range of this source.
+            ValueError: `start` and `stop` are not a range of this source; raised at once.
             DataError: a file is not what it was when the data set was listed, or its store cannot be read.
         """
+        if not 0 <= start <= stop <= self.num_rows:
+            raise ValueError(
+                f"rows {start}..{stop} asked of a source of {self.num_rows}: need 0 <= start <= stop <= rows"
+            )
+        return self._read(start, stop)
+
+    @abstractmethod
+    def _read(self, start: int, stop: int) -> Iterator[Row]: ...
 
 
 class FilesSource(Source):
-    """Rows in files of many. Subclasses write `_read_file`."""
-
-    def read(self, start: int, stop: int) -> Iterator[Row]:
-        check_range(start, stop, self.num_rows)
-        return self._read(start, stop)
+    """Rows of files that hold several each. A subclass writes `_read_file`."""
 
     def _read(self, start: int, stop: int) -> Iterator[Row]:
         for file, first in self.listing.entries(start, stop):
@@ -85,15 +106,9 @@ class FilesSource(Source):
 
     @abstractmethod
     def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
-        """Rows start..stop-1 of a file, whose first is row `first` of the data set; what is wrong is in `error`."""
+        """Yield the rows start..stop-1 of a file, whose first is row `first` of the data set."""
 
 
 def content_id(data: bytes) -> str:
-    """The identity of an image in a data set without an id column."""
+    """Return the identity of an image in a data set without an id column: the hash of its encoded bytes."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def check_range(start: int, stop: int, num_rows: int) -> None:
-    """Raise ValueError unless 0 <= start <= stop <= num_rows."""
-    if not 0 <= start <= stop <= num_rows:
-        raise ValueError(f"rows {start}..{stop} asked of a source of {num_rows}: need 0 <= start <= stop <= rows")

@@ -1,7 +1,7 @@
-"""What a model is told of an image: its class or its caption, one value a row.
+"""A condition is what a model is told of an image: its class or its caption, one value a row.
 
-In a table that is an integer or a string. Of a list of strings, as data sets with several captions an image have it
-(COCO, Flickr30k), the first is taken. In a webdataset it is all that one member of a sample holds.
+In a table a condition is an integer or a string. From a list of strings, which data sets with several captions an
+image have (COCO, Flickr30k), the first is taken. In a webdataset it is the content of one member of a sample.
 """
 
 import re
@@ -10,12 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from volgrowth.errors import DataError
-from volgrowth.sources.arrays import dense, huggingface_features, is_text, texts
-from volgrowth.sources.pixels.decode import EXTENSIONS
+from volgrowth.sources.arrays import TEXT, dense, huggingface_features, texts
+from volgrowth.sources.pixels.decoding import EXTENSIONS
 
 OPTIONS = "class_column or caption_column"
-"""What the user gives: which of the two is not known here."""
+"""The settings that name a condition, for messages: sources do not know which of the two the user gave."""
 FLAGS = "--class-column, --caption-column"
+"""The same as options of the command line."""
 _CLASSES = frozenset({"cls", "cls2", "class"})
 """Extensions whose content webdataset takes for an integer."""
 _STRUCTURED = frozenset(
@@ -26,11 +27,16 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 def check_condition_column(field: pa.Field, where: str) -> None:
-    """Raise DataError unless the column holds what can be a condition."""
+    """Raise a DataError unless the column holds values that can be conditions.
+
+    Args:
+        field: name and type of the column.
+        where: name of the data set, for the message.
+    """
     kind = _dense(field.type)
     # Views of lists are no lists here: Arrow casts them wrongly.
     several = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not (is_text(_dense(kind.value_type)) if several else is_text(kind) or pa.types.is_integer(kind)):
+    if not (_dense(kind.value_type) in TEXT if several else kind in TEXT or pa.types.is_integer(kind)):
         raise DataError(
             f"column {field.name!r} of {where} holds {field.type}, not conditions; a class is an integer or a string, "
             f"a caption is a string or the first of a list of strings: name another as {OPTIONS} ({FLAGS})"
@@ -38,7 +44,7 @@ def check_condition_column(field: pa.Field, where: str) -> None:
 
 
 def conditions_of(column: pa.ChunkedArray) -> list[str | int | None]:
-    """The conditions in a column that `check_condition_column` let pass."""
+    """Return the conditions in a column that `check_condition_column` let pass, None for each row without one."""
     column = dense(column)
     if not pa.types.is_nested(column.type):
         return column.to_pylist() if pa.types.is_integer(column.type) else [*texts(column)]
@@ -47,7 +53,7 @@ def conditions_of(column: pa.ChunkedArray) -> list[str | int | None]:
 
 
 def class_names(schema: pa.Schema, column: str | None) -> tuple[str, ...] | None:
-    """The names of the classes, where the metadata call the column a `datasets.ClassLabel`."""
+    """Return the names of the classes in a column that the metadata call a `datasets.ClassLabel`, else None."""
     feature: Any = huggingface_features(schema).get(column) if column else None
     if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
         return None
@@ -56,15 +62,15 @@ def class_names(schema: pa.Schema, column: str | None) -> tuple[str, ...] | None
 
 
 def condition_extension(column: str, where: str, image: str | None) -> str:
-    """The extension of the members of a webdataset that hold conditions, as the user named it.
+    """Return the extension, without its dot, of the members of a webdataset that hold conditions.
 
     Args:
-        column: what the user gave
-        where: the data set
-        image: the extension that the user named for the images
+        column: the extension as the user gave it.
+        where: name of the data set, for the message.
+        image: the extension that the user named for the images, if any.
 
     Raises:
-        DataError: what has this extension holds something else.
+        DataError: members of this extension hold something else.
     """
     extension = column.lower().lstrip(".")
     parts = re.split(r"[.:]", extension)
@@ -77,7 +83,7 @@ def condition_extension(column: str, where: str, image: str | None) -> str:
 
 
 def condition_of(data: bytes, extension: str) -> str | int:
-    """The condition that a member of a webdataset holds: of `cls` a number if it is one, else the text."""
+    """Return the condition that a member of a webdataset holds: a number if `cls` holds one, else the text."""
     text = data.decode("utf-8", "backslashreplace").rstrip("\r\n")
     number = extension.rpartition(".")[2] in _CLASSES and _INTEGER.fullmatch(text.strip())
     return int(number[0]) if number else text

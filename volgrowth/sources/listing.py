@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -33,16 +33,22 @@ SCHEMA = pa.schema(
         ("offsets", pa.list_(pa.int64())),
     ]
 )
-WHOLE = ("arrow", "hub")
+_WHOLE = ("arrow", "hub")
 """Kinds whose rows have an order of their own, which is not that of their files."""
 _KEPT = 4
+"""Chunks that are kept after they were loaded."""
 _SLICE = 1024
+"""Files that become Python objects at a time."""
 
 
 class SourceFile(NamedTuple):
-    """One file of a data set: its name relative to the data set, its size in bytes, the rows it holds.
+    """One file of a data set.
 
-    `offsets` are bytes at which a reader may begin, where the kind of data set has such.
+    Attributes:
+        name: relative to the data set.
+        size: in bytes.
+        rows: rows that the file holds.
+        offsets: bytes at which a reader may begin, if the kind of data set has such.
     """
 
     name: str
@@ -52,7 +58,17 @@ class SourceFile(NamedTuple):
 
 
 class Listing:
-    """What `build` or `stored` returns. Iterating it gives every file, those without rows as well."""
+    """The files of a data set; iterating it gives every file, those without rows as well.
+
+    Made by `build`, `stored` or `extended`.
+
+    Attributes:
+        kind: the kind of data set.
+        starts: number of the first row of each chunk.
+        num_files: files over all chunks.
+        num_rows: rows over all files.
+        fingerprint: sha256 over kind, names, sizes and row counts, in order.
+    """
 
     def __init__(
         self, kind: str, starts: list[int], num_files: int, num_rows: int, fingerprint: str, load: Callable
@@ -64,7 +80,13 @@ class Listing:
 
     @classmethod
     def build(cls, kind: str, files: Iterable[SourceFile], chunk_files: int = CHUNK_FILES) -> Self:
-        """Of files in their frozen order. The fingerprint is sha256 over kind, names, sizes and row counts."""
+        """Return the listing of files that come in their frozen order.
+
+        Args:
+            kind: the kind of data set.
+            files: iterated once.
+            chunk_files: files of a chunk, at most; few in tests.
+        """
         chunks, starts, num_files, num_rows = _Built(), [], 0, 0
         digest = hashlib.sha256(f"[{json.dumps(kind)}".encode())
         files = iter(files)
@@ -79,40 +101,35 @@ class Listing:
 
     @classmethod
     def stored(cls, described: dict[str, Any], load: Callable[[int], pa.Table]) -> Self:
-        """One that `describe` described, with chunks from `load(index)`."""
+        """Return the listing that `describe` described, with its chunks from `load(index)`."""
         return cls(**described, load=load)
 
     @classmethod
     def extended(cls, old: Self, new: Self) -> Self:
-        """The files of `old` in their order, then those that only `new` has: rows of `old` keep their numbers.
+        """Return the files of `old` in their order, then those that only `new` has: rows of `old` keep their numbers.
 
         Raises:
             DataError: a file of `old` is missing or another in `new`, or the kind has no files to add.
         """
-        if old.kind in WHOLE or old.kind != new.kind:
+        if old.kind in _WHOLE or old.kind != new.kind:
             what = f"was {old.kind} and is {new.kind}" if old.kind != new.kind else f"is of the kind {old.kind}"
             raise DataError(
                 f"the data set {what}, and only parquet, folder and webdataset can gain files and keep the numbers of "
                 "their rows: audit it into a new output"
             )
-
-        def files() -> Iterator[SourceFile]:
-            yield from old
-            yield from _gained(old, new)
-
-        return cls.build(old.kind, files())
+        return cls.build(old.kind, chain(old, _gained(old, new)))
 
     def describe(self) -> dict[str, Any]:
-        """All but the chunks, as JSON values: what `stored` takes."""
+        """Return all but the chunks as JSON values, which `stored` takes."""
         names = ("kind", "starts", "num_files", "num_rows", "fingerprint")
         return {name: getattr(self, name) for name in names}
 
     def chunks(self) -> Iterator[pa.Table]:
-        """The chunks in order, each of `SCHEMA`."""
+        """Yield the chunks in order, each a table of `SCHEMA`."""
         return (self._load(index) for index in range(len(self.starts)))
 
     def entries(self, start: int, stop: int) -> Iterator[tuple[SourceFile, int]]:
-        """The files that hold some of the rows start..stop-1, each with its first row."""
+        """Yield the files that hold some of the rows start..stop-1, each with the number of its first row."""
         if start >= stop:
             return
         for index in range(bisect_right(self.starts, start) - 1, bisect_right(self.starts, stop - 1)):
@@ -134,7 +151,7 @@ class Listing:
 
 @dataclass
 class _Built:
-    """Chunks of a listing that was built: the first in memory, the others as files that go with this object."""
+    """The chunks of a listing that was built: the first in memory, the others in files that go with this object."""
 
     first: pa.Table | None = None
     folder: tempfile.TemporaryDirectory | None = None
@@ -174,7 +191,7 @@ def _files(table: pa.Table) -> Iterator[SourceFile]:
 
 
 def _gained(old: Listing, new: Listing) -> Iterator[SourceFile]:
-    """Files of `new` whose names `old` does not have, in order."""
+    """Yield the files of `new` whose names `old` does not have, in order."""
     before = iter(Sorted.of(old))
     expected = next(before, None)
     for file in Sorted.of(new):

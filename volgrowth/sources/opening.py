@@ -1,4 +1,4 @@
-"""From what a user typed to a `Source`.
+"""The data set that a user names becomes a `Source`.
 
 A path or URL (`s3://`, `gs://`, `az://`, `hf://`) that exists decides by what it holds, the first of these that fits:
 
@@ -26,13 +26,13 @@ from volgrowth.errors import DataError
 from volgrowth.sources.base import Request, Source
 from volgrowth.sources.listing import Listing
 from volgrowth.sources.ordering import Sorted
-from volgrowth.sources.pixels.decode import EXTENSIONS
+from volgrowth.sources.pixels.decoding import EXTENSIONS
 from volgrowth.sources.readers.folder import FolderSource
 from volgrowth.sources.readers.hub import HubSource
 from volgrowth.sources.readers.parquet import ParquetSource
 from volgrowth.sources.readers.saved import ArrowSource
 from volgrowth.sources.readers.webdataset import WebDatasetSource, refuse_packed
-from volgrowth.storage.places import Found, LocalPlace, Place, locate, read_ahead
+from volgrowth.storage.places import Found, Place, locate, read_ahead
 from volgrowth.storage.urls import is_url
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -44,7 +44,9 @@ _EXPECTED = (
 )
 _SAVED = ("state.json", "dataset_dict.json")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_OF_FILES: dict[str, Callable[..., Source]] = {"parquet": ParquetSource, "webdataset": WebDatasetSource}
+_READERS: dict[str, Callable[..., Source]] = {
+    reader.kind: reader for reader in (ParquetSource, WebDatasetSource, FolderSource, ArrowSource)
+}
 
 
 def open_source(
@@ -55,20 +57,20 @@ def open_source(
     listing: Listing | None = None,
     condition_column: str | None = None,
 ) -> Source:
-    """Open a data set by what it is: see above.
+    """Return the data set of a name, opened by the rules of this module.
 
     Args:
-        data: a path, a URL, a pattern or an id
-        split: needed when there are several
-        image_column: needed when several columns hold images; of a webdataset, an extension
-        id_column: gives `Row.image_id`, else the hash of the encoded image; of a webdataset, `__key__`
-        listing: of this data set as it was first opened, extended or not: nothing is listed again, and what is read
-            must be as it says; the columns may be others than it was made with
+        data: a path, a URL, a pattern or an id.
+        split: needed if there are several.
+        image_column: needed if several columns hold images; of a webdataset, an extension.
+        id_column: gives `Row.image_id`, else the hash of the encoded image; of a webdataset, `__key__`.
+        listing: the listing of this data set as it was first opened, extended or not: nothing is listed again, and
+            what is read must be as it says. The columns may be others than it was made with.
         condition_column: gives `Row.condition`: integers, strings, or lists of strings, of which the first is taken;
-            of a webdataset, the extension of the members that hold it, such as `cls` or `txt`
+            of a webdataset, the extension of the members that hold it, such as `cls` or `txt`.
 
     Raises:
-        DataError: nothing there, or not what was expected; the message says which, and the fix.
+        DataError: nothing is there, or not what was expected; the message says which, and the fix.
     """
     if not data.strip():
         raise DataError(f"no data set was given (got {data!r}): expected {_EXPECTED}")
@@ -79,7 +81,7 @@ def open_source(
     if found is not None:
         place, name = found
         if listing is not None:
-            return _open_again(place, request, listing)
+            return _READERS[listing.kind](place, request, listing=listing)
         return _open_folder(place, request) if name is None else _open_file(place, name, request)
     pattern = os.path.expanduser(data)
     if glob.has_magic(pattern) or BRACES.search(pattern):
@@ -93,23 +95,18 @@ def _open_file(place: Place, name: str, request: Request) -> Source:
     kind = _kind(name)
     if kind == "packed":
         refuse_packed(request.data)
-    if kind not in _OF_FILES:
+    if kind not in ("parquet", "webdataset"):
         raise DataError(f"{request.data} is a file, and neither parquet nor tar: expected {_EXPECTED}")
-    return _OF_FILES[kind](place, request, [Found(name, place.size(name) or 0)])
+    return _READERS[kind](place, request, [Found(name, place.size(name) or 0)])
 
 
 def _open_folder(place: Place, request: Request) -> Source:
     if any(place.size(name) is not None for name in _SAVED):
-        if not isinstance(place, LocalPlace):
-            raise DataError(
-                f"{request.data} was written by save_to_disk, which is read from local folders only: copy it to every "
-                "node, or write it as parquet (Dataset.to_parquet)"
-            )
         return ArrowSource(place, request)
     files = {kind: Sorted[Found]() for kind in ("parquet", "webdataset", "folder", "packed", "other")}
     for file in place.walk(_SUFFIXES):
         files[_kind(file.name)].add(file)
-    if files["parquet"] and not _beside(files["parquet"], files["webdataset"]):
+    if files["parquet"] and not _beside_tars(files["parquet"], files["webdataset"]):
         return ParquetSource(place, request, files["parquet"])
     if files["webdataset"]:
         return WebDatasetSource(place, request, files["webdataset"])
@@ -126,7 +123,7 @@ def _open_pattern(pattern: str, request: Request, listing: Listing | None) -> So
         raise _missing(pattern)
     place = found[0]
     if listing is not None:
-        return _open_again(place, request, listing)
+        return _READERS[listing.kind](place, request, listing=listing)
     files = Sorted.of(dict.fromkeys(_matches(place, pattern[len(head) :].lstrip("/"), pattern)))
     if not files:
         raise _missing(pattern)
@@ -134,18 +131,9 @@ def _open_pattern(pattern: str, request: Request, listing: Listing | None) -> So
     for file in files:
         if _kind(file.name) == "packed":
             refuse_packed(place.url(file.name))
-        if kind not in _OF_FILES or _kind(file.name) != kind:
+        if kind not in ("parquet", "webdataset") or _kind(file.name) != kind:
             raise DataError(f"{pattern} matches {file.name}: make it match parquet files only, or tar files only")
-    return _OF_FILES[kind](place, request, files)
-
-
-def _open_again(place: Place, request: Request, listing: Listing) -> Source:
-    if listing.kind == ArrowSource.kind:
-        assert isinstance(place, LocalPlace)
-        return ArrowSource(place, request, listing)
-    if listing.kind == FolderSource.kind:
-        return FolderSource(place, request, listing=listing)
-    return _OF_FILES[listing.kind](place, request, listing=listing)
+    return _READERS[kind](place, request, files)
 
 
 def _matches(place: Place, pattern: str, given: str) -> Iterator[Found]:
@@ -162,7 +150,7 @@ def _matches(place: Place, pattern: str, given: str) -> Iterator[Found]:
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """A pattern with braces as the names it stands for: `{08..10}` is 08, 09, 10, and `{a,b}` is a, b."""
+    """Yield the names that a pattern with braces stands for: `{08..10}` is 08, 09, 10, and `{a,b}` is a, b."""
     parts = BRACES.split(pattern)
     for choice in itertools.product(*map(_alternatives, parts[1::2])):
         yield "".join(itertools.chain(*zip(parts[::2], (*choice, ""), strict=True)))
@@ -176,8 +164,8 @@ def _alternatives(braces: str) -> Iterable[str]:
     return (str(number).zfill(len(low)) for number in range(int(low), int(high) + 1))
 
 
-def _beside(tables: Iterable[Found], tars: Iterable[Found]) -> bool:
-    """Whether every table lies beside a tar of its name."""
+def _beside_tars(tables: Iterable[Found], tars: Iterable[Found]) -> bool:
+    """Return whether every table lies beside a tar of its name."""
     names = {os.path.splitext(file.name)[0] for file in tars}
     return bool(names) and all(os.path.splitext(file.name)[0] in names for file in tables)
 
@@ -191,6 +179,5 @@ def _kind(name: str) -> str:
 
 def _missing(data: str) -> DataError:
     where = "check the bucket and the path in it" if is_url(data) else f"looked in {Path.cwd()}"
-    if glob.has_magic(data):
-        return DataError(f"{data} does not exist, and as a pattern it matches no file ({where}): expected {_EXPECTED}")
-    return DataError(f"{data} does not exist ({where}): expected {_EXPECTED}")
+    pattern = ", and as a pattern it matches no file" if glob.has_magic(data) else ""
+    return DataError(f"{data} does not exist{pattern} ({where}): expected {_EXPECTED}")

@@ -1,8 +1,7 @@
-"""Tuples in order, however many: what does not fit is sorted in runs, in a temporary file, and merged when read."""
+"""Tuples in order, however many: runs of them are sorted in a temporary file, and merged when they are read."""
 
 import heapq
 import pickle
-import struct
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, Self, TypeVar
@@ -10,15 +9,17 @@ from typing import Any, Generic, Self, TypeVar
 RUN = 100_000
 """Tuples sorted in memory: some 20 MB of names."""
 BLOCKS = 400
-"""Into how many a run is cut: a merge holds one block of each run, so 400 runs take what one takes."""
-
-_LENGTH = struct.Struct("<Q")
+"""Blocks that a run is cut into: a merge holds one block of each run, so 400 runs take as much memory as one."""
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
 
 class Sorted(Generic[T]):
-    """The tuples that were added, in order each time it is iterated; memory is bounded by `run`."""
+    """The tuples that were added, in order each time it is iterated.
+
+    Args:
+        run: how many tuples are held in memory, about; few in tests.
+    """
 
     def __init__(self, run: int = RUN) -> None:
         self._run = run
@@ -29,14 +30,14 @@ class Sorted(Generic[T]):
 
     @classmethod
     def of(cls, items: Iterable[T], run: int = RUN) -> Self:
-        """With all of `items` added."""
+        """Return the tuples of `items` in order."""
         made = cls(run)
         for item in items:
             made.add(item)
         return made
 
     def add(self, item: T) -> None:
-        """One more."""
+        """Add one tuple."""
         self._waiting.append(item)
         self._count += 1
         if len(self._waiting) >= self._run:
@@ -55,8 +56,7 @@ class Sorted(Generic[T]):
             self._file = tempfile.TemporaryFile(prefix="volgrowth-")  # noqa: SIM115 - it lives as long as this object
         begin, size = self._file.seek(0, 2), max(1, self._run // BLOCKS)
         for start in range(0, len(self._waiting), size):
-            data = pickle.dumps(self._waiting[start : start + size])
-            self._file.write(_LENGTH.pack(len(data)) + data)
+            pickle.dump(self._waiting[start : start + size], self._file)
         self._runs.append((begin, self._file.tell()))
         self._waiting = []
 
@@ -64,6 +64,6 @@ class Sorted(Generic[T]):
         at, end = place
         while at < end:
             self._file.seek(at)  # others read in between
-            (length,) = _LENGTH.unpack(self._file.read(_LENGTH.size))
-            yield from pickle.loads(self._file.read(length))
-            at += _LENGTH.size + length
+            block = pickle.load(self._file)
+            at = self._file.tell()
+            yield from block

@@ -1,4 +1,4 @@
-"""Where the files of a data set lie: a folder here, or a prefix in an object store.
+"""The folder that holds the files of a data set: on a local disk, or a prefix in an object store.
 
 A source asks a `Place` for everything it reads, so that every kind of data set is read in both. Errors of a store
 (no rights, no network) are never taken for bad images: they end the run, which can be resumed.
@@ -9,94 +9,93 @@ import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from io import BufferedIOBase
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
 from volgrowth.errors import DataError
-from volgrowth.storage.urls import filesystem, fix, is_url, no_bucket, reason
+from volgrowth.storage.failures import explained, store_reason
+from volgrowth.storage.urls import filesystem, is_url
 
 PAGE = 1000
-"""Objects that S3 lists at a time."""
+"""Objects that are taken from S3's listing at a time: as many as it sends in one answer."""
 
 A = TypeVar("A")
 B = TypeVar("B")
 
 
-class UnreachableError(DataError):
-    """A store that did not answer, after its client's own attempts. Another attempt may succeed."""
-
-
 class Found(NamedTuple):
-    """A file that a listing shows: its name relative to the place, and its size in bytes."""
+    """A file that a listing shows: its name relative to the place, with slashes, and its size in bytes."""
 
     name: str
     size: int
 
 
-class Stream(Protocol):
-    """What is read of an open file."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-    def __enter__(self) -> "Stream": ...
-    def __exit__(self, *error: Any) -> Any: ...
-
-
 class Place(ABC):
-    """A folder, and the files in it and below by their relative names with slashes."""
+    """A folder. Files in it and below are told by their names relative to it, with slashes.
+
+    Attributes:
+        where: the folder's path or URL, for people.
+        threads: how many requests at a time are worth making.
+    """
 
     where: str
     threads: int
-    """How many requests at a time are worth making."""
 
     @abstractmethod
     def walk(self, suffixes: frozenset[str]) -> Iterator[Found]:
-        """Files in it and below, by suffix in lower case, in no particular order; hidden ones are left out.
+        """Yield the files in the folder and below, hidden ones left out, in no particular order.
+
+        Args:
+            suffixes: the ends of names that are wanted, in lower case, such as ".png"; case is ignored.
 
         Raises:
-            DataError: it, or a folder in it, cannot be listed.
+            DataError: the folder, or one in it, cannot be listed.
         """
 
     @abstractmethod
-    def matches(self, pattern: str) -> Iterator[Found]:
-        """Files that match a pattern with `*`, `?`, `[...]` or `**`, in no particular order."""
-
-    @abstractmethod
-    def folders(self) -> list[str]:
-        """Names of the folders in it."""
+    def matches(self, pattern: str) -> Iterable[Found]:
+        """Return the files whose names match a pattern of `*`, `?`, `[...]` and `**`, in no particular order."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """Of a file; None if there is no such file."""
+        """Return the size of a file in bytes; None if there is no such file."""
 
     @abstractmethod
     def read(self, name: str) -> tuple[bytes | None, str | None]:
-        """The bytes of a file, or None and the reason.
+        """Return the bytes of a file and None, or None and the reason why this file has none.
 
         Raises:
             DataError: the store cannot be read.
         """
 
     @abstractmethod
-    def _stream(self, name: str, block: int) -> Stream: ...
+    def _stream(self, name: str, block: int) -> BufferedIOBase: ...
 
-    def open(self, name: str, size: int, block: int = 0) -> Stream:
-        """A file that had `size` bytes, to be read in parts; those of a store in blocks of at least `block` bytes.
+    def open(self, name: str, size: int, block: int = 0) -> BufferedIOBase:
+        """Open a file to read it in parts.
+
+        Args:
+            name: the file.
+            size: the bytes that it had when the data set was opened.
+            block: bytes that are fetched from a store at a time, or more; 0 fetches what is asked for.
 
         Raises:
-            DataError: it is missing, has another size, or cannot be read.
+            DataError: the file is missing, has another size, or cannot be read.
         """
         try:
-            stream = self._stream(name, block)
+            with explained(
+                DataError, f"{self.url(name)} cannot be read", "", "check its permissions", (FileNotFoundError,)
+            ):
+                stream = self._stream(name, block)
         except FileNotFoundError:
-            raise DataError(f"{self.url(name)} does not exist any more: restore it, or start a new audit") from None
-        except OSError as error:
-            raise DataError(f"{self.url(name)} cannot be read ({reason(error)}): check its permissions") from None
+            raise self.gone(name) from None
         now = stream.seek(0, os.SEEK_END)
         if now != size:
             with stream:
@@ -105,19 +104,29 @@ class Place(ABC):
         return stream
 
     def changed(self, name: str, now: str, before: str) -> NoReturn:
-        """Raise that a file is not what the listing says."""
+        """Raise a DataError: a file is not what it was when the data set was opened.
+
+        Args:
+            name: the file.
+            now: what it holds, such as "3 rows".
+            before: what it held, such as "4".
+        """
         raise DataError(
             f"{self.url(name)} holds {now}, and {before} when the data set was opened: it has changed; restore it, "
             "or start a new audit"
         )
 
+    def gone(self, name: str) -> DataError:
+        """Return the error that a file of the data set is missing."""
+        return DataError(f"{self.url(name)} does not exist any more: restore it, or start a new audit")
+
     def url(self, name: str) -> str:
-        """A file's full name, for people."""
+        """Return the full name of a file, for people."""
         return f"{self.where.rstrip('/')}/{printable(name)}"
 
 
 class LocalPlace(Place):
-    """A folder here. Links to files and folders are followed, except to a folder that contains the link."""
+    """A local folder. Links to files and folders are followed, except to a folder that contains the link."""
 
     threads = 1
 
@@ -132,25 +141,36 @@ class LocalPlace(Place):
             if os.path.isfile(path):
                 yield Found(os.path.relpath(path, self.path), os.path.getsize(path))
 
-    def folders(self) -> list[str]:
-        return [entry.name for entry in self.path.iterdir() if entry.is_dir()]
-
     def size(self, name: str) -> int | None:
         path = self.path / name
         return os.path.getsize(path) if os.path.isfile(path) else None
 
     def read(self, name: str) -> tuple[bytes | None, str | None]:
-        return read_file(self.path / name)
+        path = self.path / name
+        try:
+            # A pipe or a device would block or never end.
+            if not path.is_file():
+                return None, "the file does not exist" if not path.exists() else "not a regular file"
+            data = path.read_bytes()
+        except (OSError, ValueError) as error:
+            return None, f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
+        return data, None if data else "the file is empty"
 
-    def _stream(self, name: str, block: int) -> Stream:
+    def _stream(self, name: str, block: int) -> BufferedIOBase:
         path = self.path / name
         if path.exists() and not path.is_file():
             raise OSError("it is not a regular file")  # a pipe would block
-        return open(path, "rb")
+        return path.open("rb")
 
 
 class StorePlace(Place):
-    """A prefix in an object store, by a file system of fsspec."""
+    """A prefix in an object store.
+
+    Args:
+        where: its URL.
+        files: a file system of fsspec.
+        path: the prefix in that file system.
+    """
 
     threads = 16
 
@@ -158,16 +178,18 @@ class StorePlace(Place):
         self.where, self.files, self.path = where, files, path.rstrip("/")
 
     def walk(self, suffixes: frozenset[str]) -> Iterator[Found]:
-        found = self._paged() if "s3" in self.files.protocol and hasattr(self.files, "_iterdir") else self._folders()
+        paged = "s3" in self.files.protocol and hasattr(self.files, "_iterdir")
         try:
-            with answering(self.where):
+            with _answering(self.where):
                 self.files.invalidate_cache()  # hf:// keeps listings whatever it is told
-                for file in found:
+                for file in self._paged() if paged else self._folders():
                     hidden = file.name.startswith(".") or "/." in file.name
                     if not hidden and os.path.splitext(file.name)[1].lower() in suffixes:
                         yield file
         except FileNotFoundError as error:
-            raise DataError(f"{self.where} is not there any more ({reason(error)}): it was a moment ago") from None
+            raise DataError(
+                f"{self.where} is not there any more ({store_reason(error)}): it was a moment ago"
+            ) from None
 
     def _folders(self) -> Iterator[Found]:
         folders = [self.path]
@@ -180,81 +202,76 @@ class StorePlace(Place):
                     yield self._found(info)
 
     def _paged(self) -> Iterator[Found]:
-        """S3 lists a prefix with all below it, a page at a time; `find` of s3fs would hold all of it."""
+        """Yield what is below a prefix of S3, listed a page at a time; `find` of s3fs would hold all of it."""
         from s3fs.errors import translate_boto_error  # type: ignore[import-untyped]
 
         bucket, _, key = self.path.partition("/")
         entries = self.files._iterdir(bucket, delimiter="", prefix=f"{key}/" if key else "")
 
-        async def page() -> list[Found]:
-            found: list[Found] = []
+        async def page() -> list[dict[str, Any]]:
+            infos = []
             async for info in entries:
-                if not info["name"].endswith("/"):  # what some tools write to stand for a folder
-                    found.append(self._found(info))
-                if len(found) == PAGE:
+                infos.append(info)
+                if len(infos) == PAGE:
                     break
-            return found
+            return infos
 
         try:
-            while found := sync(self.files.loop, page):
-                yield from found
+            while infos := sync(self.files.loop, page):
+                # some tools write an object to stand for a folder
+                yield from (self._found(info) for info in infos if not info["name"].endswith("/"))
         except Exception as error:
             raise translate_boto_error(error) from None
 
-    def matches(self, pattern: str) -> Iterator[Found]:
-        with answering(self.where):
+    def matches(self, pattern: str) -> list[Found]:
+        with _answering(self.where):
             found = self.files.glob(f"{self.path}/{pattern}", detail=True)
-        return (self._found(info) for info in found.values() if info["type"] == "file")
+        return [self._found(info) for info in found.values() if info["type"] == "file"]
 
     def _found(self, info: dict[str, Any]) -> Found:
         return Found(info["name"].removeprefix(f"{self.path}/"), info["size"])
 
-    def folders(self) -> list[str]:
-        with answering(self.where):
-            entries = self.files.ls(self.path, detail=True)
-        return [info["name"].rstrip("/").rpartition("/")[2] for info in entries if info["type"] == "directory"]
-
     def size(self, name: str) -> int | None:
-        with answering(self.url(name)):
-            try:
+        try:
+            with _answering(self.url(name)):
                 info = self.files.info(self._path(name))
-            except FileNotFoundError:
-                return None
+        except FileNotFoundError:
+            return None
         return info["size"] if info["type"] == "file" else None
 
     def read(self, name: str) -> tuple[bytes | None, str | None]:
         if os.path.isabs(name):
             return None, "the value is an absolute path, and the data set lies in an object store"
-        with answering(self.url(name)):
-            try:
+        try:
+            with _answering(self.url(name)):
                 data = self.files.cat_file(self._path(name))
-            except FileNotFoundError:
-                return None, "the file does not exist"
-            except IsADirectoryError:
-                return None, "not a regular file"
+        except FileNotFoundError:
+            return None, "the file does not exist"
+        except IsADirectoryError:
+            return None, "not a regular file"
         return data, None if data else "the file is empty"
 
-    def _stream(self, name: str, block: int) -> Stream:
+    def _stream(self, name: str, block: int) -> BufferedIOBase:
         cache = {"cache_type": "readahead", "block_size": block} if block else {"cache_type": "none"}
-        with answering(self.url(name)):
-            return _StoreStream(self.files.open(self._path(name), "rb", **cache), self.url(name))
+        with _answering(self.url(name)):
+            return _StoreStream(self.files.open(self._path(name), "rb", **cache), self, name)
 
     def _path(self, name: str) -> str:
         return f"{self.path}/{os.path.normpath(name) if '..' in name.split('/') else name}"
 
 
-class _StoreStream:
-    """A file of a store whose errors are said as those of a store; pyarrow would take them for bad data."""
+class _StoreStream(BufferedIOBase):
+    """An open file of a store. What the store raises is said as its error; pyarrow would take it for bad data."""
 
-    def __init__(self, file: Any, url: str) -> None:
-        self.file, self.url = file, url
+    def __init__(self, file: Any, place: StorePlace, name: str) -> None:
+        self.file, self.place, self.name = file, place, name
 
-    def read(self, size: int = -1, /) -> bytes:
-        with answering(self.url):
-            try:
+    def read(self, size: int | None = -1, /) -> bytes:
+        try:
+            with _answering(self.place.url(self.name)):
                 return self.file.read(size)
-            except FileNotFoundError:
-                raise DataError(f"{self.url} does not exist any more: restore it, or start a new audit") from None
+        except FileNotFoundError:
+            raise self.place.gone(self.name) from None
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         return self.file.seek(offset, whence)
@@ -264,10 +281,7 @@ class _StoreStream:
 
     def close(self) -> None:
         self.file.close()
-
-    @property
-    def closed(self) -> bool:
-        return self.file.closed
+        super().close()
 
     def readable(self) -> bool:
         return True
@@ -275,30 +289,15 @@ class _StoreStream:
     def seekable(self) -> bool:
         return True
 
-    def writable(self) -> bool:
-        return False
-
-    def __enter__(self) -> "_StoreStream":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()
-
-
-@contextmanager
-def answering(url: str) -> Iterator[None]:
-    """What a store raises, as a DataError; FileNotFoundError and IsADirectoryError are left as they are."""
-    try:
-        yield
-    except (DataError, FileNotFoundError, IsADirectoryError):
-        raise
-    except Exception as error:  # every client raises what it likes
-        kind = DataError if isinstance(error, PermissionError) else UnreachableError
-        raise kind(f"{url} cannot be read ({reason(error)}): {fix(error, url, 'run the same again')}") from None
-
 
 def locate(data: str) -> tuple[Place, str | None] | None:
-    """A path or URL as the place and the name of a file in it, None for the place itself; None if nothing is there.
+    """Return the place that a path or URL means, and the name of a file in it.
+
+    Args:
+        data: a local path, or a URL.
+
+    Returns:
+        The folder and None, the folder of a file and the file's name, or None if nothing is there.
 
     Raises:
         DataError: the store cannot be asked, or has no such bucket.
@@ -315,11 +314,9 @@ def locate(data: str) -> tuple[Place, str | None] | None:
     if not path.strip("/"):
         raise DataError(f"{data} names no bucket: expected a URL such as s3://bucket/folder")
     try:
-        with answering(data):
+        with _answering(data):
             info = files.info(path)
-    except FileNotFoundError as error:
-        if no_bucket(error):
-            raise DataError(f"{data} cannot be opened ({reason(error)}): {fix(error, data, '')}") from None
+    except FileNotFoundError:
         return None
     if info["type"] == "directory":
         return StorePlace(data, files, info["name"]), None
@@ -328,38 +325,35 @@ def locate(data: str) -> tuple[Place, str | None] | None:
 
 
 def read_ahead(function: Callable[[A], B], items: Iterable[A], threads: int) -> Generator[B, None, None]:
-    """`map` with the results of as many items as there are threads under way, in order."""
+    """Yield `function(item)` for every item, in order, while as many as there are threads are under way.
+
+    Args:
+        function: called in the threads, or in the caller's own if `threads` is 1 or less.
+        items: taken one by one as results are taken, so that they may be without end.
+        threads: how many items are under way at a time.
+    """
     if threads <= 1:
         yield from map(function, items)
         return
-    waiting: deque[Future[B]] = deque()
-    pool = ThreadPoolExecutor(threads, "volgrowth-read")
+    pool, rest = ThreadPoolExecutor(threads, "volgrowth-read"), iter(items)
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= threads:
-                yield waiting.popleft().result()
+        waiting = deque(pool.submit(function, item) for item in islice(rest, threads))
         while waiting:
             yield waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def read_file(path: Path) -> tuple[bytes | None, str | None]:
-    """The bytes of a file here, or None and the reason."""
-    try:
-        # A pipe or a device would block or never end.
-        if not path.is_file():
-            return None, "the file does not exist" if not path.exists() else "not a regular file"
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        return None, f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
-    return data, None if data else "the file is empty"
-
-
 def printable(name: str) -> str:
-    """A file name as text: it need not be valid UTF-8, and a column of an Arrow table must be."""
+    """Return a file name as text: it need not be valid UTF-8, and a column of an Arrow table must be."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _answering(url: str) -> AbstractContextManager[None]:
+    """Raise what a store raises as a DataError, but not that a file is missing or a folder."""
+    passed = (FileNotFoundError, IsADirectoryError)
+    return explained(DataError, f"{url} cannot be read", url, "run the same again", passed)
 
 
 def _below(folder: str, prefix: str, suffixes: frozenset[str], above: frozenset[str]) -> Iterator[Found]:

@@ -23,7 +23,7 @@ from volgrowth.audit.scoring.measures import Flow, launch_images, measure_images
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.config import AuditConfig, Measure, PaperMeasure, StandardMeasure
 from volgrowth.models import NetworkDenoiser
-from volgrowth.sources import Row, decode
+from volgrowth.sources import Row, decode_image
 from volgrowth.sources.pixels.features import encode_png
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -165,7 +165,7 @@ def decode_rates(seconds_each: float = 1.0) -> dict[str, float]:
         for _ in range(3):
             count, began = 0, time.perf_counter()
             while time.perf_counter() - began < seconds_each / 3:
-                decode(data, (3, 32, 32), 10**6)
+                decode_image(data, (3, 32, 32), 10**6)
                 count += 1
             counts.append(count / (time.perf_counter() - began))
         rates[name] = median(counts)

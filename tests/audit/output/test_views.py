@@ -17,7 +17,7 @@ import volgrowth as vg
 from volgrowth.audit.output.result import FINDINGS_FILE, Audit
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import DataError, OutputError, UsageError
-from volgrowth.sources import decode
+from volgrowth.sources import decode_image
 
 FLAGGED = [3, 40, 61]
 COPIES = [7, 7, 7, 61]
@@ -128,7 +128,7 @@ def test_views_are_data_sets_like_any_other(audit, tmp_path):
     original = datasets.Dataset.from_parquet(audit.frozen.data.name, cache_dir=str(tmp_path))
     kept = original.cast_column("image", datasets.Image(decode=False))[61]["image"]["bytes"]
     assert stored == kept
-    assert decode(stored, (1, 8, 8), 10**6).shape == (1, 8, 8)
+    assert decode_image(stored, (1, 8, 8), 10**6).shape == (1, 8, 8)
 
 
 def test_without_images_the_data_set_is_not_read(audit, tmp_path, monkeypatch):

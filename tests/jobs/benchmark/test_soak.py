@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jobs.benchmark.cost.soak import _cpu_of_tree, _resident, make_data, run_soak, write
-from volgrowth.sources import decode, open_source
+from volgrowth.sources import decode_image, open_source
 
 
 def test_the_data_are_what_was_asked_for(tmp_path):
@@ -16,7 +16,7 @@ def test_the_data_are_what_was_asked_for(tmp_path):
     make_data(tmp_path / "data", 130)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()} == before
     source = open_source(str(tmp_path / "data"))
-    images = [decode(row.data or b"", (1, 8, 8), 64) for row in source.read(0, 130)]
+    images = [decode_image(row.data or b"", (1, 8, 8), 64) for row in source.read(0, 130)]
     assert len({image.tobytes() for image in images}) == 130
 
 

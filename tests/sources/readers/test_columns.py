@@ -9,7 +9,7 @@ import pytest
 from tests.support.samples import dataset, values
 from volgrowth.errors import DataError
 from volgrowth.sources import open_source
-from volgrowth.storage.places import read_file
+from volgrowth.storage.places import LocalPlace
 
 
 def open_table(tmp_path, columns, **options):
@@ -99,10 +99,10 @@ def test_broken_metadata_are_left_aside(tmp_path, images, metadata):
 
 def test_reading_a_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert read_file(tmp_path / "pipe") == (None, "not a regular file")
+    assert LocalPlace(tmp_path).read("pipe") == (None, "not a regular file")
 
 
 def test_a_path_that_cannot_be_one_is_an_error_of_its_row(tmp_path):
-    data, error = read_file(tmp_path / "a\0b")
+    data, error = LocalPlace(tmp_path).read("a\0b")
     assert data is None
     assert error

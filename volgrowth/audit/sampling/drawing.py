@@ -21,8 +21,7 @@ from volgrowth.errors import ModelError, OutputError
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition, GuidedDenoiser
 from volgrowth.numerics.flow import decode
-from volgrowth.sources import decode as decode_image
-from volgrowth.sources import encode_png, to_unit
+from volgrowth.sources import decode_image, encode_png, to_unit
 from volgrowth.storage.store import Store
 from volgrowth.theory.inertia import stopped
 

@@ -29,7 +29,7 @@ from volgrowth.errors import EngineError
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition
 from volgrowth.records import SCORES, Mark, Status
-from volgrowth.sources import BadImage, Row, decode, features, to_unit
+from volgrowth.sources import BadImage, Row, decode_image, features, to_unit
 
 log = logging.getLogger("volgrowth")
 
@@ -122,7 +122,7 @@ class Scorer:
                 raise BadImage(Status.UNDECODABLE, row.error or "no image")
             shape = self.denoiser.pixel_shape
             assert shape is not None
-            pixels = decode(row.data, (shape[0], shape[1], shape[2]), self.config.max_pixels)
+            pixels = decode_image(row.data, (shape[0], shape[1], shape[2]), self.config.max_pixels)
             if self.config.condition_column and (problem := self.denoiser.problem(row.condition)):
                 raise BadImage(Status.WRONG_CONDITION, problem)
         except BadImage as problem:

@@ -30,7 +30,7 @@ from volgrowth.models.load import DType
 from volgrowth.models.network import Compiled, NetworkDenoiser
 from volgrowth.numerics import Denoiser
 from volgrowth.records import Status
-from volgrowth.sources import BadImage, Row, Source, decode, to_unit
+from volgrowth.sources import BadImage, Row, Source, decode_image, to_unit
 from volgrowth.storage.store import Store
 
 NOISE_ROWS = 8
@@ -75,7 +75,7 @@ class DataWorker:
     def pixels(self, row: Row) -> np.ndarray | None:
         """(C, H, W) uint8 as the model sees it, None where there is no image."""
         try:
-            return decode(row.data or b"", self.image_shape, self.config.max_pixels)
+            return decode_image(row.data or b"", self.image_shape, self.config.max_pixels)
         except BadImage:
             return None
 

@@ -11,10 +11,7 @@ here that only holds data; any other name ends the reading.
 
 import io
 import json
-import os
 import pickle
-import shutil
-import uuid
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from torch import Tensor
 from volgrowth.errors import ModelError, first_line
 from volgrowth.models.edm.model import STEM, inspect_edm
 from volgrowth.models.edm.preconditioning import PRECONDITIONINGS
+from volgrowth.storage.whole import published
 
 # NVlabs' default networks, for pickles that omit them
 _MODEL_TYPES = {"iDDPMPrecond": "DhariwalUNet", "EDMPrecond": "DhariwalUNet"}
@@ -64,18 +62,14 @@ def convert_pickle(pickle_path: Path, folder: Path, allow_pickle: bool) -> Path:
 
 def _write(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, what: str) -> None:
     """Write a folder beside the final one, check it and rename it, so that the final one is whole or missing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    partial.mkdir()
-    try:
+    with published(folder) as partial:
+        partial.mkdir()
         save_file(tensors, partial / f"{STEM}.safetensors", metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        inspect_edm(partial)
-        os.replace(partial, folder)
-    except ModelError as error:
-        raise ModelError(str(error).replace(str(partial), what)) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            inspect_edm(partial)
+        except ModelError as error:
+            raise ModelError(str(error).replace(str(partial), what)) from None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,6 +1,6 @@
-"""What an image looks like apart from any model: complexity for calibration, hashes for duplicates.
+"""Features of an image apart from any model: complexity for calibration, hashes for duplicates.
 
-All of it is computed from the pixels that the model sees, so images that differ only in their encoding agree.
+They are all computed from the pixels that the model sees, so images that differ only in their encoding agree.
 Integers are kept as long as possible: sums of uint8 are exact, and do not depend on the order of addition.
 """
 
@@ -15,11 +15,11 @@ PNG_COMPRESS_LEVEL = 6
 """Pillow's own default, fixed here because sizes are compared within a data set."""
 
 EDGE = 0.2
-"""Difference of neighbouring values in [-1, 1] that counts as an edge: 25.5 of 255."""
+"""Least difference of neighbouring values in [-1, 1] that counts as an edge: 25.5 of 255."""
 
 
 def features(pixels: np.ndarray) -> dict[str, float | int]:
-    """Complexity and hashes of one image, under the names of `volgrowth.records.SCORES`.
+    """Return the complexity and the hashes of one image, under the names of `volgrowth.records.SCORES`.
 
     With x = pixels / 127.5 - 1 and d the differences of x between vertical and horizontal neighbours, over
     all channels:
@@ -32,10 +32,13 @@ def features(pixels: np.ndarray) -> dict[str, float | int]:
       the pixels
 
     Args:
-        pixels: (C, H, W) uint8, C 1 or 3
+        pixels: (C, H, W) uint8, C 1 or 3.
+
+    Returns:
+        One number for each name, integers for sizes and hashes.
 
     Raises:
-        ValueError: another shape or type.
+        ValueError: the pixels have another shape or type.
     """
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or pixels.dtype != np.uint8:
         raise ValueError(f"pixels {pixels.shape} {pixels.dtype}: expected (1 or 3, H, W) uint8")
@@ -67,7 +70,7 @@ def _image(pixels: np.ndarray) -> Image.Image:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """Pixels (C, H, W) uint8, C 1 or 3, as PNG."""
+    """Return (C, H, W) uint8 pixels, C 1 or 3, as the bytes of a PNG file."""
     stream = io.BytesIO()
     _image(pixels).save(stream, "PNG", compress_level=PNG_COMPRESS_LEVEL)
     return stream.getvalue()

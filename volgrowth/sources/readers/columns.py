@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.errors import DataError
-from volgrowth.sources.arrays import huggingface_features, is_text, texts
+from volgrowth.sources.arrays import TEXT, huggingface_features, texts
 from volgrowth.sources.base import Request, Row, content_id
 from volgrowth.sources.conditions import FLAGS, OPTIONS, check_condition_column, conditions_of
 from volgrowth.storage.places import Place, read_ahead
@@ -21,12 +21,14 @@ BATCH_ROWS = 64
 """Rows held in memory at a time: encoded photographs of some MB each must fit."""
 
 Peek = Callable[[str], pa.ChunkedArray]
-"""The first few values of a column; with `.path` after its name, of an image column, without their bytes."""
+"""Returns the first few values of a column; of an image column without their bytes, if `.path` is after its name."""
+
+_BINARY = frozenset({pa.binary(), pa.large_binary(), pa.binary_view()})
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns an audit reads."""
+    """The names of the columns that an audit reads."""
 
     image: str
     id: str | None = None
@@ -34,12 +36,17 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """Their names, each once."""
+        """The names, each once."""
         return list(dict.fromkeys(name for name in (self.image, self.id, self.condition) if name is not None))
 
 
 def choose_columns(schema: pa.Schema, request: Request, peek: Peek) -> Columns:
-    """The image column (found by its type unless named) of a table, its id column and its condition column.
+    """Return the columns of a table that a request means; the image column is found by its type unless named.
+
+    Args:
+        schema: names and types of the table's columns.
+        request: the columns that the user named.
+        peek: a look at the values, which tell URLs from paths.
 
     Raises:
         DataError: a named column does not exist or holds something else; no column or several hold images;
@@ -64,30 +71,30 @@ def choose_columns(schema: pa.Schema, request: Request, peek: Peek) -> Columns:
 
 
 def rows_of(table: pa.Table, columns: Columns, place: Place, row: int, file: str, position: int) -> Iterator[Row]:
-    """One `Row` for each row of `table`, a stretch of a file's rows.
+    """Yield one `Row` for each row of a table, which is a stretch of a file's rows.
 
     Args:
-        table: holds at least `columns.names`
-        columns: which column is which
-        place: folder that relative paths in the image column start from
-        row: where the table begins in the frozen order
-        file: name of the file that the rows come from
-        position: where the table begins in that file
+        table: has at least `columns.names`.
+        columns: the image, id and condition columns.
+        place: the folder that relative paths in the image column start from.
+        row: number of the table's first row in the frozen order.
+        file: name of the file that the rows come from.
+        position: number of the table's first row in that file.
     """
     data, paths = _values(table.column(columns.image))
     nothing = [None] * len(data)
     ids = texts(table.column(columns.id)) if columns.id else nothing
     conditions = conditions_of(table.column(columns.condition)) if columns.condition else nothing
 
-    def encode(index: int) -> tuple[bytes | None, str | None]:
+    def encoded(index: int) -> tuple[bytes | None, str | None]:
         return _encoded(data[index], paths[index], place)
 
     threads = place.threads if None in data else 1
-    for index, (encoded, error) in enumerate(read_ahead(encode, range(table.num_rows), threads)):
+    for index, (image, error) in enumerate(read_ahead(encoded, range(table.num_rows), threads)):
         image_id = ids[index]
         if image_id is None:
-            image_id = content_id(encoded or b"")
-        yield Row(row + index, image_id, f"{file}#{position + index}", encoded, error, conditions[index])
+            image_id = content_id(image or b"")
+        yield Row(row + index, image_id, f"{file}#{position + index}", image, error, conditions[index])
 
 
 def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
@@ -98,7 +105,7 @@ def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
         )
     if not found:
         for field in schema:
-            if is_text(field.type):
+            if field.type in TEXT:
                 _refuse_urls(field, where, peek)
         raise DataError(
             f"{where} is a data set without images; it has the columns {_listed(schema.names)}, and an image "
@@ -108,8 +115,8 @@ def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
 
 
 def _image_columns(schema: pa.Schema) -> list[str]:
-    """Columns the Hugging Face metadata calls images, or, without such, all of an image column's type."""
-    found = [field.name for field in schema if _is_struct_of_image(field.type) or _is_binary(field.type)]
+    """Return the columns that the Hugging Face metadata call images; without such, all that could hold images."""
+    found = [field.name for field in schema if _fields(field.type) or _is_binary(field.type)]
     features = huggingface_features(schema)
     kinds = {name: features[name].get("_type") for name in found if isinstance(features.get(name), dict)}
     marked = [name for name in found if kinds.get(name) == "Image"]
@@ -120,9 +127,9 @@ def _image_columns(schema: pa.Schema) -> list[str]:
 def _check_image_column(field: pa.Field, where: str, peek: Peek) -> None:
     if _is_binary(field.type):
         return
-    if is_text(field.type) or "path" in _fields(field.type):
+    if field.type in TEXT or "path" in _fields(field.type):
         _refuse_urls(field, where, peek)
-    if not _is_struct_of_image(field.type):
+    if not _fields(field.type):
         raise DataError(
             f"column {field.name!r} of {where} holds {field.type}, not images; an image column is a struct "
             "of bytes and path (datasets.Image) or binary: name another with image_column (--image-column)"
@@ -130,13 +137,12 @@ def _check_image_column(field: pa.Field, where: str, peek: Peek) -> None:
 
 
 def _refuse_urls(field: pa.Field, where: str, peek: Peek) -> None:
-    if is_text(field.type):
-        found = any(text is not None and is_url(text) for text in texts(peek(field.name)))
+    if field.type in TEXT:
+        found = any(is_url(text or "") for text in texts(peek(field.name)))
     else:
-        # The bytes of eight photographs are looked at only where a path is a URL: it may be no more than a note.
-        found = any(text is not None and is_url(text) for text in _values(peek(f"{field.name}.path"))[1]) and any(
-            text is not None and data is None and is_url(text)
-            for data, text in zip(*_values(peek(field.name)), strict=True)
+        # The bytes of eight photographs are looked at only if a path is a URL: it may be no more than a note.
+        found = any(is_url(path or "") for path in _values(peek(f"{field.name}.path"))[1]) and any(
+            data is None and is_url(path or "") for data, path in zip(*_values(peek(field.name)), strict=True)
         )
     if found:
         raise DataError(
@@ -156,7 +162,7 @@ def _encoded(data: bytes | None, path: str | None, place: Place) -> tuple[bytes 
 
 
 def _values(column: pa.ChunkedArray) -> tuple[list[bytes | None], list[str | None]]:
-    """Bytes and paths of an image column, None where there is none."""
+    """Return the bytes and the paths in an image column, None where there is none."""
     nothing: list[Any] = [None] * len(column)
     fields = _fields(column.type)
     if not fields:
@@ -166,30 +172,19 @@ def _values(column: pa.ChunkedArray) -> tuple[list[bytes | None], list[str | Non
     return data, paths
 
 
-def _fields(kind: pa.DataType) -> set[str]:
-    """Of an image column that is a struct."""
-    return {field.name for field in kind} if _is_struct_of_image(kind) else set()
-
-
-def _is_struct_of_image(kind: pa.DataType) -> bool:
-    if not pa.types.is_struct(kind) or not kind.num_fields:
-        return False
-    types = {field.name: field.type for field in kind}
-    if not set(types) <= {"bytes", "path"}:
-        return False
-    path_fits = is_text(types["path"]) or pa.types.is_null(types["path"]) if "path" in types else True
-    # A column of paths alone is written with bytes of type null.
-    bytes_fit = _is_binary(types["bytes"]) or pa.types.is_null(types["bytes"]) if "bytes" in types else True
-    return path_fits and bytes_fit
+def _fields(kind: pa.DataType) -> dict[str, pa.DataType]:
+    """Return the fields `bytes` and `path`, or one of them, if the type is a struct of an image, else none."""
+    fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+    for name, held in fields.items():
+        # A column of paths alone is written with bytes of type null.
+        fits = pa.types.is_null(held) or (name == "bytes" and _is_binary(held)) or (name == "path" and held in TEXT)
+        if name not in ("bytes", "path") or not fits:
+            return {}
+    return fields
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )
+    return kind in _BINARY or pa.types.is_fixed_size_binary(kind)
 
 
 def _listed(names: list[str], limit: int = 20) -> str:

@@ -3,24 +3,24 @@
 from collections.abc import Iterable, Iterator
 
 from volgrowth.errors import DataError
-from volgrowth.sources.base import Request, Row, Source, check_range, content_id
+from volgrowth.sources.base import Request, Row, Source, content_id
 from volgrowth.sources.conditions import OPTIONS
 from volgrowth.sources.listing import Listing, SourceFile
-from volgrowth.sources.pixels.decode import EXTENSIONS
+from volgrowth.sources.pixels.decoding import EXTENSIONS
 from volgrowth.storage.places import Found, Place, printable, read_ahead
 
 
 class FolderSource(Source):
-    """The image files below a place, one row each, whether they can be decoded or not.
+    """The image files in a folder and below, one row each, whether they can be decoded or not.
 
-    A file that cannot be read is a row that says so, if it is there as it was listed. One that has gone or has
+    A file that cannot be read is a row that says so, if it is there as it was listed. A file that has gone or has
     another size ends the run: scores of a data set that is not the one listed could not be measured again.
 
     Args:
-        place: the folder, or the prefix in a store
-        request: its split is a folder in `place`, for its images only
-        files: image files in it, sorted; not looked at where there is a listing
-        listing: of the same data set, when it was opened before
+        place: the folder, or the prefix in a store.
+        request: its split is a folder in `place`, of whose images alone the data set is made.
+        files: the image files in `place`, sorted; not looked at if there is a listing.
+        listing: the listing of this data set when it was opened before.
 
     Raises:
         DataError: a column was asked for, there is no such split, or there are no images.
@@ -38,22 +38,9 @@ class FolderSource(Source):
             self.kind, (SourceFile(file.name, file.size, 1) for file in files if file.name.startswith(below))
         )
         if not self.num_rows:
-            self._refuse(request.data, below)
+            _refuse_empty(request.data, below, {file.name.partition("/")[0] for file in files if "/" in file.name})
 
-    def _refuse(self, data: str, below: str) -> None:
-        found = sorted(self.place.folders())
-        if below and below.partition("/")[0] not in found:
-            raise DataError(
-                f"{data} has no split {below[:-1]!r}: a split of an image folder is a folder in it, and it has: "
-                f"{', '.join(found[:20]) or 'none'}. Leave split (--split) out to take all images"
-            )
-        raise DataError(
-            f"{data.rstrip('/')}/{below} holds no images: expected files ending in {', '.join(sorted(EXTENSIONS))}, "
-            "in it or in folders below"
-        )
-
-    def read(self, start: int, stop: int) -> Iterator[Row]:
-        check_range(start, stop, self.num_rows)
+    def _read(self, start: int, stop: int) -> Iterator[Row]:
         return read_ahead(self._row, self.listing.entries(start, stop), self.place.threads)
 
     def _row(self, entry: tuple[SourceFile, int]) -> Row:
@@ -63,6 +50,18 @@ class FolderSource(Source):
         if (size or 0) != file.size:
             self.place.changed(file.name, "nothing" if size is None else f"{size} bytes", f"{file.size}")
         return Row(row, content_id(data or b""), printable(file.name), data, error)
+
+
+def _refuse_empty(data: str, below: str, folders: set[str]) -> None:
+    if below and folders:
+        raise DataError(
+            f"{data} has no split {below[:-1]!r}: a split of an image folder is a folder in it with images, and it "
+            f"has: {', '.join(sorted(folders)[:20])}. Leave split (--split) out to take all images"
+        )
+    raise DataError(
+        f"{data.rstrip('/')}/{below} holds no images: expected files ending in {', '.join(sorted(EXTENSIONS))}, "
+        "in it or in folders below"
+    )
 
 
 def _refuse_columns(request: Request) -> None:

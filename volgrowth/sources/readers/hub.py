@@ -8,17 +8,21 @@ from volgrowth.sources.base import Request
 from volgrowth.sources.listing import Listing
 from volgrowth.sources.readers.saved import DatasetSource
 from volgrowth.sources.readers.splits import choose_split
+from volgrowth.storage.failures import store_reason
 from volgrowth.storage.places import LocalPlace
 
 
 class HubSource(DatasetSource):
-    """What `datasets.load_dataset` finds under a name: an id on the hub, or a folder it has a loader for.
+    """The data set that `datasets.load_dataset` finds under a name: an id on the hub, or a folder it has a loader for.
 
     Workers load it again under the same name, each machine from its own cache.
 
+    Args:
+        request: the name, the split and the columns.
+        listing: the listing of this data set when it was opened before.
+
     Raises:
-        DataError: the name cannot be loaded, holds no rows, or columns and splits as in `choose_columns` and
-            `choose_split`.
+        DataError: the name cannot be loaded or holds no rows, or `choose_columns` or `choose_split` refuses.
     """
 
     kind = "hub"
@@ -39,9 +43,8 @@ class HubSource(DatasetSource):
             return load_dataset(self.where, split=self.split or None)
         except Exception as error:
             # Loaders, HTTP clients and caches each raise what they like; all of it means the same here.
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise DataError(
-                f"{self.where} is neither a path here ({Path.cwd()}) nor a data set that could be loaded "
-                f"from the Hugging Face hub: {reason}. Check the name, the split and the network, "
-                "or pass a local path"
+                f"{self.where} is neither a path here ({Path.cwd()}) nor a data set that could be loaded from the "
+                f"Hugging Face hub: {store_reason(error)}. Check the name, the split and the network, or pass a local "
+                "path"
             ) from None

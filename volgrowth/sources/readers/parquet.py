@@ -18,28 +18,27 @@ from volgrowth.sources.base import FilesSource, Request, Row, content_id
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.readers.columns import BATCH_ROWS, Peek, choose_columns, rows_of
-from volgrowth.sources.readers.splits import of_split
+from volgrowth.sources.readers.splits import files_of_split
 from volgrowth.storage.places import Found, Place, printable, read_ahead
 
 PAGE_BYTES = 1 << 20
-"""What is fetched at a time to look at the first rows: about one page."""
+"""Bytes that are fetched at a time to look at the first rows: about one page."""
 _NOTHING = pa.chunked_array([], pa.string())
-"""What a worker looks at of the columns, which were looked at when the data set was listed."""
+"""A worker's look at a column, which was looked at when the data set was listed."""
 
 
 class ParquetSource(FilesSource):
-    """The rows of parquet files, in the order of their names.
+    """The rows of parquet files, in the order of the files' names.
 
     Args:
-        place: folder that file names and relative image paths start from
-        request: the split is one that the files' names tell; the image column is found by its type when None;
-            without an id column `Row.image_id` is the content's hash
-        files: the files in `place`, sorted; not looked at where there is a listing
-        listing: of the same data set, when it was opened before
+        place: the folder that file names and relative image paths start from.
+        request: its split is one that the files' names tell; the image column is found by its type when None;
+            without an id column `Row.image_id` is the content's hash.
+        files: the files in `place`, sorted; not looked at if there is a listing.
+        listing: the listing of this data set when it was opened before.
 
     Raises:
-        DataError: a footer that cannot be read, no rows, or columns and splits as in `choose_columns` and
-            `choose_split`.
+        DataError: a footer cannot be read, there are no rows, or `choose_columns` or `choose_split` refuses.
     """
 
     kind = "parquet"
@@ -55,14 +54,36 @@ class ParquetSource(FilesSource):
         else:
             self.listing = listing
             file, _ = next(listing.entries(0, 1))
-            with self._opened(file) as parquet:
+            with self.opened(file) as parquet:
                 self._choose(request, file.name, parquet.schema_arrow, lambda column: _NOTHING)
+
+    @contextmanager
+    def opened(self, file: Found | SourceFile, **options: Any) -> Iterator[pq.ParquetFile]:
+        """Give a file of the data set, opened.
+
+        Args:
+            file: the file; one of the listing must hold the rows that the listing says.
+            options: passed to `pyarrow.parquet.ParquetFile`; without any, columns are fetched ahead.
+
+        Raises:
+            DataError: the file has changed, or its footer cannot be read.
+        """
+        with self.place.open(file.name, file.size) as stream:
+            try:
+                parquet = pq.ParquetFile(stream, **(options or {"pre_buffer": True}))
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"{self.place.url(file.name)} cannot be read as parquet, its footer is corrupt or cut off "
+                    f"({error}): write it again"
+                ) from None
+            rows = parquet.metadata.num_rows
+            if isinstance(file, SourceFile) and rows != file.rows:
+                self.place.changed(file.name, f"{rows} rows", f"{file.rows}")
+            yield parquet
 
     def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
         name = printable(file.name)
-        with self._opened(file) as parquet:
-            if parquet.metadata.num_rows != file.rows:
-                self.place.changed(file.name, f"{parquet.metadata.num_rows} rows", f"{file.rows}")
+        with self.opened(file) as parquet:
             # A listing may have been made without the condition column, or with another.
             self._check(file.name, parquet.schema_arrow)
             for group, begin, low, high in _overlaps(parquet.metadata, start, stop):
@@ -80,7 +101,7 @@ class ParquetSource(FilesSource):
 
     def _scanned(self, request: Request, files: Iterable[Found]) -> Iterator[SourceFile]:
         first = True
-        chosen = of_split(files, request.split, request.data)
+        chosen = files_of_split(files, request.split, request.data)
         for file, schema in read_ahead(self._footer, chosen, self.place.threads):
             if file.rows and first:
                 first = False
@@ -96,7 +117,7 @@ class ParquetSource(FilesSource):
         self._first = name, {column: schema.field(column).type for column in self.columns.names}
 
     def _check(self, name: str, schema: pa.Schema) -> None:
-        """Raise DataError unless the columns are what they are in the first file with rows."""
+        """Raise a DataError unless the columns are as they are in the first file with rows."""
         first, kinds = self._first
         for column, kind in kinds.items():
             got = schema.field(column).type if column in schema.names else "nothing"
@@ -113,11 +134,11 @@ class ParquetSource(FilesSource):
             )
 
     def _footer(self, file: Found) -> tuple[SourceFile, pa.Schema]:
-        with self._opened(file) as parquet:
+        with self.opened(file) as parquet:
             return SourceFile(file.name, file.size, parquet.metadata.num_rows), parquet.schema_arrow
 
     def _head(self, file: SourceFile, column: str, rows: int = 8) -> pa.ChunkedArray:
-        with self._opened(file, buffer_size=PAGE_BYTES) as parquet:
+        with self.opened(file, buffer_size=PAGE_BYTES) as parquet:
             try:
                 batch = next(parquet.iter_batches(batch_size=rows, columns=[column]))
             except (pa.ArrowException, OSError):
@@ -125,22 +146,9 @@ class ParquetSource(FilesSource):
                 return pa.Table.from_batches([], parquet.schema_arrow).column(column.removesuffix(".path"))
         return pa.chunked_array([batch.column(0)])
 
-    @contextmanager
-    def _opened(self, file: Found | SourceFile, **options: Any) -> Iterator[pq.ParquetFile]:
-        options = options or {"pre_buffer": True}
-        with self.place.open(file.name, file.size) as stream:
-            try:
-                parquet = pq.ParquetFile(stream, **options)
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(
-                    f"{self.place.url(file.name)} cannot be read as parquet, its footer is corrupt or cut off "
-                    f"({error}): write it again"
-                ) from None
-            yield parquet
-
 
 def _overlaps(metadata: pq.FileMetaData, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-    """Row groups that hold some of a file's rows start..stop-1: group, its first row, wanted rows."""
+    """Yield the row groups that hold some of a file's rows start..stop-1: group, its first row, wanted rows."""
     first = 0
     for group in range(metadata.num_row_groups):
         end = first + metadata.row_group(group).num_rows
@@ -152,7 +160,7 @@ def _overlaps(metadata: pq.FileMetaData, start: int, stop: int) -> Iterator[tupl
 def _tables(
     parquet: pq.ParquetFile, group: int, first: int, columns: list[str], span: tuple[int, int]
 ) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of `span` from the row group that begins at row `first`: tables, with their first rows."""
+    """Yield the rows of `span` from the row group that begins at row `first`: tables, with their first rows."""
     start, stop = span
     for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=columns):
         end = first + batch.num_rows

@@ -8,25 +8,31 @@ opened, so its listing is one entry for the split, with all rows, followed by th
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from volgrowth.errors import DataError
-from volgrowth.sources.base import Request, Row, Source, check_range
+from volgrowth.sources.base import Request, Row, Source
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.readers.columns import BATCH_ROWS, choose_columns, rows_of
 from volgrowth.sources.readers.splits import DEFAULT_SPLIT, choose_split
-from volgrowth.storage.places import LocalPlace
+from volgrowth.storage.failures import store_reason
+from volgrowth.storage.places import Found, LocalPlace, Place
 
 
 class DatasetSource(Source):
-    """Rows of a `datasets.Dataset`. Subclasses write `_load` and call `_open` when they are built.
+    """Rows of a `datasets.Dataset`. A subclass writes `_load`, and calls `_open` when it is built.
 
     Pickled without the data set: a worker loads it again at its first read, and checks that it is the same.
+
+    Attributes:
+        where: name of the data set, for people.
+        split: the split that is read.
+        place: the folder that relative paths in the image column start from.
     """
 
     where: str
@@ -35,14 +41,12 @@ class DatasetSource(Source):
 
     @abstractmethod
     def _load(self) -> Any:
-        """The `datasets.Dataset`; DataError if it cannot be loaded."""
-
-    def read(self, start: int, stop: int) -> Iterator[Row]:
-        check_range(start, stop, self.num_rows)
-        return self._read(start, stop)
+        """Return the `datasets.Dataset`, or raise a DataError."""
 
     def _read(self, start: int, stop: int) -> Iterator[Row]:
-        tables = self._tables()
+        if self._dataset is None:
+            self._dataset = self._checked(self._load())
+        tables = self._dataset.select_columns(self.columns.names).with_format("arrow")
         for begin in range(start, stop, BATCH_ROWS):
             table = tables[begin : min(begin + BATCH_ROWS, stop)]
             yield from rows_of(table, self.columns, self.place, begin, self.split, begin)
@@ -51,7 +55,7 @@ class DatasetSource(Source):
         if not len(dataset):
             raise DataError(f"split {self.split!r} of {self.where} is an empty data set: it holds no rows")
         self.listing = listing or Listing.build(self.kind, _files(dataset, self.split))
-        self._check(dataset)
+        self._dataset = self._checked(dataset)
 
         def peek(column: str) -> pa.ChunkedArray:
             name = column if column in dataset.column_names else column.removesuffix(".path")
@@ -60,22 +64,15 @@ class DatasetSource(Source):
         schema = dataset.features.arrow_schema
         self.columns = choose_columns(schema, request, peek)
         self.condition_names = class_names(schema, self.columns.condition)
-        self._dataset = dataset
 
-    def _check(self, dataset: Any) -> None:
+    def _checked(self, dataset: Any) -> Any:
+        """Return the data set if it is the one that the listing is of, or raise a DataError."""
         if Listing.build(self.kind, _files(dataset, self.split)).fingerprint != self.fingerprint:
             raise DataError(
                 f"split {self.split!r} of {self.where} is not what it was when the data set was opened "
                 f"(it has {len(dataset)} rows, then {self.num_rows}): restore it, or start a new audit"
             )
-
-    def _tables(self) -> Any:
-        """The data set, such that slicing it gives Arrow tables of the columns that are read."""
-        if self._dataset is None:
-            dataset = self._load()
-            self._check(dataset)
-            self._dataset = dataset
-        return self._dataset.select_columns(self.columns.names).with_format("arrow")
+        return dataset
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_dataset": None}
@@ -84,14 +81,27 @@ class DatasetSource(Source):
 class ArrowSource(DatasetSource):
     """A folder written by `save_to_disk`, of a `Dataset` or a `DatasetDict`.
 
+    Args:
+        place: the folder.
+        request: the split and the columns.
+        files: not looked at.
+        listing: the listing of this data set when it was opened before.
+
     Raises:
-        DataError: the folder cannot be loaded, holds no rows, or columns and splits as in `choose_columns`
-            and `choose_split`.
+        DataError: the folder lies in a store, cannot be loaded or holds no rows, or `choose_columns` or
+            `choose_split` refuses.
     """
 
     kind = "arrow"
 
-    def __init__(self, place: LocalPlace, request: Request, listing: Listing | None = None) -> None:
+    def __init__(
+        self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
+    ) -> None:
+        if not isinstance(place, LocalPlace):
+            raise DataError(
+                f"{request.data} was written by save_to_disk, which is read from local folders only: copy it to every "
+                "node, or write it as parquet (Dataset.to_parquet)"
+            )
         self.where, self.place = request.data, place
         root = place.path
         several = (root / "dataset_dict.json").is_file()
@@ -119,7 +129,7 @@ class ArrowSource(DatasetSource):
             return load_from_disk(str(self.folder))
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise DataError(
-                f"{self.folder} cannot be loaded as a save_to_disk folder ({error}): save it again"
+                f"{self.folder} cannot be loaded as a save_to_disk folder ({store_reason(error)}): save it again"
             ) from None
 
 
@@ -134,7 +144,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): save the data set again with save_to_disk") from None
+        raise DataError(
+            f"{path} cannot be read ({store_reason(error)}): save the data set again with save_to_disk"
+        ) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, expected a JSON object: save the data set again")
     return content

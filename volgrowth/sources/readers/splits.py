@@ -1,4 +1,4 @@
-"""Which split of a data set is meant.
+"""The split of a data set that a user means.
 
 The rule is the same for every kind of data set: a name that was given must exist, a single split is taken by
 itself, and several splits need a name, since auditing training and test images together answers no question.
@@ -12,7 +12,7 @@ from volgrowth.errors import DataError
 from volgrowth.storage.places import Found
 
 DEFAULT_SPLIT = "train"
-"""What the Hugging Face tools call the rows of a data set that does not say."""
+"""The name that the Hugging Face tools give the rows of a data set without splits."""
 
 _SYNONYMS = {
     "train": "train",
@@ -30,7 +30,12 @@ _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
 
 
 def choose_split(available: Sequence[str], split: str | None, where: str) -> str:
-    """The one of `available` that `split` means.
+    """Return the split that a user means.
+
+    Args:
+        available: names of the splits that the data set has.
+        split: the name that the user gave, if any.
+        where: name of the data set, for the message.
 
     Raises:
         DataError: there is no such split, or there are several and none was named.
@@ -45,18 +50,21 @@ def choose_split(available: Sequence[str], split: str | None, where: str) -> str
     return split
 
 
-def of_split(files: Iterable[Found], split: str | None, where: str) -> Iterator[Found]:
-    """The files whose names tell the split that is meant. `files` is iterated twice.
+def files_of_split(files: Iterable[Found], split: str | None, where: str) -> Iterator[Found]:
+    """Return the files whose names tell the split that a user means. The arguments are those of `choose_split`.
+
+    Args:
+        files: all files; iterated twice.
 
     Raises:
-        DataError: as `choose_split`.
+        DataError: `choose_split` refuses.
     """
     chosen = choose_split(sorted({split_of(file.name) for file in files}), split, where)
     return (file for file in files if split_of(file.name) == chosen)
 
 
 def split_of(name: str) -> str:
-    """The split that a file's relative name tells, as the Hugging Face tools read it, else `DEFAULT_SPLIT`.
+    """Return the split that a file's relative name tells, as the Hugging Face tools read it, else `DEFAULT_SPLIT`.
 
     `test-00000-of-00002.parquet` and `test/0.parquet` belong to `test`, `art-00000-of-00002.parquet` to
     `art`, `0.parquet` to `DEFAULT_SPLIT`.

@@ -15,24 +15,25 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from io import BufferedIOBase
 
 from volgrowth.errors import DataError
 from volgrowth.sources.base import FilesSource, Request, Row, content_id
 from volgrowth.sources.conditions import FLAGS, OPTIONS, condition_extension, condition_of
 from volgrowth.sources.listing import Listing, SourceFile
-from volgrowth.sources.pixels.decode import EXTENSIONS
-from volgrowth.sources.readers.splits import of_split
-from volgrowth.storage.places import Found, Place, Stream, printable, read_ahead
+from volgrowth.sources.pixels.decoding import EXTENSIONS
+from volgrowth.sources.readers.splits import files_of_split
+from volgrowth.storage.places import Found, Place, printable, read_ahead
 
 STRIDE = 64
 """Samples from one offset in the listing to the next. Stored listings are read by it: it never changes."""
 BLOCK_BYTES = 4 << 20
-"""Fetched from a store at a time: for members smaller than this, reading on is faster than another request."""
-SCANS = 4
-"""Files here that are scanned at a time."""
-SHOWN = 20
+"""Bytes fetched from a store at a time: for members smaller than this, reading on is faster than another request."""
+_SCANS = 4
+"""Local files that are scanned at a time."""
+_SHOWN = 20
 """Extensions named in an error, at most."""
-KEY = "__key__"
+_KEY = "__key__"
 """The id column that stands for a sample's key."""
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
@@ -44,15 +45,15 @@ class WebDatasetSource(FilesSource):
     """The samples of tar files, in the order of the files' names.
 
     Args:
-        place: folder that file names start from
-        request: the split is one that the files' names tell; `image_column` and `condition_column` are extensions;
-            `id_column` may be `KEY`, else `Row.image_id` is the content's hash
-        files: the files in `place`, sorted; not looked at where there is a listing
-        listing: of the same data set, when it was opened before
+        place: the folder that file names start from.
+        request: its split is one that the files' names tell; `image_column` and `condition_column` are extensions;
+            `id_column` may be `__key__`, else `Row.image_id` is the content's hash.
+        files: the files in `place`, sorted; not looked at if there is a listing.
+        listing: the listing of this data set when it was opened before.
 
     Raises:
         DataError: a file is no whole tar, no sample has an image, none has a condition, a condition cannot have such
-            an extension, or a split as in `choose_split`.
+            an extension, or `choose_split` refuses.
     """
 
     kind = "webdataset"
@@ -61,12 +62,12 @@ class WebDatasetSource(FilesSource):
         self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
     ) -> None:
         self.place, self.extension = place, request.image_column and request.image_column.lower().lstrip(".")
-        if request.id_column not in (None, KEY):
+        if request.id_column not in (None, _KEY):
             raise DataError(
-                f"{request.data} is a webdataset, and id_column was {request.id_column!r}: expected {KEY}, a sample's "
+                f"{request.data} is a webdataset, and id_column was {request.id_column!r}: expected {_KEY}, a sample's "
                 "key, or none, for the hash of its image (--id-column)"
             )
-        self.keyed = request.id_column == KEY
+        self.keyed = request.id_column == _KEY
         wanted = request.condition_column
         self.condition = None if wanted is None else condition_extension(wanted, request.data, self.extension)
         self.listing = listing or Listing.build(self.kind, self._scanned(request, files))
@@ -76,7 +77,7 @@ class WebDatasetSource(FilesSource):
         name = printable(file.name)
         with self.place.open(file.name, file.size, BLOCK_BYTES) as stream:
 
-            def take(sample: Sample, member: tarfile.TarInfo, found: str) -> None:
+            def take(sample: TarSample, member: tarfile.TarInfo, found: str) -> None:
                 if sample.index + index < start:
                     return
                 data, error = _content(tar, member)
@@ -88,7 +89,7 @@ class WebDatasetSource(FilesSource):
             try:
                 stream.seek(file.offsets[index // STRIDE])
                 tar = _tar(stream)
-                for sample in samples(tar, self.extension, self.condition, take):
+                for sample in tar_samples(tar, self.extension, self.condition, take):
                     row = index + sample.index
                     if row >= start:
                         yield self._row(sample, first + row, name)
@@ -98,19 +99,19 @@ class WebDatasetSource(FilesSource):
                 self.place.changed(file.name, f"something else ({error})", "whole samples")
         self.place.changed(file.name, f"less than {stop} samples", f"{file.rows}")
 
-    def _row(self, sample: "Sample", row: int, file: str) -> Row:
+    def _row(self, sample: "TarSample", row: int, file: str) -> Row:
         key, error = printable(sample.key), sample.error
         if sample.image is None:
-            error = f"the sample holds no image: {', '.join(list(sample.extensions)[:SHOWN])}"
+            error = f"the sample holds no image: {', '.join(list(sample.extensions)[:_SHOWN])}"
         image_id = key if self.keyed else content_id(sample.data or b"")
         return Row(row, image_id, f"{file}#{key}", sample.data, error, sample.condition)
 
     def _scanned(self, request: Request, files: Iterable[Found]) -> Iterator[SourceFile]:
         held, seen = Counter[str](), set[str]()
-        chosen = of_split(files, request.split, request.data)
-        for file, counted, extensions in read_ahead(self._scan, chosen, max(self.place.threads, SCANS)):
+        chosen = files_of_split(files, request.split, request.data)
+        for file, counted, extensions in read_ahead(self._scan, chosen, max(self.place.threads, _SCANS)):
             held += counted
-            if len(seen) < SHOWN:
+            if len(seen) < _SHOWN:
                 seen |= extensions
             yield file
         image = f".{self.extension}" if self.extension else "the extension of an image"
@@ -121,17 +122,17 @@ class WebDatasetSource(FilesSource):
             if not held[what]:
                 raise DataError(
                     f"{request.data} holds no {what}: no member of its tar files has {wanted}; they have "
-                    f"{', '.join(sorted(seen)[:SHOWN]) or 'none'}. Name another as {option}"
+                    f"{', '.join(sorted(seen)[:_SHOWN]) or 'none'}. Name another as {option}"
                 )
 
     def _scan(self, file: Found) -> tuple[SourceFile, Counter[str], set[str]]:
-        """The file's rows and offsets, how many have an image and how many a condition, and some extensions."""
+        """Return a file's rows and offsets, how many have an image and how many a condition, and some extensions."""
         offsets, rows, held, extensions = list[int](), 0, Counter[str](), set[str]()
         with self.place.open(file.name, file.size, BLOCK_BYTES) as stream:
             self._check_kind(file, stream)
             try:
                 tar = _tar(stream)
-                for sample in samples(tar, self.extension):
+                for sample in tar_samples(tar, self.extension):
                     if sample.index % STRIDE == 0:
                         offsets.append(sample.offset)
                         extensions.update(sample.extensions)
@@ -147,7 +148,7 @@ class WebDatasetSource(FilesSource):
                 ) from None
         return SourceFile(file.name, file.size, rows, tuple(offsets)), held, extensions
 
-    def _check_kind(self, file: Found, stream: Stream) -> None:
+    def _check_kind(self, file: Found, stream: BufferedIOBase) -> None:
         head = stream.read(8)
         stream.seek(0)
         for magic, packed in _PACKED.items():
@@ -166,8 +167,18 @@ class WebDatasetSource(FilesSource):
 
 
 @dataclass
-class Sample:
-    """Consecutive members of one key. `offset` is where its first header begins, `image` the extension of its image."""
+class TarSample:
+    """Consecutive members of one key.
+
+    Attributes:
+        index: number of the sample, from 0 where reading began.
+        key: the name that its members share.
+        offset: byte at which its first header begins.
+        extensions: those of its members, in order.
+        image: the extension of its image, if it has one.
+        data: the image, once it was read; None with the reason in `error`.
+        condition: the class or caption, once it was read.
+    """
 
     index: int
     key: str
@@ -179,15 +190,22 @@ class Sample:
     condition: str | int | None = None
 
 
-Take = Callable[[Sample, tarfile.TarInfo, str], None]
-"""Gets a member that is wanted of its sample, and its extension."""
+Take = Callable[[TarSample, tarfile.TarInfo, str], None]
+"""Called with a sample, a member that is wanted of it, and the member's extension."""
 
 
-def samples(
+def tar_samples(
     tar: tarfile.TarFile, extension: str | None, condition: str | None = None, take: Take | None = None
-) -> Iterator[Sample]:
-    """The samples from where `tar` stands. `take` may read a member: the best image so far, or the condition."""
-    sample: Sample | None = None
+) -> Iterator[TarSample]:
+    """Yield the samples of a tar.
+
+    Args:
+        tar: read from where it stands.
+        extension: the extension of images; None for that of any image.
+        condition: the extension of conditions, if they are wanted.
+        take: called with each member that is the best image so far or the condition, which it may read.
+    """
+    sample: TarSample | None = None
     count = 0
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
@@ -198,7 +216,7 @@ def samples(
         if sample is None or key != sample.key or found in sample.extensions:
             if sample is not None:
                 yield sample
-            sample = Sample(count, key, member.offset)
+            sample = TarSample(count, key, member.offset)
             count += 1
         sample.extensions[found] = None
         best = _is_image(found, extension) and (sample.image is None or _rank(found) < _rank(sample.image))
@@ -211,7 +229,7 @@ def samples(
 
 
 def refuse_packed(url: str, packed: str = "compression") -> None:
-    """Raise that a compressed tar cannot be read from its middle."""
+    """Raise a DataError: a compressed tar cannot be read from its middle."""
     raise DataError(
         f"{url} is packed with {packed}, so that its samples cannot be sought: unpack it to a plain .tar first "
         "(images hardly shrink)"
@@ -226,8 +244,8 @@ def _rank(extension: str) -> tuple[int, str]:
     return extension.count("."), extension
 
 
-def _tar(stream: Stream) -> tarfile.TarFile:
-    return tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+def _tar(stream: BufferedIOBase) -> tarfile.TarFile:
+    return tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[bytes | None, str | None]:

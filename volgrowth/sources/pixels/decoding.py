@@ -46,19 +46,25 @@ FORMATS = {
 }
 """Pillow's name of each format that is read, and the extensions of its files."""
 EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
+"""The extensions of image files, in lower case, with their dots."""
 
 MAX_CROP = 4
-"""How far an image's aspect may be off the model's: a factor of 4 leaves a quarter of the image."""
+"""Largest factor between an image's aspect and the model's: 4 leaves a quarter of the image."""
 
 REDUCED = 4
-"""How many times the model's sides a JPEG that is not decoded whole has at least."""
+"""Least size of a JPEG that is not decoded whole, in sides of the model's images."""
 
 _ORIENTATION = 0x0112
 _MODES = {1: "L", 3: "RGB"}
 
 
 class BadImage(Exception):  # noqa: N818 - the outcome of a row more than an error
-    """An image that cannot be used, with the `status` of its row and a short reason."""
+    """An image that cannot be used.
+
+    Args:
+        status: the status of its row.
+        message: a short reason.
+    """
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(status, message)
@@ -69,16 +75,19 @@ class BadImage(Exception):  # noqa: N818 - the outcome of a row more than an err
         return f"{self.status}: {self.message}"
 
 
-def decode(data: bytes | None, image_shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
-    """Pixels (C, H, W) uint8 of an encoded image, by the rules of this module.
+def decode_image(data: bytes | None, image_shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
+    """Return the pixels of an encoded image, by the rules of this module.
 
     Args:
-        data: the encoded image; None or empty is undecodable
-        image_shape: (C, H, W) of the model, C 1 or 3
-        max_pixels: largest width * height that is decoded
+        data: the encoded image; None or empty is undecodable.
+        image_shape: (C, H, W) of the model, C 1 or 3.
+        max_pixels: the largest width * height that is decoded.
+
+    Returns:
+        (C, H, W) uint8, contiguous.
 
     Raises:
-        BadImage: whatever is wrong with `data`.
+        BadImage: something is wrong with `data`.
         ValueError: `image_shape` is not a shape of images.
     """
     if len(image_shape) != 3 or image_shape[0] not in _MODES or min(image_shape) < 1:
@@ -98,7 +107,7 @@ def decode(data: bytes | None, image_shape: tuple[int, int, int], max_pixels: in
 
 
 def to_unit(pixels: np.ndarray) -> np.ndarray:
-    """Pixels uint8 as float32 in [-1, 1]: x / 127.5 - 1."""
+    """Return uint8 pixels of any shape as float32 in [-1, 1]: x / 127.5 - 1."""
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
@@ -119,7 +128,8 @@ def _decode(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> 
 def _reduce(image: ImageFile, side: int) -> tuple[float, float] | None:
     """Have a JPEG decoded at a part of its size, with both sides at least `side`.
 
-    Returns its size then where that is no whole number of pixels: the rest of the last row and column is padding.
+    Returns:
+        Its size then, if that is no whole number of pixels: the rest of the last row and column is padding. Else None.
     """
     if image.format not in ("JPEG", "MPO") or min(image.size) < 2 * side:
         return None
@@ -131,7 +141,7 @@ def _reduce(image: ImageFile, side: int) -> tuple[float, float] | None:
 
 
 def _fit(image: Image.Image, inner: tuple[float, float] | None, size: tuple[int, int]) -> Image.Image:
-    """`ImageOps.fit`, for an image of which only the pixels up to `inner` count."""
+    """Return an image cropped and resized as by `ImageOps.fit`, if only its pixels up to `inner` count."""
     if inner is None:
         return ImageOps.fit(image, size, method=Image.Resampling.BILINEAR)
     ratio = size[0] / size[1]
@@ -141,7 +151,7 @@ def _fit(image: Image.Image, inner: tuple[float, float] | None, size: tuple[int,
 
 
 def _open(data: bytes) -> ImageFile:
-    """The image with its header read and its pixels not."""
+    """Return an image of which the header was read and no pixels."""
     Image.init()
     stream = io.BytesIO(data)
     reason = "not an image of a known format"

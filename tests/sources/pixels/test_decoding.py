@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from tests.support.samples import encode, encode_image
 from volgrowth.records import Status
-from volgrowth.sources import BadImage, decode, to_unit
+from volgrowth.sources import BadImage, decode_image, to_unit
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 LIMIT = 10**6
@@ -22,7 +22,7 @@ LIMIT = 10**6
 
 def status(data, shape=(3, 12, 16), limit=LIMIT):
     with pytest.raises(BadImage) as caught:
-        decode(data, shape, limit)
+        decode_image(data, shape, limit)
     assert caught.value.message
     return caught.value.status
 
@@ -39,7 +39,7 @@ def png_header(width, height):
 
 @pytest.mark.parametrize("format_", ["PNG", "BMP", "TIFF", "PPM"])
 def test_an_image_of_the_models_size_is_left_alone(format_):
-    pixels = decode(encode(PIXELS, format_), (3, 12, 16), LIMIT)
+    pixels = decode_image(encode(PIXELS, format_), (3, 12, 16), LIMIT)
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
     np.testing.assert_array_equal(pixels, PIXELS.transpose(2, 0, 1))
@@ -48,7 +48,7 @@ def test_an_image_of_the_models_size_is_left_alone(format_):
 @pytest.mark.parametrize("format_", ["JPEG", "WEBP", "GIF", "JPEG2000", "AVIF"])
 def test_formats_with_loss_are_decoded(format_):
     smooth = np.full_like(PIXELS, 100)
-    pixels = decode(encode(smooth, format_), (3, 12, 16), LIMIT).astype(int)
+    pixels = decode_image(encode(smooth, format_), (3, 12, 16), LIMIT).astype(int)
     assert np.abs(pixels - 100).max() <= 4
 
 
@@ -59,7 +59,7 @@ def test_modes_are_converted_as_pillow_does(mode, channels):
     if mode == "RGBA":
         image.putalpha(77)
     expected = np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(12, 16, channels)
-    pixels = decode(encode_image(image), (channels, 12, 16), LIMIT)
+    pixels = decode_image(encode_image(image), (channels, 12, 16), LIMIT)
     np.testing.assert_array_equal(pixels, expected.transpose(2, 0, 1))
 
 
@@ -67,7 +67,7 @@ def test_modes_are_converted_as_pillow_does(mode, channels):
 def test_other_colours_are_converted(mode):
     bands = [Image.fromarray(PIXELS[..., k % 3].copy()) for k in range(len(Image.new(mode, (1, 1)).getbands()))]
     image = Image.merge(mode, bands)
-    np.testing.assert_array_equal(decode(encode_image(image, "TIFF"), (3, 12, 16), LIMIT), rgb(image))
+    np.testing.assert_array_equal(decode_image(encode_image(image, "TIFF"), (3, 12, 16), LIMIT), rgb(image))
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(256))])
@@ -75,14 +75,14 @@ def test_transparent_palettes_keep_their_colours_without_a_warning(transparency)
     image = Image.fromarray(PIXELS).convert("P")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pixels = decode(encode_image(image, transparency=transparency), (3, 12, 16), LIMIT)
+        pixels = decode_image(encode_image(image, transparency=transparency), (3, 12, 16), LIMIT)
     np.testing.assert_array_equal(pixels, rgb(image))
 
 
 @pytest.mark.parametrize("format_", ["PNG", "TIFF", "PPM"])
 def test_16_bits_are_scaled_and_not_clipped(format_):
     values = np.linspace(0, 65535, 12 * 16).astype(np.uint16).reshape(12, 16)
-    pixels = decode(encode(values, format_), (1, 12, 16), LIMIT)[0]
+    pixels = decode_image(encode(values, format_), (1, 12, 16), LIMIT)[0]
     np.testing.assert_array_equal(pixels, np.round(values / 257))
 
 
@@ -101,24 +101,24 @@ def test_exif_orientation_is_applied(orientation):
     turned.getexif()[0x0112] = orientation
     upright = ImageOps.exif_transpose(turned)
     shape = (3, upright.height, upright.width)
-    np.testing.assert_array_equal(decode(data, shape, LIMIT), rgb(upright))
+    np.testing.assert_array_equal(decode_image(data, shape, LIMIT), rgb(upright))
 
 
 def test_broken_exif_is_taken_as_upright():
     data = encode(PIXELS, exif=b"Exif\0\0garbage that is no TIFF header")
-    np.testing.assert_array_equal(decode(data, (3, 12, 16), LIMIT), PIXELS.transpose(2, 0, 1))
+    np.testing.assert_array_equal(decode_image(data, (3, 12, 16), LIMIT), PIXELS.transpose(2, 0, 1))
 
 
 def test_of_an_animation_the_first_frame_is_taken():
     frames = [Image.new("RGB", (16, 12), colour) for colour in ("red", "blue", "lime")]
     data = encode_image(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(decode(data, (3, 12, 16), LIMIT), rgb(frames[0]))
+    np.testing.assert_array_equal(decode_image(data, (3, 12, 16), LIMIT), rgb(frames[0]))
 
 
 def test_other_sizes_are_cropped_at_the_centre_and_resized():
     image = Image.fromarray(PIXELS).resize((90, 40))
     expected = ImageOps.fit(image, (16, 12), method=Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(decode(encode_image(image), (3, 12, 16), LIMIT), rgb(expected))
+    np.testing.assert_array_equal(decode_image(encode_image(image), (3, 12, 16), LIMIT), rgb(expected))
 
 
 def photograph(width, height, seed=0):
@@ -154,7 +154,7 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(size, decoded, monkeypatc
     data = encode_image(image, "JPEG", quality=90)
     whole = ImageOps.fit(Image.open(io.BytesIO(data)), (16, 16), method=Image.Resampling.BILINEAR)
     sizes = loaded_sizes(monkeypatch)
-    moved = np.abs(decode(data, (3, 16, 16), LIMIT).astype(int) - rgb(whole).astype(int))
+    moved = np.abs(decode_image(data, (3, 16, 16), LIMIT).astype(int) - rgb(whole).astype(int))
     assert sizes[0] == decoded
     assert moved.max() <= (5 if decoded != size else 0)
     assert moved.mean() <= 0.5
@@ -165,7 +165,7 @@ def test_a_turned_jpeg_is_decoded_at_a_part_of_its_size_too(monkeypatch):
     exif[0x0112] = 6
     data = encode_image(image, "JPEG", quality=90, exif=exif)
     sizes = loaded_sizes(monkeypatch)
-    pixels = decode(data, (3, 32, 16), LIMIT)
+    pixels = decode_image(data, (3, 32, 16), LIMIT)
     assert sizes[0] == (256, 128)
     upright = ImageOps.fit(image.transpose(Image.Transpose.ROTATE_270), (16, 32), method=Image.Resampling.BILINEAR)
     assert np.abs(pixels.astype(int) - rgb(upright).astype(int)).mean() < 3  # and the loss of JPEG
@@ -174,7 +174,7 @@ def test_a_turned_jpeg_is_decoded_at_a_part_of_its_size_too(monkeypatch):
 def test_other_formats_are_decoded_whole():
     image = photograph(256, 256)
     expected = ImageOps.fit(image, (16, 16), method=Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(decode(encode_image(image), (3, 16, 16), LIMIT), rgb(expected))
+    np.testing.assert_array_equal(decode_image(encode_image(image), (3, 16, 16), LIMIT), rgb(expected))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -187,7 +187,7 @@ def test_a_truncated_jpeg_is_undecodable_at_a_part_of_its_size_too(share):
 def test_an_aspect_more_than_four_times_off_is_of_the_wrong_shape(size, fits):
     data = encode_image(Image.new("RGB", size))
     if fits:
-        assert decode(data, (3, 8, 8), LIMIT).shape == (3, 8, 8)
+        assert decode_image(data, (3, 8, 8), LIMIT).shape == (3, 8, 8)
     else:
         assert status(data, (3, 8, 8)) is Status.WRONG_SHAPE
 
@@ -202,7 +202,7 @@ def test_a_bomb_is_too_large_by_its_header_without_a_warning(side, limit):
 
 def test_the_limit_is_ours_and_not_pillows(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert decode(encode(PIXELS), (3, 12, 16), 12 * 16).shape == (3, 12, 16)
+    assert decode_image(encode(PIXELS), (3, 12, 16), 12 * 16).shape == (3, 12, 16)
     assert status(encode(PIXELS), limit=12 * 16 - 1) is Status.TOO_LARGE
 
 
@@ -227,21 +227,21 @@ def test_whatever_the_bytes_the_answer_is_pixels_or_a_bad_image(data, format_):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(BadImage):
-            assert decode(bytes(encoded), (3, 12, 16), LIMIT).shape == (3, 12, 16)
+            assert decode_image(bytes(encoded), (3, 12, 16), LIMIT).shape == (3, 12, 16)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (4, 8, 8), (3, 0, 8), (8, 8)])
 def test_a_shape_that_no_image_has_is_the_callers_error(shape):
     with pytest.raises(ValueError, match="image_shape"):
-        decode(encode(PIXELS), shape, LIMIT)
+        decode_image(encode(PIXELS), shape, LIMIT)
 
 
 def test_threads_agree():
     data = [encode(PIXELS, format_) for format_ in ("PNG", "JPEG", "WEBP", "TIFF")] * 10
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda one: decode(one, (3, 8, 8), LIMIT), data))
+        together = list(pool.map(lambda one: decode_image(one, (3, 8, 8), LIMIT), data))
     for pixels, one in zip(together, data, strict=True):
-        np.testing.assert_array_equal(pixels, decode(one, (3, 8, 8), LIMIT))
+        np.testing.assert_array_equal(pixels, decode_image(one, (3, 8, 8), LIMIT))
 
 
 def test_a_bad_image_says_its_status_and_reason():

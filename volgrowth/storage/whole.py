@@ -1,0 +1,101 @@
+"""A file or a folder on a local disk appears under its name whole or not at all.
+
+It is written under a hidden name beside its own, and renamed when all of it is there. An object store needs none of
+this: one upload becomes visible when all of it has arrived.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Give a hidden name beside `path`, and rename what the block wrote there to `path` at its end.
+
+    Where the block raises, what it wrote is removed.
+
+    Args:
+        path: file or folder to publish. A file that is there is replaced, a folder only if it is empty.
+
+    Returns:
+        A context manager that gives the name to write a file or make a folder under.
+    """
+    with _hidden(path) as part:
+        yield part
+        os.replace(part, path)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that survives a power cut once this returns, replacing one that is there."""
+    with published(path) as part:
+        _write(part, data)
+    _flush_names(path.parent)
+
+
+def create_whole(path: Path, data: bytes) -> bool:
+    """Write a file unless there is one; return whether this call did. Of several at once one does."""
+    with _hidden(path) as part:
+        _write(part, data)
+        created = _link(part, path, data)
+    _flush_names(path.parent)
+    return created
+
+
+def hidden_name(path: Path) -> Path:
+    """Return a new hidden name beside a file or folder, which no reader takes for a result."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+
+
+@contextmanager
+def _hidden(path: Path) -> Iterator[Path]:
+    """Give a hidden name beside `path`; what is there at the end is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = hidden_name(path)
+    try:
+        yield part
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        # a name must not survive a power cut that its content does not
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_names(folder: Path) -> None:
+    with suppress(OSError):  # some network file systems cannot
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _link(part: Path, path: Path, data: bytes) -> bool:
+    """Give a file a second name, which fails if that is taken; on a disk without hard links write it there."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        try:
+            file = path.open("xb")
+        except FileExistsError:
+            return False
+        try:
+            with file:
+                file.write(data)
+        except BaseException:
+            path.unlink()
+            raise
+    return True
