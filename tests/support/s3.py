@@ -1,5 +1,6 @@
 """A real S3 server on loopback, and a proxy in front of it that breaks requests on demand."""
 
+import asyncio
 import http.client
 import logging
 import re
@@ -7,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+import types
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +30,7 @@ HOP_BY_HOP = {"connection", "expect", "host", "keep-alive", "transfer-encoding"}
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Moto's server in a thread; its URL."""
+    """Start moto's server in a thread, and give its URL."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -39,7 +41,7 @@ def s3_server() -> Iterator[str]:
 
 
 def environment(endpoint: str) -> dict[str, str]:
-    """The variables by which any S3 client finds the server; for processes too, and for Ray's."""
+    """Return the environment variables by which any S3 client finds the server, in Ray's processes too."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "testing",
@@ -53,7 +55,7 @@ def environment(endpoint: str) -> dict[str, str]:
 
 
 class Bucket:
-    """A fresh bucket, and how to look into it past the code under test and past the proxy."""
+    """A fresh bucket, which is looked into past the code under test and past the proxy."""
 
     def __init__(self, endpoint: str):
         import boto3
@@ -69,25 +71,28 @@ class Bucket:
         self.client.put_object(Bucket=self.name, Key=key, Body=data)
 
     def upload(self, folder: Path, prefix: str) -> str:
-        """Put a folder's files under a prefix; the URL."""
+        """Put a folder's files under a prefix, and return its URL."""
         for path in folder.rglob("*"):
             if path.is_file():
                 self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
         return f"{self.url}/{prefix}"
 
     def objects(self) -> dict[str, bytes]:
-        """Everything that a reader can see."""
+        """Return the bytes of every object that a reader can see, by key."""
         listed = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
         return {o["Key"]: self.client.get_object(Bucket=self.name, Key=o["Key"])["Body"].read() for o in listed}
 
     def open_uploads(self) -> int:
-        """Multipart uploads that were neither completed nor aborted: paid for, and seen by nobody."""
+        """Count the multipart uploads neither completed nor aborted, which are paid for and seen by nobody."""
         return len(self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", []))
 
 
 @dataclass
 class Fault:
-    """What happens to requests of a method whose path and query match, after some that pass; for ever by default."""
+    """A way to break the requests that match: `times` of them (None: all), after the first `after`.
+
+    `method` and `path` are patterns, that of the path for the query too.
+    """
 
     kind: str
     method: str = "PUT"
@@ -222,8 +227,17 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
 
+def _hurried() -> types.ModuleType:
+    """Return asyncio with naps of a fiftieth: clients make as many attempts as ever, with less time between them."""
+    hurried = types.ModuleType("asyncio")
+    hurried.__dict__.update(asyncio.__dict__, sleep=lambda seconds: asyncio.sleep(seconds / 50))
+    return hurried
+
+
 def use(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Point this process, and those it starts, to a server."""
+    """Point this process, and those it starts, to a server. Between attempts this process waits little."""
+    for client in ("s3fs.core", "aiobotocore.endpoint"):
+        monkeypatch.setattr(f"{client}.asyncio", _hurried())
     for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_MAX_ATTEMPTS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment(endpoint).items():

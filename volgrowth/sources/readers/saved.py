@@ -18,7 +18,7 @@ from volgrowth.errors import DataError
 from volgrowth.sources.base import Request, Row, Source
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
-from volgrowth.sources.readers.columns import BATCH_ROWS, choose_columns, rows_of
+from volgrowth.sources.readers.columns import BATCH_ROWS, Columns, choose_columns, rows_of
 from volgrowth.sources.readers.splits import DEFAULT_SPLIT, choose_split
 from volgrowth.storage.failures import store_reason
 from volgrowth.storage.places import Found, LocalPlace, Place
@@ -33,11 +33,14 @@ class DatasetSource(Source):
         where: name of the data set, for people.
         split: the split that is read.
         place: the folder that relative paths in the image column start from.
+        columns: the columns that are read.
     """
 
     where: str
     split: str
     place: LocalPlace
+    columns: Columns
+    _dataset: Any
 
     @abstractmethod
     def _load(self) -> Any:
