@@ -28,7 +28,7 @@ from volgrowth.errors import OutputError, UsageError
 from volgrowth.sources import open_source
 from volgrowth.storage.failures import store_reason
 from volgrowth.storage.urls import is_url
-from volgrowth.storage.whole import hidden_name, published
+from volgrowth.storage.whole import hidden_name, publish_whole
 from volgrowth.version import VERSION
 
 RECEIPT = ".curation.json"
@@ -189,7 +189,7 @@ def _count(form: str, stage: Path, audit: Audit) -> int:
 def _staged(folder: Path) -> Iterator[Path]:
     """A new folder that becomes `folder` at the end, and goes where there is an error."""
     try:
-        with published(folder) as stage:
+        with publish_whole(folder) as stage:
             stage.mkdir()
             yield stage
             if os.path.lexists(folder):  # an empty one would be replaced

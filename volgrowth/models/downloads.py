@@ -20,7 +20,7 @@ from volgrowth.errors import ModelError
 from volgrowth.models.checkpoint_files import PATTERNS, wanted_folders
 from volgrowth.storage.failures import is_absent, store_error
 from volgrowth.storage.urls import filesystem
-from volgrowth.storage.whole import published
+from volgrowth.storage.whole import publish_whole
 
 _TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "created")
 _HERE = "make room in the cache folder, or set XDG_CACHE_HOME to one that you may write to"
@@ -127,7 +127,7 @@ def _download(files: Any, listing: dict[str, _Remote], folder: Path, again: Call
     if folder.is_dir():
         return
     try:
-        with published(folder) as part:
+        with publish_whole(folder) as part:
             for name, remote in listing.items():
                 _fetch(files, remote, part / name)
             if again() != listing:

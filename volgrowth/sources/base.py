@@ -7,10 +7,11 @@ Opening a source reads listings and footers only; images are read by whoever cal
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from volgrowth.sources.listing import Listing, SourceFile
+from volgrowth.storage.places import Found, Place
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,24 @@ class Source(ABC):
 
 
 class FilesSource(Source):
-    """Rows of files that hold several each. A subclass writes `_read_file`."""
+    """Rows of the files in a folder or a store. A subclass writes `_scanned`, which finds the rows of files.
 
-    def _read(self, start: int, stop: int) -> Iterator[Row]:
-        for file, first in self.listing.entries(start, stop):
-            yield from self._read_file(file, first, max(start - first, 0), min(stop - first, file.rows))
+    Args:
+        place: the folder that names of files start from.
+        request: the split and the columns that the user asked for.
+        files: the files of this kind in `place`, sorted; iterated more than once, and not at all if there is a listing.
+        listing: the listing of this data set when it was opened before.
+    """
+
+    def __init__(
+        self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
+    ) -> None:
+        self.place, self.request = place, request
+        self.listing = listing or Listing.build(self.kind, self._scanned(files))
 
     @abstractmethod
-    def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
-        """Yield the rows start..stop-1 of a file, whose first is row `first` of the data set."""
+    def _scanned(self, files: Iterable[Found]) -> Iterable[SourceFile]:
+        """Yield the files that belong to the data set, in order, with their rows."""
 
 
 def content_id(data: bytes) -> str:

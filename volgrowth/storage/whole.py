@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 @contextmanager
-def published(path: Path) -> Iterator[Path]:
+def publish_whole(path: Path) -> Iterator[Path]:
     """Give a hidden name beside `path`, and rename what the block wrote there to `path` at its end.
 
     Where the block raises, what it wrote is removed.
@@ -31,7 +31,7 @@ def published(path: Path) -> Iterator[Path]:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that survives a power cut once this returns, replacing one that is there."""
-    with published(path) as part:
+    with publish_whole(path) as part:
         _write(part, data)
     _flush_names(path.parent)
 

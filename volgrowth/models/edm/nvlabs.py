@@ -24,7 +24,7 @@ from torch import Tensor
 from volgrowth.errors import ModelError, first_line
 from volgrowth.models.edm.model import STEM, inspect_edm
 from volgrowth.models.edm.preconditioning import PRECONDITIONINGS
-from volgrowth.storage.whole import published
+from volgrowth.storage.whole import publish_whole
 
 # NVlabs' default networks, for pickles that omit them
 _MODEL_TYPES = {"iDDPMPrecond": "DhariwalUNet", "EDMPrecond": "DhariwalUNet"}
@@ -62,7 +62,7 @@ def convert_pickle(pickle_path: Path, folder: Path, allow_pickle: bool) -> Path:
 
 def _write(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, what: str) -> None:
     """Write a folder beside the final one, check it and rename it, so that the final one is whole or missing."""
-    with published(folder) as partial:
+    with publish_whole(folder) as partial:
         partial.mkdir()
         save_file(tensors, partial / f"{STEM}.safetensors", metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -3,24 +3,20 @@
 from collections.abc import Iterable, Iterator
 
 from volgrowth.errors import DataError
-from volgrowth.sources.base import Request, Row, Source, content_id
+from volgrowth.sources.base import FilesSource, Request, Row, content_id
 from volgrowth.sources.conditions import OPTIONS
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.pixels.decoding import EXTENSIONS
 from volgrowth.storage.places import Found, Place, printable, read_ahead
 
 
-class FolderSource(Source):
+class FolderSource(FilesSource):
     """The image files in a folder and below, one row each, whether they can be decoded or not.
 
     A file that cannot be read is a row that says so, if it is there as it was listed. A file that has gone or has
     another size ends the run: scores of a data set that is not the one listed could not be measured again.
 
-    Args:
-        place: the folder, or the prefix in a store.
-        request: its split is a folder in `place`, of whose images alone the data set is made.
-        files: the image files in `place`, sorted; not looked at if there is a listing.
-        listing: the listing of this data set when it was opened before.
+    The split is a folder in it, of whose images alone the data set is made. The arguments are those of `FilesSource`.
 
     Raises:
         DataError: a column was asked for, there is no such split, or there are no images.
@@ -32,13 +28,14 @@ class FolderSource(Source):
         self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
     ) -> None:
         _refuse_columns(request)
-        self.place = place
-        below = f"{request.split.strip('/')}/" if request.split else ""
-        self.listing = listing or Listing.build(
-            self.kind, (SourceFile(file.name, file.size, 1) for file in files if file.name.startswith(below))
-        )
+        self._below = f"{request.split.strip('/')}/" if request.split else ""
+        super().__init__(place, request, files, listing)
         if not self.num_rows:
-            _refuse_empty(request.data, below, {file.name.partition("/")[0] for file in files if "/" in file.name})
+            folders = {file.name.partition("/")[0] for file in files if "/" in file.name}
+            _refuse_empty(request.data, self._below, folders)
+
+    def _scanned(self, files: Iterable[Found]) -> Iterable[SourceFile]:
+        return (SourceFile(file.name, file.size, 1) for file in files if file.name.startswith(self._below))
 
     def _read(self, start: int, stop: int) -> Iterator[Row]:
         return read_ahead(self._row, self.listing.entries(start, stop), self.place.threads)

@@ -30,12 +30,8 @@ _NOTHING = pa.chunked_array([], pa.string())
 class ParquetSource(FilesSource):
     """The rows of parquet files, in the order of the files' names.
 
-    Args:
-        place: the folder that file names and relative image paths start from.
-        request: its split is one that the files' names tell; the image column is found by its type when None;
-            without an id column `Row.image_id` is the content's hash.
-        files: the files in `place`, sorted; not looked at if there is a listing.
-        listing: the listing of this data set when it was opened before.
+    The split is one that the files' names tell. Relative paths of images start from the folder, as names of files do.
+    The arguments are those of `FilesSource`.
 
     Raises:
         DataError: a footer cannot be read, there are no rows, or `choose_columns` or `choose_split` refuses.
@@ -46,16 +42,13 @@ class ParquetSource(FilesSource):
     def __init__(
         self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
     ) -> None:
-        self.place = place
-        if listing is None:
-            self.listing = Listing.build(self.kind, self._scanned(request, files))
-            if not self.num_rows:
-                raise DataError(f"{request.data} is an empty data set: its {self.num_files} parquet files hold no rows")
-        else:
-            self.listing = listing
+        super().__init__(place, request, files, listing)
+        if not self.num_rows:
+            raise DataError(f"{request.data} is an empty data set: its {self.num_files} parquet files hold no rows")
+        if listing is not None:
             file, _ = next(listing.entries(0, 1))
             with self.opened(file) as parquet:
-                self._choose(request, file.name, parquet.schema_arrow, lambda column: _NOTHING)
+                self._choose(file.name, parquet.schema_arrow, lambda column: _NOTHING)
 
     @contextmanager
     def opened(self, file: Found | SourceFile, **options: Any) -> Iterator[pq.ParquetFile]:
@@ -81,6 +74,10 @@ class ParquetSource(FilesSource):
                 self.place.changed(file.name, f"{rows} rows", f"{file.rows}")
             yield parquet
 
+    def _read(self, start: int, stop: int) -> Iterator[Row]:
+        for file, first in self.listing.entries(start, stop):
+            yield from self._read_file(file, first, max(start - first, 0), min(stop - first, file.rows))
+
     def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
         name = printable(file.name)
         with self.opened(file) as parquet:
@@ -99,20 +96,20 @@ class ParquetSource(FilesSource):
                 for at in range(position, high):
                     yield Row(first + at, content_id(b""), f"{name}#{at}", None, reason)
 
-    def _scanned(self, request: Request, files: Iterable[Found]) -> Iterator[SourceFile]:
+    def _scanned(self, files: Iterable[Found]) -> Iterator[SourceFile]:
         first = True
-        chosen = files_of_split(files, request.split, request.data)
+        chosen = files_of_split(files, self.request.split, self.request.data)
         for file, schema in read_ahead(self._footer, chosen, self.place.threads):
             if file.rows and first:
                 first = False
-                self._choose(request, file.name, schema, partial(self._head, file))
+                self._choose(file.name, schema, partial(self._head, file))
             elif file.rows:
                 # A worker should not be the first to find that a later file is of another kind.
                 self._check(file.name, schema)
             yield file
 
-    def _choose(self, request: Request, name: str, schema: pa.Schema, peek: Peek) -> None:
-        self.columns = choose_columns(schema, request, peek)
+    def _choose(self, name: str, schema: pa.Schema, peek: Peek) -> None:
+        self.columns = choose_columns(schema, self.request, peek)
         self.condition_names = class_names(schema, self.columns.condition)
         self._first = name, {column: schema.field(column).type for column in self.columns.names}
 

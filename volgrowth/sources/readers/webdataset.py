@@ -44,12 +44,8 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x
 class WebDatasetSource(FilesSource):
     """The samples of tar files, in the order of the files' names.
 
-    Args:
-        place: the folder that file names start from.
-        request: its split is one that the files' names tell; `image_column` and `condition_column` are extensions;
-            `id_column` may be `__key__`, else `Row.image_id` is the content's hash.
-        files: the files in `place`, sorted; not looked at if there is a listing.
-        listing: the listing of this data set when it was opened before.
+    The split is one that the files' names tell. In the request `image_column` and `condition_column` are extensions,
+    and `id_column` may be `__key__`. The arguments are those of `FilesSource`.
 
     Raises:
         DataError: a file is no whole tar, no sample has an image, none has a condition, a condition cannot have such
@@ -61,7 +57,7 @@ class WebDatasetSource(FilesSource):
     def __init__(
         self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
     ) -> None:
-        self.place, self.extension = place, request.image_column and request.image_column.lower().lstrip(".")
+        self.extension = request.image_column and request.image_column.lower().lstrip(".")
         if request.id_column not in (None, _KEY):
             raise DataError(
                 f"{request.data} is a webdataset, and id_column was {request.id_column!r}: expected {_KEY}, a sample's "
@@ -70,7 +66,11 @@ class WebDatasetSource(FilesSource):
         self.keyed = request.id_column == _KEY
         wanted = request.condition_column
         self.condition = None if wanted is None else condition_extension(wanted, request.data, self.extension)
-        self.listing = listing or Listing.build(self.kind, self._scanned(request, files))
+        super().__init__(place, request, files, listing)
+
+    def _read(self, start: int, stop: int) -> Iterator[Row]:
+        for file, first in self.listing.entries(start, stop):
+            yield from self._read_file(file, first, max(start - first, 0), min(stop - first, file.rows))
 
     def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
         index = start // STRIDE * STRIDE
@@ -106,9 +106,9 @@ class WebDatasetSource(FilesSource):
         image_id = key if self.keyed else content_id(sample.data or b"")
         return Row(row, image_id, f"{file}#{key}", sample.data, error, sample.condition)
 
-    def _scanned(self, request: Request, files: Iterable[Found]) -> Iterator[SourceFile]:
+    def _scanned(self, files: Iterable[Found]) -> Iterator[SourceFile]:
         held, seen = Counter[str](), set[str]()
-        chosen = files_of_split(files, request.split, request.data)
+        chosen = files_of_split(files, self.request.split, self.request.data)
         for file, counted, extensions in read_ahead(self._scan, chosen, max(self.place.threads, _SCANS)):
             held += counted
             if len(seen) < _SHOWN:
@@ -121,7 +121,7 @@ class WebDatasetSource(FilesSource):
         for what, wanted, option in asked:
             if not held[what]:
                 raise DataError(
-                    f"{request.data} holds no {what}: no member of its tar files has {wanted}; they have "
+                    f"{self.request.data} holds no {what}: no member of its tar files has {wanted}; they have "
                     f"{', '.join(sorted(seen)[:_SHOWN]) or 'none'}. Name another as {option}"
                 )
 
