@@ -1,7 +1,7 @@
-"""The tables of an audit: their columns, their types and what each means.
+"""The tables of an audit: their columns, the type of each and its meaning.
 
-Columns may be added, never renamed; a reader finds `SCHEMA_VERSION` in the footer of every file. Scores are
-null in rows whose status is not `ok`.
+Columns may be added, never renamed; the footer of every file holds `SCHEMA_VERSION`. Scores are null in rows
+whose status is not `ok`.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,17 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the manifest records of a model.
+    """The manifest's record of a model.
 
     Attributes:
+        name: path, hub id or factory, as the user gave it.
+        kind: family of the model, such as its pipeline class.
         image_shape: (channels, height, width) of its images.
-        latent_shape: of the states in which growth is measured, where those are no images.
-        condition: what it is conditioned on: `class`, `caption` or nothing.
-        has_null: whether it knows what no condition is.
+        hash: of its weights and configuration.
+        parameters: number of the network's parameters, if known.
+        latent_shape: (channels, height, width) of the latents in which growth is measured; None for a model of pixels.
+        condition: kind of condition that the model takes, `class` or `caption`; None if it takes none.
+        has_null: whether the model supports unconditional input.
     """
 
     name: str
@@ -34,20 +38,20 @@ class ModelInfo:
 
     @property
     def state_shape(self) -> tuple[int, ...]:
-        """Of what the flow moves: latents, or images."""
+        """Shape of what the flow moves: of the latents, or of the images of a model without latents."""
         return self.latent_shape or self.image_shape
 
 
 class Status(StrEnum):
-    """What became of a row. Every row of the data set has exactly one."""
+    """Outcome of scoring a row. Every row of the data set has exactly one."""
 
     OK = "ok"
     UNDECODABLE = "undecodable"
-    """the bytes are missing or no image"""
+    """the bytes are missing or are no image"""
     WRONG_SHAPE = "wrong_shape"
     """an image, but not one that the model could have been trained on"""
     TOO_LARGE = "too_large"
-    """more pixels than a decoder should be asked for: a decompression bomb"""
+    """the image has more pixels than a decoder should be asked for: a decompression bomb"""
     NON_FINITE = "non_finite"
     """the measurement gave NaN or infinity"""
     WRONG_CONDITION = "wrong_condition"
@@ -57,99 +61,118 @@ class Status(StrEnum):
 
 
 class Mark(StrEnum):
-    """Why a score should not be taken at face value. A row may carry several."""
+    """A reason not to take a score at face value. A row may carry several."""
 
     ABOVE_CEILING = "above_ceiling"
-    """growth that no exact denoiser can have (see `volgrowth.numerics.growth`): network error"""
+    """the growth is larger than any exact denoiser can have (see `volgrowth.numerics.growth`): network error"""
     SIGN_FLIP = "sign_flip"
-    """a step reversed a tangent: it is too long for the curvature there"""
+    """a step reversed a tangent: the step is too long for the curvature there"""
     CAPTION_CUT = "caption_cut"
     """the model sees only the beginning of the caption"""
 
 
-def _field(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
+def column(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
+    """Return a column of a schema, its meaning in the field's metadata."""
     return pa.field(name, type_, metadata={"meaning": meaning})
 
 
 SCORES = pa.schema(
     [
-        _field("row", pa.int64(), "position in the frozen order, unique"),
-        _field("image_id", pa.string(), "the user's column, else sha256: of the encoded bytes"),
-        _field("source", pa.string(), "where the image came from: file, and row in it"),
-        _field("status", pa.string(), "ok, or what went wrong"),
-        _field("error", pa.string(), "the reason when status is not ok"),
-        _field("growth", pa.float64(), "the preset's headline, raw"),
-        _field("growth_error", pa.float64(), "standard error of growth over its probes; null with one probe"),
-        _field("growth_unconditional", pa.float64(), "growth without the condition; null where none was given"),
-        _field("growth_guided", pa.float64(), "growth of the flow with guidance; null without a guidance scale"),
-        _field("growth_contrast", pa.float64(), "growth - growth_unconditional: what the caption or class adds"),
-        _field("rates", pa.list_(pa.float32()), "growth per noise level, in the order of the manifest"),
-        _field("loss", pa.float64(), "denoising loss: mean squared error of the predicted noise"),
-        _field("lid", pa.float64(), "FLIPD estimate of the local intrinsic dimension, mean over the headline's levels"),
-        _field("noise_norm", pa.float64(), "length of the expected noise at the image, mean over those levels"),
-        _field("sharpness", pa.float64(), "curvature of the log density around the image, mean over those levels"),
-        _field("screen", pa.float64(), "of a cascade: growth at the image itself, one level, one probe; else null"),
-        _field("log_likelihood", pa.float64(), "log density at the smallest level, nats (preset volume)"),
-        _field("tokens_cut", pa.int32(), "tokens of the caption that the model does not see; null without captions"),
-        _field("marks", pa.list_(pa.string()), "why the score should not be taken at face value"),
-        _field("png_bytes", pa.int32(), "size of the model's view of the image as PNG"),
-        _field("variance", pa.float32(), "of the pixels in [-1, 1]"),
-        _field("total_variation", pa.float32(), "mean absolute difference of neighbouring pixels"),
-        _field("mean", pa.float32(), "of the pixels in [-1, 1]"),
-        _field("edge_density", pa.float32(), "share of neighbouring pixels that differ by more than 0.2"),
-        _field("phash", pa.uint64(), "perceptual hash, for near duplicates"),
-        _field("content_hash", pa.uint64(), "hash of the pixels the model sees, for exact duplicates"),
-        _field("nfe", pa.int32(), "network evaluations spent on the row"),
-        _field("batch", pa.int32(), "micro-batch size the row was scored with"),
+        column("row", pa.int64(), "position of the image in the frozen order of the data set; unique"),
+        column("image_id", pa.string(), "id from the user's column, else sha256: of the encoded bytes"),
+        column("source", pa.string(), "file that the image came from, and its row in that file"),
+        column("status", pa.string(), "ok, or the kind of failure"),
+        column("error", pa.string(), "reason of the failure; null where status is ok"),
+        column("growth", pa.float64(), "main score of the preset, before calibration"),
+        column("growth_error", pa.float64(), "standard error of growth over its probes; null with one probe"),
+        column("growth_unconditional", pa.float64(), "growth without the condition; null where none was given"),
+        column("growth_guided", pa.float64(), "growth of the flow with guidance; null without a guidance scale"),
+        column(
+            "growth_contrast", pa.float64(), "growth - growth_unconditional: the part that the caption or class adds"
+        ),
+        column("rates", pa.list_(pa.float32()), "growth at each noise level, in the order of the manifest"),
+        column("loss", pa.float64(), "denoising loss: mean squared error of the predicted noise"),
+        column("lid", pa.float64(), "local intrinsic dimension, estimated by FLIPD; mean over growth's levels"),
+        column(
+            "noise_norm",
+            pa.float64(),
+            "length of the noise that the model expects in the image; mean over those levels",
+        ),
+        column("sharpness", pa.float64(), "curvature of the log density around the image; mean over those levels"),
+        column(
+            "screen", pa.float64(), "in a cascade: growth at the image itself, at one level with one probe; else null"
+        ),
+        column("log_likelihood", pa.float64(), "log density of the image at the smallest level, nats (preset volume)"),
+        column(
+            "tokens_cut",
+            pa.int32(),
+            "number of the caption's tokens that the model does not see; null without captions",
+        ),
+        column("marks", pa.list_(pa.string()), "reasons not to take the score at face value"),
+        column("png_bytes", pa.int32(), "size of the image, as the model sees it, as a PNG file"),
+        column("variance", pa.float32(), "variance of the pixels in [-1, 1]"),
+        column("total_variation", pa.float32(), "mean absolute difference between neighbouring pixels"),
+        column("mean", pa.float32(), "mean of the pixels in [-1, 1]"),
+        column("edge_density", pa.float32(), "share of neighbouring pixels that differ by more than 0.2"),
+        column("phash", pa.uint64(), "perceptual hash, by which near duplicates are found"),
+        column("content_hash", pa.uint64(), "hash of the pixels that the model sees, by which copies are found"),
+        column("nfe", pa.int32(), "number of network evaluations spent on the row"),
+        column("batch", pa.int32(), "number of images in the micro-batch in which the row was scored"),
     ]
 )
 
 FINDINGS = pa.schema(
     [
-        _field("row", pa.int64(), "position in the frozen order, unique"),
-        _field("image_id", pa.string(), "as in scores"),
-        _field("growth", pa.float64(), "as in scores"),
-        _field("expected_growth", pa.float64(), "what an image of this complexity shows anyway"),
-        _field("excess_growth", pa.float64(), "growth - expected_growth"),
-        _field(
+        column("row", pa.int64(), "position of the image in the frozen order of the data set; unique"),
+        column("image_id", pa.string(), "id of the image, as in scores"),
+        column("growth", pa.float64(), "main score of the preset, as in scores"),
+        column("expected_growth", pa.float64(), "growth that an image of this complexity shows anyway"),
+        column("excess_growth", pa.float64(), "growth - expected_growth"),
+        column(
             "p_value",
             pa.float64(),
-            "against held-out images, else of an assumed tail; 1 where outside_range, or screened out",
+            "p-value against held-out images, else of an assumed tail; 1 where outside_range, or screened out",
         ),
-        _field("q_value", pa.float64(), "Benjamini-Hochberg adjusted p_value"),
-        _field("memorized", pa.bool_(), "flagged by curvature: q_value within the rate"),
-        _field("precursor", pa.bool_(), "flagged by denoising loss: loss_q_value within the rate"),
-        _field("cluster", pa.int64(), "smallest row of the group of near duplicates, identical images among them"),
-        _field("copies", pa.int32(), "rows in that group"),
-        _field("identical", pa.int64(), "smallest row with the same pixels: one distinct image, which is tested once"),
-        _field("outside_range", pa.bool_(), "a regressor is beyond all images of the calibration: not judged"),
-        _field("excess_loss", pa.float64(), "loss - expected loss; low is suspicious"),
-        _field("q_value_by", pa.float64(), "Benjamini-Yekutieli adjusted p_value: holds under any dependence"),
-        _field("loss_p_value", pa.float64(), "as p_value, of a loss so low"),
-        _field("loss_q_value", pa.float64(), "Benjamini-Hochberg adjusted loss_p_value"),
-        _field("loss_q_value_by", pa.float64(), "Benjamini-Yekutieli adjusted loss_p_value"),
-        _field("verified_hits", pa.int32(), "samples that reproduced the image; null until verified"),
+        column("q_value", pa.float64(), "p_value adjusted by Benjamini and Hochberg"),
+        column("memorized", pa.bool_(), "the image is flagged by growth: q_value is at most the rate"),
+        column("precursor", pa.bool_(), "the image is flagged by a low loss: loss_q_value is at most the rate"),
+        column("cluster", pa.int64(), "smallest row of the image's group of near duplicates and copies"),
+        column("copies", pa.int32(), "number of rows in that group"),
+        column("identical", pa.int64(), "smallest row with the same pixels: these rows are one image, tested once"),
+        column(
+            "outside_range",
+            pa.bool_(),
+            "image is simpler or more complex than all images of the calibration: not judged",
+        ),
+        column("excess_loss", pa.float64(), "loss - expected loss; low is suspicious"),
+        column("q_value_by", pa.float64(), "p_value adjusted by Benjamini and Yekutieli: holds under any dependence"),
+        column("loss_p_value", pa.float64(), "p-value of a loss as low as this"),
+        column("loss_q_value", pa.float64(), "loss_p_value adjusted by Benjamini and Hochberg"),
+        column("loss_q_value_by", pa.float64(), "loss_p_value adjusted by Benjamini and Yekutieli"),
+        column("verified_hits", pa.int32(), "number of samples that reproduced the image; null until verified"),
     ]
 )
 
 SAMPLES = pa.schema(
     [
-        _field("number", pa.int64(), "of the sample, which with the audit's seed decides its noise"),
-        _field("nearest_row", pa.int64(), "first row of the nearest audited image, where that is nearest"),
-        _field("nearest_holdout_row", pa.int64(), "the same of the held-out set"),
-        _field("distance", pa.float64(), "Euclidean, for pixels in [-1, 1]"),
-        _field("ratio", pa.float64(), "distance over the mean distance to the 50 nearest images"),
-        _field("hit", pa.bool_(), "whether the ratio is so small that the sample is a copy"),
+        column("number", pa.int64(), "number of the sample; with the audit's seed it decides the noise"),
+        column("nearest_row", pa.int64(), "first row of the nearest image if that is an audited one, else null"),
+        column(
+            "nearest_holdout_row", pa.int64(), "first row of the nearest image if that is a held-out one, else null"
+        ),
+        column("distance", pa.float64(), "Euclidean distance to the nearest image, for pixels in [-1, 1]"),
+        column("ratio", pa.float64(), "distance divided by the mean distance to the 50 nearest images"),
+        column("hit", pa.bool_(), "the sample is a copy of the nearest image: ratio is small enough"),
     ]
 )
 
 RETURNS = pa.schema(
     [
-        _field("row", pa.int64(), "the image that was noised and decoded"),
-        _field("flagged", pa.bool_(), "or a control of the same complexity"),
-        _field("matched_row", pa.int64(), "its control, or what it is the control of"),
-        _field("noise_level", pa.float64(), "to which it was noised"),
-        _field("draws", pa.int32(), "noises"),
-        _field("returned", pa.int32(), "how many of them were decoded into the image again"),
+        column("row", pa.int64(), "row of the image that was noised and decoded"),
+        column("flagged", pa.bool_(), "true for a flagged image, false for a control of the same complexity"),
+        column("matched_row", pa.int64(), "row of the image's control, or of the image that it is a control of"),
+        column("noise_level", pa.float64(), "level to which the image was noised"),
+        column("draws", pa.int32(), "number of noises drawn"),
+        column("returned", pa.int32(), "number of draws that were decoded into the image again"),
     ]
 )

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from tests.support.tables import failed, scores
 from volgrowth.analysis import duplicates
+from volgrowth.analysis.distinct import identical_rows
 from volgrowth.analysis.duplicates import (
     RADIUS,
     STEP,
@@ -19,7 +20,6 @@ from volgrowth.analysis.duplicates import (
     Light,
     duplicate_clusters,
     find_leaders,
-    identical_rows,
 )
 from volgrowth.demo.cases import digit_images
 from volgrowth.records import SCORES
@@ -216,3 +216,17 @@ def test_photographs() -> None:
     assert len(set(cluster[: len(images)])) == len(images)
     assert np.mean(cluster[len(images) :] == cluster[: len(images)]) >= 0.85
     assert max(Counter(cluster.tolist()).values()) == 2
+
+
+def test_a_row_without_an_image_does_not_change_the_groups_of_the_others() -> None:
+    """Two images have hashes that are one as float64, which NumPy makes of a column with a null: the smaller leads."""
+    content = [2**63 + 1, 2**63 + 2, 2**63 + 2**20]
+    looks = [0b0110, 0b0000, 0b1001 << 32]  # the first is alike to the second, the second to the third
+    shown = [
+        {"content_hash": hash_, "phash": look | 1 << 40, "mean": 0.0, "variance": 0.25}
+        for hash_, look in zip(content, looks, strict=True)
+    ]
+    alone, _ = duplicate_clusters(scores(*shown))
+    beside, _ = duplicate_clusters(scores(*shown, failed()))
+    assert alone.tolist() == [0, 0, 2]
+    assert beside.tolist() == [0, 0, 2, 3]

@@ -69,6 +69,7 @@ def test_what_samples_prove_is_counted_over_distinct_images() -> None:
             "memorized": [True, True, True, False, False, None],
             "verified_hits": [5, 5, 0, 3, 1, None],
             "growth": [1.0, 1.0, 2.0, 3.0, 4.0, None],
+            "p_value": [0.0, 0.0, 0.0, 0.5, 0.5, None],
             "excess_growth": [9.0, 9.0, 8.0, 7.0, 0.0, None],
         }
     )

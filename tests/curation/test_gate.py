@@ -59,7 +59,7 @@ def test_rows_that_were_not_judged_do_not_dilute(judged):
 
 
 def test_what_cannot_be_told_is_refused(judged):
-    with pytest.raises(OutputError, match=r"no image of .* could be judged, so that there is nothing to check"):
+    with pytest.raises(OutputError, match=r"no image of .* could be judged, so there is nothing to check"):
         gate.check_limit(judged(dict.fromkeys(range(ROWS))), 0.05, 0.0)
     for fdr, allowed, option in (
         (0, 0, "--fdr 0"),

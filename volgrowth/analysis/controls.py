@@ -1,16 +1,22 @@
-"""Controls: for each image of interest another one of the same complexity."""
+"""Controls: for each image of interest another image of the same complexity, to compare it with."""
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-# neighbours looked at first; more where all of them are taken
+# neighbours that are tried first; four times as many while all of them are taken
 CANDIDATES = 16
 
 
 def match_controls(features: np.ndarray, wanted: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """For each index in `wanted` a different index of `allowed` with the nearest features (n, k), in standard units.
+    """Choose a control for each image of interest: the image with the nearest features that is not taken yet.
 
-    Controls are given out in the order of `wanted`, none twice; -1 where all are taken.
+    Args:
+        features: of all images, (n, k); distances are in units of their standard deviation among the allowed images.
+        wanted: positions of the images of interest, (w,), in the order in which they choose.
+        allowed: positions of the images that may be controls, (a,).
+
+    Returns:
+        Position of each image's control, (w,); none stands twice, and -1 where all are taken.
     """
     result = np.full(len(wanted), -1)
     if not len(wanted) or not len(allowed):
@@ -27,7 +33,7 @@ def match_controls(features: np.ndarray, wanted: np.ndarray, allowed: np.ndarray
 
 
 def _nearest_free(tree: cKDTree, point: np.ndarray, taken: set[int]) -> int:
-    """The nearest that is not taken, of which there is one."""
+    """Return the nearest point of the tree that is not taken; there must be one."""
     count = CANDIDATES
     while True:
         _, near = tree.query(point, k=range(1, min(count, tree.n) + 1))

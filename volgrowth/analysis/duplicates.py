@@ -1,4 +1,4 @@
-r"""Identical images, and groups of near duplicates, each within a radius of one of them.
+r"""Groups of near duplicates, each within a radius of one of its images.
 
 Two images are alike when their perceptual hashes differ in at most `RADIUS` of 64 bits and their brightness and
 contrast agree (`Light`); flat images, whose hash means nothing, are alike to none. To join whatever is alike would
@@ -31,28 +31,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.complexity import FLAT
+from volgrowth.analysis.columns import as_mask
+from volgrowth.analysis.distinct import group_names, number_images
 
 RADIUS = 2
 BANDS = RADIUS + 2
 PAIRS = 2**24
 CHUNK = 2**20
 
-# of brightness and contrast of pixels in [-1, 1]: how finely they are known, and how many steps apart two images are
-# alike. In steps, images of one hash and one light cannot be told apart and are searched for once.
+# Brightness and contrast of pixels in [-1, 1] are rounded to steps of `STEP`; images up to `STEPS_APART` steps apart
+# are alike. Images of one hash and one rounded light cannot be told apart, so that they are searched for once.
 STEP = 0.05
 STEPS_APART = 2
 
 
 @dataclass(frozen=True)
 class Light:
-    """Brightness and contrast of images, mean and deviation of their pixels in steps of `STEP`: (n,) int8."""
+    """Light of n images, in steps of `STEP`.
+
+    Attributes:
+        brightness: mean of each image's pixels, (n,) int8.
+        contrast: standard deviation of each image's pixels, (n,) int8.
+    """
 
     brightness: np.ndarray
     contrast: np.ndarray
 
     @classmethod
     def of(cls, scores: pa.Table) -> "Light":
-        """Of rows that all have an image."""
+        """Return the light of all rows of a table of scores; every row must have an image."""
         values = scores["mean"].to_numpy(), np.sqrt(scores["variance"].to_numpy())
         return cls(*(np.round(value / STEP).astype(np.int8) for value in values))
 
@@ -60,67 +67,54 @@ class Light:
         return Light(self.brightness[chosen], self.contrast[chosen])
 
     def agrees(self, other: "Light") -> np.ndarray:
-        """Whether each image agrees with the one of the same place, or with the only one."""
+        """Compare each image with the one in the same place, or with the only one; return a mask, (n,)."""
         apart = np.maximum(abs(self.brightness - other.brightness), abs(self.contrast - other.contrast))
         return apart <= STEPS_APART
 
 
 def has_look(scores: pa.Table) -> np.ndarray:
-    """(rows,) whether a row's perceptual hash means something: it has an image, which is not flat."""
-    look = pc.and_(scores["phash"].is_valid(), pc.greater(scores["variance"], FLAT))
-    return pc.fill_null(look, False).to_numpy().astype(bool)
-
-
-def identical_rows(scores: pa.Table) -> np.ndarray:
-    """(rows,) the smallest row with the same pixels; its own for a row without an image."""
-    return _named(scores["row"].to_numpy(), _images(scores)[0])[0]
+    """Return a mask of the rows whose perceptual hash means something: they have an image, and it is not flat."""
+    return as_mask(pc.and_(scores["phash"].is_valid(), pc.greater(scores["variance"], FLAT)))
 
 
 def duplicate_clusters(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """(rows,) the smallest row of the group of near duplicates, and how many rows are in it.
+    """Group near duplicates.
 
-    Identical images are in one group; a row without an image is a group of its own.
+    Args:
+        scores: with the columns row, phash, content_hash, mean and variance of `records.SCORES`.
+
+    Returns:
+        For each row the smallest row of its group, (rows,), and the number of rows in the group, (rows,). Identical
+        images are in one group; a row without an image is a group of its own.
     """
-    image, first = _images(scores)
-    content = scores["content_hash"].to_numpy()
+    image, first = number_images(scores)
+    # filled first: NumPy has no null in integers, and float64 would round hashes
+    content = pc.fill_null(scores["content_hash"], 0).to_numpy()
     leader = np.arange(len(first))
     seen = np.flatnonzero(has_look(scores)[first])
     shown = scores.select(["phash", "mean", "variance"]).take(pa.array(first[seen]))
     rows = np.bincount(image, minlength=len(first))[seen]
     leader[seen] = seen[_grouped(shown["phash"].to_numpy(), Light.of(shown), rows, content[first[seen]])]
-    return _named(scores["row"].to_numpy(), leader[image])
+    return group_names(scores["row"].to_numpy(), leader[image])
 
 
 def find_leaders(hashes: np.ndarray, light: Light) -> np.ndarray:
-    """(n,) the leader of each image, as its position. Images (n,) come in the order in which they may lead."""
+    """Find the leader of each image.
+
+    Args:
+        hashes: perceptual hashes, (n,) uint64, in the order in which images may lead.
+        light: of the same images.
+
+    Returns:
+        Position of each image's leader, (n,).
+    """
     leader = np.full(len(hashes), -1)
     _lead(_dealt(hashes), light, np.arange(len(hashes)), leader)
     return leader
 
 
-def _images(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """The number of each row's image (rows,), and the first row of each image (images,), as positions.
-
-    Images are in the order of their content hashes, then rows without an image follow, which have a number each.
-    """
-    hashes = scores["content_hash"]
-    known = hashes.is_valid().to_numpy()
-    there, missing = np.flatnonzero(known), np.flatnonzero(~known)
-    _, first, inverse = np.unique(hashes.drop_null().to_numpy(), return_index=True, return_inverse=True)
-    image = np.empty(len(known), np.int64)
-    image[there], image[missing] = inverse, len(first) + np.arange(len(missing))
-    return image, np.concatenate([there[first], missing])
-
-
-def _named(row: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows,) the smallest row of each row's group, and the size of the group, from group numbers (rows,)."""
-    smallest = np.full(group.max(initial=-1) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(smallest, group, row)
-    return smallest[group], np.bincount(group)[group]
-
-
 def _grouped(hashes: np.ndarray, light: Light, rows: np.ndarray, content: np.ndarray) -> np.ndarray:
-    """(images,) one image of each image's group, as its position; from the rows and the content hash of each."""
+    """Return the position of one image of each image's group, (images,). `rows` counts the rows of each image."""
     order = np.lexsort((content, light.contrast, light.brightness, hashes))
     columns = [column[order] for column in (hashes, light.brightness, light.contrast)]
     begins = np.ones(len(order), bool)
@@ -135,7 +129,7 @@ def _grouped(hashes: np.ndarray, light: Light, rows: np.ndarray, content: np.nda
 
 
 def _dealt(hashes: np.ndarray) -> np.ndarray:
-    """Hashes (n,) with their bits in another order, in which those that split them evenly are in different bands."""
+    """Reorder the bits of hashes (n,), so that bits that split the images evenly are in different bands."""
     if not len(hashes):
         return hashes
     share = np.array([np.mean(hashes >> np.uint64(bit) & np.uint64(1)) for bit in range(64)])
@@ -148,14 +142,14 @@ def _dealt(hashes: np.ndarray) -> np.ndarray:
 
 
 def _keys(hashes: np.ndarray) -> Iterator[np.ndarray]:
-    """(n,) the bits of two bands, the others 0, for all pairs of bands."""
+    """Yield for every pair of bands the keys (n,): the hashes with the bits of all other bands set to 0."""
     masks = [sum(1 << bit for bit in band.tolist()) for band in np.array_split(np.arange(64), BANDS)]
     for one, other in combinations(masks, 2):
         yield hashes & np.uint64(one | other)
 
 
 def _lead(hashes: np.ndarray, light: Light, members: np.ndarray, leader: np.ndarray) -> None:
-    """Fill in the leaders of `members`, positions in order, which are alike to no leader before them."""
+    """Fill in the leaders of `members`, positions in order, none of which is alike to a leader found before."""
     pairs = _alike_among(hashes[members], light[members])
     if pairs is not None:
         leader[members] = members[_first_leaders(len(members), *pairs)]
@@ -170,7 +164,7 @@ def _lead(hashes: np.ndarray, light: Light, members: np.ndarray, leader: np.ndar
 
 
 def _alike_among(hashes: np.ndarray, light: Light) -> tuple[np.ndarray, np.ndarray] | None:
-    """All pairs of images that are alike, as positions, the smaller first; None with more than `PAIRS` candidates."""
+    """Return all pairs of images that are alike, the smaller position first; None with more than `PAIRS` candidates."""
     total, pairs = 0, [np.empty((2, 0), np.int64)]
     for key in _keys(hashes):
         order = np.argsort(key, kind="stable")
@@ -188,7 +182,7 @@ def _alike_among(hashes: np.ndarray, light: Light) -> tuple[np.ndarray, np.ndarr
 
 
 def _first_alike(hashes: np.ndarray, light: Light, asked: np.ndarray, asked_light: Light) -> np.ndarray:
-    """(asked,) the first image that each is alike to, as its position; the number of images where there is none."""
+    """Return the position of the first image that each asked one is alike to; the number of images if none is."""
     first = np.full(len(asked), len(hashes))
     for key, asked_key in zip(_keys(hashes), _keys(asked), strict=True):
         order = np.argsort(key, kind="stable")
@@ -205,7 +199,7 @@ def _alike(hashes: np.ndarray, light: Light, others: np.ndarray, others_light: L
 
 
 def _expanded(start: np.ndarray, stop: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All (i, place) with start[i] <= place < stop[i], in order, at most `CHUNK` at a time."""
+    """Yield all (i, place) with start[i] <= place < stop[i], in order, at most `CHUNK` at a time."""
     some = np.flatnonzero(stop > start)
     ends = np.cumsum(stop[some] - start[some])
     for begin in range(0, int(ends[-1]) if len(ends) else 0, CHUNK):
@@ -215,10 +209,10 @@ def _expanded(start: np.ndarray, stop: np.ndarray) -> Iterator[tuple[np.ndarray,
 
 
 def _first_leaders(count: int, early: np.ndarray, late: np.ndarray) -> np.ndarray:
-    """(count,) each image's leader, from all pairs that are alike.
+    """Return each image's leader, (count,), from all pairs that are alike.
 
-    An image leads when no image before it that it is alike to does. In rounds: what waits for none leads, what is alike
-    to a leader does not.
+    An image leads if no image before it that it is alike to leads. They are decided in rounds: an image that waits for
+    no other leads, and an image that is alike to a leader does not.
     """
     leads, undecided = np.zeros(count, bool), np.ones(count, bool)
     one, two = early, late

@@ -1,8 +1,8 @@
-"""Scores become findings: one row per image, calibrated, with its duplicates.
+"""Findings from scores: one row per image, calibrated, with its duplicates.
 
-A cascade leaves most rows with a screen and no other score. The first row of a distinct image decides its test, so that
-only that one is ever measured, and copies that are not share its p-value. What does not pass the screen has the p-value
-1 in growth and in loss, and so has a sampled row, which is measured only to say what the screen lost.
+A cascade leaves most rows with a screen and no other score. The first row of a distinct image with a score decides its
+test, so that only that row is ever measured, and the image's other rows share its p-value. An image that does not pass
+the screen has the p-value 1 in growth and in loss, and so has a sampled row, which is measured only to bound the loss.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,9 @@ from volgrowth.analysis.calibration.expected_scores import (
     pass_screen,
 )
 from volgrowth.analysis.calibration.screening import Screening
-from volgrowth.analysis.duplicates import duplicate_clusters, identical_rows
+from volgrowth.analysis.columns import as_mask
+from volgrowth.analysis.distinct import identical_rows
+from volgrowth.analysis.duplicates import duplicate_clusters
 from volgrowth.errors import DataError, OutputError
 from volgrowth.records import FINDINGS, Status
 
@@ -31,21 +33,24 @@ Columns = dict[str, pa.Array]
 
 @dataclass(frozen=True)
 class Analysis:
-    """Findings of the audited images, of the held-out ones if any, and the calibrations behind them.
+    """Findings and the calibration behind them.
 
-    `screening` is that of a cascade.
+    Attributes:
+        findings: of the audited images, with the columns of `records.FINDINGS`.
+        holdout: the same of the held-out images; None without any.
+        calibration: of growth; None if there are too few images to calibrate.
+        screening: of a cascade; None of a whole audit.
     """
 
     findings: pa.Table
     holdout: pa.Table | None
     calibration: Calibration | None
-    loss_calibration: Calibration | None
     screening: Screening | None = None
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The same rows as measured under a reference model, which adds its score to the regressors."""
+    """Scores of the same rows under a reference model, whose growth becomes one more regressor."""
 
     scores: pa.Table
     holdout: pa.Table | None
@@ -57,10 +62,16 @@ def analyse(
     reference: Reference | None = None,
     screen_share: float | None = None,
 ) -> Analysis:
-    """Findings from tables like `records.SCORES`. Values are null where a row was not scored or not calibrated.
+    """Calibrate scores and find duplicates.
 
     Args:
-        screen_share: of a cascade: the share of the held-out images that passes its screen.
+        scores: of the audited images, with the columns of `records.SCORES`.
+        holdout_scores: of the held-out images.
+        reference: scores of the same rows under a reference model.
+        screen_share: share of the held-out images that passes the screen of a cascade; None for a whole audit.
+
+    Returns:
+        The findings; their values are null in rows that were not scored or not calibrated.
 
     Raises:
         DataError: too few held-out images are usable for a cascade.
@@ -71,7 +82,7 @@ def analyse(
         holdout = _Scored(holdout_scores, reference.holdout if reference else None)
     passed = None if screen_share is None else _screen(audited, holdout, screen_share)
     growth = _calibrate(audited, holdout, "growth", 1, passed)
-    whole = holdout if passed and holdout else audited  # of a cascade's audited rows few are measured
+    whole = holdout if passed and holdout else audited  # a cascade measures few of the audited rows
     loss = _calibrate(audited, holdout, "loss", -1, passed) if whole.measured("loss") else None
     held_findings = None
     if holdout is not None:
@@ -79,11 +90,11 @@ def analyse(
         held_findings = _findings(holdout, {} if expected is None else _expectation(holdout, expected))
     findings = _findings(audited, _calibrated(audited, growth, loss, passed))
     screening = _screening(audited, findings, growth, passed) if growth and passed else None
-    return Analysis(findings, held_findings, growth, loss, screening)
+    return Analysis(findings, held_findings, growth, screening)
 
 
 def _screen(audited: "_Scored", holdout: "_Scored | None", share: float) -> Passing:
-    """What passes the screen."""
+    """Decide which images pass the screen."""
     passed = None if holdout is None else pass_screen(audited.images("screen", 1), holdout.images("screen", 1), share)
     if passed is None:
         raise DataError(
@@ -94,23 +105,28 @@ def _screen(audited: "_Scored", holdout: "_Scored | None", share: float) -> Pass
 
 
 def _screening(audited: "_Scored", findings: pa.Table, growth: Calibration, passed: Passing) -> Screening:
-    """The distinct images within the calibration's range, by their first rows."""
+    """Describe the screening of the distinct images within the calibration's range, by their first rows."""
     assert growth.unscreened_p_value is not None
     first = audited.first
     judged = first[~growth.outside[first]]
-    flagged = pc.fill_null(findings.filter(pa.array(audited.mask))["memorized"], False).to_numpy()
+    flagged = as_mask(findings.filter(pa.array(audited.mask))["memorized"])
     return Screening(
         row=audited.table["row"].to_numpy()[judged],
         passed=passed.audited[judged],
         measured=audited.table["growth"].is_valid().to_numpy()[judged],
-        flagged=flagged.astype(bool)[judged],
+        flagged=flagged[judged],
         p_value=growth.unscreened_p_value[judged],
         tests=len(first),
     )
 
 
 def check_columns(findings: pa.Table, url: str, *names: str) -> None:
-    """Refuse the findings of an audit at `url` that lack a column.
+    """Check that the findings of an audit have some columns.
+
+    Args:
+        findings: read from the audit.
+        url: of the audit.
+        *names: of the columns that are needed.
 
     Raises:
         OutputError: an older version wrote them.
@@ -124,7 +140,7 @@ def check_columns(findings: pa.Table, url: str, *names: str) -> None:
 
 
 class _Scored:
-    """A table of scores, which of its rows were scored, and what calibration needs of those."""
+    """A table of scores: which of its rows were scored, and the arrays of those that calibration needs."""
 
     def __init__(self, scores: pa.Table, reference: pa.Table | None):
         self.scores = scores
@@ -139,14 +155,14 @@ class _Scored:
         return self.table.num_rows > 0 and self.table.column(column).null_count == 0
 
     def images(self, column: str, sign: int) -> ScoredImages:
-        """With sign * column as the score, so that high is suspicious; NaN where it is null."""
+        """Return the scored rows with sign * column as the score, so that high is suspicious; NaN where it is null."""
         features = regressors(self.table)
         if self.reference is not None:
             features = np.column_stack([features, self.reference.column(column).to_numpy()])
         return ScoredImages(features, sign * self.table.column(column).to_numpy(), self.content)
 
     def full(self, values: np.ndarray) -> pa.Array:
-        """Values of the scored rows among all rows, null elsewhere and where NaN."""
+        """Return values of the scored rows as a column of all rows; null in the other rows, and where they are NaN."""
         return pa.array(values, from_pandas=True).take(pa.array(np.cumsum(self.mask) - 1, mask=~self.mask))
 
 
@@ -162,7 +178,7 @@ def _calibrate(
 def _calibrated(
     audited: _Scored, growth: Calibration | None, loss: Calibration | None, passed: Passing | None
 ) -> Columns:
-    """The columns of the audited images' findings that calibration gives, of full length."""
+    """Return the columns of the audited images' findings that calibration gives."""
     if growth is None:
         return {}
     columns = _expectation(audited, growth.expected)
@@ -171,7 +187,7 @@ def _calibrated(
         columns["excess_loss"] = audited.full(audited.images("loss", 1).score + loss.expected)
     for name, prefix, calibration in (("memorized", "", growth), ("precursor", "loss_", loss)):
         if calibration is not None:
-            # taken out before the adjustment: taken out after it they would loosen the rate for all others
+            # images outside the range get p = 1 before the adjustment: afterwards they would loosen it for all others
             p_value = np.where(growth.outside, 1.0, calibration.p_value)
             if passed:
                 p_value = p_value[audited.first][audited.copy_of]

@@ -1,8 +1,8 @@
-"""Whether an audit found more memorized images than is allowed: a gate for CI, and its result in three forms.
+"""A gate for CI, which fails if an audit found more memorized images than are allowed, and its result in three forms.
 
-Counted are distinct images, as for the error rate: what the model sees as the same pixels is one. An image is flagged
-where its q_value is at most the rate, and judged where it has a score and is within the calibration's range. The gate
-compares the share flagged / judged with what is allowed.
+The gate counts distinct images, as the error rate does: rows that the model sees as the same pixels are one image. An
+image is flagged if its q_value is at most the rate, and judged if it has a score and is within the calibration's range.
+The gate compares the share flagged / judged with the share that is allowed.
 """
 
 import re
@@ -16,13 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.error_rates import fewest_flags, rows_needed
+from volgrowth.analysis.columns import as_floats
+from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.summary import ASSUMPTION
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
 
 LISTED = 20
-"""Flagged images that are named."""
+"""The most flagged images that are named."""
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
@@ -30,14 +32,21 @@ _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 
 @dataclass(frozen=True)
 class Gate:
-    """What was found, and what is allowed.
+    """The result of a gate.
 
     Attributes:
-        name: the audit's URL.
-        flagged, judged: distinct images.
-        rows: of the data set, and `flagged_rows` those of flagged images, `unjudged_rows` those that say nothing.
-        images: the `LISTED` most certain flagged ones: row, image_id, excess_growth, q_value, copies.
-        notes: sentences for people.
+        name: URL of the audit.
+        data: name of the data set.
+        model: name of the model.
+        fdr: false-discovery rate at which images are flagged.
+        max_flagged: largest share of the judged images that may be flagged.
+        flagged: number of distinct images that are flagged.
+        judged: number of distinct images that are judged.
+        rows: number of rows of the data set.
+        flagged_rows: number of rows of flagged images.
+        unjudged_rows: number of rows that are not judged.
+        images: the `LISTED` most certain flagged images: row, image_id, excess_growth, q_value and copies of each.
+        notes: warnings, in sentences.
     """
 
     name: str
@@ -55,17 +64,17 @@ class Gate:
 
     @property
     def share(self) -> float:
-        """Of the judged images that is flagged."""
+        """Share of the judged images that is flagged."""
         return self.flagged / self.judged
 
     @property
     def passed(self) -> bool:
-        """Whether no more is flagged than is allowed."""
+        """True if no larger share is flagged than is allowed."""
         return self.share <= self.max_flagged
 
     @property
     def sentence(self) -> str:
-        """The result in words."""
+        """The result in one sentence."""
         return (
             f"{self.flagged:,} of {self.judged:,} distinct images ({self.share:.3%}) are flagged as memorized at a "
             f"false-discovery rate of {self.fdr:.3g}: {'within' if self.passed else 'more than'} the "
@@ -74,10 +83,15 @@ class Gate:
 
 
 def check_limit(audit: Audit, fdr: float, max_flagged: float) -> Gate:
-    """Hold a finished audit against what is allowed.
+    """Compare the share of flagged images of a finished audit with the share that is allowed.
+
+    Args:
+        audit: finished and calibrated.
+        fdr: false-discovery rate at which images are flagged, in (0, 1).
+        max_flagged: largest allowed share of flagged images among the judged ones, in [0, 1].
 
     Raises:
-        UsageError: a rate or share that is none.
+        UsageError: `fdr` or `max_flagged` is out of range.
         OutputError: no image could be judged, so that passing would mean nothing.
     """
     if not 0 < fdr < 1:
@@ -85,36 +99,32 @@ def check_limit(audit: Audit, fdr: float, max_flagged: float) -> Gate:
     if not 0 <= max_flagged <= 1:
         raise UsageError(f"--max-flagged {max_flagged:g}: expected a share, from 0 to 1")
     findings = audit.findings
-    q_value = pc.fill_null(findings["q_value"], np.nan).to_numpy()
+    q_value = as_floats(findings["q_value"])
     judged = np.isfinite(q_value) & ~pc.fill_null(findings["outside_range"], True).to_numpy().astype(bool)
     if not judged.any():
         raise OutputError(
-            f"no image of {audit.store.url} could be judged, so that there is nothing to check: audit it with --holdout"
+            f"no image of {audit.store.url} could be judged, so there is nothing to check: audit it with --holdout"
         )
     check_columns(findings, audit.store.url, "identical")
-    identical = findings["identical"].to_numpy()
-    flagged = judged & (q_value <= fdr)
-    distinct, images = len(np.unique(identical[judged])), len(np.unique(identical[flagged]))
+    first, flagged = first_rows(findings), judged & (q_value <= fdr)
+    distinct = int((judged & first).sum())
     return Gate(
         name=audit.store.url,
         data=audit.frozen.data.name,
         model=audit.frozen.model.name,
         fdr=fdr,
         max_flagged=max_flagged,
-        flagged=images,
+        flagged=int((flagged & first).sum()),
         judged=distinct,
         rows=len(findings),
         flagged_rows=int(flagged.sum()),
         unjudged_rows=int((~judged).sum()),
-        images=_worst(findings, identical, flagged),
+        images=_most_certain(findings.filter(pa.array(flagged & first))),
         notes=tuple(_notes(audit, distinct, fdr, max_flagged)),
     )
 
 
-def _worst(findings: pa.Table, identical: np.ndarray, flagged: np.ndarray) -> tuple[dict[str, Any], ...]:
-    rows = np.flatnonzero(flagged)
-    _, first = np.unique(identical[rows], return_index=True)
-    found = findings.take(pa.array(rows[np.sort(first)]))
+def _most_certain(found: pa.Table) -> tuple[dict[str, Any], ...]:
     found = found.sort_by([("q_value", "ascending"), ("excess_growth", "descending")]).slice(0, LISTED)
     return tuple(found.select(["row", "image_id", "excess_growth", "q_value", "copies"]).to_pylist())
 
@@ -134,7 +144,7 @@ def _notes(audit: Audit, judged: int, fdr: float, max_flagged: float) -> list[st
 
 
 def gate_text(gate: Gate) -> str:
-    """For a terminal."""
+    """Write the result for a terminal."""
     images = [
         f"  row {image['row']}: {image['image_id']}, excess growth {image['excess_growth']:.3g}, "
         f"q {image['q_value']:.2g}, {image['copies']} in its cluster"
@@ -148,7 +158,7 @@ def gate_text(gate: Gate) -> str:
 
 
 def gate_markdown(gate: Gate) -> str:
-    """GitHub-flavoured, such as for a job's summary."""
+    """Write the result as GitHub-flavoured Markdown, such as for the summary of a job."""
     facts = {
         "audit": _escaped(gate.name),
         "model": _escaped(gate.model),
@@ -163,24 +173,19 @@ def gate_markdown(gate: Gate) -> str:
     ]
     if gate.images:
         of = f"The {len(gate.images)} most certain of {gate.flagged:,}" if gate.flagged > LISTED else "Flagged images"
-        cells = [
-            (
-                str(i["row"]),
-                _escaped(i["image_id"]),
-                f"{i['excess_growth']:.3g}",
-                f"{i['q_value']:.2g}",
-                str(i["copies"]),
-            )
-            for i in gate.images
+        table = ["| row | image | excess growth | q | in its cluster |", "|--:|---|--:|--:|--:|"]
+        table += [
+            f"| {each['row']} | {_escaped(each['image_id'])} | {each['excess_growth']:.3g} | {each['q_value']:.2g} "
+            f"| {each['copies']} |"
+            for each in gate.images
         ]
-        head = "| row | image | excess growth | q | in its cluster |\n|--:|---|--:|--:|--:|"
-        lines += [f"{of}:", "\n".join([head, *(f"| {' | '.join(row)} |" for row in cells)])]
+        lines += [f"{of}:", "\n".join(table)]
     lines += [f"> {note}" for note in gate.notes]
     return "\n\n".join(lines)
 
 
 def gate_junit(gate: Gate) -> bytes:
-    """An XML file of one test, for whatever shows those."""
+    """Write the result as a JUnit file of one test, which CI systems show, in UTF-8."""
     counts = {"tests": "1", "failures": str(int(not gate.passed)), "errors": "0", "skipped": "0"}
     suites = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(suites, "testsuite", {"name": "volgrowth check", **counts})
@@ -194,10 +199,10 @@ def gate_junit(gate: Gate) -> bytes:
 
 
 def _xml(text: str) -> str:
-    """Without the characters that XML cannot hold."""
+    """Escape the characters that XML cannot hold."""
     return _NOT_XML.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def _escaped(text: str) -> str:
-    """So that Markdown and HTML take every character as it is."""
+    """Escape punctuation, so that Markdown and HTML take every character as it is."""
     return _PUNCTUATION.sub(r"\\\1", " ".join(text.split()))

@@ -1,16 +1,16 @@
-"""What to do with each row of an audited data set: findings and a policy become a list.
+"""Decide what to do with each row of an audited data set: findings and a policy become a list.
 
-Rows of one `cluster` are one picture, and what is decided about one of them is decided about all: a picture is flagged
-where any of its rows is. The first of these that fits a row decides it:
+Rows of one `cluster` are one picture: if any of its rows is flagged, all of them are. The first of these rules that
+fits a row decides its action:
 
-1. it is on the allow-list: `keep`
-2. it, or a row of its cluster, is opted out: `drop`
-3. it is flagged. Action `drop` drops it. `dedupe` keeps the smallest row of its cluster, or the allowed ones instead,
-   and drops the others. `downweight` gives each row of the cluster one over their number: one effective copy. What has
-   no copies has none to take away: these two leave it to `review`
-4. samples reproduced it and it is not flagged, or it was not judged (no score, or outside the range of the
-   calibration): `review`
-5. otherwise: `keep`
+1. The row is on the allow-list: `keep`.
+2. The row, or another of its cluster, is opted out: `drop`.
+3. The row is flagged. The policy's action `drop` drops it. `dedupe` keeps the smallest row of its cluster, or the
+   allowed rows instead, and drops the others. `downweight` gives each row of the cluster a weight of one over their
+   number: one effective copy. These two leave a picture without copies to `review`: there is no copy to take away.
+4. Samples reproduced the row and it is not flagged, or it was not judged (it has no score, or is outside the range of
+   the calibration): `review`.
+5. Otherwise: `keep`.
 
 `review` changes nothing in an applied data set; it says that a person should look.
 """
@@ -26,53 +26,53 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.error_rates import FDR
+from volgrowth.analysis.columns import as_mask
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
-from volgrowth.records import Status
+from volgrowth.records import Status, column
 from volgrowth.storage.store import Store
 
 
 class Action(StrEnum):
-    """What becomes of a row. Every row of the data set has exactly one."""
+    """Fate of a row in the curated data set. Every row has exactly one."""
 
     KEEP = "keep"
     DROP = "drop"
     DOWNWEIGHT = "downweight"
-    """stays, with a weight below one"""
+    """the row stays, with a weight below one"""
     REVIEW = "review"
-    """stays, and a person should look at it"""
-
-
-def _field(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
-    return pa.field(name, type_, metadata={"meaning": meaning})
+    """the row stays, and a person should look at it"""
 
 
 CURATION = pa.schema(
     [
-        _field("row", pa.int64(), "position in the frozen order, unique"),
-        _field("image_id", pa.string(), "as in findings"),
-        _field("source", pa.string(), "as in scores"),
-        _field("action", pa.string(), "keep, drop, downweight or review"),
-        _field("weight", pa.float64(), "of the row in training: 1, or less where downweight, 0 where drop"),
-        _field("reason", pa.string(), "why not simply keep"),
-        _field("excess_growth", pa.float64(), "as in findings"),
-        _field("p_value", pa.float64(), "as in findings"),
-        _field("q_value", pa.float64(), "as in findings"),
-        _field("cluster", pa.int64(), "as in findings"),
-        _field("audit", pa.string(), "what the list is of: the first digits of the digest of the audit's plan"),
+        column("row", pa.int64(), "position of the image in the frozen order of the data set; unique"),
+        column("image_id", pa.string(), "id of the image, as in scores"),
+        column("source", pa.string(), "file that the image came from, as in scores"),
+        column("action", pa.string(), "keep, drop, downweight or review"),
+        column("weight", pa.float64(), "weight of the row in training: 1, less for downweight, 0 for drop"),
+        column("reason", pa.string(), "reason of the action; empty where the row is simply kept"),
+        column("excess_growth", pa.float64(), "growth - expected_growth, as in findings"),
+        column("p_value", pa.float64(), "p-value, as in findings"),
+        column("q_value", pa.float64(), "p_value adjusted by Benjamini and Hochberg, as in findings"),
+        column("cluster", pa.int64(), "smallest row of the group of near duplicates, as in findings"),
+        column("audit", pa.string(), "audit that the list was made from: first digits of its manifest's digest"),
     ]
 )
 
 
 @dataclass(frozen=True)
 class CurationPolicy:
-    """What is flagged, and what is done about it.
+    """Rule that decides which pictures are flagged, and the action on those that are.
 
     Attributes:
-        by: `fdr` flags what has at most `limit` as q_value, `max_score` what has more than it as excess_growth, `top_k`
-            the `limit` pictures highest in excess_growth, and those that are equal to the last of them.
-        allow, opt_out: image ids or sources of rows.
+        by: `fdr` flags pictures whose q_value is at most `limit`, `max_score` those whose excess_growth is above
+            `limit`, and `top_k` the `limit` highest in excess_growth, with those that tie with the last of them.
+        limit: see `by`.
+        action: on flagged pictures; see the module.
+        allow: image ids or sources of rows that are always kept.
+        opt_out: image ids or sources of rows that are always dropped.
     """
 
     by: Literal["fdr", "top_k", "max_score"] = "fdr"
@@ -95,22 +95,25 @@ class CurationPolicy:
 
 
 def make_list(audit: Audit, policy: CurationPolicy) -> pa.Table:
-    """The list of a finished audit, one row per image, in row order.
+    """Make the list of a finished audit.
+
+    Returns:
+        A table with the columns of `CURATION`, one row per row of the data set, in row order.
 
     Raises:
-        UsageError: an allowed or opted-out id is of no row, or a row is both.
-        OutputError: nothing was calibrated, so that the policy could flag nothing.
+        UsageError: no row has an allowed or opted-out id, or a row is both allowed and opted out.
+        OutputError: no row was calibrated, so that the policy could flag none.
     """
     return decide_actions(audit.findings, thin_scores(audit, "source", "status"), policy, list_digest(audit))
 
 
 def list_digest(audit: Audit) -> str:
-    """What a list says it is of."""
+    """Return the name of an audit in its lists: the first digits of its manifest's digest."""
     return audit.frozen.digest.removeprefix("sha256:")[:16]
 
 
 def thin_scores(audit: Audit, *columns: str) -> pa.Table:
-    """Some columns of the scores, in row order; fragments are read one at a time."""
+    """Read some columns of the scores, in row order, one fragment at a time."""
     shards = [shard for shard in audit.frozen.shards if shard.folder == SCORES_FOLDER]
     names = list(columns)
     tables = [audit.store.read_table(shard.name).select(names).replace_schema_metadata() for shard in shards]
@@ -118,13 +121,13 @@ def thin_scores(audit: Audit, *columns: str) -> pa.Table:
 
 
 def store_of(file: str) -> tuple[Store, str]:
-    """The folder, and the name in it, of a path or URL of a file."""
+    """Split the path or URL of a file into its folder, as a store, and its name."""
     folder, _, name = file.rpartition("/")
     return Store(folder or ("/" if file.startswith("/") else ".")), name
 
 
 def decide_actions(findings: pa.Table, scores: pa.Table, policy: CurationPolicy, audit: str) -> pa.Table:
-    """The list, from findings and the columns `source` and `status` of the scores; raises as `make_list`."""
+    """Make the list from findings and the columns `source` and `status` of the scores; raises as `make_list`."""
     names = scores["source"]
     allowed = _named(policy.allow, findings["image_id"], names, "--allow")
     opted_out = _named(policy.opt_out, findings["image_id"], names, "--opt-out")
@@ -152,13 +155,13 @@ def decide_actions(findings: pa.Table, scores: pa.Table, policy: CurationPolicy,
 
 
 class _Rows:
-    """What the rules look at, as arrays over all rows."""
+    """Arrays over all rows that the rules look at."""
 
     def __init__(self, findings: pa.Table, scores: pa.Table, policy: CurationPolicy):
         self.policy = policy
-        self.outside = pc.fill_null(findings["outside_range"], False).to_numpy().astype(bool)
+        self.outside = as_mask(findings["outside_range"])
         self.status = scores["status"]
-        self.scored = pc.equal(self.status, Status.OK.value).to_numpy().astype(bool)
+        self.scored = as_mask(pc.equal(self.status, Status.OK.value))
         self.hits = pc.fill_null(findings["verified_hits"], 0).to_numpy()
         self.cluster = findings["cluster"].to_numpy()
         _, self.first, self.group, sizes = np.unique(
@@ -174,7 +177,7 @@ class _Rows:
         self.flagged = self.score[self.best] >= self.threshold
 
     def _threshold(self) -> float:
-        """The smallest score that flags."""
+        """Return the smallest score that is flagged."""
         limit, best = self.policy.limit, np.sort(self.score[self.best[self.first]])
         if self.policy.by == "top_k" and not limit:
             return np.inf
@@ -189,13 +192,13 @@ class _Rows:
         return -limit if self.policy.by == "fdr" else np.nextafter(limit, np.inf)
 
     def any_of_cluster(self, rows: np.ndarray) -> np.ndarray:
-        """Whether a row's cluster has one of `rows`."""
+        """Return a mask of the rows whose cluster has one of the masked `rows`."""
         return np.bincount(self.group, rows)[self.group] > 0
 
     def rules(
         self, allowed: np.ndarray, opted_out: np.ndarray
     ) -> list[tuple[np.ndarray, Action, Callable[[int], str]]]:
-        """All but the last, in their order: which rows fit, what is done, and why."""
+        """Return the rules in their order, without the last: rows that fit, action, and reason for a row."""
 
         def departed(row: int) -> str:
             return "opted out" if opted_out[row] else f"an image of its cluster, {self.cluster[row]}, opted out"
@@ -234,7 +237,7 @@ class _Rows:
         return [*rules, kept, (everything, Action.DROP, one_of)]
 
     def _why(self, row: int) -> str:
-        """Why a row is flagged, by itself or through its cluster."""
+        """Say why a row is flagged, by itself or through its cluster."""
         if self.score[row] < self.threshold:
             return f"in the cluster of row {self.best[row]}: {self._why(int(self.best[row]))}"
         value, limit = self.value[row], self.policy.limit
@@ -246,7 +249,7 @@ class _Rows:
 
 
 def _named(ids: frozenset[str], image_id: pa.ChunkedArray, source: pa.ChunkedArray, option: str) -> np.ndarray:
-    """(n,) the rows whose image id or source is one of `ids`."""
+    """Return a mask of the rows whose image id or source is one of `ids`."""
     wanted = pa.array(sorted(ids), pa.string())
     by_id, by_source = pc.is_in(image_id, value_set=wanted), pc.is_in(source, value_set=wanted)
     found = {*image_id.filter(by_id).to_pylist(), *source.filter(by_source).to_pylist()}
@@ -256,4 +259,4 @@ def _named(ids: frozenset[str], image_id: pa.ChunkedArray, source: pa.ChunkedArr
             f"{option} names {unknown[0]!r}{more}, which is neither an image_id nor a source of the audited rows: "
             f"correct or remove it"
         )
-    return pc.or_(by_id, by_source).to_numpy().astype(bool)
+    return as_mask(pc.or_(by_id, by_source))

@@ -1,10 +1,11 @@
-r"""Proof by sampling: which training images a model really reproduces, and what that says of the flags.
+r"""Proof by sampling: which training images a model really reproduces, and how many of the flags that confirms.
 
 A sample hits the image nearest to it when it is much nearer to that one than to the others around it: distance to the
-nearest over the mean distance to the `NEIGHBOURS` nearest below `RATIO` (the rule of FINDINGS section 2, after Carlini
-et al., arXiv 2301.13188), among the distinct images of the training set and of a held-out set together. Held-out images
-cannot be memorized, so their hits are what the rule finds by chance, most of all between plain images, which lie
-close to one another. An image is reproduced with at least h hits, h the smallest number that is at least 2, at least a
+nearest over the mean distance to the `NEIGHBOURS` nearest below `RATIO` (after Carlini et al., arXiv 2301.13188), among
+the distinct images of the training set and of a held-out set together. Held-out images cannot be memorized, so their
+hits are what the rule finds by chance, most of all between plain images, which lie close to one another.
+
+An image is reproduced with at least h hits, h the smallest number that is at least 2, at least a
 share `MIN_SHARE` of the samples, and at which
 
     (held-out images with h hits) * (training images / held-out images) <= FALSE_SHARE * (training images with h hits)
@@ -14,6 +15,7 @@ The share of flagged images that are reproduced is a binomial proportion; its in
 next ones.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
@@ -24,6 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import binom, binomtest
 
+from volgrowth.analysis.columns import as_mask
+from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 
 RATIO = 0.4
@@ -38,12 +42,12 @@ POWER = 0.95
 
 @dataclass(frozen=True)
 class Reproduced:
-    """What samples hit.
+    """Hits of samples on N training images and M held-out images.
 
     Attributes:
-        hits: (N,) of each training image.
-        holdout_hits: (M,) of each held-out image.
-        min_hits: from how many hits on an image counts as reproduced.
+        hits: number of samples that hit each training image, (N,).
+        holdout_hits: number of samples that hit each held-out image, (M,).
+        min_hits: number of hits from which on an image counts as reproduced.
     """
 
     hits: np.ndarray
@@ -52,12 +56,12 @@ class Reproduced:
 
     @property
     def images(self) -> np.ndarray:
-        """(N,) whether each training image is reproduced."""
+        """Mask of the training images that are reproduced, (N,)."""
         return self.hits >= self.min_hits
 
     @property
     def rule(self) -> str:
-        """The rule in words."""
+        """The rule that decides, in words."""
         return (
             f"a sample hits an image when it is nearer to it than {RATIO:g} times the mean distance to its "
             f"{NEIGHBOURS} nearest; {self.min_hits} hits make an image reproduced, since so many held-out images have: "
@@ -66,9 +70,14 @@ class Reproduced:
 
 
 def hit_groups(distance: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """(S,) the group that each sample hits, -1 for none, from its nearest groups: (S, k) distances and numbers.
+    """Decide which image each sample hits.
 
-    Distances are sorted, and infinite where there are fewer than k groups.
+    Args:
+        distance: from each sample to its k nearest images, (S, k), sorted; infinite where there are fewer than k.
+        group: numbers of those images, (S, k).
+
+    Returns:
+        Number of the image that each sample hits, (S,); -1 for none.
     """
     known = np.isfinite(distance)
     mean = np.where(known, distance, 0).sum(1) / np.maximum(known.sum(1), 1)
@@ -76,7 +85,7 @@ def hit_groups(distance: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def decide_reproduced(hits: np.ndarray, holdout_hits: np.ndarray, samples: int) -> Reproduced:
-    """The rule on hits of training images (N,) and held-out images (M,) by so many samples."""
+    """Decide which images are reproduced, from the hits of N training and M held-out images by so many samples."""
     min_hits = max(MIN_HITS, ceil(MIN_SHARE * samples))
     scale = len(hits) / max(len(holdout_hits), 1)
     while (holdout_hits >= min_hits).sum() * scale > FALSE_SHARE * (hits >= min_hits).sum():
@@ -85,7 +94,7 @@ def decide_reproduced(hits: np.ndarray, holdout_hits: np.ndarray, samples: int) 
 
 
 def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact interval of a binomial proportion; (0, 1) without trials."""
+    """Return the exact confidence interval of a binomial proportion; (0, 1) without trials."""
     if not trials:
         return 0.0, 1.0
     interval = binomtest(successes, trials).proportion_ci(level, method="exact")
@@ -93,27 +102,30 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[f
 
 
 def chance_to_see(samples: int, share: float = MIN_SHARE) -> float:
-    """Probability that an image which fills this share of all samples has `MIN_HITS` hits among so many."""
+    """Return the chance that an image which fills a share of all samples has `MIN_HITS` hits among so many samples."""
     return float(binom.sf(MIN_HITS - 1, samples, share))
 
 
 def samples_needed(share: float = MIN_SHARE, power: float = POWER) -> int:
-    """Samples with which that probability is at least `power`."""
-    high = MIN_HITS
-    while chance_to_see(high, share) < power:
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if chance_to_see(middle, share) >= power else (middle, high)
-    return high
+    """Return the smallest number of samples for which `chance_to_see` is at least `power`."""
+    return bisect_left(range(10**9), power, key=lambda samples: chance_to_see(samples, share))
 
 
 def summarize_proof(findings: pa.Table, images: np.ndarray, reproduced: Reproduced, samples: int) -> dict[str, Any]:
-    """What samples prove, of distinct images; `images` are the first rows of those reproduced."""
-    first = findings.filter(pc.equal(findings["row"], findings["identical"]))
-    truth = np.isin(first["row"].to_numpy(), images)
-    flagged = pc.fill_null(first["memorized"], False).to_numpy().astype(bool)
+    """Summarise what samples prove, counting distinct images.
+
+    Args:
+        findings: of the audit, with `verified_hits`, as in `records.FINDINGS`.
+        images: the reproduced images, by their numbers in the column `identical`.
+        reproduced: the hits behind that.
+        samples: number of samples drawn.
+
+    Returns:
+        Part `verification` of `summary.json`.
+    """
+    first = findings.filter(pa.array(first_rows(findings)))
+    truth = np.isin(first["identical"].to_numpy(), images)
+    flagged = as_mask(first["memorized"])
     hits = pc.fill_null(first["verified_hits"], 0).to_numpy()
     proved = int((flagged & truth).sum())
     return {
@@ -138,7 +150,7 @@ def summarize_proof(findings: pa.Table, images: np.ndarray, reproduced: Reproduc
 
 
 def _detects(column: pa.ChunkedArray, truth: np.ndarray) -> dict[str, float | None]:
-    """How well a score finds what is reproduced, among images that have it; null with nothing to tell apart."""
+    """Measure how well a score finds the reproduced images, among images that have the score; None if it cannot be."""
     known = column.is_valid().to_numpy()
     score, positive = column.to_numpy()[known], truth[known]
 

@@ -1,4 +1,4 @@
-"""The data-set memorization report for machines: every number that the page shows."""
+"""The content of `summary.json`: the data-set memorization report for machines, with every number of the page."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +12,7 @@ from volgrowth.analysis.calibration.error_rates import FDR, TAIL, fewest_flags, 
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, Calibration
 from volgrowth.analysis.calibration.held_out import count_near_duplicates, most_different_regressor
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
+from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import Analysis
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
@@ -31,11 +32,17 @@ ASSUMPTION = (
 def summarize_audit(
     audit: Audit, analysis: Analysis, config: AuditConfig, run: dict[str, Any], sampled: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Summary of scored and analysed images.
+    """Summarise an audit.
 
     Args:
-        run: how the scores were made: seconds, workers, device.
-        sampled: rows of a cascade that were measured to say what its screen lost.
+        audit: its scores and findings.
+        analysis: the calibration behind the findings.
+        config: settings of the audit.
+        run: record of how the scores were made: seconds, workers, device.
+        sampled: rows of a cascade that were measured to bound the loss of its screen.
+
+    Returns:
+        The content of `summary.json`.
     """
     plan, scores = audit.frozen, audit.scores
     statuses = _value_counts(scores.column("status"))
@@ -74,7 +81,7 @@ def summarize_audit(
 
 
 def _arithmetic(floor: dict[str, Any] | None) -> list[str]:
-    """What the self-check found that the scores' arithmetic should not be trusted for, or had to do without."""
+    """Warn where the self-check found arithmetic that should not be trusted, or that had to do without a derivative."""
     check, warnings = (floor or {}).get("derivative"), list[str]()
     if problem := (floor or {}).get("problem"):
         warnings.append(f"The check of the arithmetic was not finished: {problem}.")
@@ -97,7 +104,7 @@ def _arithmetic(floor: dict[str, Any] | None) -> list[str]:
 
 
 def _data(info: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What a reader wants to know of a data set: not how its listing is kept."""
+    """Drop the record of how a data set's listing is kept, which no reader needs."""
     return info and {name: value for name, value in info.items() if name != "listing"}
 
 
@@ -118,11 +125,11 @@ def _calibration(analysis: Analysis, config: AuditConfig) -> dict[str, Any] | No
 
 
 def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
-    """Flags and what they promise; None where nothing was calibrated."""
+    """Count flags and say what they promise; None if nothing was calibrated."""
     calibration, findings = analysis.calibration, analysis.findings
     if calibration is None:
         return None
-    first = findings.filter(pc.equal(findings.column("row"), findings.column("identical")))
+    first = findings.filter(pa.array(first_rows(findings)))
     judged = first.filter(pc.invert(first.column("outside_range")))
     flagged = first.filter(first.column("memorized"))
     memorized, duplicated = len(flagged), int((flagged.column("copies").to_numpy() > 1).sum())
@@ -154,7 +161,7 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
 def _cascade(
     audit: Audit, analysis: Analysis, config: AuditConfig, evaluations: int, sampled: np.ndarray | None
 ) -> dict[str, Any] | None:
-    """What a cascade left out and what that saved, with a bound on what it lost; None of a whole audit."""
+    """Count what a cascade left out and saved, with a bound on its loss; None for a whole audit."""
     screening, held = analysis.screening, audit.holdout_scores
     if screening is None or held is None:
         return None
@@ -179,7 +186,7 @@ def _cascade(
 
 
 def _lost(lost: ScreenLoss) -> list[str]:
-    """Why the bound says little."""
+    """Warn if the bound on a cascade's loss says little."""
     if not lost.out or lost.recall is None or lost.recall >= RECALL:
         return []
     said = (
@@ -207,9 +214,9 @@ def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _warnings(audit: Audit, calibration: Calibration, memorized: int, extreme: int, tests: int) -> list[str]:
-    """Why nothing could be flagged, and what is wrong with the held-out set.
+    """Say why nothing could be flagged, and what is wrong with the held-out set.
 
-    `extreme` distinct images are beyond all held-out ones.
+    `memorized` distinct images are flagged, `extreme` are beyond all held-out ones, and `tests` were judged.
     """
     warnings = []
     fewest = fewest_flags(tests, calibration.rows)
@@ -224,7 +231,7 @@ def _warnings(audit: Audit, calibration: Calibration, memorized: int, extreme: i
             f"{calibration.shared} held-out images are in the audited set too and were left out of the comparison."
         )
     held = audit.holdout_scores
-    assert held is not None  # it calibrated
+    assert held is not None  # the held-out images calibrated
     near = count_near_duplicates(audit.scores, held)
     if near:
         warnings.append(
@@ -242,7 +249,7 @@ def _warnings(audit: Audit, calibration: Calibration, memorized: int, extreme: i
 
 
 def _left_out(audit: Audit) -> list[str]:
-    """Why the held-out images that there are did not serve."""
+    """Say why the held-out images were too few to calibrate with, if there are any."""
     held = audit.holdout_scores
     if held is None:
         return []
@@ -256,7 +263,7 @@ def _left_out(audit: Audit) -> list[str]:
 
 
 def _duplicates(analysis: Analysis) -> dict[str, int]:
-    """Groups of near duplicates with more than one row, and how many rows have an identical one elsewhere."""
+    """Count the groups of near duplicates with more than one row, and the rows with an identical one elsewhere."""
     copies, cluster, identical = (analysis.findings.column(n).to_numpy() for n in ("copies", "cluster", "identical"))
     clusters = cluster[copies > 1]
     _, rows = np.unique(identical, return_counts=True)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.controls import match_controls
+from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.proof import NEIGHBOURS, decide_reproduced, hit_groups, samples_needed, summarize_proof
 from volgrowth.audit.engine.ledger import Task
@@ -126,8 +127,7 @@ def choose_targets(audit: Audit) -> Targets:
     Near duplicates of flagged images are no controls: what returns to one may hit the other.
     """
     findings = audit.findings
-    first = pc.equal(findings["row"], findings["identical"]).to_numpy()
-    scored = findings["excess_growth"].is_valid().to_numpy() & first
+    scored = findings["excess_growth"].is_valid().to_numpy() & first_rows(findings)
     flagged = pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)
     rows = np.flatnonzero(scored & flagged)
     rows = rows[np.argsort(-findings["excess_growth"].to_numpy()[rows], kind="stable")][:TARGETS]

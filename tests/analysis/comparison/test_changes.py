@@ -23,6 +23,7 @@ from volgrowth.analysis.comparison.changes import (
     write_changes,
 )
 from volgrowth.analysis.comparison.wording import LISTED, comparison_text
+from volgrowth.analysis.distinct import identical_rows
 from volgrowth.analysis.findings import analyse
 from volgrowth.analysis.summary import summarize_audit
 from volgrowth.audit.output.manifest import DataInfo, Manifest
@@ -56,6 +57,7 @@ def tables(
         "status": np.where(scored, "ok", "non_finite"),
         "growth": pa.array(excess, from_pandas=True),
         "content_hash": content,
+        "identical": identical_rows(pa.table({"row": np.arange(rows), "content_hash": content})),
         "excess_growth": pa.array(excess, from_pandas=True),
         "memorized": pa.array(np.isin(content, flagged), mask=~scored) if judged else None,
         "outside_range": pa.array(np.isin(content, outside), mask=~scored),

@@ -1,32 +1,28 @@
-"""How complex an image is, as regressors for what growth such an image shows anyway.
+"""Complexity of images, as regressors that predict the growth that an image shows anyway.
 
-Plain images look memorized: few directions around a flat image are plausible, so volume grows there in every model.
-FINDINGS section 2 measures how much of raw growth these columns explain.
+Plain images look memorized: few directions around a flat image are plausible, so volume grows there in every model. On
+the sets of the benchmark these columns explain 66% to 88% of the variance of the standard preset's growth
+(docs/detection.md).
 """
 
 import numpy as np
 import pyarrow as pa
 
+from volgrowth.analysis.columns import as_floats
+
 REGRESSORS = ("log_png_bytes", "variance", "log_variance", "total_variation", "mean", "edge_density")
 
-# of variance, below which two images are equally flat: half a grey level
+# variance below which images are equally flat: that of half a grey level
 FLAT = (0.5 / 127.5) ** 2
 
 
 def regressors(scores: pa.Table) -> np.ndarray:
-    """(rows, len(REGRESSORS)) float64 from the columns of `records.SCORES`; NaN where a row has no image."""
-    column = {
-        name: scores.column(name).cast(pa.float64()).to_numpy()
-        for name in ("png_bytes", "variance", "total_variation", "mean", "edge_density")
-    }
-    return np.stack(
-        [
-            np.log(column["png_bytes"]),
-            column["variance"],
-            np.log(column["variance"] + FLAT),
-            column["total_variation"],
-            column["mean"],
-            column["edge_density"],
-        ],
-        axis=1,
-    )
+    """Return the regressors of each row, (rows, len(REGRESSORS)) float64; NaN for a row without an image.
+
+    Args:
+        scores: a table with png_bytes, variance, total_variation, mean and edge_density, as in `records.SCORES`.
+    """
+    variance = as_floats(scores["variance"])
+    log_bytes, log_variance = np.log(as_floats(scores["png_bytes"])), np.log(variance + FLAT)
+    others = [as_floats(scores[name]) for name in ("total_variation", "mean", "edge_density")]
+    return np.stack([log_bytes, variance, log_variance, *others], axis=1)

@@ -5,7 +5,7 @@ of false flags below the rate for p-values that are independent or, as conformal
 positively dependent (Bates et al., arXiv 2104.08279). Benjamini-Yekutieli keeps it whatever the dependence, at the
 price of a factor 1 + 1/2 + ... + 1/tests.
 
-Without held-out images there is only an empirical null, and what it promises is an assumption: that at most a share
+Without held-out images there is only an empirical null, and its promise is an assumption: that at most a share
 1 - `TAIL[1]` of the images are memorized, and that the excess e of all others falls off at least exponentially beyond
 its upper quartile. With the quantiles q_a, q_b of the distinct images' excess at a, b = `TAIL`, which memorized images
 hardly move,
@@ -24,7 +24,16 @@ TAIL = (0.75, 0.95)
 
 
 def q_values(p_value: np.ndarray, content: np.ndarray, method: Literal["bh", "by"] = "bh") -> np.ndarray:
-    """(n,) adjusted p-values over distinct images; copies share that of their first row."""
+    """Adjust p-values over distinct images.
+
+    Args:
+        p_value: (n,).
+        content: id of each row's image, (n,); the first row of an image decides, and its copies share the result.
+        method: `bh`, Benjamini-Hochberg, or `by`, Benjamini-Yekutieli.
+
+    Returns:
+        q-values, (n,).
+    """
     if not len(p_value):
         return np.empty(0)
     _, first, inverse = np.unique(content, return_index=True, return_inverse=True)
@@ -32,7 +41,12 @@ def q_values(p_value: np.ndarray, content: np.ndarray, method: Literal["bh", "by
 
 
 def tail_p_values(excess: np.ndarray, distinct: np.ndarray) -> np.ndarray:
-    """(n,) p-values of an exponential tail, its scale from the rows `distinct`; 1 up to the upper quartile."""
+    """Return p-values of an exponential tail, (n,); they are 1 up to the upper quartile.
+
+    Args:
+        excess: score minus expected score, (n,).
+        distinct: positions of the distinct images, whose quantiles give the tail's scale.
+    """
     low, high = np.quantile(excess[distinct], TAIL)
     scale = (high - low) / log((1 - TAIL[0]) / (1 - TAIL[1]))
     if not scale > 0:
@@ -41,13 +55,13 @@ def tail_p_values(excess: np.ndarray, distinct: np.ndarray) -> np.ndarray:
 
 
 def fewest_flags(tests: int, calibration_rows: int, fdr: float = FDR) -> int:
-    """How many of `tests` images must have the smallest possible p-value before that is enough for a flag.
+    """Return how many of `tests` images must have the smallest possible p-value before any of them is flagged.
 
-    It is 1 / (1 + calibration_rows), and k flags need p <= fdr k / tests.
+    The smallest p-value is 1 / (1 + calibration_rows), and k flags need p <= fdr k / tests.
     """
     return max(1, ceil(tests / (fdr * (1 + calibration_rows))))
 
 
 def rows_needed(tests: int, flags: int, fdr: float = FDR) -> int:
-    """Held-out images with which `flags` images more extreme than all of them can be flagged."""
+    """Return how many held-out images it takes to flag `flags` of `tests` images, if those exceed all of them."""
     return max(0, ceil(tests / (fdr * max(flags, 1))) - 1)

@@ -1,4 +1,4 @@
-r"""The score that an image of this complexity shows anyway, the excess over it, and how unusual that is.
+r"""Expected scores: the score that an image of its complexity shows anyway, and p-values of the excess over it.
 
 The expected score is a gradient-boosted regression on the image's complexity, with an absolute loss, so that the
 memorized images it is meant to expose do not pull it up. Images are dealt to `FOLDS` folds by their content, copies
@@ -40,6 +40,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 
 from volgrowth.analysis.calibration.error_rates import tail_p_values
+from volgrowth.analysis.distinct import first_of_each
 
 FOLDS = 5
 
@@ -52,9 +53,12 @@ MIN_IMAGES = 50
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """What calibration knows of a set of scored images: (n, features), (n,) with high for suspicious, and (n,).
+    """A set of scored images, as calibration needs them.
 
-    A feature may be NaN where it is not known.
+    Attributes:
+        features: regressors of each image, (n, features) float64; NaN where one is not known.
+        score: of each image, (n,) float64; high is suspicious.
+        content: hash of each image's pixels, (n,) uint64; copies share it.
     """
 
     features: np.ndarray
@@ -63,8 +67,8 @@ class ScoredImages:
 
     @property
     def distinct(self) -> np.ndarray:
-        """Index of the first row of each distinct image."""
-        return np.sort(np.unique(self.content, return_index=True)[1])
+        """Positions of the first row of each distinct image, sorted."""
+        return first_of_each(self.content)
 
     def __getitem__(self, rows: np.ndarray) -> "ScoredImages":
         return ScoredImages(self.features[rows], self.score[rows], self.content[rows])
@@ -72,18 +76,19 @@ class ScoredImages:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Expected scores of the audited and the held-out images, and how good the regression is.
+    """Expected scores of n audited and m held-out images, p-values, and the quality of the regression.
 
     Attributes:
-        expected: (n,) of the audited images.
-        p_value: (n,) of the audited images; with held-out images conformal, otherwise of an assumed tail.
-        holdout_expected: (m,) of the held-out images; None without any.
-        rows: distinct images the regressions were fitted on.
-        shared: distinct held-out images left out, since they are audited as well.
-        r2: share of the score's variance that is explained in images not seen.
-        residual_spread: of their excess, 1.4826 times the median absolute deviation.
-        outside: (n,) audited images outside the range of complexity that was fitted.
-        unscreened_p_value: (n,) what p-values would be without the screen, 1 without a score; None without a screen.
+        method: `held-out`, or `cross-fitted` without enough held-out images.
+        expected: expected score of each audited image, (n,).
+        p_value: of each audited image, (n,): conformal with held-out images, otherwise of an assumed tail.
+        holdout_expected: expected score of each held-out image, (m,); None without any.
+        rows: number of distinct images that the regressions were fitted on.
+        shared: number of distinct held-out images that were left out because they are audited as well.
+        r2: share of the score's variance that the regression explains in images it has not seen.
+        residual_spread: 1.4826 times the median absolute deviation of the excess of those images.
+        outside: mask of the audited images outside the range of complexity that was fitted, (n,).
+        unscreened_p_value: p-values without the screen, (n,), 1 without a score; None without a screen.
     """
 
     method: Literal["held-out", "cross-fitted"]
@@ -100,14 +105,28 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Passing:
-    """What a screen lets through: (n,) audited images in all folds, (m,) the distinct held-out images of `_usable`."""
+    """Masks of the images that pass a screen.
+
+    Attributes:
+        audited: the audited images that pass in every fold, (n,).
+        held: the distinct held-out images of `_usable` that pass in their own fold, (m,).
+    """
 
     audited: np.ndarray
     held: np.ndarray
 
 
 def pass_screen(audited: ScoredImages, holdout: ScoredImages, share: float) -> Passing | None:
-    """Images whose excess of the screen is among so large a share of the held-out ones'; None with too few of those."""
+    """Decide which images pass a screen: those whose excess is as high as that of a share of the held-out images.
+
+    Args:
+        audited: with the screen as their score.
+        holdout: with the screen as their score.
+        share: of the held-out images that passes.
+
+    Returns:
+        None with fewer than `MIN_IMAGES` usable held-out images.
+    """
     rows, _ = _usable(audited, holdout)
     if len(rows) < MIN_IMAGES:
         return None
@@ -122,13 +141,16 @@ def pass_screen(audited: ScoredImages, holdout: ScoredImages, share: float) -> P
 def calibrate(
     audited: ScoredImages, holdout: ScoredImages | None = None, passing: Passing | None = None
 ) -> Calibration | None:
-    """Expected score of every image.
-
-    With fewer than `MIN_IMAGES` usable held-out images the audited ones calibrate themselves; None with fewer of
-    those.
+    """Fit the expected score of every image, and compute p-values.
 
     Args:
-        passing: of a screen of the same images; others may lack a score, which is -infinity then.
+        audited: the images to judge.
+        holdout: images that the model was not trained on. With fewer than `MIN_IMAGES` usable ones the audited images
+            calibrate themselves.
+        passing: result of a screen of the same images; the score of images that do not pass may be -infinity.
+
+    Returns:
+        None if the audited images would calibrate themselves and are fewer than `MIN_IMAGES` distinct ones.
     """
     known = audited if holdout is None else holdout
     rows, shared = _usable(audited, holdout)
@@ -158,7 +180,7 @@ def calibrate(
 
 
 def _usable(audited: ScoredImages, holdout: ScoredImages | None) -> tuple[np.ndarray, int]:
-    """First rows of the distinct images that calibrate, and how many held-out ones do not since they are audited."""
+    """Return the first rows of the distinct images that calibrate, and how many held-out ones are audited as well."""
     if holdout is None:
         return audited.distinct, 0
     distinct = holdout.distinct
@@ -167,18 +189,18 @@ def _usable(audited: ScoredImages, holdout: ScoredImages | None) -> tuple[np.nda
 
 
 def _folds(images: ScoredImages) -> np.ndarray:
-    """(n,) content hashes are uniform, so their remainder deals images to folds, whatever the order of rows."""
+    """Deal images to folds, (n,): content hashes are uniform, so that their remainder does not depend on the order."""
     return (images.content % np.uint64(FOLDS)).astype(int)
 
 
 def _fit_folds(images: ScoredImages) -> list[HistGradientBoostingRegressor]:
-    """One regression per fold, on the images of all others."""
+    """Fit one regression per fold, on the images of all other folds."""
     folds = _folds(images)
     return [_fit(images[folds != fold]) for fold in range(FOLDS)]
 
 
 def _own_fold(models: list[HistGradientBoostingRegressor], images: ScoredImages) -> np.ndarray:
-    """(n,) each image predicted by the regression of its fold."""
+    """Predict each image by the regression of its own fold, (n,)."""
     folds = _folds(images)
     expected = np.empty(len(folds))
     for fold, model in enumerate(models):
@@ -193,7 +215,11 @@ def _p_values(
     held_expected: np.ndarray,
     passing: Passing | None = None,
 ) -> np.ndarray:
-    """(n,) cross-conformal p-values from the audited images' expectations (FOLDS, n) and the held-out images' own."""
+    """Return cross-conformal p-values, (n,).
+
+    `by_model` is the expected score of each audited image by each fold's regression, (FOLDS, n), and `held_expected`
+    that of each held-out image by its own fold's, (m,).
+    """
     folds, exceeding = _folds(held), np.zeros(len(audited.score))
     excess, held_excess = audited.score - by_model, held.score - held_expected
     if passing:
@@ -209,7 +235,7 @@ def _p_values(
 
 def _fit(images: ScoredImages) -> HistGradientBoostingRegressor:
     if len(images.score) > FIT_ROWS:
-        images = images[np.argsort(images.content, kind="stable")[:FIT_ROWS]]  # hashes are random: so is this choice
+        images = images[np.argsort(images.content, kind="stable")[:FIT_ROWS]]  # a random choice, since hashes are
     model = HistGradientBoostingRegressor(
         loss="absolute_error",
         max_iter=200,

@@ -1,21 +1,26 @@
-"""Whether held-out images are what calibration needs: none of the audited ones, and of the same kinds."""
+"""Checks of a held-out set: it should share no image with the audited set, and show the same kinds of images."""
 
 import numpy as np
 import pyarrow as pa
 from scipy.stats import ks_2samp
 
 from volgrowth.analysis.calibration.complexity import REGRESSORS, regressors
+from volgrowth.analysis.distinct import first_of_each
 from volgrowth.analysis.duplicates import Light, has_look
 
-# largest distance between two distribution functions that can pass for sets of the same kinds
+# largest distance between two distribution functions at which two sets can pass for the same kinds of images
 APART = 0.25
 
 
 def count_near_duplicates(scores: pa.Table, holdout: pa.Table) -> int:
-    """Distinct held-out images that are not audited themselves, but have the perceptual hash and the light of one.
+    """Count the distinct held-out images that are not audited, but have the perceptual hash and light of one that is.
 
-    Flat images share a perceptual hash whatever they show, and are passed over. Hashes must be equal, where those of
-    `duplicates.clusters` may differ: of many audited images one is close to a held-out one by chance.
+    Flat images share a perceptual hash whatever they show, and are passed over. Hashes must be equal, though those of
+    `duplicate_clusters` may differ: among many audited images one is close to a held-out one by chance.
+
+    Args:
+        scores: scores of the audited images, as in `records.SCORES`.
+        holdout: scores of the held-out images.
     """
     audited, held = _with_look(scores), _with_look(holdout)
     new = ~np.isin(held["content_hash"].to_numpy(), audited["content_hash"].to_numpy())
@@ -30,10 +35,10 @@ def count_near_duplicates(scores: pa.Table, holdout: pa.Table) -> int:
 
 
 def most_different_regressor(scores: pa.Table, holdout: pa.Table) -> tuple[str, float] | None:
-    """The regressor in which the two sets differ most, and by how much; None where they can pass for one kind.
+    """Return the regressor in which the two sets differ most, and its distance; None if they can pass for one kind.
 
-    Distances are those of Kolmogorov and Smirnov over distinct images, and what chance alone makes once in a thousand
-    times passes.
+    The distance is that of Kolmogorov and Smirnov between distinct images, in [0, 1]. A distance that chance alone
+    exceeds once in a thousand times passes. `scores` and `holdout` as in `count_near_duplicates`.
     """
     features = [regressors(_distinct(table)) for table in (scores, holdout)]
     sizes = [len(some) for some in features]
@@ -47,8 +52,7 @@ def most_different_regressor(scores: pa.Table, holdout: pa.Table) -> tuple[str, 
 
 def _distinct(table: pa.Table) -> pa.Table:
     table = table.filter(table["content_hash"].is_valid())
-    _, first = np.unique(table["content_hash"].to_numpy(), return_index=True)
-    return table.take(pa.array(np.sort(first)))
+    return table.take(pa.array(first_of_each(table["content_hash"].to_numpy())))
 
 
 def _with_look(table: pa.Table) -> pa.Table:

@@ -1,4 +1,4 @@
-r"""What a cascade may have lost: how many flags of the whole audit the screen kept from being found, with a bound.
+r"""A bound on the loss of a cascade: how many flags of a whole audit its screen kept from being found.
 
 The whole audit would give each of n distinct images its p-value without the screen, and flag those with p at most
 rate F / n, F the largest number for which so many are (Benjamini-Hochberg). Of the images that pass the screen these
@@ -23,6 +23,7 @@ A sample of m without a hit bounds the loss at about 3 N / m. To bound it at a t
 some 27 N over the number of flags, whatever N is.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from math import floor
 
@@ -33,23 +34,23 @@ from volgrowth.analysis.calibration.error_rates import FDR
 
 LEVEL = 0.95
 
-# the recall that a sample without a hit should prove, and the share of the screened-out images beyond which it costs
-# too much to be the default
+# recall that a sample without a hit should prove, and the largest share of the screened-out images that is sampled by
+# default: more costs too much
 RECALL = 0.9
 MOST_SAMPLED = 0.05
 
 
 @dataclass(frozen=True)
 class Screening:
-    """The distinct images that were screened, arrays over them; images outside the calibration's range are no part.
+    """The n distinct images within the calibration's range that were screened, as arrays (n,).
 
     Attributes:
-        row: the row that stands for the image: the first with a score.
-        passed: it passes the screen.
-        measured: it was measured by the preset.
-        flagged: by the cascade.
-        p_value: without the screen, 1 where it was not measured.
-        tests: distinct images that are tested, those outside the range included.
+        row: row that stands for each image: its first with a score.
+        passed: mask of the images that pass the screen.
+        measured: mask of the images that were measured by the preset.
+        flagged: mask of the images that the cascade flags.
+        p_value: p-value without the screen; 1 for an image that was not measured.
+        tests: number of distinct images that are tested, those outside the range included.
     """
 
     row: np.ndarray
@@ -61,16 +62,21 @@ class Screening:
 
     @property
     def passing(self) -> np.ndarray:
-        """Rows that are to be measured."""
+        """Rows that the preset has to measure, sorted."""
         return np.sort(self.row[self.passed])
 
     @property
     def out(self) -> np.ndarray:
-        """Rows that the screen kept from being judged."""
+        """Rows of the images that the screen kept from being judged."""
         return self.row[~(self.passed & self.measured)]
 
     def sample(self, size: int | None, seed: int) -> np.ndarray:
-        """Sorted random rows of those; by default as many as `sample_size` asks for, but no more than a small share."""
+        """Draw random rows of the images that are out, sorted, to be measured nevertheless.
+
+        Args:
+            size: number of rows; by default as many as `sample_size` asks for, but at most a share `MOST_SAMPLED`.
+            seed: of the draw.
+        """
         out = np.sort(self.out)
         if size is None:
             size = min(sample_size(int(self.flagged.sum()), len(out)), floor(MOST_SAMPLED * len(out)))
@@ -79,14 +85,15 @@ class Screening:
 
 @dataclass(frozen=True)
 class ScreenLoss:
-    """What was lost, as far as a sample can tell.
+    """Bounds on the loss of a cascade, from a random sample of the images that its screen kept out.
 
     Attributes:
-        out: images that the screen kept from being judged, of which `sampled` were measured nevertheless.
-        missed: how many of those the whole audit would have flagged at the cascade's own threshold.
-        flags_lost: of the whole audit, at most, with the probability `LEVEL`.
-        recall: share of the whole audit's flags that were found, at least; None where that has none.
-        needed: sample with which no hit would have proved a recall of `RECALL`.
+        out: number of images that the screen kept from being judged.
+        sampled: number of those that were measured nevertheless.
+        missed: number of sampled images that a whole audit would have flagged at the cascade's own threshold.
+        flags_lost: the most flags of a whole audit that were lost, with the probability `LEVEL`.
+        recall: the smallest share of a whole audit's flags that was found; None if it would have flagged none.
+        needed: size of the sample that would prove a recall of `RECALL` if it had no hit.
     """
 
     out: int
@@ -98,23 +105,23 @@ class ScreenLoss:
 
 
 def bound_loss(screening: Screening, sampled: np.ndarray, fdr: float = FDR) -> ScreenLoss:
-    """The bound from the sampled rows."""
+    """Bound the loss of a cascade from the rows that were sampled, at the rate `fdr` of false discoveries."""
     kept = screening.passed & screening.measured
     drawn = np.isin(screening.row, sampled) & ~kept & screening.measured
     out, size, found = int((~kept).sum()), int(drawn.sum()), int(screening.flagged.sum())
 
     def counted(some: np.ndarray, flags: np.ndarray) -> np.ndarray:
-        """How many of some images have a p-value that passes with so many flags; rounding may not decide."""
+        """Count the images with a p-value that passes, for each number of flags; rounding may not decide."""
         thresholds = fdr * flags / max(screening.tests, 1) * (1 + 1e-9)
         return np.searchsorted(np.sort(screening.p_value[some]), thresholds, side="right")
 
     def most(flags: np.ndarray) -> np.ndarray:
-        """P(F) + U(F)."""
+        """Return P(F) + U(F) for each number F of flags."""
         hits, inverse = np.unique(counted(drawn, flags), return_inverse=True)
         return counted(kept, flags) + np.array([most_among(int(c), size, out) for c in hits], int)[inverse]
 
     top = screening.tests
-    while top and (fewer := int(most(np.array([top]))[0])) < top:  # beyond it no number fits
+    while top and (fewer := int(most(np.array([top]))[0])) < top:  # no larger number fits
         top = fewer
     flags = np.arange(1, top + 1)
     known = flags[counted(kept | drawn, flags) >= flags].max(initial=1)
@@ -132,26 +139,25 @@ def bound_loss(screening: Screening, sampled: np.ndarray, fdr: float = FDR) -> S
 
 
 def most_among(hits: int, sampled: int, population: int) -> int:
-    """The most that a population may hold of what a sample of it showed `hits` times, with the confidence `LEVEL`."""
-    low, high = hits, population - (sampled - hits)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _chance(hits, sampled, middle, population) > 1 - LEVEL else (low, middle - 1)
-    return low
+    """Return the most marked ones that a population may hold, with the confidence `LEVEL`, given a sample of it.
+
+    Args:
+        hits: number of marked ones in the sample.
+        sampled: size of the sample.
+        population: size of the population.
+    """
+    more = range(hits + 1, population - (sampled - hits) + 1)
+    return hits + bisect_left(more, True, key=lambda count: _chance(hits, sampled, count, population) <= 1 - LEVEL)
 
 
 def sample_size(found: int, population: int) -> int:
-    """The smallest sample that proves a recall of `RECALL` when it has no hit."""
+    """Return the smallest sample that proves a recall of `RECALL` if it has no hit, when `found` flags are known."""
     allowed = floor(found * (1 - RECALL) / RECALL + 1e-9)
-    low, high = 0, population
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if most_among(0, middle, population) <= allowed else (middle + 1, high)
-    return low
+    return bisect_left(range(population), True, key=lambda size: most_among(0, size, population) <= allowed)
 
 
 def _chance(hits: int, sampled: int, marked: int, population: int) -> float:
-    """P(at most so many of `marked` among `population` are in a sample). SciPy's own sums the longer tail."""
+    """Return P(at most `hits` of the `marked` among `population` are in a sample). SciPy's cdf sums the longer tail."""
     k = np.arange(max(0, sampled - (population - marked)), min(hits, marked, sampled) + 1)
     log = _log_choose(marked, k) + _log_choose(population - marked, sampled - k) - _log_choose(population, sampled)
     return float(np.exp(log).sum())

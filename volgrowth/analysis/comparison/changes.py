@@ -41,13 +41,14 @@ import pyarrow as pa
 from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, q_values, rows_needed
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.comparison.matching import Matched, check_comparable, match_images
+from volgrowth.analysis.policy import store_of
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import UsageError
-from volgrowth.storage.store import Store
+from volgrowth.records import column
 
 
 class ChangeVerdict(StrEnum):
-    """What became of an image from A to B."""
+    """Change of an image from audit A to audit B."""
 
     BECAME = "became"
     """a significant rise, flagged by B and not by A"""
@@ -58,30 +59,26 @@ class ChangeVerdict(StrEnum):
     FELL = "fell"
     """a significant fall of any other image"""
     SAME = "same"
-    """no significant change, which is no proof that there is none"""
+    """no significant change, which does not prove that nothing changed"""
     NOT_JUDGED = "not_judged"
-    """without a score, or outside the range of complexity that was calibrated, in either audit"""
-
-
-def _field(name: str, type_: pa.DataType, meaning: str) -> pa.Field:
-    return pa.field(name, type_, metadata={"meaning": meaning})
+    """no score, or outside the range of complexity that was calibrated, in either audit"""
 
 
 CHANGES = pa.schema(
     [
-        _field("content_hash", pa.uint64(), "of the pixels the models see: the same in A and B"),
-        _field("image_id", pa.string(), "of row_a, in A"),
-        _field("row_a", pa.int64(), "first scored row with these pixels in A"),
-        _field("row_b", pa.int64(), "the same in B"),
-        _field("copies_a", pa.int32(), "rows with these pixels in A"),
-        _field("copies_b", pa.int32(), "the same in B"),
-        _field("z_a", pa.float64(), "excess growth in units of A's residual spread; null without a score"),
-        _field("z_b", pa.float64(), "the same of B"),
-        _field("change", pa.float64(), "z_b - z_a"),
-        _field("p_rise", pa.float64(), "of a rise so large without a change; 1 outside either calibration's range"),
-        _field("p_fall", pa.float64(), "of a fall so large without a change; 1 outside either calibration's range"),
-        _field("q_value", pa.float64(), "Benjamini-Hochberg adjusted over both directions, the smaller of the two"),
-        _field("verdict", pa.string(), "see volgrowth.analysis.comparison.changes.Verdict"),
+        column("content_hash", pa.uint64(), "hash of the pixels that the models see: the same in A and B"),
+        column("image_id", pa.string(), "id of row_a in A"),
+        column("row_a", pa.int64(), "row that stands for the image in A: the first with a score"),
+        column("row_b", pa.int64(), "row that stands for the image in B"),
+        column("copies_a", pa.int32(), "number of rows with these pixels in A"),
+        column("copies_b", pa.int32(), "number of rows with these pixels in B"),
+        column("z_a", pa.float64(), "excess growth in A, in units of its residual spread; null without a score"),
+        column("z_b", pa.float64(), "excess growth in B, in units of its residual spread; null without a score"),
+        column("change", pa.float64(), "z_b - z_a"),
+        column("p_rise", pa.float64(), "p-value of a rise as large as this; 1 outside either calibration's range"),
+        column("p_fall", pa.float64(), "p-value of a fall as large as this; 1 outside either calibration's range"),
+        column("q_value", pa.float64(), "Benjamini-Hochberg adjusted over both directions, the smaller of the two"),
+        column("verdict", pa.string(), "became, ceased, rose, fell, same or not_judged"),
     ]
 )
 
@@ -91,15 +88,15 @@ class Comparison:
     """Two audits compared. Counts are of distinct images.
 
     Attributes:
-        names: where A and B are.
-        table: one row per image in both, by row in A, with the columns `CHANGES`.
-        only: images that are only in A, only in B; without a second score they cannot be judged.
-        only_flagged: how many of those their audit flags.
-        null: what changes are compared with.
-        null_rows: how many of them.
-        tests: one-sided tests that were adjusted together.
-        fdr: the rate that is promised for all significant changes together.
-        warnings: sentences for people.
+        names: URLs of A and B.
+        table: one row per image in both, by row in A, with the columns of `CHANGES`.
+        only: number of images only in A, and only in B; without a second score they cannot be judged.
+        only_flagged: number of those that their audit flags.
+        null: changes that count as no change: of `held-out` images, or the audited ones' own, `mirrored`.
+        null_rows: number of them.
+        tests: number of one-sided tests that were adjusted together.
+        fdr: rate of false discoveries that is promised for all significant changes together.
+        warnings: in sentences.
     """
 
     names: tuple[str, str]
@@ -114,21 +111,26 @@ class Comparison:
 
     @property
     def counts(self) -> dict[ChangeVerdict, int]:
-        """Images of each verdict."""
+        """Number of images with each verdict."""
         found = Counter(self.table.column("verdict").to_pylist())
         return {verdict: found[verdict.value] for verdict in ChangeVerdict}
 
     @property
     def significant(self) -> int:
-        """Images that changed either way: the set for which the rate is promised."""
+        """Number of images that changed either way: the set for which the rate is promised."""
         return self.table.num_rows - self.counts[ChangeVerdict.SAME] - self.counts[ChangeVerdict.NOT_JUDGED]
 
 
 def compare_audits(a: Audit, b: Audit, fdr: float = FDR) -> Comparison:
-    """Compare two finished audits that measured the same of, in part, the same images.
+    """Compare two finished audits that measured the same quantity and have images in common.
+
+    Args:
+        a: the audit before.
+        b: the audit after.
+        fdr: rate of false discoveries among the significant changes, in (0, 1).
 
     Raises:
-        UsageError: the two cannot be compared, or the rate is none.
+        UsageError: the two cannot be compared, or `fdr` is out of range.
         OutputError: one was not calibrated, or its tables do not fit each other.
     """
     check_comparable(a, b, fdr)
@@ -160,26 +162,30 @@ def compare_audits(a: Audit, b: Audit, fdr: float = FDR) -> Comparison:
 
 
 def write_changes(comparison: Comparison, file: str) -> None:
-    """Write the table as Parquet to a path or URL, in one step.
+    """Write the table of a comparison as a Parquet file, whole or not at all.
+
+    Args:
+        comparison: to be written.
+        file: path or URL that ends in .parquet.
 
     Raises:
-        UsageError: the file's name is none of a Parquet file.
-        OutputError: it cannot be written there.
+        UsageError: `file` does not end in .parquet.
+        OutputError: the file cannot be written there.
     """
-    folder, _, name = file.rpartition("/")
-    if not name.endswith(".parquet"):
+    if not file.endswith(".parquet"):
         raise UsageError(f"table {file}: expected a file name that ends in .parquet")
+    store, name = store_of(file)
     about = {"a": comparison.names[0], "b": comparison.names[1], "null": comparison.null, "fdr": repr(comparison.fdr)}
-    Store(folder or ("/" if file.startswith("/") else ".")).write_table(name, comparison.table, about)
+    store.write_table(name, comparison.table, about)
 
 
 def conformal_p_values(change: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """(2, n) of a rise and of a fall, against changes (m,) of images that did not change."""
+    """Return p-values of a rise and of a fall, (2, n), of changes (n,) against those of m unchanged images, (m,)."""
     return np.stack([_share_beyond(change, null), _share_beyond(-change, -null)])
 
 
 def mirrored_p_values(change: np.ndarray) -> np.ndarray:
-    """(2, n) of a rise and of a fall, each against the other side of the changes themselves."""
+    """Return p-values of a rise and of a fall, (2, n), each against the other side of the changes (n,) themselves."""
     if not len(change):
         return np.empty((2, 0))
     centred = change - np.median(change)
@@ -187,13 +193,13 @@ def mirrored_p_values(change: np.ndarray) -> np.ndarray:
 
 
 def _share_beyond(value: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """(n,) share of the null that is at least the value, the value itself counted in."""
+    """Return the share of the null that is at least as large as each value, the value itself counted in, (n,)."""
     beyond = len(null) - np.searchsorted(np.sort(null), value, side="left")
     return (1 + beyond) / (1 + len(null))
 
 
 def _q_values(p_value: np.ndarray) -> np.ndarray:
-    """(n,) adjusted over all tests of both directions, the smaller of an image's two; NaN where there was none."""
+    """Adjust p-values (2, n) over all tests of both directions; return the smaller of an image's two, (n,), or NaN."""
     tested = np.isfinite(p_value)
     q_value = np.full(p_value.shape, np.nan)
     q_value[tested] = q_values(p_value[tested], np.arange(tested.sum()))
@@ -228,12 +234,12 @@ def _table(
         "q_value": q_value,
         "verdict": verdict,
     }
-    arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in CHANGES]  # NaN becomes null
+    arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in CHANGES]
     return pa.table(arrays, schema=CHANGES).sort_by("row_a")
 
 
 def _about_null(images: Matched) -> list[str]:
-    """How far the held-out images serve."""
+    """Warn if the held-out images of the two audits cannot tell, or only in part, how far an unchanged image moves."""
     common, sizes = len(images.held_a), images.held_sizes
     assumed = (
         "Changes were compared with their own mirror image at the median instead, which assumes that most images did "
@@ -259,7 +265,7 @@ def _about_null(images: Matched) -> list[str]:
 
 
 def _about_size(p_value: np.ndarray, q_value: np.ndarray, null_rows: int, fdr: float) -> list[str]:
-    """Why nothing could be found, and what would do, as `summary` says it of one audit. `p_value` of judged images."""
+    """Say why no change could be significant, and what would help. `p_value` (2, judged images), `q_value` (n,)."""
     if not p_value.size:
         return ["No image in both could be judged: each lacks a score or is outside a calibration's range."]
     if (q_value <= fdr).any():

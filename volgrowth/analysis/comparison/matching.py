@@ -1,24 +1,35 @@
-"""Two finished audits, image by image: whether they can be compared, and their distinct images matched by content."""
+"""Two finished audits, image by image: check that they can be compared, and match their distinct images by content."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
+from volgrowth.analysis.columns import as_mask
+from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import check_columns
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
 
-# settings of a measure that say how often it is repeated, not what is measured
+# settings of a measure that change how often it is repeated, not what is measured
 REPEATS = frozenset({"num_probes", "num_noises"})
 
 
 @dataclass(frozen=True)
 class Distinct:
-    """Arrays over the distinct images of a table, sorted by content. `z` is NaN without a score."""
+    """The n distinct images of an audit, as arrays (n,).
+
+    Attributes:
+        content: hash of each image's pixels, uint64.
+        image_id: id of the row that stands for the image.
+        row: that row.
+        copies: number of rows of the image.
+        z: excess growth in units of the audit's residual spread; NaN without a score.
+        outside: mask of the images outside the calibration's range.
+        flagged: mask of the images that the audit flags.
+    """
 
     content: np.ndarray
     image_id: np.ndarray
@@ -37,14 +48,14 @@ class Distinct:
 
 @dataclass(frozen=True)
 class Matched:
-    """What two audits have in common, image by image, and what they have not.
+    """The images of two audits, matched.
 
     Attributes:
-        a, b: the images in both, in the same order.
-        held_a, held_b: held-out images that both calibrated and neither audits, in the same order.
-        only: number of images only in A, only in B.
-        only_flagged: how many of those their audit flags.
-        held_sizes: distinct held-out images of A, of B.
+        a, b: the images in both audits, in the same order.
+        held_a, held_b: the held-out images that both calibrated and neither audits, in the same order.
+        only: number of images only in A, and only in B.
+        only_flagged: number of those that their audit flags.
+        held_sizes: number of distinct held-out images of A, and of B.
         draws_moved: see `_draws_moved`.
     """
 
@@ -59,10 +70,10 @@ class Matched:
 
 
 def check_comparable(a: Audit, b: Audit, fdr: float) -> None:
-    """Refuse what has no meaning, before tables of images are matched.
+    """Check that two audits can be compared, before their images are matched.
 
     Raises:
-        UsageError: the two cannot be compared, or the rate is none.
+        UsageError: they cannot be compared, or the rate `fdr` is not between 0 and 1.
     """
     if not 0 < fdr < 1:
         raise UsageError(f"rate of false discoveries {fdr:g}: expected above 0 and below 1, such as {FDR:g}")
@@ -88,7 +99,7 @@ def check_comparable(a: Audit, b: Audit, fdr: float) -> None:
 
 
 def match_images(a: Audit, b: Audit) -> Matched:
-    """Match the images of two audits by content.
+    """Match the distinct images of two audits by their pixels.
 
     Raises:
         UsageError: there is no image in both.
@@ -118,9 +129,9 @@ def match_images(a: Audit, b: Audit) -> Matched:
 
 
 def _distinct(audit: Audit, scores: pa.Table, findings: pa.Table) -> Distinct:
-    """Each image once, by its first row with a score, which is the one that decided its flag."""
+    """Return each image once, with the values of the row that stands for it."""
     url = audit.store.url
-    check_columns(findings, url, "outside_range", "memorized")
+    check_columns(findings, url, "outside_range", "memorized", "identical")
     if not scores.column("row").equals(findings.column("row")):
         raise OutputError(
             f"findings in {url} is of other rows than scores: delete {url}/_SUCCESS and run the same `volgrowth audit` "
@@ -128,28 +139,21 @@ def _distinct(audit: Audit, scores: pa.Table, findings: pa.Table) -> Distinct:
         )
     known = scores.column("content_hash").is_valid()
     scores, findings = scores.filter(known), findings.filter(known)
-    content, row = (scores.column(name).to_numpy() for name in ("content_hash", "row"))
-    z = findings.column("excess_growth").to_numpy() / _spread(audit)
-    order = np.lexsort((row, ~np.isfinite(z)))
-    _, first, copies = np.unique(content[order], return_index=True, return_counts=True)
-    chosen = order[first]
+    _, image, copies = np.unique(findings["identical"].to_numpy(), return_inverse=True, return_counts=True)
+    chosen = first_rows(findings)
     return Distinct(
-        content=content[chosen],
-        image_id=findings.column("image_id").to_numpy()[chosen],
-        row=row[chosen],
-        copies=copies,
-        z=z[chosen],
-        outside=_mask(findings.column("outside_range"))[chosen],
-        flagged=_mask(findings.column("memorized"))[chosen],
+        content=scores["content_hash"].to_numpy()[chosen],
+        image_id=findings["image_id"].to_numpy()[chosen],
+        row=findings["row"].to_numpy()[chosen],
+        copies=copies[image][chosen],
+        z=findings["excess_growth"].to_numpy()[chosen] / _spread(audit),
+        outside=as_mask(findings["outside_range"])[chosen],
+        flagged=as_mask(findings["memorized"])[chosen],
     )
 
 
-def _mask(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(column, False).to_numpy().astype(bool)
-
-
 def _held_out(audit: Audit) -> Distinct:
-    """The same of the held-out images, of which there may be none."""
+    """Return the distinct held-out images, of which there may be none."""
     if audit.holdout_scores is None or audit.holdout_findings is None:
         return Distinct(*[np.empty(0)] * 7)
     return _distinct(audit, audit.holdout_scores, audit.holdout_findings)
@@ -171,16 +175,16 @@ def _spread(audit: Audit) -> float:
 
 
 def _common(one: Distinct, other: Distinct) -> tuple[Distinct, Distinct]:
-    """The images in both, in the same order."""
+    """Return the images in both, in the same order."""
     _, first, second = np.intersect1d(one.content, other.content, assume_unique=True, return_indices=True)
     return one[first], other[second]
 
 
 def _draws_moved(a: Audit, b: Audit, one: Distinct, other: Distinct) -> bool:
-    """Whether audited images lost the random draws in common that held-out ones may have kept.
+    """Return True if audited images moved to other rows, and with that to other random draws.
 
-    Preset `paper` draws axes by row, the others the same for all. A change between two rows is noisier than one of a
-    row that stayed, and must not be compared with such.
+    Preset `paper` draws axes by row, and the other presets draw the same for all rows. The change of an image that
+    moved to another row is noisier than that of a held-out image whose row stayed: the two must not be compared.
     """
     configs = [audit.manifest["config"] for audit in (a, b)]
     by_row = configs[0]["measure"]["preset"] == "paper" and configs[0]["seed"] == configs[1]["seed"]

@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.comparison.changes import ChangeVerdict, Comparison
 
-# images that are listed of each verdict
+# most images that are listed of each verdict
 LISTED = 20
 
-# characters of an id: those that are hashes say nothing more beyond
+# most characters of an id that are shown: the rest of a hash tells nothing more
 ID_WIDTH = 28
 
 # characters of a line of prose
@@ -29,7 +29,7 @@ MEANING = {
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """Counts, what they promise, and up to `LISTED` images of each kind of change."""
+    """Write counts, the rate they promise, and up to `LISTED` images of each kind of change, for a terminal."""
     notes = [line for warning in comparison.warnings for line in wrap(f"Note: {warning}", WIDTH)]
     blocks = [_counts(comparison), wrap(_promise(comparison), WIDTH), notes]
     blocks += [list(_images(comparison, verdict)) for verdict in list(ChangeVerdict)[:4]]
@@ -63,7 +63,7 @@ def _promise(comparison: Comparison) -> str:
 
 
 def _images(comparison: Comparison, verdict: ChangeVerdict) -> Iterator[str]:
-    """The most certain first."""
+    """Yield the lines that list the images with a verdict, the most certain first."""
     table = comparison.table.filter(pc.equal(comparison.table.column("verdict"), verdict.value))
     if not table.num_rows:
         return

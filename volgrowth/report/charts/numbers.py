@@ -8,6 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from volgrowth.analysis.columns import as_mask
+from volgrowth.analysis.distinct import first_rows
+
 BINS = 44
 _REACH = 12.0
 """Histograms reach this many interquartile ranges beyond the quartiles; what lies further is in the last bar."""
@@ -122,10 +125,9 @@ def duplicate_groups(findings: pa.Table) -> dict[str, Any]:
 
     Images with the same pixels count once.
     """
-    first = pc.equal(findings["row"], findings["identical"])
-    scored = findings.filter(pc.and_(first, findings["growth"].is_valid()))
+    scored = findings.filter(pa.array(first_rows(findings) & findings["growth"].is_valid().to_numpy()))
     copies = pc.fill_null(scored["copies"], 1).to_numpy()
-    flagged = _mask(scored["memorized"])
+    flagged = as_mask(scored["memorized"])
     bands = []
     for low, after in zip(_GROUP_SIZES, (*_GROUP_SIZES[1:], None), strict=True):
         inside = (copies >= low) & (copies < (after or np.inf))
@@ -146,10 +148,6 @@ def _largest(scored: pa.Table, copies: np.ndarray, flagged: np.ndarray) -> list[
     return [
         {"row": int(names[k]), "rows": int(rows[k]), "images": int(images[k]), "flagged": int(hot[k])} for k in order
     ]
-
-
-def _mask(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(column, False).to_numpy().astype(bool)
 
 
 def plain_numbers(numbers: Any) -> Any:

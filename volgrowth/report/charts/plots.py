@@ -9,6 +9,8 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from volgrowth.analysis.columns import as_floats, as_mask
+from volgrowth.analysis.distinct import first_rows
 from volgrowth.report.charts import figures
 from volgrowth.report.charts.numbers import (
     Bars,
@@ -112,25 +114,21 @@ def histogram_alt(values: np.ndarray) -> str:
 
 def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figures.ChartPoints:
     """Distinct images: with copies of an image the figures would be those of the copies."""
-    findings = findings.filter(pc.equal(findings["row"], findings["identical"]))
+    findings = findings.filter(pa.array(first_rows(findings)))
     scores = scores.select(["row", "png_bytes"]).take(
         pc.index_in(findings["row"], value_set=scores["row"].combine_chunks())
     )
     rows = findings["row"].to_numpy()
     return figures.ChartPoints(
-        growth=_floats(findings["growth"]),
-        expected=_floats(findings["expected_growth"]),
-        png_bytes=_floats(scores["png_bytes"]),
-        excess=_floats(findings["excess_growth"]),
-        flagged=pc.fill_null(findings["memorized"], False).to_numpy().astype(bool),
+        growth=as_floats(findings["growth"]),
+        expected=as_floats(findings["expected_growth"]),
+        png_bytes=as_floats(scores["png_bytes"]),
+        excess=as_floats(findings["excess_growth"]),
+        flagged=as_mask(findings["memorized"]),
         reproduced=np.isin(rows, np.array(truth["rows"], dtype=np.int64)) if truth else None,
     )
 
 
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.cast(column, pa.float64()).to_numpy()
-
-
 def _finite(column: pa.ChunkedArray) -> np.ndarray:
-    values = _floats(column)
+    values = as_floats(column)
     return values[np.isfinite(values)]

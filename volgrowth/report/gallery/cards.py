@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
+from volgrowth.analysis.distinct import first_rows
 from volgrowth.report.formats import missing, number, score, signed
 from volgrowth.report.gallery.exhibits import Exhibit, NearestSample, Shown, of_rows
 from volgrowth.report.gallery.pictures import data_url
@@ -66,7 +67,7 @@ def make_cards(
     copies = _copies(scores, {r["content_hash"] for r in records} - {None})
     partners = sorted({exhibit.control for exhibit in shown.exhibits if exhibit.control is not None})
     excess_of = dict(zip(partners, of_rows(findings, partners)["excess_growth"].to_pylist(), strict=True))
-    excesses = _sorted_finite(findings.filter(pc.equal(findings["row"], findings["identical"]))["excess_growth"])
+    excesses = _sorted_finite(findings.filter(pa.array(first_rows(findings)))["excess_growth"])
     truth = frozenset(truth_rows)
     cards = []
     for rank, record in enumerate(_distinct(records), 1):

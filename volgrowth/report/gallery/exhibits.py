@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.complexity import regressors
+from volgrowth.analysis.columns import as_mask
 from volgrowth.analysis.controls import match_controls
+from volgrowth.analysis.distinct import first_rows
 
 DUPLICATES = 3
 """Near duplicates shown beside an image."""
@@ -100,9 +102,8 @@ def _controls(scores: pa.Table, findings: pa.Table, flagged: Sequence[int]) -> d
     """Rows of unflagged images of the same complexity, by flagged row; none twice."""
     if not flagged:
         return {}
-    first = pc.equal(findings["row"], findings["identical"])
-    free = pc.and_(findings["excess_growth"].is_valid(), pc.invert(pc.fill_null(findings["memorized"], False)))
-    allowed = findings.filter(pc.and_(first, free))["row"].to_numpy()
+    free = findings["excess_growth"].is_valid().to_numpy() & ~as_mask(findings["memorized"])
+    allowed = findings["row"].to_numpy()[first_rows(findings) & free]
     if len(allowed) > CONTROLS_AMONG:
         allowed = np.sort(np.random.default_rng(0).choice(allowed, CONTROLS_AMONG, replace=False))
     table = of_rows(scores, np.concatenate([flagged, allowed]))
