@@ -1,4 +1,4 @@
-"""What the README tells people to type works as it stands, in a folder with the demo's output."""
+"""The commands and the code of README and of the pages that continue it run as they stand, beside the demo's output."""
 
 import re
 import shlex
@@ -10,11 +10,19 @@ import pytest
 
 from volgrowth.cli import run_command
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    line for language, block in BLOCKS if not language for line in block.splitlines() if line.startswith("volgrowth ")
-]
+ROOT = Path(__file__).parent.parent
+README, AUDITING, ACTING = ((ROOT / name).read_text() for name in ("README.md", "docs/auditing.md", "docs/acting.md"))
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README + AUDITING + ACTING, re.DOTALL)
+# each command once: the pages repeat some of README's
+COMMANDS = list(
+    dict.fromkeys(
+        line
+        for language, block in BLOCKS
+        if not language
+        for line in block.splitlines()
+        if line.startswith("volgrowth ")
+    )
+)
 PYTHON = [block for language, block in BLOCKS if language == "python"]
 
 
@@ -54,17 +62,16 @@ def test_commands_and_code_run_as_they_stand(folder, monkeypatch):
 
 
 def test_files_that_the_readme_names_are_there():
-    root = Path(__file__).parent.parent
     for name in re.findall(r"\]\(([\w./-]+)\)", README) + re.findall(
-        r"`((?:volgrowth|tests|docs|jobs)/[\w./]+)`", README
+        r"`((?:volgrowth|tests|docs|jobs)/[\w./]+)`", README + AUDITING + ACTING
     ):
-        assert (root / name).exists(), name
+        assert (ROOT / name).exists(), name
 
 
 def test_columns_and_presets_are_the_ones_in_the_code():
     from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
 
-    table = {row[0]: row[-1] for row in re.findall(r"^\| `(\w+)` \|(.*)\| (\d+) \|$", README, re.MULTILINE)}
+    table = {row[0]: row[-1] for row in re.findall(r"^\| `(\w+)` \|(.*)\| (\d+) \|$", AUDITING, re.MULTILINE)}
     assert table == {
         "standard": str(StandardMeasure().evaluations),
         "paper": str(PaperMeasure().evaluations),
