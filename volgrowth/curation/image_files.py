@@ -63,21 +63,16 @@ def _spans(source: WebDatasetSource, file: SourceFile, weighted: bool) -> Iterat
     Raises:
         DataError: the tar is damaged, or `weighted` and a sample has a weight already.
     """
-    url = source.place.url(file.name)
-    with source.place.open(file.name, file.size, BLOCK_BYTES) as stream:
-        try:
-            tar = tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")
-            before = None
-            for sample in tar_samples(tar, None):
-                if weighted and EXTENSION in sample.extensions:
-                    refuse_weights(f"sample {printable(sample.key)} of {url}")
-                if before is not None:
-                    yield _Span(before.key, before.offset, sample.offset)
-                before = sample
+    with source.opened(file) as tar:
+        before = None
+        for sample in tar_samples(tar, None):
+            if weighted and EXTENSION in sample.extensions:
+                refuse_weights(f"sample {printable(sample.key)} of {source.place.url(file.name)}")
             if before is not None:
-                yield _Span(before.key, before.offset, tar.offset)
-        except (tarfile.TarError, ValueError, OverflowError) as error:
-            raise DataError(f"{url} cannot be read as tar ({error}): restore it") from None
+                yield _Span(before.key, before.offset, sample.offset)
+            before = sample
+        if before is not None:
+            yield _Span(before.key, before.offset, tar.offset)
 
 
 def _copy(stream: BufferedIOBase, written: BinaryIO, start: int, stop: int) -> None:

@@ -14,6 +14,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedIOBase
 
@@ -72,6 +73,27 @@ class WebDatasetSource(FilesSource):
         for file, first in self.listing.entries(start, stop):
             yield from self._read_file(file, first, max(start - first, 0), min(stop - first, file.rows))
 
+    @contextmanager
+    def opened(self, file: Found | SourceFile) -> Iterator[tarfile.TarFile]:
+        """Give a tar of the data set, opened to read its headers.
+
+        Raises:
+            DataError: the tar has changed, is packed, or is found to be damaged in the block.
+        """
+        url = self.place.url(file.name)
+        with self.place.open(file.name, file.size, BLOCK_BYTES) as stream:
+            head = stream.read(8)
+            stream.seek(0)
+            for magic, packed in _PACKED.items():
+                if head.startswith(magic):
+                    refuse_packed(url, packed)
+            try:
+                yield _tar(stream)
+            except _BROKEN as error:
+                raise DataError(
+                    f"{url} cannot be read as tar ({error}): it was cut off or damaged; copy or write it again"
+                ) from None
+
     def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
         index = start // STRIDE * STRIDE
         name = printable(file.name)
@@ -128,42 +150,16 @@ class WebDatasetSource(FilesSource):
     def _scan(self, file: Found) -> tuple[SourceFile, Counter[str], set[str]]:
         """Return a file's rows and offsets, how many have an image and how many a condition, and some extensions."""
         offsets, rows, held, extensions = list[int](), 0, Counter[str](), set[str]()
-        with self.place.open(file.name, file.size, BLOCK_BYTES) as stream:
-            self._check_kind(file, stream)
-            try:
-                tar = _tar(stream)
-                for sample in tar_samples(tar, self.extension):
-                    if sample.index % STRIDE == 0:
-                        offsets.append(sample.offset)
-                        extensions.update(sample.extensions)
-                    rows += 1
-                    held["images"] += sample.image is not None
-                    held["conditions"] += self.condition in sample.extensions
-                stream.seek(tar.offset)
-                self._check_end(file, tar.offset, stream.read(tarfile.BLOCKSIZE))
-            except _BROKEN as error:
-                raise DataError(
-                    f"{self.place.url(file.name)} cannot be read as tar ({error}): it was cut off or damaged; copy or "
-                    "write it again"
-                ) from None
+        with self.opened(file) as tar:
+            for sample in tar_samples(tar, self.extension):
+                if sample.index % STRIDE == 0:
+                    offsets.append(sample.offset)
+                    extensions.update(sample.extensions)
+                rows += 1
+                held["images"] += sample.image is not None
+                held["conditions"] += self.condition in sample.extensions
+            _check_end(tar, self.place.url(file.name))
         return SourceFile(file.name, file.size, rows, tuple(offsets)), held, extensions
-
-    def _check_kind(self, file: Found, stream: BufferedIOBase) -> None:
-        head = stream.read(8)
-        stream.seek(0)
-        for magic, packed in _PACKED.items():
-            if head.startswith(magic):
-                refuse_packed(self.place.url(file.name), packed)
-
-    def _check_end(self, file: Found, offset: int, block: bytes) -> None:
-        url = self.place.url(file.name)
-        if not block:
-            raise DataError(
-                f"{url} has no end mark: it was cut off, or never closed; copy or write it again or, if it is whole, "
-                "append the mark (truncate -s +1024)"
-            )
-        if block != bytes(tarfile.BLOCKSIZE):
-            raise DataError(f"{url} is damaged at byte {offset}: no header of a tar is there; copy or write it again")
 
 
 @dataclass
@@ -234,6 +230,20 @@ def refuse_packed(url: str, packed: str = "compression") -> None:
         f"{url} is packed with {packed}, so that its samples cannot be sought: unpack it to a plain .tar first "
         "(images hardly shrink)"
     )
+
+
+def _check_end(tar: tarfile.TarFile, url: str) -> None:
+    """Raise a DataError unless the block of zeros follows that ends a tar."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if not block:
+        raise DataError(
+            f"{url} has no end mark: it was cut off, or never closed; copy or write it again or, if it is whole, "
+            "append the mark (truncate -s +1024)"
+        )
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise DataError(f"{url} is damaged at byte {tar.offset}: no header of a tar is there; copy or write it again")
 
 
 def _is_image(found: str, extension: str | None) -> bool:
