@@ -50,7 +50,7 @@ def test_a_sentence_ends_in_the_fix(error: Exception, url: str, fix: str) -> Non
 def test_errors_of_volgrowth_and_those_that_are_asked_for_pass() -> None:
     for error in (DataError("as it is"), FileNotFoundError("as it is")):
         with (
-            pytest.raises(type(error), match="^as it is$"),
+            pytest.raises(type(error), match=r"^as it is$"),
             explained(OutputError, "w", "u", "f", (FileNotFoundError,)),
         ):
             raise error
