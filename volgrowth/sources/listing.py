@@ -1,4 +1,4 @@
-"""The files of a data set in their frozen order, in bounded memory.
+"""The list of a data set's files in their frozen order, in bounded memory.
 
 A listing is made of chunks, Arrow tables of at most `CHUNK_FILES` files each. One that is built keeps its first chunk
 in memory and the others in a temporary folder; one that is stored gets its chunks from a function, such as one

@@ -1,4 +1,4 @@
-"""Tuples in order, however many: runs of them are sorted in a temporary file, and merged when they are read."""
+"""Any number of tuples is sorted in bounded memory: runs go sorted to a temporary file, and are merged when read."""
 
 import heapq
 import pickle
@@ -15,7 +15,7 @@ T = TypeVar("T", bound=tuple[Any, ...])
 
 
 class Sorted(Generic[T]):
-    """The tuples that were added, in order each time it is iterated.
+    """A collection of tuples, which gives them in order each time it is iterated.
 
     Args:
         run: how many tuples are held in memory, about; few in tests.

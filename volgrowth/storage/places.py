@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 
 class Place(ABC):
-    """A folder. Files in it and below are told by their names relative to it, with slashes.
+    """A folder, with methods that take the names of files in it and below: relative to it, with slashes.
 
     Attributes:
         where: the folder's path or URL, for people.

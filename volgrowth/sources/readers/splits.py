@@ -14,18 +14,8 @@ from volgrowth.storage.places import Found
 DEFAULT_SPLIT = "train"
 """The name that the Hugging Face tools give the rows of a data set without splits."""
 
-_SYNONYMS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-}
+_WORDS = {"train": "train training", "test": "test testing eval evaluation", "validation": "validation valid val dev"}
+_SYNONYMS = {word: split for split, words in _WORDS.items() for word in words.split()}
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
 
 
