@@ -264,23 +264,23 @@ class _StoreStream(BufferedIOBase):
     """An open file of a store. What the store raises is said as its error; pyarrow would take it for bad data."""
 
     def __init__(self, file: Any, place: StorePlace, name: str) -> None:
-        self.file, self.place, self.name = file, place, name
+        self._file, self._place, self._name = file, place, name
 
     def read(self, size: int | None = -1, /) -> bytes:
         try:
-            with _answering(self.place.url(self.name)):
-                return self.file.read(size)
+            with _answering(self._place.url(self._name)):
+                return self._file.read(size)
         except FileNotFoundError:
-            raise self.place.gone(self.name) from None
+            raise self._place.gone(self._name) from None
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        return self.file.seek(offset, whence)
+        return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        return self.file.tell()
+        return self._file.tell()
 
     def close(self) -> None:
-        self.file.close()
+        self._file.close()
         super().close()
 
     def readable(self) -> bool:
