@@ -11,7 +11,8 @@ import pytest
 
 import volgrowth as vg
 from tests.conftest import start_volgrowth, wait_for
-from volgrowth.audit.sampling.drawing import read_images
+from volgrowth.audit.sampling.drawing import DrawingWorker, read_images
+from volgrowth.audit.scoring.pilot import PilotWorker
 from volgrowth.cli import run_command
 from volgrowth.demo.cases import digits_case, write_image_parquet
 from volgrowth.demo.truth import find_reproduced
@@ -57,6 +58,21 @@ def test_few_samples_say_so_and_later_ones_keep_them(audited, capsys):
     assert found.summary["verification"]["samples"] == 140
     assert set(found.findings["verified_hits"].to_pylist()) == {0}
     assert pq.read_table(audited / "verification/samples.parquet").num_rows == 140
+
+
+def test_the_batch_size_that_the_audit_found_is_used(tiny_model, digit_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(PilotWorker, "choose_batch", lambda worker, shard: 5)
+    settings = {"output": str(tmp_path / "out"), "batch_size": "auto", "engine": "local"}
+    vg.run_audit(vg.AuditConfig.build(model=str(tiny_model), data=str(digit_file), **settings), quiet=True)
+    draw, sizes = DrawingWorker.draw, []
+
+    def draw_and_tell(worker, drawing):
+        sizes.append(worker.batch.size)
+        return draw(worker, drawing)
+
+    monkeypatch.setattr(DrawingWorker, "draw", draw_and_tell)
+    assert verify(tmp_path / "out", "--samples", 3) == 0
+    assert set(sizes) == {5}
 
 
 def test_what_is_interrupted_goes_on(audited, tmp_path):

@@ -100,7 +100,7 @@ def _cascade(session: Session, floor: NoiseFloor, again: bool, quiet: bool) -> N
             rows = screening.passing if stage == "passed" else screening.sample(config.screen_sample, config.seed)
             chosen = Chosen(stage, rows, manifest.data.rows)
             chosen.save(store)
-        _complete(session, floor, chosen.todo(manifest, published(store, manifest)), stage, quiet)
+        _complete(session, floor, chosen.todo(store, manifest, published(store, manifest)), stage, quiet)
 
 
 def _complete(session: Session, floor: NoiseFloor, rows: dict[Shard, list[int]], stage: str, quiet: bool) -> None:

@@ -22,6 +22,7 @@ from volgrowth.analysis.controls import match_controls
 from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.proof import NEIGHBOURS, decide_reproduced, hit_groups, samples_needed, summarize_proof
+from volgrowth.audit.engine.batch_size import settle_batch
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
@@ -29,8 +30,18 @@ from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit
-from volgrowth.audit.sampling.drawing import DECODED, SAMPLE, SAMPLER, STOPPED, Drawing, Start, drawings, is_drawn
-from volgrowth.audit.sampling.neighbours import Neighbours
+from volgrowth.audit.sampling.drawing import (
+    DECODED,
+    SAMPLE,
+    SAMPLER,
+    STOPPED,
+    Drawing,
+    DrawingWorker,
+    Start,
+    drawings,
+    is_drawn,
+)
+from volgrowth.audit.sampling.neighbours import Neighbours, SearchingWorker
 from volgrowth.commands.report import SAMPLES_FILE, write_report
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError
@@ -101,6 +112,7 @@ def verify_audit(
     if stop_level is not None:
         asked += drawings(f"{STOPPED}-{stop_level:g}", [replace(start, stop=stop_level) for start in starts])
     with driving(audit.store) as lock, Session(config, audit.frozen, audit.store, lock) as session:
+        settle_batch(session)
         _draw(session, audit, asked, quiet)
         groups = _groups(audit)
         found = _search(session, audit, asked, groups, quiet)
@@ -139,8 +151,6 @@ def choose_targets(audit: Audit) -> Targets:
 
 def _draw(session: Session, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
     """Draw what no file holds yet."""
-    from volgrowth.audit.scoring.worker import DrawingWorker
-
     todo = [drawing for drawing in asked if not is_drawn(audit.store, audit.frozen, drawing)]
     total, left = (sum(len(drawing.starts) for drawing in some) for some in (asked, todo))
     done = len(asked) - len(todo)
@@ -160,8 +170,6 @@ def _search(
     session: Session, audit: Audit, asked: list[Drawing], groups: dict[str, np.ndarray], quiet: bool
 ) -> Neighbours:
     """The nearest groups of every drawn image, among all audited and held-out ones."""
-    from volgrowth.audit.scoring.worker import SearchingWorker
-
     ranges = _ranges(audit.frozen)
     count = sum(len(np.unique(numbers[numbers >= 0])) for numbers in groups.values())
     k, names = min(NEIGHBOURS, max(count, 1)), [drawing.name for drawing in asked]

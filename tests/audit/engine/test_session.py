@@ -249,8 +249,8 @@ def test_a_derivative_that_cannot_be_checked_costs_no_noise_floor(tiny_model, di
             raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB\nmore")
         return plainly(worker, dtype)
 
-    plainly = ScoringWorker._load
-    monkeypatch.setattr(ScoringWorker, "_load", load)
+    plainly = ScoringWorker.load
+    monkeypatch.setattr(ScoringWorker, "load", load)
     finished = audit(tiny_model, digit_file, tmp_path / "out", dtype="bfloat16")
     floor = finished.summary["run"]["noise_floor"]
     assert floor["batch"] is not None
@@ -283,6 +283,12 @@ class Numpy(vg.GaussianDenoiser):
     def noise(self, y, noise_level):
         return torch.from_numpy(np.copy(super().noise(y, noise_level).numpy()))
 
+class Detached(vg.GaussianDenoiser):
+    image_shape = (1, 8, 8)
+
+    def noise(self, y, noise_level):
+        return super().noise(y.detach(), noise_level)
+
 class Rounded(vg.GaussianDenoiser):
     image_shape = (1, 8, 8)
 
@@ -291,6 +297,9 @@ class Rounded(vg.GaussianDenoiser):
 
 def without(device, dtype):
     return Numpy(0.0, 0.3)
+
+def detached(device, dtype):
+    return Detached(0.0, 0.3)
 
 def hidden(device, dtype):
     return Rounded(0.0, 0.3)
@@ -363,6 +372,13 @@ def test_a_searched_batch_size_is_one_that_fits(odd, digit_file, tmp_path):
     finished = audit(odd("plain"), digit_file, tmp_path / "out", batch_size="auto")
     assert finished.summary["run"]["batch_size"] in {2**power for power in range(6)}
     assert finished.scores["batch"].unique().to_pylist() == [finished.summary["run"]["batch_size"]]
+
+
+def test_a_network_without_a_derivative_is_no_network_without_memory(odd, digit_file, tmp_path):
+    """In a low precision differences need the network in float32, while a batch size is searched as in the audit."""
+    finished = audit(odd("detached"), digit_file, tmp_path / "out", batch_size="auto", dtype="bfloat16")
+    assert finished.summary["counts"]["ok"] == 150
+    assert finished.summary["run"]["noise_floor"]["derivative"]["used"] == "central differences"
 
 
 def test_a_compiled_audit_scores_alike(tiny_model, digit_file, tmp_path, reference, monkeypatch):

@@ -77,3 +77,34 @@ def test_columns_that_were_added_later_are_null_in_older_audits(store, plan):
     assert table.schema.names == SCORES.names
     assert table["lid"].null_count == 25
     assert table["growth"].null_count == 0
+
+
+def unparsable(store: Store, plan: Manifest) -> None:
+    whole = bytearray(store.read("scores/part-00001.parquet"))
+    length = int.from_bytes(whole[-8:-4], "little")
+    whole[-8 - length : -8] = b"\xff" * length
+    store.write("scores/part-00001.parquet", bytes(whole))
+
+
+def deleted_after_the_listing(store: Store, plan: Manifest) -> None:
+    names = store.names("scores")
+    store.delete("scores/part-00001.parquet")
+    store.names = lambda folder="": names  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("harm", [unparsable, deleted_after_the_listing])
+def test_a_footer_that_says_nothing_is_no_fragment(store, plan, harm):
+    harm(store, plan)
+    assert set(published(store, plan)) == {"scores/part-00000.parquet", "scores/part-00002.parquet"}
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError("Forbidden"), TimeoutError("no answer"), OSError(5, "Input/output error"), KeyError("x")]
+)
+def test_a_fragment_that_cannot_be_read_just_now_is_not_taken_for_a_missing_one(store, plan, monkeypatch, error):
+    def refuse(*arguments, **more):
+        raise error
+
+    monkeypatch.setattr(store.files, "open", refuse)
+    with pytest.raises(OutputError, match=r"part-0000[0-2].parquet cannot be read"):
+        published(store, plan)

@@ -20,7 +20,9 @@ from volgrowth.audit.sampling.drawing import (
     to_pixels,
     write_images,
 )
+from volgrowth.audit.workers.fitting import BatchSize, NoMemoryError
 from volgrowth.errors import ModelError
+from volgrowth.models import load_model
 from volgrowth.numerics import DDPMSchedule, EmpiricalDenoiser, GaussianDenoiser
 from volgrowth.storage.store import Store
 
@@ -123,3 +125,48 @@ def test_files_hold_what_was_drawn_and_tell_when_it_was_something_else(tmp_path:
     assert drawings(DECODED, [Start(0, 1, 0.5)])[0].name != first.name
     (tmp_path / second.name).write_bytes(b"damaged")
     assert not is_drawn(store, plan, second)
+
+
+class Small(GaussianDenoiser):
+    """A device on which only so many images fit."""
+
+    def __init__(self, fits: int):
+        super().__init__(MEAN, VARIANCE)
+        self.fits, self.seen = fits, list[int]()
+        self.schedule, self.image_shape, self.dtype = gaussian().schedule, (1, 2, 2), torch.float64
+
+    def noise(self, y: torch.Tensor, noise_level: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(y))
+        if len(y) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().noise(y, noise_level)
+
+
+def test_a_device_without_memory_left_gets_fewer_images_and_draws_the_same() -> None:
+    starts = (*(Start(number) for number in range(9)), *(Start(draw, 3, 1.0) for draw in range(5)))
+    clean = {3: np.full((1, 2, 2), 100, np.uint8)}
+    batch, small = BatchSize(8), Small(3)
+    drawn = Drawing("x", starts).images(small, 0, clean, batch=batch)
+    assert batch.size == 2
+    assert max(small.seen) == 8
+    whole = Drawing("x", starts).images(Small(99), 0, clean)
+    assert (drawn == whole).all()
+    with pytest.raises(NoMemoryError, match="one image does not fit"):
+        Drawing("x", starts).images(Small(0), 0, clean, batch=BatchSize(8))
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    class Wrong(Small):
+        def noise(self, y: torch.Tensor, noise_level: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        Drawing("x", (Start(0),)).images(Wrong(9), 0, {}, batch=BatchSize(8))
+
+
+def test_a_network_draws_the_same_images_at_every_batch_size(tiny_model: Path) -> None:
+    """Every image has its own seed; what a convolution rounds at another batch size is at most one grey level."""
+    network, starts = load_model(str(tiny_model)), tuple(Start(number) for number in range(10))
+    whole, *others = (Drawing("x", starts).images(network, 0, {}, batch=BatchSize(size)) for size in (10, 4, 1))
+    for other in others:
+        assert np.abs(whole.astype(int) - other.astype(int)).max() <= 1

@@ -13,14 +13,14 @@ from volgrowth.analysis.calibration.screening import MOST_SAMPLED
 from volgrowth.analysis.findings import analyse
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
-from volgrowth.audit.scoring.cascade import Chosen, mark
+from volgrowth.audit.scoring.cascade import Chosen, rows_mark
 from volgrowth.audit.scoring.pilot import Piece
 from volgrowth.audit.scoring.worker import ScoringWorker
 from volgrowth.cli import run_command
 from volgrowth.commands.plan import predict
 from volgrowth.config import SCREEN_EVALUATIONS
 from volgrowth.demo.cases import write_image_parquet
-from volgrowth.errors import DataError, UsageError
+from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.report.words import cascade_sentences
 from volgrowth.storage.store import Store
 
@@ -170,7 +170,7 @@ def test_a_shard_that_is_measured_again_keeps_what_it_cost(cascade):
     worker.prepare()
     worker.complete(shard, passed.of_shard(shard), "passed")
     assert cascade.store.read_table(shard.name).equals(before)
-    assert cascade.store.read_footer(shard.name)[1]["passed"] == mark(passed.of_shard(shard))
+    assert cascade.store.read_footer(shard.name)[1]["passed"] == rows_mark(passed.of_shard(shard))
 
 
 def test_a_larger_sample_bounds_what_was_lost(audit, tmp_path):
@@ -306,3 +306,12 @@ def test_what_is_said_of_the_loss(cascade):
     )
     assert len(cascade_sentences({**some, "screened_out": 0})) == 1
     assert cascade_sentences(None) == []
+
+
+def test_chosen_rows_of_a_fragment_that_is_gone_are_an_error_with_a_fix(tmp_path):
+    store, plan = Store(str(tmp_path)), manifest(25, shard_size=10)
+    chosen = Chosen("passed", np.array([3, 12]), 25)
+    footers: dict[str, dict[str, str]] = {"scores/part-00000.parquet": {}, "scores/part-00001.parquet": {}}
+    assert [shard.index for shard in chosen.todo(store, plan, footers)] == [0, 1]
+    with pytest.raises(OutputError, match=r"part-00001.parquet is missing or not whole: .* run the audit again"):
+        chosen.todo(store, plan, {"scores/part-00000.parquet": {}})

@@ -2,8 +2,10 @@ import threading
 import time
 
 import pytest
+import torch
 
-from volgrowth.audit.scoring.prefetch import AT_ONCE, Ahead
+from volgrowth.audit.scoring import prefetch
+from volgrowth.audit.scoring.prefetch import AT_ONCE, Ahead, decoding_threads
 
 
 def threads():
@@ -102,3 +104,12 @@ def test_an_exception_of_the_work_is_raised_where_it_is_taken():
         taken.extend(Ahead(range(1000), work, 2).items())
     assert taken == list(range(3 * AT_ONCE))
     assert not threads()
+
+
+def test_the_workers_of_a_machine_share_its_cores(monkeypatch):
+    """A worker of eight sees one GPU, and would take all cores if it went by that."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(prefetch.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    gpu = torch.device("cuda")
+    assert [decoding_threads(gpu, workers) for workers in (1, 2, 8, 100)] == [16, 16, 8, 1]
+    assert decoding_threads(torch.device("cpu"), 8) == 1

@@ -8,7 +8,8 @@ import torch
 import volgrowth as vg
 from volgrowth.audit.scoring import scorer as scorer_module
 from volgrowth.audit.scoring.measures import Launched
-from volgrowth.audit.scoring.scorer import GROW_AFTER, Scorer
+from volgrowth.audit.scoring.scorer import Scorer
+from volgrowth.audit.workers.fitting import GROW_AFTER
 from volgrowth.config import AuditConfig, StandardMeasure
 from volgrowth.errors import EngineError
 from volgrowth.models import load_model
@@ -92,7 +93,7 @@ def test_the_batch_grows_back_when_memory_returns(digits):
     scorer = Scorer(Limited(4, until=1), config())
     table = scorer.score(rows(np.resize(digits, (4 * (GROW_AFTER + 4), 1, 8, 8))))
     assert set(table.column("batch").to_pylist()) == {4, 8}
-    assert scorer.batch == 8
+    assert scorer.batch.size == 8
 
 
 def test_one_image_that_does_not_fit_is_an_error_with_a_fix(digits):

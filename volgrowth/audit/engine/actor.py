@@ -1,6 +1,5 @@
-"""The Ray actor: a worker in a process of its own, and what it tells Ray's metrics."""
+"""The Ray actor: a worker in a process of its own, and its counters among Ray's metrics."""
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from volgrowth.config import AuditConfig
 
 @dataclass(frozen=True)
 class Home:
-    """Where a worker lives."""
+    """The node and the device of a worker."""
 
     node: str
     device: str
@@ -22,18 +21,21 @@ class Home:
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class Actor:
-    """Holds a worker. Construction is cheap; `prepare` does what can fail."""
+    """Holds a worker. It is cheap to construct; `prepare` does what can fail."""
 
     def __init__(self, worker: type, config: AuditConfig, manifest: Manifest, device: str):
         self.worker, self.meters = worker(config, manifest, device), Meters()
 
     def prepare(self) -> Home:
-        """Load what the worker needs. An answer means that it can take tasks."""
+        """Load what the worker needs, and return where it lives: from then on it can take tasks."""
+        context = ray.get_runtime_context()
+        node, share = context.get_node_id(), context.get_assigned_resources().get("GPU", 0.0)
+        self.worker.workers_here = workers_on(node, ray.nodes(), share)
         self.worker.prepare()
-        return Home(ray.get_runtime_context().get_node_id(), self.worker.device)
+        return Home(node, self.worker.device)
 
     def call(self, method: str, arguments: tuple[Any, ...], attempt: int) -> Any:
-        """The worker's own method."""
+        """Call a method of the worker and return its answer, after counting it if it is a tally."""
         self.worker.attempt = attempt
         answer = getattr(self.worker, method)(*arguments)
         if isinstance(answer, Tally):
@@ -41,8 +43,14 @@ class Actor:
         return answer
 
 
+def workers_on(node: str, nodes: list[dict[str, Any]], share: float) -> int:
+    """Return how many workers a node has room for if each has a share of a GPU; 1 if they have none."""
+    gpus = sum(each["Resources"].get("GPU", 0.0) for each in nodes if each["NodeID"] == node)
+    return max(1, int(gpus / share)) if share else 1
+
+
 class Meters:
-    """Counters and gauges of `ray.util.metrics`; Ray adds node and worker."""
+    """Counters and gauges of `ray.util.metrics`. Ray adds the node and the worker to each."""
 
     def __init__(self) -> None:
         self.images = Counter("volgrowth_images", "Rows scored.")
@@ -50,12 +58,11 @@ class Meters:
         self.evaluations = Counter("volgrowth_evaluations", "Network evaluations.")
         self.decode_wait = Counter("volgrowth_decode_wait_seconds", "The device waited for images.")
         self.device_wait = Counter("volgrowth_gpu_wait_seconds", "Decoded images waited for the device.")
-        self.speed = Gauge("volgrowth_images_per_second", "Of the last shard.")
+        self.speed = Gauge("volgrowth_images_per_second", "Rows per second of the last shard.")
         self.batch = Gauge("volgrowth_batch_size", "Smallest micro-batch of the last shard.")
-        self._last = time.monotonic()
 
     def add(self, tally: Tally) -> None:
-        """Count a task."""
+        """Count the rows and the seconds of a task."""
         counts = {
             self.images: tally.images,
             self.failures: tally.failed,
@@ -64,7 +71,7 @@ class Meters:
             self.device_wait: tally.device_wait,
         }
         for counter, amount in counts.items():
-            if amount > 0:  # Ray refuses others
+            if amount > 0:  # Ray refuses to add 0
                 counter.inc(amount)
         self.speed.set(tally.images / max(tally.seconds, 1e-9))
         self.batch.set(tally.smallest_batch)

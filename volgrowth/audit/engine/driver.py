@@ -1,10 +1,10 @@
-"""The Ray engine: hands the ledger's tasks to actors that have answered, on a cluster that comes and goes.
+"""The Ray engine: it hands the ledger's tasks to actors on a cluster whose nodes come and go.
 
 A worker is PENDING until its `prepare` has returned, READY while it takes tasks (two in flight, so that it never
 waits for the driver), LEAVING when its node is about to be taken away, and LOST when its process or node is gone. Lost
-workers are replaced, and more are hired when nodes join; what an actor asks for and the cluster lacks is what its
-autoscaler sees. A node that was taken away is nobody's failure; whatever else ends a process is blamed on the task it
-was at.
+workers are replaced, and more are started when nodes join: the cluster's autoscaler sees the actors that wait for
+resources. A task is not blamed for a node that was taken away; if a process ends in any other way, the task that it was
+working on is.
 """
 
 import logging
@@ -32,7 +32,7 @@ LOOK_SECONDS = 3.0
 
 
 class State(Enum):
-    """Of a worker."""
+    """The state of a worker."""
 
     PENDING = "pending"
     READY = "ready"
@@ -42,7 +42,7 @@ class State(Enum):
 
 @dataclass
 class Worker:
-    """An actor and the calls it has not answered, oldest first; the first of all is `prepare`."""
+    """An actor and its unanswered calls, oldest first. The call of `prepare` has no task."""
 
     actor: Any
     state: State = State.PENDING
@@ -52,12 +52,19 @@ class Worker:
 
     @property
     def tasks(self) -> list[Task]:
-        """What it was given and has not answered."""
+        """The tasks that it has not answered."""
         return [task for task in self.calls.values() if task]
 
 
 class RayCrew:
-    """The workers of one piece of work."""
+    """The workers that do the tasks of one ledger.
+
+    Args:
+        session: the driver session.
+        worker: the class of the workers.
+        count: the number of tasks, and the most workers that are of use.
+        progress: the display.
+    """
 
     def __init__(self, session: Session, worker: type, count: int, progress: AuditProgress):
         self.session, self.progress, self.count = session, progress, count
@@ -71,7 +78,7 @@ class RayCrew:
         self._look = self._enough = time.monotonic()
 
     def work(self, ledger: Ledger) -> None:
-        """Until every task is done."""
+        """Have the workers do every task of the ledger."""
         self.ledger = ledger
         try:
             while self.ledger or any(worker.tasks for worker in self.workers):
@@ -83,12 +90,12 @@ class RayCrew:
                 self.session.pulse(self.progress, ready)
                 self._check_patience(ready)
         finally:
-            # what they publish is published whole, so they may be ended at any moment
+            # workers publish whole files, so they may be ended at any moment
             for worker in list(self.workers):
                 self._end(worker)
 
     def _staff(self) -> None:
-        """Hire up to what the cluster has room for now, and let those go whose node is to be taken away."""
+        """Start workers up to the room of the cluster, and end idle ones whose node is to be taken away."""
         if time.monotonic() < self._look:
             return
         self._look = time.monotonic() + LOOK_SECONDS
@@ -100,7 +107,7 @@ class RayCrew:
             if worker.state is State.LEAVING and not worker.calls:
                 self._end(worker)
         staying = sum(worker.state is not State.LEAVING for worker in self.workers)
-        if self.failed_starts < ATTEMPTS or not self.workers:  # else go on with those that could start
+        if self.failed_starts < ATTEMPTS or not self.workers:  # else go on with the workers that could start
             for _ in range(staying, min(self.count, self.session.config.workers or _room(self.share, draining))):
                 self._hire()
 
@@ -123,7 +130,7 @@ class RayCrew:
                     worker.calls[call] = task
 
     def _wait(self) -> None:
-        """Collect the answers that are there, or wait a moment for one."""
+        """Collect the answers that have arrived, or wait a moment for one."""
         owners = {call: worker for worker in self.workers for call in worker.calls}
         if not owners:
             return time.sleep(POLL_SECONDS)
@@ -132,7 +139,7 @@ class RayCrew:
             ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         for call in ready:
             worker = owners[call]
-            if worker.state is not State.LOST:  # with one of its calls, a moment ago
+            if worker.state is not State.LOST:  # another of its calls may have said so a moment ago
                 self._collect(worker, call)
         return None
 
@@ -156,7 +163,7 @@ class RayCrew:
                 self.session.run.event("worker_ready", node=answer.node, device=answer.device)
 
     def _failed(self, worker: Worker, task: Task | None, cause: BaseException) -> None:
-        """A call raised."""
+        """Give back or blame the task of a call that raised an error."""
         if task is None:
             return self._failed_to_start(worker, cause)
         self.session.run.retries += 1
@@ -170,7 +177,7 @@ class RayCrew:
         return self.ledger.failed(task, kind_and_line(cause))
 
     def _failed_to_start(self, worker: Worker, cause: BaseException) -> None:
-        """What would fail everywhere ends the run; where others are at work, it may be this node alone."""
+        """End the run if no worker could start; while others are at work, the fault may be this node's alone."""
         self.session.run.event("worker_failed", reason=kind_and_line(cause))
         self._replace(worker)
         self.failed_starts += 1
@@ -181,7 +188,7 @@ class RayCrew:
         raise EngineError(f"a worker could not start ({kind_and_line(cause)})") from cause
 
     def _lost(self, worker: Worker, error: RayError) -> None:
-        """A worker is gone: the task it was at may be why, unless its node was taken away or is out of reach."""
+        """Blame the task of a worker that is gone, unless its node was taken away or is out of reach."""
         tasks, starting, reason = worker.tasks, worker.state is State.PENDING, kind_and_line(error)
         blameless = _is_blameless(error, worker)
         self.session.run.lost_workers += 1
@@ -202,12 +209,12 @@ class RayCrew:
                 )
 
     def _replace(self, worker: Worker) -> None:
-        """End a worker, and look for another one at once."""
+        """End a worker, and start another one at once."""
         self._end(worker)
         self._look = time.monotonic()
 
     def _check_patience(self, ready: int) -> None:
-        """Stop, resumable, where the cluster has not given enough workers for too long."""
+        """Stop the run, to be resumed, if the cluster has given too few workers for too long."""
         config = self.session.config
         if ready >= min(config.min_workers, self.count):
             self._enough = time.monotonic()
@@ -221,10 +228,10 @@ class RayCrew:
 
 @contextmanager
 def ray_running(address: str | None) -> Iterator[None]:
-    """A Ray to run on: the caller's, the cluster at `address` or RAY_ADDRESS, or one started here meanwhile.
+    """Connect to Ray: the caller's, the cluster at `address` or RAY_ADDRESS, or one that is started for the while.
 
     Raises:
-        EngineError: it cannot be reached, or is of another version.
+        EngineError: the cluster cannot be reached, or has another version of Ray.
     """
     if ray.is_initialized():
         yield
@@ -235,7 +242,7 @@ def ray_running(address: str | None) -> Iterator[None]:
         _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except Exception as error:  # ray raises whatever its transports raise
+    except Exception as error:  # each of ray's transports raises its own kinds
         said = " ".join(str(error).split()) if "ersion mismatch" in str(error) else kind_and_line(error)
         raise EngineError(
             f"Ray cannot be reached at {address} ({said}): expected the address of a running "
@@ -248,7 +255,7 @@ def ray_running(address: str | None) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes. Only HOST:PORT is checked; "auto" and ray:// find their own way."""
+    """Check that HOST:PORT answers, since Ray itself tries for minutes. "auto" and ray:// are not checked."""
     host, colon, port = address.rpartition(":")
     if "://" in address or not colon or not port.isdigit():
         return
@@ -262,7 +269,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _gpu_share(session: Session) -> float:
-    """The share of a GPU for each worker: one where there are any, unless the settings say otherwise."""
+    """Return the share of a GPU for each worker: by default one GPU if the cluster has any."""
     gpus, share = ray.cluster_resources().get("GPU", 0.0), session.config.gpus_per_worker
     if share is None:
         return 1.0 if gpus else 0.0
@@ -275,14 +282,14 @@ def _gpu_share(session: Session) -> float:
 
 
 def _room(share: float, draining: Set[str] = frozenset()) -> int:
-    """Workers that the cluster has room for now: one a GPU, or one a core without any; on nodes that stay."""
+    """Return how many workers the staying nodes have room for: by GPUs, or one per core if workers use none."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     unit, each = ("GPU", share) if share else ("CPU", 1.0)
     return max(1, sum(int(resources.get(unit, 0.0) / each) for resources in nodes))
 
 
 def _draining_nodes() -> set[str]:
-    """Nodes that were told they will be taken away. Ray has no public way to ask; its own Serve asks like this."""
+    """Return the nodes that will be taken away soon. Ray has no public way to ask; its own Serve asks like this."""
     try:
         nodes = ray._private.worker.global_worker.gcs_client.get_draining_nodes(timeout=5)
     except Exception:  # the head is away for a moment
@@ -291,7 +298,7 @@ def _draining_nodes() -> set[str]:
 
 
 def _is_blameless(error: RayError, worker: Worker) -> bool:
-    """Whether the worker was taken away: preempted, out of reach, or with its whole node."""
+    """Say whether the worker was taken away: preempted, out of reach, or with its whole node."""
     if isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False):
         return True
     if worker.home is None:

@@ -1,8 +1,8 @@
-"""The ledger: what is still to be done, and what became of what failed. It knows neither Ray nor images.
+"""The ledger: the tasks that are still to be done, and the rules for those that fail. It knows neither Ray nor images.
 
-A task that is lost together with its worker goes back and blames nobody, unless that happens to it again and again. A
-task that fails is tried again; after the last attempt it is divided, if it can be, and its parts are tried, down to
-what cannot be divided. A task may therefore run more than once, and must leave the same behind each time.
+A task that is lost together with its worker goes back without blame, unless that happens to it again and again. A task
+that fails is tried again; after the last attempt it is divided, if it can be, and its parts are tried, down to the
+smallest. A task may therefore run more than once, and must leave the same behind each time.
 """
 
 from collections import deque
@@ -13,9 +13,9 @@ from typing import Any
 from volgrowth.errors import EngineError, VolgrowthError
 
 ATTEMPTS = 3
-# losses without blame after which a task is taken for their cause
+# lost workers after which their task is blamed
 LOSSES = 10
-# parts in a row that failed for good, with nothing done in between, after which all would
+# smallest parts that fail for good in a row, with no task done in between, after which the run ends
 HOPELESS = 5
 
 
@@ -24,11 +24,14 @@ class Task:
     """A call of a worker's method.
 
     Attributes:
-        name: unique, for errors.
-        done: is given the answer; returns the tasks that follow from it.
-        divide: is given the reason when the last attempt failed; returns the tasks that replace this one. None where
-            a failure is no fault of what the task is about.
-        part: whether it is the smallest that a division leads to: its failure is an answer about it.
+        name: unique; used in errors.
+        method: the name of the worker's method.
+        arguments: its arguments.
+        done: called with the answer; returns follow-up tasks.
+        divide: called with the reason when the last attempt failed; returns the tasks that replace this one. None if a
+            failure says nothing about the input rows.
+        attempts: how often the task is tried.
+        part: True for the smallest part that a division leads to: a failure is a result about its row.
     """
 
     name: str
@@ -41,7 +44,7 @@ class Task:
 
 
 class Ledger:
-    """Tasks in order, those that came back first. Tasks are taken from `tasks` one by one, never all at once."""
+    """Hands out tasks in order, but tasks that came back first. It takes `tasks` one by one, never all at once."""
 
     def __init__(self, tasks: Iterable[Task]):
         self._coming, self._back = iter(tasks), deque[Task]()
@@ -50,32 +53,32 @@ class Ledger:
         self._hopeless = 0
 
     def __bool__(self) -> bool:
-        """Whether there is a task to take."""
+        """Say whether there is a task to take."""
         if not self._back and (task := next(self._coming, None)):
             self._back.append(task)
         return bool(self._back)
 
     def take(self) -> Task | None:
-        """The next task, None when all are taken."""
+        """Return the next task, or None when all are taken."""
         return self._back.popleft() if self._back else next(self._coming, None)
 
     def attempt(self, task: Task) -> int:
-        """Number of the attempt that comes, from 1."""
+        """Return the number of the next attempt at a task, from 1."""
         return self._failures.get(task.name, 0) + 1
 
     def give_back(self, tasks: Iterable[Task]) -> None:
-        """Tasks that were not tried, in their order."""
+        """Take back tasks that were not tried, in their order."""
         self._back.extendleft(reversed(list(tasks)))
 
     def done(self, task: Task, answer: Any) -> None:
-        """A task was answered."""
+        """Note that a task was answered, and take in the tasks that follow."""
         self._hopeless = 0
         self._failures.pop(task.name, None)
         self._losses.pop(task.name, None)
         self.give_back(task.done(answer))
 
     def lost(self, task: Task, reason: str) -> bool:
-        """Its worker was taken away while it was at the task. Whether the task is blamed."""
+        """Note that a task's worker was taken away, and return True if the task is blamed for it."""
         self._losses[task.name] = self._losses.get(task.name, 0) + 1
         if self._losses[task.name] % LOSSES == 0:
             self.failed(task, f"{LOSSES} workers were lost over it, the last one by {reason}")
@@ -84,17 +87,17 @@ class Ledger:
         return False
 
     def refused(self, task: Task, error: VolgrowthError) -> None:
-        """Data or output could not be read or written: the task is tried again, then the error is raised.
+        """Note that data or output could not be read or written, and try the task again.
 
         Raises:
-            VolgrowthError: `error`, at the last attempt.
+            VolgrowthError: `error` itself, at the last attempt.
         """
         if self.attempt(task) >= ATTEMPTS:
             raise error
         self._count(task)
 
     def failed(self, task: Task, reason: str) -> None:
-        """The task is to blame.
+        """Note that a task failed: try it again, or divide it after its last attempt.
 
         Raises:
             EngineError: it cannot be divided, or all parts fail.

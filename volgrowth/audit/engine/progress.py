@@ -1,4 +1,4 @@
-"""What a person sees while an audit runs: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""The progress display of an audit: a bar on a terminal, or a plain line every few seconds elsewhere."""
 
 import sys
 import time
@@ -14,9 +14,16 @@ PLAIN_EVERY = 5.0
 
 @dataclass
 class AuditProgress:
-    """Counts shards, rows and failures. `rows` and `shards` are totals; `done_*` what earlier runs had finished.
+    """Counts and shows shards, rows and failures.
 
-    `doing` and `unit` say what is done, and to what.
+    Args:
+        rows: rows in total.
+        shards: shards in total.
+        done_rows: rows that earlier runs finished.
+        done_shards: shards that earlier runs finished.
+        quiet: show nothing.
+        doing: a word for the work, such as "auditing".
+        unit: a word for the rows, such as "images".
     """
 
     rows: int
@@ -59,13 +66,13 @@ class AuditProgress:
             print(self._line(), file=sys.stderr, flush=True)
 
     def advance(self, rows: int, failed: int) -> None:
-        """A shard of `rows` rows is done, `failed` of them without a score."""
+        """Count a finished shard of `rows` rows, `failed` of them without a score."""
         self.done_rows += rows
         self.done_shards += 1
         self.failed += failed
 
     def show(self) -> None:
-        """Bring the display up to date; called often."""
+        """Bring the display up to date. It may be called often."""
         if self._bar:
             self._bar.update(self._task, completed=self.done_rows, description=self._line())
         elif not self.quiet and time.monotonic() - self._printed >= PLAIN_EVERY:

@@ -1,7 +1,7 @@
-"""Scoring a shard as tasks: whole at first, and where that fails again and again, in halves, down to the row.
+"""Scoring a shard as tasks: the whole shard first, and if that fails again and again, its halves, down to the row.
 
-The halves are scored to find the rows that end their process, and forgotten; then the shard is scored whole, with
-those rows recorded as `crashed`. A shard that is bisected costs about three times its own scoring.
+The scores of the halves are forgotten: they only show which rows end their process. Then the whole shard is scored,
+with these rows recorded as `crashed`. A shard that is bisected costs about three times its own scoring.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +13,19 @@ from volgrowth.audit.output.runs import Tally
 from volgrowth.errors import EngineError
 
 Report = Callable[[Shard, Tally], list[Task]]
-"""Is told of every published shard; returns what follows from it."""
+"""Called after each shard is published; returns follow-up tasks."""
 
 
 @dataclass
 class ShardTasks:
-    """One shard: the rows to score (None: all), and those known to end their process, with the reason."""
+    """The tasks that score one shard.
+
+    Attributes:
+        shard: the rows, and the fragment that will hold their scores.
+        report: called after the shard is published.
+        rows: score only these rows, of a shard that is published; None for all.
+        crashed: rows that are known to end their process, with the reason.
+    """
 
     shard: Shard
     report: Report
@@ -28,7 +35,7 @@ class ShardTasks:
     _found: int = 0
 
     def task(self) -> Task:
-        """Score and publish the shard."""
+        """Return the task that scores and publishes the shard."""
         shard = self.shard
         name = f"rows {shard.start} to {shard.stop - 1} of {shard.folder}"
         return Task(
@@ -42,7 +49,7 @@ class ShardTasks:
         return self._halves(left, reason)
 
     def _halves(self, rows: Sequence[int], reason: str) -> list[Task]:
-        """Tasks for both halves, or the verdict on a row."""
+        """Return tasks for both halves of some rows, or record a single row as crashed."""
         if len(rows) == 1:
             self.crashed[rows[0]] = reason
             return self._ended(reason)
@@ -67,7 +74,7 @@ class ShardTasks:
         return Task(name, "probe", (self.shard, rows), done, divide, part=single, **attempts)
 
     def _ended(self, reason: str) -> list[Task]:
-        """The shard again, once every part has been tried."""
+        """Return the task for the whole shard again, once every part has been tried."""
         if self._open:
             return []
         if len(self.crashed) == self._found:

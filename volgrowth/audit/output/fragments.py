@@ -1,4 +1,4 @@
-"""Fragments: one published Parquet file per shard, and what its footer says."""
+"""Fragments: one published Parquet file per shard, and the facts in its footer."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,9 +18,18 @@ READERS = 16
 def publish_fragment(
     store: Store, manifest: Manifest, shard: Shard, table: pa.Table, attempt: int, **extra: str
 ) -> None:
-    """Write a shard's scores in one step. The footer says what it is of, never when or where it was made.
+    """Write a shard's scores in one step.
 
-    So whoever writes a shard at its first attempt writes the same bytes.
+    The footer says which audit and rows the scores are of, never when or where they were made. So every worker that
+    writes a shard at its first attempt writes the same bytes.
+
+    Args:
+        store: the output of the audit.
+        manifest: its manifest.
+        shard: the rows, and the name of the fragment.
+        table: one row of `records.SCORES` for each row of the shard, in order.
+        attempt: number of the attempt at the shard, from 1.
+        extra: further entries of the footer.
 
     Raises:
         DataError: the table does not hold the shard's rows.
@@ -44,32 +53,50 @@ def publish_fragment(
 
 
 def _identity(manifest: Manifest, shard: Shard) -> dict[str, str]:
-    """The part of a footer that ties a fragment to its audit."""
+    """Return the part of a footer that ties a fragment to its audit."""
     plan_digest = manifest.digest_at(shard.generation)
     return {"shard": shard.name, "config_digest": manifest.config_digest, "plan_digest": plan_digest}
 
 
 def published(store: Store, manifest: Manifest) -> dict[str, dict[str, str]]:
-    """Footers of the shards whose fragments are there and whole: a listing and footers, never rows."""
+    """Return the footers of all whole fragments of an audit, by name. It reads a listing and footers, never rows.
+
+    Raises:
+        OutputError: a fragment is there and cannot be read, such as without credentials or network.
+    """
     folders = {shard.folder for shard in manifest.shards}
     there = {f"{folder}/{name}" for folder in folders for name in store.names(folder)}
     candidates = [shard for shard in manifest.shards if shard.name in there]
 
     def footer(shard: Shard) -> dict[str, str] | None:
-        try:
-            rows, footer = store.read_footer(shard.name)
-        except OutputError:
-            return None
+        rows, footer = whole_footer(store, shard.name) or (-1, {})
         identity = _identity(manifest, shard)
         return footer if rows == shard.rows and identity.items() <= footer.items() else None
 
     with ThreadPoolExecutor(READERS) as pool:
         footers = pool.map(footer, candidates)
-    return {shard.name: footer for shard, footer in zip(candidates, footers, strict=True) if footer is not None}
+        return {shard.name: footer for shard, footer in zip(candidates, footers, strict=True) if footer is not None}
+
+
+def whole_footer(store: Store, name: str) -> tuple[int, dict[str, str]] | None:
+    """Return the number of rows and the footer of a Parquet file, or None if it is missing or damaged.
+
+    Raises:
+        OutputError: the store could not say.
+    """
+    try:
+        return store.read_footer(name)
+    except OutputError as error:
+        cause = error.__context__
+        # Arrow calls a footer that it cannot parse an OSError without a number
+        damaged = type(cause) is OSError and cause.errno is None
+        if damaged or isinstance(cause, FileNotFoundError | NotADirectoryError | pa.ArrowInvalid):
+            return None
+        raise
 
 
 def reconcile(store: Store, manifest: Manifest) -> None:
-    """Check that every shard's fragment is there, is of this audit and has its rows.
+    """Check that every shard's fragment is there, belongs to this audit and has its rows.
 
     Raises:
         OutputError: naming the first fragment that does not fit.
@@ -77,17 +104,27 @@ def reconcile(store: Store, manifest: Manifest) -> None:
     footers = published(store, manifest)
     for shard in manifest.shards:
         if shard.name not in footers:
-            raise OutputError(
-                f"{store.url}/{shard.name} is missing or not whole: expected {shard.rows} rows of this audit; "
-                f"run the audit again to score them"
-            )
+            raise missing_fragment(store, shard)
+
+
+def missing_fragment(store: Store, shard: Shard) -> OutputError:
+    """Return the error for a fragment that is missing or damaged."""
+    return OutputError(
+        f"{store.url}/{shard.name} is missing or not whole: expected {shard.rows} rows of this audit; "
+        f"run the audit again to score them"
+    )
 
 
 def read_scores(store: Store, manifest: Manifest, folder: str = SCORES_FOLDER) -> pa.Table:
-    """All scores of the audited (or, with `HOLDOUT_FOLDER`, the held-out) rows, in row order.
+    """Return all scores of one data set of an audit, in row order.
+
+    Args:
+        store: the output of the audit.
+        manifest: its manifest.
+        folder: `SCORES_FOLDER` for the audited rows, `HOLDOUT_FOLDER` for the held-out ones.
 
     Raises:
-        OutputError: rows that are missing, or there twice.
+        OutputError: rows are missing, or there twice.
     """
     shards = [shard for shard in manifest.shards if shard.folder == folder]
     with ThreadPoolExecutor(READERS) as pool:

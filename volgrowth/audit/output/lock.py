@@ -1,8 +1,9 @@
-"""One driver on an OUT: a second one refuses, and one that died does not stand in the way.
+"""The lock that keeps a second driver from an output folder, and that a dead driver does not hold.
 
 The lock is a file that names its driver and is rewritten every few seconds. On the same machine a lock whose process
-is gone is taken over at once. On another machine nothing but the file can be seen: it is watched, and taken over when
-it has not changed for a while; clocks are not compared. A driver that finds the lock of another in its place stops.
+is gone is taken over at once. The process of a driver on another machine cannot be seen: its file is watched, and the
+lock is taken over if the file has not changed for a while; clocks are not compared. A driver that finds the lock of
+another in its place stops.
 """
 
 import json
@@ -25,10 +26,10 @@ WATCH_SECONDS = 3 * BEAT_SECONDS
 
 @contextmanager
 def driving(store: Store) -> Iterator["Lock"]:
-    """Be the only driver on OUT.
+    """Be the only driver on an output folder.
 
     Raises:
-        OutputError: another one is at work.
+        OutputError: another driver is at work.
     """
     lock = Lock(store)
     lock.acquire()
@@ -39,7 +40,7 @@ def driving(store: Store) -> Iterator["Lock"]:
 
 
 class Lock:
-    """The file, and the thread that keeps it fresh."""
+    """The lock file, and the thread that rewrites it."""
 
     def __init__(self, store: Store):
         self.store = store
@@ -49,7 +50,11 @@ class Lock:
         self._thread = threading.Thread(target=self._keep, name="volgrowth-lock", daemon=True)
 
     def acquire(self) -> None:
-        """Take the lock, that of a dead driver if need be."""
+        """Take the lock, or take over that of a dead driver.
+
+        Raises:
+            OutputError: another driver is at work.
+        """
         if not self.store.create(LOCK, self._content()):
             there = self._read()
             if there and self._alive(there):
@@ -61,10 +66,10 @@ class Lock:
         self._thread.start()
 
     def check(self) -> None:
-        """Stop when another driver has taken over, which thought this one dead.
+        """Check that no other driver took over because it thought this one dead.
 
         Raises:
-            OutputError: it has.
+            OutputError: another driver took over.
         """
         if self._lost:
             raise OutputError(
@@ -73,7 +78,7 @@ class Lock:
             )
 
     def release(self) -> None:
-        """Give it up, unless another has it."""
+        """Give up the lock, unless another driver has it."""
         self._stop.set()
         self._thread.join()
         with suppress(OutputError):
@@ -111,13 +116,13 @@ class Lock:
 
 
 def _born(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's ticks; None where there is none."""
+    """Return when a process of this machine started, in the kernel's ticks, or None if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[19]
     except OSError:
         pass
-    try:  # a system without /proc: the process at least exists
+    try:  # a system without /proc says only that the process exists
         os.kill(pid, 0)
     except ProcessLookupError:
         return None

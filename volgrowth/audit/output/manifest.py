@@ -1,7 +1,7 @@
-"""The plan of an audit, frozen before its first shard: what is measured, on which rows, by which model.
+"""The manifest of an audit: its settings, model and data sets, frozen before the first shard is scored.
 
-Resuming compares the frozen plan with what is there now. Whatever differs and could change a score is an error that
-names it; how the audit is run (workers, address) may differ.
+A resumed audit is compared with its manifest. A difference that could change a score is an error that names it; how the
+audit is run (workers, address) may differ.
 """
 
 import hashlib
@@ -30,7 +30,12 @@ PACKAGES = ("torch", "diffusers", "ray", "datasets", "pyarrow", "numpy", "scikit
 class Shard:
     """A contiguous range of rows, and the fragment that will hold their scores.
 
-    `generation` counts how often the data set had been extended when the shard was planned.
+    Attributes:
+        folder: `SCORES_FOLDER` for audited rows, `HOLDOUT_FOLDER` for held-out ones.
+        index: the number of the shard in its folder.
+        start: its first row.
+        stop: the row after its last one.
+        generation: how often the data set had been extended when its rows were added.
     """
 
     folder: str
@@ -46,16 +51,22 @@ class Shard:
 
     @property
     def rows(self) -> int:
-        """Rows in the range."""
+        """Number of rows in the range."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What the manifest records of a data set.
+    """The record of a data set in the manifest.
 
     Attributes:
-        listing: where in OUT its files are listed, and how: see `volgrowth.sources.Listing.describe`.
+        name: path, URL, pattern or hub id.
+        split: its split, if it has several.
+        kind: the kind of its files.
+        rows: number of rows.
+        files: number of files.
+        fingerprint: sha256 over its files.
+        listing: facts about the listing of its files that the output holds: see `volgrowth.sources.Listing.describe`.
         grown: rows and fingerprint before each extension, oldest first.
     """
 
@@ -70,18 +81,18 @@ class DataInfo:
 
     @classmethod
     def of(cls, name: str, split: str | None, listing: Listing) -> Self:
-        """Of an opened source's listing."""
+        """Return the record of a data set from its listing."""
         facts = listing.describe()
         return cls(name, split, listing.kind, listing.num_rows, listing.num_files, listing.fingerprint, facts)
 
     def extended(self, listing: Listing) -> Self:
-        """The same data set with the files it gained."""
+        """Return the record of the same data set with the files it gained."""
         grown = (*self.grown, (self.rows, self.fingerprint))
         return replace(type(self).of(self.name, self.split, listing), grown=grown)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """As read from OUT."""
+        """Return the record from its JSON values."""
         return cls(**{**content, "grown": tuple((rows, fingerprint) for rows, fingerprint in content["grown"])})
 
 
@@ -115,7 +126,10 @@ class Manifest:
         return self.digest_at(len(self.data.grown))
 
     def digest_at(self, generation: int) -> str:
-        """The digest when a shard was planned: every fragment carries it, and an extension leaves those there valid."""
+        """Return the digest of the audit before its data set was extended further.
+
+        Every fragment carries the digest of its shard's generation, so that an extension leaves it valid.
+        """
         fingerprint = [*(fingerprint for _, fingerprint in self.data.grown), self.data.fingerprint][generation]
         parts = (self.config_digest, self.model.hash, fingerprint, self.holdout and self.holdout.fingerprint)
         return "sha256:" + hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -128,16 +142,20 @@ class Manifest:
         return ranges + (list(_shards(HOLDOUT_FOLDER, self.holdout, size)) if self.holdout else [])
 
     def to_json(self) -> dict[str, Any]:
-        """As written to OUT, with the shard table spelled out."""
+        """Return the manifest as JSON values, with the table of all shards."""
         table = [[shard.name, shard.start, shard.stop] for shard in self.shards]
         return {**asdict(self), "shards": {"columns": ["name", "start", "stop"], "table": table}}
 
     @classmethod
     def from_json(cls, content: dict[str, Any], where: str) -> Self:
-        """As read from OUT.
+        """Return the manifest from its JSON values.
+
+        Args:
+            content: the values.
+            where: path or URL that they were read from, for errors.
 
         Raises:
-            OutputError: what is there is no manifest of this version.
+            OutputError: another version of the schema wrote them.
         """
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
@@ -159,7 +177,7 @@ class Manifest:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of what computes the scores."""
+    """Return the versions of the packages that compute the scores."""
     return {
         "volgrowth": VERSION,
         "python": platform.python_version(),
@@ -168,7 +186,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def _shards(folder: str, data: DataInfo, size: int) -> Iterator[Shard]:
-    """Of the rows that were there at first, then of those that each extension added."""
+    """Yield the shards of the rows that were there at first, then of the rows that each extension added."""
     index, begin = 0, 0
     for generation, end in enumerate([*(rows for rows, _ in data.grown), data.rows]):
         for start in range(begin, end, size):

@@ -1,7 +1,7 @@
-"""What running an audit took: counted by the workers, summed by the driver, kept in OUT, one file a run.
+"""The records of an audit's runs: workers count, the driver sums, and the output keeps one file for each run.
 
-An audit that was resumed had several runs; `Effort` is the sum of them. Nothing here is part of a score, and a
-driver that is killed loses the last seconds of its own record at most.
+An audit that was resumed had several runs; `Effort` is their sum. No score depends on these records, and a driver that
+is killed loses at most the last seconds of its own.
 """
 
 import json
@@ -24,15 +24,16 @@ SAVE_EVERY = 30.0
 
 @dataclass
 class Tally:
-    """Of one task or of many: counts, and seconds of the workers' time.
+    """Counts and seconds of one task or of many.
 
     Attributes:
-        images: rows scored, of which `failed` have no score.
-        evaluations: of the network, summed over images.
-        seconds: the workers were busy.
-        decode_wait: of these, the device waited for images to be read and decoded.
-        device_wait: decoded images waited for the device.
-        smallest_batch: micro-batch that was measured with, 0 for none.
+        images: rows scored, `failed` of them without a score.
+        failed: rows without a score.
+        evaluations: network evaluations, summed over images.
+        seconds: seconds that the workers were busy.
+        decode_wait: seconds of these that the device waited for images to be read and decoded.
+        device_wait: seconds that decoded images waited for the device.
+        smallest_batch: images in the smallest micro-batch, 0 if nothing was measured.
     """
 
     images: int = 0
@@ -51,7 +52,17 @@ class Tally:
 
 @dataclass
 class Run:
-    """The record of one run, and its log for machines: one JSON object a line, appended to `log` where one is given.
+    """The record of one run, and its log for machines: one JSON object a line.
+
+    Attributes:
+        log: the file that the log is appended to; None for no log.
+        tally: the sum over all tasks.
+        devices: names of the workers' devices.
+        workers: the most workers that were ready at a time.
+        room: the workers that the cluster had room for.
+        working_seconds: seconds that there were tasks, the start of workers included.
+        worker_seconds: seconds that workers were there, busy or not, summed over workers.
+        startup_seconds: seconds that the slowest worker took to start.
 
     Raises:
         UsageError: the log cannot be written.
@@ -95,23 +106,23 @@ class Run:
                 self.save()
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Log what happened."""
+        """Write an event to the log, if there is one."""
         if self._log:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             print(json.dumps({"time": now, "event": kind, "run": self.name, **fields}), file=self._log, flush=True)
 
     def add(self, tally: Tally) -> None:
-        """A task was done."""
+        """Add the tally of a task."""
         self.tally = self.tally + tally
 
     def pulse(self) -> None:
-        """Called often: keeps the record in OUT up to date."""
+        """Save the record if the last time is long ago. It may be called often."""
         if time.monotonic() - self._saved >= SAVE_EVERY and self.tally.images:
             with suppress(OutputError):  # a store that is away for a moment must not end the run for this
                 self.save()
 
     def save(self) -> None:
-        """Write the record."""
+        """Write the record to the output."""
         self._saved = time.monotonic()
         self.store.write_json(
             f"{RUNS_FOLDER}/{self.name}.json", {"started": self.started.isoformat(), **self._totals()}
@@ -133,16 +144,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Effort:
-    """What all runs of an audit took together.
+    """The time and the workers of all runs of an audit together.
 
     Attributes:
         seconds: from start to end of each run, summed.
-        device_hours: that workers were there, busy or not: what a cluster charges for.
-        workers: the most at a time.
+        device_hours: hours that workers were there, busy or not, which a cluster charges for.
+        workers: the most workers at a time.
         device: names of the devices.
-        images_per_second: rows scored over the seconds that there were tasks, the start of workers included.
-        decode_share, device_share: of the workers' busy time, how much the device waited for images, and images for
-            the device.
+        images_per_second: rows scored per second that there were tasks, the start of workers included.
+        decode_share: share of the workers' busy time that the device waited for images.
+        device_share: share of the workers' busy time that images waited for the device.
+        lost_workers: workers whose process or node was lost.
+        retries: tasks that were tried again.
+        runs: runs of the audit.
     """
 
     seconds: float
@@ -158,7 +172,7 @@ class Effort:
 
 
 def effort(store: Store) -> Effort:
-    """The sum over the records in OUT."""
+    """Return the sum over the records in the output."""
     runs = [store.read_json(f"{RUNS_FOLDER}/{name}") for name in store.names(RUNS_FOLDER)]
 
     def total(name: str) -> Any:

@@ -1,11 +1,11 @@
-"""Images drawn from a model: samples from pure noise, and images of the data set noised and decoded again.
+"""Images drawn from a model: samples from pure noise, and images of the data set that are noised and decoded again.
 
-Each has a seed of its own, by what it is for, so that more of them can be drawn later. They are published in files of
-`AT_ONCE` as PNG, in the columns that `datasets` shows as pictures.
+Each image has a seed of its own, made from what it is for and its number, so that more of them can be drawn later. They
+are published as PNG in files of `AT_ONCE`, in the columns that `datasets` shows as pictures.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
@@ -15,9 +15,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from volgrowth.audit.output.manifest import Manifest
+from volgrowth.audit.output.fragments import whole_footer
+from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest
+from volgrowth.audit.workers.fitting import BatchSize
+from volgrowth.audit.workers.loading import ModelWorker
 from volgrowth.audit.workers.seeding import seeded
-from volgrowth.errors import ModelError, OutputError
+from volgrowth.errors import DataError, ModelError
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition, GuidedDenoiser
 from volgrowth.numerics.flow import decode
@@ -37,10 +40,14 @@ DECODED = "decoded"
 
 @dataclass(frozen=True)
 class Start:
-    """Where an image comes from: row None and a sample's number, or a row, the level it is noised to, a draw.
+    """The noise that an image is drawn from.
 
-    `condition_row` is the row whose condition it is drawn under, None for no condition. A sampler with `stop` takes its
-    last step from that noise level (`theory.inertia`).
+    Attributes:
+        number: the number of the sample, or of the draw from one row and noise level.
+        row: the row that is noised and decoded; None for a sample from pure noise.
+        noise_level: the level that the row is noised to.
+        condition_row: the row whose condition the image is drawn under; None for no condition.
+        stop: the noise level from which the sampler takes its last step (`theory.inertia`); None for the usual one.
     """
 
     number: int
@@ -52,7 +59,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One file of images to draw: all samples, or all decoded."""
+    """One file of images to draw: all of them samples, or all of them decoded rows."""
 
     name: str
     starts: tuple[Start, ...]
@@ -69,7 +76,7 @@ class Drawing:
 
     @property
     def digest(self) -> str:
-        """Of what is drawn and how: a file with another one is drawn again."""
+        """sha256 of the starts and the sampler: a file with another one is drawn again."""
         return hashlib.sha256(repr((SAMPLER, self.starts)).encode()).hexdigest()
 
     def images(
@@ -79,35 +86,74 @@ class Drawing:
         clean: Mapping[int, np.ndarray],
         conditions: Mapping[int, Condition] = MappingProxyType({}),
         guidance: float | None = None,
-        batch: int = AT_ONCE,
+        batch: BatchSize | None = None,
     ) -> np.ndarray:
-        """(starts, C, H, W) uint8, from the clean images (C, H, W) uint8 of `rows`, conditions of `condition_rows`.
+        """Draw the images.
 
         Args:
-            batch: images that the network sees at a time.
+            denoiser: the model.
+            seed: the audit's seed.
+            clean: images (C, H, W) uint8 of `rows`.
+            conditions: conditions of `condition_rows`.
+            guidance: scale of the guidance; None for none.
+            batch: the number of images that the network sees at a time, halved when memory runs out; all by default.
+
+        Returns:
+            (starts, C, H, W) uint8. Every image has its own seed, so the batch changes at most a rounding.
+
+        Raises:
+            NoMemoryError: one image does not fit into the device's memory.
         """
         drawn = np.empty((len(self.starts), *(denoiser.pixel_shape or ())), np.uint8)
-        for level, which in self._batches(batch):
+
+        def draw(which: Sequence[int]) -> None:
             starts = [self.starts[index] for index in which]
             given = [conditions[start.condition_row] for start in starts if start.condition_row is not None]
             model = guided(denoiser, given, guidance) if given else denoiser
+            level = starts[0].noise_level
             if level is None:
                 drawn[which] = draw_samples(model, [start.number for start in starts], seed, stop=starts[0].stop)
             else:
                 images = np.stack([clean[start.row or 0] for start in starts])
                 drawn[which] = decode_noised(model, images, level, starts, seed)
+
+        batch = batch or BatchSize(len(self.starts))
+        for which in self._by_level().values():
+            batch.each(which, draw)
         return drawn
 
-    def _batches(self, batch: int) -> Iterator[tuple[float | None, list[int]]]:
-        """Indices of starts with the noise level they share, so many at a time."""
-        for level in dict.fromkeys(start.noise_level for start in self.starts):
-            which = [index for index, start in enumerate(self.starts) if start.noise_level == level]
-            for first in range(0, len(which), batch):
-                yield level, which[first : first + batch]
+    def _by_level(self) -> dict[float | None, list[int]]:
+        """Return the indices of the starts by the noise level they share."""
+        found: dict[float | None, list[int]] = {}
+        for index, start in enumerate(self.starts):
+            found.setdefault(start.noise_level, []).append(index)
+        return found
+
+
+class DrawingWorker(ModelWorker):
+    """Draws images from the model and publishes them."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.batch = BatchSize(self.config.images_at_once)
+
+    def draw(self, drawing: Drawing) -> int:
+        """Draw the images of a file, publish them, and return how many they are."""
+        source = self.source(SCORES_FOLDER)
+        clean = {}
+        for row in drawing.rows:
+            pixels = self.pixels(next(iter(source.read(row, row + 1))))
+            if pixels is None:
+                raise DataError(f"row {row} of {self.manifest.data.name} was scored and can no longer be read")
+            clean[row] = pixels
+        conditions = {row: next(iter(source.read(row, row + 1))).condition for row in drawing.condition_rows}
+        images = drawing.images(self.denoiser, self.config.seed, clean, conditions, self.config.guidance, self.batch)
+        write_images(self.store, self.manifest, drawing, images)
+        return len(images)
 
 
 def drawings(kind: str, starts: Sequence[Start]) -> list[Drawing]:
-    """Files of `AT_ONCE` images each."""
+    """Return the files, of `AT_ONCE` images each, that hold the images of some starts."""
     return [
         Drawing(f"{FOLDER}/{kind}-{first // AT_ONCE:05d}.parquet", tuple(starts[first : first + AT_ONCE]))
         for first in range(0, len(starts), AT_ONCE)
@@ -117,10 +163,17 @@ def drawings(kind: str, starts: Sequence[Start]) -> list[Drawing]:
 def draw_samples(
     denoiser: Denoiser, numbers: Iterable[int], seed: int, steps: int = STEPS, stop: float | None = None
 ) -> np.ndarray:
-    """Samples of the given numbers by DDIM with `steps` steps: (numbers, C, H, W) uint8.
+    """Draw the samples of the given numbers by DDIM.
 
     Args:
-        stop: noise level from which the last step goes to the image; the sampler's first by default.
+        denoiser: a model with a schedule.
+        numbers: each gives its sample a seed of its own.
+        seed: the audit's seed.
+        steps: steps of the sampler.
+        stop: noise level from which the last step goes to the image; the sampler's lowest by default.
+
+    Returns:
+        (numbers, C, H, W) uint8.
 
     Raises:
         ModelError: the denoiser has no schedule to sample with, or `stop` is not within it.
@@ -139,7 +192,18 @@ def draw_samples(
 def decode_noised(
     denoiser: Denoiser, images: np.ndarray, noise_level: float, starts: Sequence[Start], seed: int
 ) -> np.ndarray:
-    """Images (B, C, H, W) uint8, noised to a level and decoded by the rest of the sampler's steps: the same shape."""
+    """Noise images (B, C, H, W) uint8 to a level and decode them by the rest of the sampler's steps.
+
+    Args:
+        denoiser: a model with a schedule.
+        images: one for each start.
+        noise_level: the level that they are noised to.
+        starts: row and number of each give its noise a seed of its own.
+        seed: the audit's seed.
+
+    Returns:
+        (B, C, H, W) uint8.
+    """
     levels = _levels(denoiser, STEPS)
     levels = torch.cat([levels[levels < noise_level], torch.tensor([noise_level], dtype=levels.dtype)])
     clean = denoiser.embed(torch.from_numpy(to_unit(images)).to(denoiser.device, denoiser.dtype))
@@ -152,18 +216,18 @@ def decode_noised(
 
 
 def guided(denoiser: Denoiser, conditions: Sequence[Condition], guidance: float | None) -> Denoiser:
-    """The model under conditions, one for each image of a batch, with guidance if any is asked for."""
+    """Return the model under conditions, one for each image of a batch, with guidance if any is asked for."""
     conditional = denoiser.given(conditions)
     return conditional if guidance is None else GuidedDenoiser(conditional, denoiser, guidance)
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
-    """uint8 pixels of images in [-1, 1]."""
+    """Return the uint8 pixels of images in [-1, 1]."""
     return ((images.double().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
 def write_images(store: Store, manifest: Manifest, drawing: Drawing, images: np.ndarray) -> None:
-    """Publish a drawing's images with where they come from."""
+    """Publish the images of a drawing beside their numbers, rows and noise levels."""
     columns = {
         "number": pa.array([start.number for start in drawing.starts], pa.int64()),
         "row": pa.array([start.row for start in drawing.starts], pa.int64()),
@@ -177,18 +241,17 @@ def write_images(store: Store, manifest: Manifest, drawing: Drawing, images: np.
 
 
 def is_drawn(store: Store, manifest: Manifest, drawing: Drawing) -> bool:
-    """Whether a drawing has been published whole, for this audit and from these starts."""
-    if not store.exists(drawing.name):
-        return False
-    try:
-        rows, footer = store.read_footer(drawing.name)
-    except OutputError:
-        return False
+    """Say whether a drawing has been published whole, for this audit and from these starts.
+
+    Raises:
+        OutputError: the store could not say.
+    """
+    rows, footer = whole_footer(store, drawing.name) or (-1, {})
     return rows == len(drawing.starts) and _identity(manifest, drawing).items() <= footer.items()
 
 
 def read_images(store: Store, name: str, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """(images, C, H, W) uint8 of a published drawing."""
+    """Read the images of a published drawing: (images, C, H, W) uint8."""
     pictures = store.read_table(name).column("image").to_pylist()
     return np.stack([decode_image(picture["bytes"], image_shape, prod(image_shape)) for picture in pictures])
 

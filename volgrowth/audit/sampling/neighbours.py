@@ -1,14 +1,20 @@
 """Exact nearest neighbours of a set of queries, kept while any number of images passes by.
 
-Memory is that of the queries, of k neighbours for each, and of one block of distances. Distances are computed as
-|q|^2 + |x|^2 - 2 q.x in float64, which for uint8 pixels is integer arithmetic without rounding: what is found does not
+Memory holds the queries, k neighbours of each, and one block of distances. Distances are computed as
+|q|^2 + |x|^2 - 2 q.x in float64, which for uint8 pixels is integer arithmetic without rounding: the neighbours do not
 depend on blocks, shards or devices. Images belong to groups (an image and its copies); a group is as near as its
 nearest member and counts once.
 """
 
+from itertools import islice
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from volgrowth.audit.output.manifest import Shard
+from volgrowth.audit.sampling.drawing import read_images
+from volgrowth.audit.workers.loading import DataWorker
 
 QUERIES_AT_ONCE = 2048
 IMAGES_AT_ONCE = 2048
@@ -34,7 +40,12 @@ class Neighbours:
         self.k, self.device = k, device
 
     def add(self, images: np.ndarray, groups: np.ndarray) -> None:
-        """Let images (n, ...) of groups (n,), which are not negative, compete."""
+        """Compare the queries with further images.
+
+        Args:
+            images: (n, ...) of the shape and type of the queries.
+            groups: (n,) the group of each image, not negative.
+        """
         for start in range(0, len(images), IMAGES_AT_ONCE):
             block = _flat(images[start : start + IMAGES_AT_ONCE], self.device)
             number = _tensor(groups[start : start + IMAGES_AT_ONCE]).to(self.device)
@@ -45,7 +56,7 @@ class Neighbours:
                 self._compete(rows, squared, present)
 
     def merge(self, squared: np.ndarray, group: np.ndarray) -> None:
-        """Let the neighbours (S, k) that were found elsewhere among other images compete."""
+        """Take in the neighbours (S, k) that were found among other images, in the form of the attributes."""
         candidates = torch.cat([self._squared, _tensor(squared).to(self._squared)], 1)
         numbers = torch.cat([self._group, _tensor(group).to(self._group)], 1)
         # by group, and within it by distance: all but the nearest of a group drop out
@@ -56,7 +67,7 @@ class Neighbours:
         self._keep(slice(None), candidates, numbers)
 
     def _compete(self, rows: slice, squared: Tensor, present: Tensor) -> None:
-        """Squared distances (rows, groups) of sorted groups (groups,) against what is kept of these rows."""
+        """Compare squared distances (rows, groups) to sorted groups (groups,) with the neighbours kept so far."""
         kept, group = self._squared[rows], self._group[rows]
         position = torch.searchsorted(present, group).clamp(max=len(present) - 1)
         again = present[position] == group  # a group that was met before competes as one
@@ -80,8 +91,40 @@ class Neighbours:
 
     @property
     def _order(self) -> np.ndarray:
-        """By distance, then by group, so that ties do not tell in which order images came."""
+        """Order by distance, then by group, so that ties do not tell in which order images came."""
         return np.lexsort((self._group.cpu().numpy(), self._squared.cpu().numpy()), axis=1)
+
+
+class SearchingWorker(DataWorker):
+    """Finds the images of a data set that are nearest to drawn images."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.queries: tuple[list[str], np.ndarray] | None = None
+
+    def nearest(self, names: list[str], shard: Shard, groups: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find the images among a range of rows that are nearest to all drawn ones.
+
+        Args:
+            names: files with the drawn images.
+            shard: the range of rows.
+            groups: (rows of the range,) group of each row; negative ones are passed over.
+            k: groups to find for each drawn image.
+
+        Returns:
+            Squared distances and groups, both (drawn images, k), as the attributes of `Neighbours`.
+        """
+        if self.queries is None or self.queries[0] != names:
+            drawn = [read_images(self.store, name, self.manifest.image_shape) for name in names]
+            self.queries = names, np.concatenate(drawn)
+        found = Neighbours(self.queries[1], k, self.device)
+        rows = zip(self.source(shard.folder).read(shard.start, shard.stop), groups.tolist(), strict=True)
+        wanted = ((self.pixels(row), group) for row, group in rows if group >= 0)
+        while some := list(islice(wanted, IMAGES_AT_ONCE)):
+            there = [(pixels, group) for pixels, group in some if pixels is not None]
+            if there:
+                found.add(np.stack([pixels for pixels, _ in there]), np.array([group for _, group in there]))
+        return found.squared, found.group
 
 
 def _flat(images: np.ndarray, device: torch.device | str) -> Tensor:
@@ -89,7 +132,7 @@ def _flat(images: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """A copy: what comes from Ray's store may not be written to, which torch does not know."""
+    """Copy an array: those from Ray's store may not be written to, which torch does not know."""
     return torch.from_numpy(np.array(array))
 
 
@@ -100,7 +143,7 @@ def _squared_distances(queries: Tensor, images: Tensor) -> Tensor:
 
 
 def _by_group(squared: Tensor, member: Tensor, groups: int) -> Tensor:
-    """(S, groups) the smallest of each group."""
+    """Return the smallest distance to each group: (S, groups)."""
     if groups == squared.shape[1]:
         return torch.empty_like(squared).scatter_(1, member.expand_as(squared), squared)
     nearest = torch.full((len(squared), groups), torch.inf, dtype=squared.dtype, device=squared.device)

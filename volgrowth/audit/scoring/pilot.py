@@ -1,9 +1,11 @@
-"""What a worker measures for `volgrowth plan`, and for an audit that is to find its batch size: batch sizes, rows."""
+"""The worker that measures speed: for `volgrowth plan`, and for an audit that is to find its batch size."""
 
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -11,18 +13,19 @@ from volgrowth.audit.output.fragments import publish_fragment
 from volgrowth.audit.output.manifest import Shard
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.audit.scoring.worker import ScoringWorker
-from volgrowth.errors import EngineError
+from volgrowth.audit.workers.fitting import NoMemoryError
+from volgrowth.numerics import Denoiser
 
 LARGEST_BATCH = 1024
-# a smaller batch is taken when it has this much of the best throughput
+# the smallest batch with this share of the best throughput is taken
 NEARLY = 0.95
-# of a GPU's memory: the rest is for what other images need more of, and for other libraries
+# the share of a GPU's memory that may be used: the rest is for images that need more, and for other libraries
 BUDGET = 0.9
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of rows: seconds to score it and to publish it, and the most memory so far in bytes."""
+    """The cost of a stretch of rows: seconds to score it and to publish it, and the peak memory so far in bytes."""
 
     rows: int
     failed: int
@@ -39,22 +42,27 @@ class PilotWorker(ScoringWorker):
         self.warm: set[int] = set()
 
     def choose_batch(self, shard: Shard) -> int:
-        """The smallest of 1, 2, 4, ... whose throughput is nearly the best, among those that fit."""
+        """Return the smallest of the sizes 1, 2, 4, ... that fit whose throughput is nearly the best.
+
+        Raises:
+            NoMemoryError: one image does not fit.
+        """
         speeds: dict[int, float] = {}
         size = 1
+        precise = cache(lambda: self.load("float32"))
         while size <= min(LARGEST_BATCH, shard.rows):
-            speed = self._speed(shard, size)
+            speed = self._speed(shard, size, precise)
             if speed is None or (size > 8 and speed < NEARLY * max(speeds.values())):
                 break
             speeds[size] = speed
             size *= 2
         if not speeds:
-            raise EngineError("one image does not fit into the device's memory: use a device with more")
+            raise NoMemoryError("one image does not fit into the device's memory: use a device with more")
         return min(size for size, speed in speeds.items() if speed >= NEARLY * max(speeds.values()))
 
     def pilot(self, stretch: Shard, batch: int) -> Piece:
-        """Score a stretch as an audit would."""
-        scorer = self._scorer(batch)
+        """Score and publish a stretch of rows as an audit would, with a batch size."""
+        scorer = self.new_scorer(self.fast, self.config.model_copy(update={"batch_size": batch}))
         if batch not in self.warm:
             self._score(scorer, stretch, min(batch, stretch.rows))
             self.warm.add(batch)
@@ -67,18 +75,18 @@ class PilotWorker(ScoringWorker):
         published = time.monotonic()
         return Piece(stretch.rows, tally.failed, scored - began, published - scored, self._peak_memory())
 
-    def _speed(self, shard: Shard, size: int) -> float | None:
-        """Images a second of one micro-batch, the second of two; None where it does not fit."""
+    def _speed(self, shard: Shard, size: int, precise: Callable[[], Denoiser]) -> float | None:
+        """Return images per second of one micro-batch, the second of two, or None if it does not fit."""
         # not compiled, which would take minutes for every size
-        scorer = Scorer(self.denoiser, self.config.model_copy(update={"batch_size": size}))
+        scorer = Scorer(self.denoiser, self.config.model_copy(update={"batch_size": size}), precise)
         try:
             self._score(scorer, shard, size)
             began = time.monotonic()
             self._score(scorer, shard, size)
-        except EngineError:
+        except NoMemoryError:
             return None
         speed = size / (time.monotonic() - began)
-        return speed if scorer.batch == size and self._within_budget() else None
+        return speed if scorer.batch.size == size and self._within_budget() else None
 
     def _within_budget(self) -> bool:
         if self.device != "cuda":
@@ -87,9 +95,6 @@ class PilotWorker(ScoringWorker):
 
     def _score(self, scorer: Scorer, shard: Shard, rows: int) -> None:
         self._measure(scorer, self.source(shard.folder).read(shard.start, shard.start + rows), {})
-
-    def _scorer(self, batch: int) -> Scorer:
-        return self.new_scorer(self.config.model_copy(update={"batch_size": batch}))
 
     def _peak_memory(self) -> int:
         if self.device == "cuda":

@@ -1,7 +1,7 @@
-"""Rows are read and decoded ahead of the device, in threads: Pillow and its codecs release Python's lock.
+"""Rows are read and decoded in threads ahead of the device: Pillow and its codecs release Python's lock.
 
-One thread reads, since a source is a stream; `threads` others work on what it read, a few rows at a time, since handing
-over a single row costs as much as decoding a small one. What they make is taken in the order it was read.
+One thread reads, since a source is a stream. Others decode, a few rows at a time, since handing over a single row costs
+as much as decoding a small one. The decoded rows are taken in the order in which they were read.
 """
 
 import os
@@ -22,19 +22,25 @@ AT_ONCE = 8
 MOST_THREADS = 16
 
 
-def decoding_threads(device: torch.device) -> int:
-    """On a GPU its share of the cores here; on a CPU one, since every core has a worker that computes."""
+def decoding_threads(device: torch.device, workers_here: int = 1) -> int:
+    """Return how many threads decode for one worker.
+
+    Args:
+        device: on a GPU the worker gets its share of this machine's cores, and on a CPU one thread, since every core
+            has a worker that computes.
+        workers_here: the workers on this machine. A process cannot see the others: Ray shows it only its own GPU.
+    """
     if device.type != "cuda":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_THREADS, cores // torch.cuda.device_count()))
+    return max(1, min(MOST_THREADS, cores // workers_here))
 
 
 class Ahead(Generic[T, R]):
-    """`work` of every item of `source`, in order, made in threads that stay at most about `depth` items ahead.
+    """Applies `work` to every item of `source` in threads, at most about `depth` items ahead of the taker.
 
-    Of what the source gave, which can be large, no more waits than the threads will work on next. What `source` or
-    `work` raises is raised to the taker.
+    Items of the source can be large: no more of them wait than the threads will work on next. Errors of `source` and of
+    `work` are raised to the taker.
 
     Attributes:
         starved: seconds that the taker waited.
@@ -48,7 +54,7 @@ class Ahead(Generic[T, R]):
         self._room, self._stopped = threading.Semaphore(threads + 1), threading.Event()
 
     def items(self) -> Generator[R, None, None]:
-        """The results; closing the generator ends the threads."""
+        """Yield the results in the order of the source. Closing the generator ends the threads."""
         with ThreadPoolExecutor(self.threads, "volgrowth-decode") as pool:
             reader = threading.Thread(target=self._read, args=(pool,), name="volgrowth-read", daemon=True)
             reader.start()
@@ -73,7 +79,7 @@ class Ahead(Generic[T, R]):
         while not self._stopped.is_set():
             some = []
             try:
-                some.extend(islice(items, AT_ONCE))  # what came before an error stays
+                some.extend(islice(items, AT_ONCE))  # items that came before an error are kept
             except BaseException as error:
                 failed = Future[list[R]]()
                 failed.set_exception(error)
@@ -102,7 +108,7 @@ class Ahead(Generic[T, R]):
         self._patiently(put)
 
     def _patiently(self, attempt: Callable[[float], bool]) -> bool:
-        """Until it succeeds, or nobody takes any more."""
+        """Repeat an attempt until it succeeds (True) or nobody takes any more results (False)."""
         while not self._stopped.is_set():
             if attempt(0.1):
                 return True

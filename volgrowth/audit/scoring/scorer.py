@@ -1,10 +1,11 @@
-"""Rows in, a table of scores out: everything an actor computes, without Ray.
+"""Rows in, a table of scores out, without Ray.
 
-Images are read and decoded in threads while the device computes (`audit.prefetch`). Micro-batches have one fixed shape,
-the last one of a shard padded to it, so that a score does not depend on which rows came along. While a device computes
-one, the next is stacked, copied and queued behind it; then the first one's results are fetched, in one copy. A device
-that runs out of memory gets half the micro-batch, and the whole one again after a while; the column `batch` says which
-one a row had. A network without the derivative that the measure takes is measured by central differences in float32.
+Threads read and decode images while the device computes (`scoring.prefetch`). Micro-batches have one fixed shape, and
+the last one of a shard is padded to it, so that a score does not depend on which rows came along. While a device
+computes one micro-batch, the next is stacked, copied and queued behind it; then the results of the first are fetched,
+in one copy. A device that runs out of memory gets half the micro-batch, and the whole one again after a while
+(`workers.fitting`); the column `batch` says which size a row had. A network without the derivative that the measure
+takes is measured by central differences in float32.
 """
 
 import logging
@@ -24,8 +25,9 @@ from torch import Tensor
 
 from volgrowth.audit.scoring.measures import Differenced, Flow, Launched, Measurement, has_derivative, launch_images
 from volgrowth.audit.scoring.prefetch import Ahead, decoding_threads
+from volgrowth.audit.workers.fitting import BatchSize, out_of_memory
 from volgrowth.config import LOW_PRECISION, AuditConfig, Measure, PaperMeasure
-from volgrowth.errors import EngineError
+from volgrowth.errors import EngineError, kind_and_line
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition
 from volgrowth.records import SCORES, Mark, Status
@@ -33,16 +35,14 @@ from volgrowth.sources import BadImage, Row, decode_image, features, to_unit
 
 log = logging.getLogger("volgrowth")
 
-# micro-batches without trouble after which a halved size is doubled again
-GROW_AFTER = 32
-# groups of rows that the device was given and whose results were not fetched
+# groups of rows that the device has been given and whose results have not been fetched
 IN_FLIGHT = 1
 NONE: Mapping[int, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A row as the model sees it: uint8 pixels (C, H, W), or why there are none."""
+    """A row as the model sees it: uint8 pixels (C, H, W), or None with the reason in `columns`."""
 
     row: int
     pixels: np.ndarray | None
@@ -51,7 +51,7 @@ class Prepared:
 
 
 class Trouble(Enum):
-    """Why a micro-batch could not be measured, where something can be done about it."""
+    """A reason why a micro-batch was not measured that the scorer can do something about."""
 
     MEMORY = "the device has no memory for it"
     DERIVATIVE = "the network has no derivative"
@@ -59,7 +59,7 @@ class Trouble(Enum):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images that were given to the device in one micro-batch of `size`, and what comes back."""
+    """Images that the device was given in one micro-batch of `size`, the caption tokens cut off, and the results."""
 
     items: list[Prepared]
     size: int
@@ -71,36 +71,54 @@ class Scorer:
     """Scores rows with one denoiser.
 
     Args:
-        precise: loads the same denoiser in float32, for the case that differences have to be taken of one in less.
+        denoiser: the model.
+        config: the audit's settings.
+        precise: loads the same denoiser in float32, which differences need of a network in lower precision.
+        workers_here: how many workers share this machine's cores.
 
     Attributes:
         decode_wait, device_wait: see `score`.
-        differenced: why derivatives are taken by central differences; None where they need not be.
+        differenced: why derivatives are taken by central differences; None if they are not.
     """
 
-    def __init__(self, denoiser: Denoiser, config: AuditConfig, precise: Callable[[], Denoiser] | None = None):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: AuditConfig,
+        precise: Callable[[], Denoiser] | None = None,
+        workers_here: int = 1,
+    ):
         self.denoiser, self.config, self.precise = denoiser, config, precise
         self.measure: Measure = config.measure
-        self.batch, self._calm = config.images_at_once, 0
+        self.batch = BatchSize(config.images_at_once)
+        self._threads = decoding_threads(denoiser.device, workers_here)
         self.decode_wait = self.device_wait = 0.0
         self.differenced: str | None = None
         self._units = torch.from_numpy(to_unit(np.arange(256, dtype=np.uint8))).to(denoiser.device, denoiser.dtype)
 
     def score(self, rows: Iterable[Row], crashed: Mapping[int, str] = NONE) -> pa.Table:
-        """One record per row, in the order of the rows, as `records.SCORES`.
+        """Score rows.
 
-        Afterwards `decode_wait` holds the seconds that the device had no images to be given, `device_wait` those that
+        Afterwards `decode_wait` holds the seconds that the device waited for images, and `device_wait` those that
         images waited for the device.
 
         Args:
+            rows: the rows, as a data set gives them.
             crashed: rows that are recorded as crashed, with the reason, and not looked at.
+
+        Returns:
+            One record per row, in the order of the rows, as `records.SCORES`.
+
+        Raises:
+            NoMemoryError: one image does not fit into the device's memory.
+            EngineError: the network has no derivative, and none can be replaced by differences.
         """
         records: list[dict[str, Any]] = []
         flying: deque[tuple[list[Prepared], list[Chunk]]] = deque()
         ahead = Ahead(
             rows,
             lambda row: self._prepare(row, crashed.get(row.row)),
-            decoding_threads(self.denoiser.device),
+            self._threads,
             2 * self.config.images_at_once,
         )
         with closing(ahead.items()) as prepared:
@@ -138,34 +156,37 @@ class Scorer:
             cut = [*self.denoiser.overflow([item.condition for item in items])]
         start = 0
         while start < len(items):
-            size, some = self.batch, items[start : start + self.batch]
+            size, some = self.batch.size, items[start : start + self.batch.size]
             outcome = self._try(some, size)
             if outcome is Trouble.MEMORY:
-                self._halve()
+                self.batch.halve()
             elif outcome is Trouble.DERIVATIVE:
                 self._difference()
             else:
                 chunks.append(Chunk(some, size, cut[start : start + size], outcome))
                 start += len(some)
-                self._grow()
+                self.batch.grow()
         return chunks
 
     def _try(self, some: list[Prepared], size: int) -> Launched | Trouble:
         """Launch one padded micro-batch."""
         padded = some + [some[-1]] * (size - len(some))
         try:
-            images, flow = self._images(padded), self.flow([item.condition for item in padded])
-            return launch_images(flow, images, [item.row for item in padded], self.measure, self.config.seed)
+            return self.launch(padded)
         except RuntimeError as error:
             # leave the block before anything is freed or retried: the traceback holds the tensors
-            trouble, known = (Trouble.MEMORY if _out_of_memory(error) else Trouble.DERIVATIVE), error
+            trouble, self._why = (Trouble.MEMORY if out_of_memory(error) else Trouble.DERIVATIVE), kind_and_line(error)
             if trouble is Trouble.DERIVATIVE and (self.differenced or not self._lacks_derivative(padded)):
                 raise
-        self._why = f"{type(known).__name__}: {known}".splitlines()[0]
         return trouble
 
-    def _images(self, items: list[Prepared]) -> Tensor:
-        """States of images, on their way to the device: as bytes, from memory that it can read by itself."""
+    def launch(self, items: list[Prepared]) -> Launched:
+        """Give a micro-batch to the device, without waiting for its results."""
+        flow = self.flow([item.condition for item in items])
+        return launch_images(flow, self.images(items), [item.row for item in items], self.measure, self.config.seed)
+
+    def images(self, items: list[Prepared]) -> Tensor:
+        """Return the states of images, copied to the device as bytes, from memory that it can read by itself."""
         pixels = torch.from_numpy(np.stack([item.pixels for item in items if item.pixels is not None]))
         if self.denoiser.device.type == "cuda":
             pixels = pixels.pin_memory()
@@ -173,13 +194,13 @@ class Scorer:
         return self.denoiser.embed(self._units[pixels.int()])
 
     def _lacks_derivative(self, items: list[Prepared]) -> bool:
-        """Whether the network can be evaluated at these images and not differentiated as the measure does."""
+        """Say whether the network can be evaluated at these images but not differentiated as the measure does."""
         if isinstance(self.measure, PaperMeasure) and self.measure.derivative == "difference":
             return False
         try:
             flow = self.flow([item.condition for item in items])
-            return not has_derivative(flow, self._images(items), self.measure)
-        except Exception:  # it is something else, which is raised as it was
+            return not has_derivative(flow, self.images(items), self.measure)
+        except Exception:  # the trouble is another one, and the first error is raised
             return False
 
     def _difference(self) -> None:
@@ -198,27 +219,13 @@ class Scorer:
         _say_once(f"the network has no derivative ({self._why}): differences in float32 are taken instead")
 
     def flow(self, conditions: list[Condition]) -> Flow:
-        """The model's own flow, or the one under the images' conditions beside it."""
+        """Return the flow that images are measured along: the model's own, or the one under their conditions."""
         denoiser, null = self.denoiser, None
         if self.config.condition_column:
             denoiser, null = denoiser.given(conditions), denoiser if denoiser.has_null else None
         if self.differenced and not isinstance(self.measure, PaperMeasure):
             denoiser, null = Differenced(denoiser), null and Differenced(null)
         return Flow(denoiser, null, self.config.guidance if self.config.condition_column else None)
-
-    def _grow(self) -> None:
-        self._calm += 1
-        if self._calm >= GROW_AFTER and self.batch < self.config.images_at_once:
-            self.batch, self._calm = min(self.batch * 2, self.config.images_at_once), 0
-
-    def _halve(self) -> None:
-        if self.batch == 1:
-            raise EngineError(
-                "one image does not fit into the device's memory: use a device with more, or a smaller dtype"
-            )
-        self.batch, self._calm = self.batch // 2, 0
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 @cache
@@ -227,7 +234,7 @@ def _say_once(message: str) -> None:
 
 
 def _records(group: list[Prepared], chunks: list[Chunk]) -> list[dict[str, Any]]:
-    """One of each row, those that were measured with what the device answers."""
+    """Return one record for each row, with the results of the device for the rows that have an image."""
     measured = (columns for chunk in chunks for columns in _fetched(chunk))
     return [item.columns if item.pixels is None else {**item.columns, **next(measured)} for item in group]
 
@@ -257,13 +264,8 @@ def _columns(measurement: Measurement, index: int, batch: int, tokens_cut: int |
     }
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    said = ("can't allocate memory", "ALLOC_FAILED")  # the CPU's allocator; cuBLAS and cuDNN
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
-
-
 def _groups(items: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
-    """Runs of items that hold `size` images each, the last one fewer."""
+    """Yield runs of items that hold `size` images each; the last run may hold fewer."""
     group: list[Prepared] = []
     images = 0
     for item in items:

@@ -1,12 +1,10 @@
-"""What a worker does: one model replica, and plain methods that read rows, compute and publish. No Ray here."""
+"""The worker that scores shards: plain methods that read rows, compute and publish. No Ray here."""
 
 import logging
-import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,91 +13,27 @@ import pyarrow.compute as pc
 import torch
 
 from volgrowth.audit.output.fragments import publish_fragment
-from volgrowth.audit.output.listings import open_frozen_data
-from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest, Shard
+from volgrowth.audit.output.listings import read_rows
+from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.output.runs import Tally
-from volgrowth.audit.sampling.drawing import Drawing, read_images, write_images
-from volgrowth.audit.sampling.neighbours import IMAGES_AT_ONCE, Neighbours
-from volgrowth.audit.scoring.cascade import STAGES, Screener, mark, with_screen
+from volgrowth.audit.scoring.cascade import STAGES, Screener, rows_mark, with_screen
 from volgrowth.audit.scoring.measures import derivative_deviation
 from volgrowth.audit.scoring.scorer import Scorer
+from volgrowth.audit.workers.loading import ModelWorker
 from volgrowth.config import LOW_PRECISION, AuditConfig, PaperMeasure
-from volgrowth.errors import DataError, ModelError, VolgrowthError, kind_and_line
-from volgrowth.models import inspect_model, load_model
-from volgrowth.models.load import DType
+from volgrowth.errors import VolgrowthError, kind_and_line
 from volgrowth.models.network import Compiled, NetworkDenoiser
 from volgrowth.numerics import Denoiser
 from volgrowth.records import Status
-from volgrowth.sources import BadImage, Row, Source, decode_image, to_unit
-from volgrowth.storage.store import Store
+from volgrowth.sources import Row, to_unit
 
+# rows that the noise floor is measured on
 NOISE_ROWS = 8
-# of u . J u; in a low precision the network's weights and sums are rounded, which growth shows little of
+# largest deviation of u . J u from central differences without a warning; in a low precision the network's weights and
+# sums are rounded, which growth shows little of
 DEVIATION, LOW_DEVIATION = 0.01, 0.05
 
 log = logging.getLogger("volgrowth")
-
-
-class DataWorker:
-    """Opens the audit's data sets and its output. Construction is cheap; `prepare` does what can fail.
-
-    `attempt` is the number of the attempt at the task that runs, set by whoever calls its method.
-    """
-
-    def __init__(self, config: AuditConfig, manifest: Manifest, device: str):
-        self.config, self.manifest, self.device = config, manifest, device
-        self.attempt = 1
-        self.sources: dict[str, Source] = {}
-        self.image_shape = manifest.image_shape
-
-    def prepare(self) -> None:
-        """Get ready. An answer means that this worker can take tasks.
-
-        Raises:
-            OutputError: OUT cannot be opened.
-        """
-        # one thread each, on every machine: the bits of a sum depend on how it is split
-        torch.set_num_threads(1)
-        self.store = Store(self.config.output)
-
-    def source(self, folder: str) -> Source:
-        """The audited or the held-out set, opened once by its frozen listing.
-
-        Raises:
-            DataError: the data set is no longer the one that was listed.
-        """
-        if folder not in self.sources:
-            self.sources[folder] = open_frozen_data(self.store, self.manifest, folder)
-        return self.sources[folder]
-
-    def pixels(self, row: Row) -> np.ndarray | None:
-        """(C, H, W) uint8 as the model sees it, None where there is no image."""
-        try:
-            return decode_image(row.data or b"", self.image_shape, self.config.max_pixels)
-        except BadImage:
-            return None
-
-
-class ModelWorker(DataWorker):
-    """Holds a model replica too."""
-
-    def prepare(self) -> None:
-        """Load the model.
-
-        Raises:
-            ModelError: as `load_model`; or the model here is not the one in the manifest.
-        """
-        super().prepare()
-        name = self.config.model_arguments
-        if inspect_model(**name).hash != self.manifest.model.hash:
-            raise ModelError(
-                f"model {self.config.model} has other weights on {platform.node()} than where the audit was started: "
-                f"expected {self.manifest.model.hash}; put the same model on every node"
-            )
-        self.denoiser = self._load(self.config.dtype)
-
-    def _load(self, dtype: DType) -> Denoiser:
-        return load_model(**self.config.model_arguments, dtype=dtype, device=self.device)
 
 
 class ScoringWorker(ModelWorker):
@@ -107,15 +41,18 @@ class ScoringWorker(ModelWorker):
 
     def prepare(self) -> None:
         super().prepare()
-        self.scorer = self.new_scorer(self.config)
+        self.scorer = self.new_scorer(self.fast, self.config)
 
-    def new_scorer(self, config: AuditConfig) -> Scorer:
-        """One with the network compiled where that is asked for."""
-        return Scorer(self.fast, config, lambda: self._load("float32"))
+    def new_scorer(self, denoiser: Denoiser, config: AuditConfig) -> Scorer:
+        """Return a scorer that may load a float32 replica, which differences need of a network in low precision."""
+        return Scorer(denoiser, config, lambda: self.load("float32"), self.workers_here)
 
     @cached_property
     def fast(self) -> Denoiser:
-        """The model, compiled where that is asked for and backward passes or no derivatives at all are taken of it."""
+        """The model, compiled if the settings ask for it and its measure can use it.
+
+        Forward mode does not work on compiled networks; backward passes do.
+        """
         measure = self.config.measure
         if not self.config.compile:
             return self.denoiser
@@ -128,9 +65,11 @@ class ScoringWorker(ModelWorker):
         return self.denoiser
 
     def score(self, shard: Shard, rows: Sequence[int] | None, crashed: Mapping[int, str]) -> Tally:
-        """Score a shard, or only some rows of a published one, and publish it.
+        """Score a shard and publish it.
 
         Args:
+            shard: the rows, and the fragment that holds their scores.
+            rows: score only these rows, of a fragment that is published; None for the whole shard.
             crashed: rows that end the process, and the reason: they are recorded and not tried.
         """
         table, tally = self._first(shard, rows, crashed)
@@ -141,14 +80,14 @@ class ScoringWorker(ModelWorker):
         return tally
 
     def probe(self, shard: Shard, rows: Sequence[int]) -> Tally:
-        """Score some rows of a shard and forget them: whether this process survives it."""
+        """Score some rows of a shard and forget the scores, to see if this process survives it."""
         return self._first(shard, rows, {})[1]
 
     def _first(self, shard: Shard, rows: Sequence[int] | None, crashed: Mapping[int, str]) -> tuple[pa.Table, Tally]:
-        """What every row of a shard gets: the preset, or in a cascade the screen, and held-out rows both."""
+        """Measure every row: by the preset, or in a cascade by the screen, and held-out rows by both."""
         if not self.config.cascade:
             return self._measure(self.scorer, self._rows(shard, rows), crashed)
-        screener = Screener(self.fast, self.config, lambda: self._load("float32"))
+        screener = Screener(self.fast, self.config, lambda: self.load("float32"), self.workers_here)
         screens, tally = self._measure(screener, self._rows(shard, rows), crashed)
         if shard.folder == SCORES_FOLDER:
             return screens, tally
@@ -162,19 +101,21 @@ class ScoringWorker(ModelWorker):
         before, footer = self.store.read_table(shard.name), self.store.read_footer(shard.name)[1]
         screens = before.filter(pc.is_in(before["row"], value_set=table["row"].combine_chunks()))
         known = {name: footer[name] for name in STAGES if name in footer}
-        self._replace(shard, with_screen(table, screens), **{**known, stage: mark(list(rows))})
+        self._replace(shard, with_screen(table, screens), **{**known, stage: rows_mark(list(rows))})
         return tally
 
     def noise_floor(self, shard: Shard) -> dict[str, Any]:
-        """How far growth moves with the arithmetic alone: the largest difference over some rows of a published shard.
+        """Measure how far growth moves with the arithmetic alone, on a few rows of a published shard.
 
-        `batch`: over batch sizes, and against the network as it is where it was compiled; `dtype`: against float64,
-        None where that is not possible here. Same units as growth. `derivative`: see `_check_derivative`; None where
-        the check failed, and `problem` says why.
+        Returns:
+            `rows`: how many rows; `batch`: the largest difference of growth over batch sizes, and against the network
+            as it is if it was compiled; `dtype`: the largest difference against float64, None if the device cannot
+            hold that; `derivative`: see `_check_derivative`, None if the check failed; `problem`: why something
+            failed, or None.
         """
         try:
             return self._noise_floor(shard)
-        except VolgrowthError as error:  # would be raised to the user, and scores do not depend on this
+        except VolgrowthError as error:  # would end the audit, whose scores do not depend on this
             return {"rows": 0, "batch": None, "dtype": None, "derivative": None, "problem": kind_and_line(error)}
 
     def _noise_floor(self, shard: Shard) -> dict[str, Any]:
@@ -185,33 +126,40 @@ class ScoringWorker(ModelWorker):
             growth = self.scorer.score(self._rows(shard, rows))["growth"].to_numpy()
 
         def moved(denoiser: Denoiser, **settings: Any) -> float:
-            scorer = Scorer(denoiser, self.config.model_copy(update=settings), lambda: self._load("float32"))
+            scorer = self.new_scorer(denoiser, self.config.model_copy(update=settings))
             return float(np.abs(scorer.score(self._rows(shard, rows))["growth"].to_numpy() - growth).max(initial=0.0))
 
         sizes = {1, max(1, self.config.images_at_once // 2)}
         batch = max(moved(self.denoiser, batch_size=size) for size in sizes)
-        precise: Denoiser | None = None
+        precise, dtype = None, None
         try:
-            precise = self._load("float64")
+            precise = self.load("float64")
             dtype = moved(precise, dtype="float64", batch_size=NOISE_ROWS)
         except (VolgrowthError, RuntimeError):  # too large for the device, or made for one precision
-            dtype = None
+            precise = None
         derivative, problem = None, None
         try:
-            derivative = self._check_derivative(shard, rows, precise if dtype is not None else None)
-        except (VolgrowthError, RuntimeError) as error:  # as above, of a network in low precision
+            derivative = self._check_derivative(shard, rows, precise)
+        except (VolgrowthError, RuntimeError) as error:  # as above, of the float32 replica
             problem = f"derivatives could not be checked ({kind_and_line(error)})"
         return {"rows": len(rows), "batch": batch, "dtype": dtype, "derivative": derivative, "problem": problem}
 
     def _check_derivative(self, shard: Shard, rows: list[int], precise: Denoiser | None) -> dict[str, Any]:
-        """The derivative that scores rest on, against central differences, by `measures.derivative_deviation`.
+        """Compare the derivative that scores rest on with central differences, by `measures.derivative_deviation`.
 
-        `deviation` above `tolerance` is why to warn. `differenced` and `compiling` say what had to be done without.
+        Args:
+            shard: a published shard.
+            rows: rows of it that have a score.
+            precise: the model in float64, if the device can hold it.
+
+        Returns:
+            A `deviation` above `tolerance` is a reason to warn. `differenced` and `compiling` say why differences were
+            taken in place of derivatives, and why the network was not compiled.
         """
-        # of the network as it is: compiled, it was compared with that, and would be again for so few rows
+        # the network as it is: compiled, it was compared with that, and would be compiled again for so few rows
         scorer = self.scorer if self.scorer.differenced else Scorer(self.denoiser, self.config)
         low = self.config.dtype in LOW_PRECISION
-        exact = precise or (self._load("float32") if low else self.denoiser)
+        exact = precise or (self.load("float32") if low else self.denoiser)
         read = list(self._rows(shard, rows))
         pixels = np.stack([each for each in map(self.pixels, read) if each is not None])
         images = torch.from_numpy(to_unit(pixels)).to(scorer.denoiser.device, scorer.denoiser.dtype)
@@ -246,15 +194,12 @@ class ScoringWorker(ModelWorker):
         return table, tally
 
     def _rows(self, shard: Shard, rows: Sequence[int] | None = None) -> Iterator[Row]:
-        """The rows of a shard, or some of them, which are read in one go."""
-        if rows is None:
-            return self.source(shard.folder).read(shard.start, shard.stop)
-        wanted = set(rows)
-        there = self.source(shard.folder).read(min(rows), max(rows) + 1)
-        return (row for row in there if row.row in wanted)
+        """Read the rows of a shard, or some of them in rising order."""
+        source = self.source(shard.folder)
+        return source.read(shard.start, shard.stop) if rows is None else read_rows(source, rows)
 
     def _replace(self, shard: Shard, table: pa.Table, **extra: str) -> None:
-        """Publish a shard again, with the rows of `table` in place of its own."""
+        """Publish a shard again, with the rows of `table` in place of the ones it had."""
         before = self.store.read_table(shard.name)
         kept = before.filter(pc.invert(pc.is_in(before["row"], value_set=table["row"].combine_chunks())))
         whole = pa.concat_tables([kept.replace_schema_metadata(), table.cast(before.schema).replace_schema_metadata()])
@@ -270,49 +215,3 @@ def _used(scorer: Scorer) -> str:
     if isinstance(measure, PaperMeasure):
         return "forward mode" if measure.derivative == "jvp" else f"differences of radius {measure.radius:g}"
     return "central differences" if scorer.differenced else "backward passes"
-
-
-class DrawingWorker(ModelWorker):
-    """Draws images from the model."""
-
-    def draw(self, drawing: Drawing) -> int:
-        """Draw images and publish them; how many."""
-        source = self.source(SCORES_FOLDER)
-        clean = {}
-        for row in drawing.rows:
-            pixels = self.pixels(next(iter(source.read(row, row + 1))))
-            if pixels is None:
-                raise DataError(f"row {row} of {self.manifest.data.name} was scored and can no longer be read")
-            clean[row] = pixels
-        conditions = {row: next(iter(source.read(row, row + 1))).condition for row in drawing.condition_rows}
-        images = drawing.images(
-            self.denoiser, self.config.seed, clean, conditions, self.config.guidance, self.config.images_at_once
-        )
-        write_images(self.store, self.manifest, drawing, images)
-        return len(images)
-
-
-class SearchingWorker(DataWorker):
-    """Finds what in a data set is near to drawn images."""
-
-    def prepare(self) -> None:
-        super().prepare()
-        self.queries: tuple[list[str], np.ndarray] | None = None
-
-    def nearest(self, names: list[str], shard: Shard, groups: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Squared distances and groups (S, k) of the images nearest to all drawn ones, among a range of rows.
-
-        Args:
-            names: files with the drawn images.
-            groups: (rows of the range,) group of each row; negative ones are passed over.
-        """
-        if self.queries is None or self.queries[0] != names:
-            self.queries = names, np.concatenate([read_images(self.store, name, self.image_shape) for name in names])
-        found = Neighbours(self.queries[1], k, self.device)
-        rows = zip(self.source(shard.folder).read(shard.start, shard.stop), groups.tolist(), strict=True)
-        wanted = ((self.pixels(row), group) for row, group in rows if group >= 0)
-        while some := list(islice(wanted, IMAGES_AT_ONCE)):
-            there = [(pixels, group) for pixels, group in some if pixels is not None]
-            if there:
-                found.add(np.stack([pixels for pixels, _ in there]), np.array([group for _, group in there]))
-        return found.squared, found.group

@@ -1,0 +1,82 @@
+"""Workers that hold the data sets and the model of an audit; those that score, draw or search are built on them."""
+
+import platform
+
+import numpy as np
+import torch
+
+from volgrowth.audit.output.listings import open_frozen_data
+from volgrowth.audit.output.manifest import Manifest
+from volgrowth.config import AuditConfig
+from volgrowth.errors import ModelError
+from volgrowth.models import inspect_model, load_model
+from volgrowth.models.load import DType
+from volgrowth.numerics import Denoiser
+from volgrowth.sources import BadImage, Row, Source, decode_image
+from volgrowth.storage.store import Store
+
+
+class DataWorker:
+    """Opens the audit's data sets and its output. It is cheap to construct; `prepare` does what can fail.
+
+    Attributes:
+        attempt: the number of the attempt at the task that runs, set by the engine.
+        workers_here: how many workers share this machine's cores, set by the engine before `prepare`.
+    """
+
+    attempt = 1
+    workers_here = 1
+
+    def __init__(self, config: AuditConfig, manifest: Manifest, device: str):
+        self.config, self.manifest, self.device = config, manifest, device
+        self.sources: dict[str, Source] = {}
+
+    def prepare(self) -> None:
+        """Get ready for tasks.
+
+        Raises:
+            OutputError: the output cannot be opened.
+        """
+        # one thread each, on every machine: the bits of a sum depend on how it is split
+        torch.set_num_threads(1)
+        self.store = Store(self.config.output)
+
+    def source(self, folder: str) -> Source:
+        """Return the audited or the held-out data set, which is opened once, by its frozen listing.
+
+        Raises:
+            DataError: the data set is no longer the one that was listed.
+        """
+        if folder not in self.sources:
+            self.sources[folder] = open_frozen_data(self.store, self.manifest, folder)
+        return self.sources[folder]
+
+    def pixels(self, row: Row) -> np.ndarray | None:
+        """Return the image as the model sees it, (C, H, W) uint8, or None if the row has no readable image."""
+        try:
+            return decode_image(row.data or b"", self.manifest.image_shape, self.config.max_pixels)
+        except BadImage:
+            return None
+
+
+class ModelWorker(DataWorker):
+    """A worker that holds a model replica too."""
+
+    def prepare(self) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError: as `load_model`; or the model here is not the one in the manifest.
+        """
+        super().prepare()
+        name = self.config.model_arguments
+        if inspect_model(**name).hash != self.manifest.model.hash:
+            raise ModelError(
+                f"model {self.config.model} has other weights on {platform.node()} than where the audit was started: "
+                f"expected {self.manifest.model.hash}; put the same model on every node"
+            )
+        self.denoiser = self.load(self.config.dtype)
+
+    def load(self, dtype: DType) -> Denoiser:
+        """Load another replica of the model in a given precision."""
+        return load_model(**self.config.model_arguments, dtype=dtype, device=self.device)
