@@ -13,7 +13,7 @@ import torch
 
 import volgrowth as vg
 from tests.support.pipelines import CLASSES, FAMILY_NAMES, FLUX_RESOLUTION, TEXT_FAMILIES, build, unet2d
-from volgrowth.audit.scoring.measures import seeded
+from volgrowth.audit.workers.seeding import seeded
 from volgrowth.cli import run_command
 from volgrowth.commands.audit import run_audit
 from volgrowth.commands.verify import verify_audit

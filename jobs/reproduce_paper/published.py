@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from volgrowth.audit.scoring.measures import true_float32
+from volgrowth.audit.scoring.derivatives import true_float32
 from volgrowth.audit.workers.seeding import seeded
 from volgrowth.demo.cases import to_tensor
 from volgrowth.numerics import Denoiser, volume_growth

@@ -6,7 +6,7 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
-from volgrowth.audit.scoring.measures import true_float32
+from volgrowth.audit.scoring.derivatives import true_float32
 from volgrowth.errors import kind_and_line
 from volgrowth.numerics.denoisers import Condition, Denoiser
 from volgrowth.testing import contract, meaning

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jobs.benchmark.cost.roofline import seconds_each
 from jobs.benchmark.cost.subjects import Subject, denoiser_of, images_of
-from volgrowth.audit.scoring.measures import true_float32
+from volgrowth.audit.scoring.derivatives import true_float32
 from volgrowth.models import NetworkDenoiser
 from volgrowth.numerics import volume_growth
 

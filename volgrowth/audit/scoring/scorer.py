@@ -23,7 +23,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from volgrowth.audit.scoring.measures import Differenced, Flow, Launched, Measurement, has_derivative, launch_images
+from volgrowth.audit.scoring.derivatives import Differenced, has_derivative
+from volgrowth.audit.scoring.measures import Flow, Launched, Measurement, launch_images
 from volgrowth.audit.scoring.prefetch import Ahead, decoding_threads
 from volgrowth.audit.workers.fitting import BatchSize, out_of_memory
 from volgrowth.config import LOW_PRECISION, AuditConfig, Measure, PaperMeasure
@@ -199,7 +200,7 @@ class Scorer:
             return False
         try:
             flow = self.flow([item.condition for item in items])
-            return not has_derivative(flow, self.images(items), self.measure)
+            return not has_derivative(flow.denoiser, self.images(items), self.measure)
         except Exception:  # the trouble is another one, and the first error is raised
             return False
 

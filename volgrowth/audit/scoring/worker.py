@@ -17,7 +17,7 @@ from volgrowth.audit.output.listings import read_rows
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.output.runs import Tally
 from volgrowth.audit.scoring.cascade import STAGES, Screener, rows_mark, with_screen
-from volgrowth.audit.scoring.measures import derivative_deviation
+from volgrowth.audit.scoring.derivatives import derivative_deviation
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.audit.workers.loading import ModelWorker
 from volgrowth.config import LOW_PRECISION, AuditConfig, PaperMeasure
@@ -145,7 +145,7 @@ class ScoringWorker(ModelWorker):
         return {"rows": len(rows), "batch": batch, "dtype": dtype, "derivative": derivative, "problem": problem}
 
     def _check_derivative(self, shard: Shard, rows: list[int], precise: Denoiser | None) -> dict[str, Any]:
-        """Compare the derivative that scores rest on with central differences, by `measures.derivative_deviation`.
+        """Compare the derivative that scores rest on with central differences, by `derivative_deviation`.
 
         Args:
             shard: a published shard.
@@ -167,7 +167,8 @@ class ScoringWorker(ModelWorker):
         flow = scorer.flow(conditions)
         if self.config.condition_column:
             exact = exact.given(conditions)
-        found = derivative_deviation(flow, exact, scorer.denoiser.embed(images), scorer.measure, self.config.seed)
+        states, seed = scorer.denoiser.embed(images), self.config.seed
+        found = derivative_deviation(flow.denoiser, exact, states, scorer.measure, seed)
         network = getattr(self.fast, "network", None)
         return {
             **found,
