@@ -1,1 +1,1 @@
-"""The audit's bookkeeping and its engine: plan, scorer, actors, driver, fragments."""
+"""An audit: its output folder, its workers, their measures, and the engine that runs them."""

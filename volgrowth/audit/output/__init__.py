@@ -1,1 +1,1 @@
-"""What lies in the output folder of an audit."""
+"""The files in the output folder of an audit, and how they are read and written."""

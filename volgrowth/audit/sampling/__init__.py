@@ -1,1 +1,1 @@
-"""Images drawn from the model, and what they are near to."""
+"""Images drawn from the model, and the search for images near to them. No Ray here."""

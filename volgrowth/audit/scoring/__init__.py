@@ -1,1 +1,1 @@
-"""What a worker computes: rows in, a table of scores out. No Ray here."""
+"""Scoring: rows in, a table of scores out. No Ray here."""
