@@ -272,10 +272,10 @@ def test_of_the_hub_row_numbers_are_written(parquet, tmp_path):
     """The data set as `load_dataset` has it, which is how one of the hub is read."""
     shutil.copytree(parquet.store.root, tmp_path / "out")
     listing = HubSource(Request(parquet.frozen.data.name)).listing
-    plan = replace(parquet.frozen, data=DataInfo.of(parquet.frozen.data.name, None, listing))
-    audit = Audit(replace_store(parquet, tmp_path / "out"), plan.to_json())
+    frozen = replace(parquet.frozen, data=DataInfo.of(parquet.frozen.data.name, None, listing))
+    audit = Audit(replace_store(parquet, tmp_path / "out"), frozen.to_json())
     write_listings(audit.store, {SCORES_FOLDER: listing})
-    audit.store.write_json(MANIFEST, plan.to_json())
+    audit.store.write_json(MANIFEST, frozen.to_json())
     audit = open_audit(str(tmp_path / "out"))
     apply_list(audit, edited(audit, drops(1)), str(tmp_path / "new"))
     chosen = datasets.Dataset.from_file(str(tmp_path / "new/indices.arrow"))["indices"]

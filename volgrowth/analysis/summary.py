@@ -44,7 +44,7 @@ def summarize_audit(
     Returns:
         The content of `summary.json`.
     """
-    plan, scores = audit.frozen, audit.scores
+    frozen, scores = audit.frozen, audit.scores
     statuses = _value_counts(scores.column("status"))
     marks = _value_counts(pc.list_flatten(scores.column("marks")))
     evaluations = _sum(scores.column("nfe"))
@@ -58,10 +58,10 @@ def summarize_audit(
     if cascade and detection:
         detection["warnings"] += cascade["warnings"]
     return {
-        "schema_version": plan.schema_version,
-        "volgrowth": plan.versions["volgrowth"],
+        "schema_version": frozen.schema_version,
+        "volgrowth": frozen.versions["volgrowth"],
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "config_digest": plan.config_digest,
+        "config_digest": frozen.config_digest,
         "model": {**audit.manifest["model"], "dtype": config.dtype},
         "data": _data(audit.manifest["data"]),
         "holdout": _data(audit.manifest["holdout"]),
@@ -76,7 +76,7 @@ def summarize_audit(
         "cascade": cascade,
         "duplicates": _duplicates(analysis),
         "run": {**run, "evaluations": evaluations, "warnings": arithmetic},
-        "versions": plan.versions,
+        "versions": frozen.versions,
     }
 
 

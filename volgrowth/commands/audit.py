@@ -27,7 +27,7 @@ from volgrowth.audit.output.result import (
     Audit,
     open_audit,
 )
-from volgrowth.audit.output.runs import Tally, effort
+from volgrowth.audit.output.runs import Tally, total_effort
 from volgrowth.audit.scoring.cascade import STAGES, Chosen, forget
 from volgrowth.audit.scoring.worker import ScoringWorker
 from volgrowth.commands.report import write_report
@@ -149,7 +149,7 @@ def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
         store.write_table(HOLDOUT_FINDINGS_FILE, analysis.holdout, metadata)
     floor = store.read_json(NOISE_FILE) if store.exists(NOISE_FILE) else None
     batch = store.read_json(BATCH_FILE)["batch_size"] if config.batch_size is None else config.batch_size
-    run = {**asdict(effort(store)), "noise_floor": floor, "batch_size": batch}
+    run = {**total_effort(store), "noise_floor": floor, "batch_size": batch}
     sampled = Chosen.load(store, "sampled") if config.cascade else None
     store.write_json(SUMMARY_FILE, summarize_audit(audit, analysis, config, run, sampled.rows if sampled else None))
     write_report(audit)

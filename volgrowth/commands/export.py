@@ -122,19 +122,19 @@ def croissant_record(audit: Audit, **properties: Any) -> dict[str, Any]:
     Returns:
         The record as JSON values, for `json.dump`.
     """
-    plan, summary = audit.frozen, audit.summary
-    split = f" ({plan.data.split})" if plan.data.split else ""
+    frozen, summary = audit.frozen, audit.summary
+    split = f" ({frozen.data.split})" if frozen.data.split else ""
     record = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": [CROISSANT, RAI],
-        "name": f"Memorization of {os.path.basename(plan.data.name.rstrip('/'))}{split}",
+        "name": f"Memorization of {os.path.basename(frozen.data.name.rstrip('/'))}{split}",
         "description": (
-            f"The findings of volgrowth {summary['volgrowth']} about each image of {plan.data.name}{split}: "
-            f"whether the model {plan.model.name} ({plan.model.hash[:19]}) has memorized it."
+            f"The findings of volgrowth {summary['volgrowth']} about each image of {frozen.data.name}{split}: "
+            f"whether the model {frozen.model.name} ({frozen.model.hash[:19]}) has memorized it."
         ),
         "datePublished": summary["created"][:10],
-        "isBasedOn": {"@type": "sc:Dataset", "name": plan.data.name, "identifier": plan.data.fingerprint},
+        "isBasedOn": {"@type": "sc:Dataset", "name": frozen.data.name, "identifier": frozen.data.fingerprint},
         **_responsible(summary),
         "distribution": [_file(audit)],
         "recordSet": [_records()],

@@ -26,26 +26,26 @@ def manifest(rows: int = 10, holdout: int = 0, size: int = 100, **settings: Any)
 
 @given(rows=st.integers(0, 500), holdout=st.integers(0, 500), size=st.integers(1, 200))
 def test_shards_cover_every_row_once(rows, holdout, size):
-    plan = manifest(rows, holdout, shard_size=size)
+    frozen = manifest(rows, holdout, shard_size=size)
     for folder, count in (("scores", rows), ("holdout", holdout)):
-        covered = [row for s in plan.shards if s.folder == folder for row in range(s.start, s.stop)]
+        covered = [row for s in frozen.shards if s.folder == folder for row in range(s.start, s.stop)]
         assert covered == list(range(count))
-    assert len({shard.name for shard in plan.shards}) == len(plan.shards)
-    assert all(0 < shard.rows <= size for shard in plan.shards)
+    assert len({shard.name for shard in frozen.shards}) == len(frozen.shards)
+    assert all(0 < shard.rows <= size for shard in frozen.shards)
 
 
 @given(st.lists(st.integers(0, 90), min_size=1, max_size=5), st.integers(1, 40))
 def test_an_extension_adds_shards_and_leaves_those_there_as_they_are(gained, size):
-    plan = manifest(25, 7, shard_size=size)
+    frozen = manifest(25, 7, shard_size=size)
     files = [25]
     for rows in gained:
-        before = plan
+        before = frozen
         files.append(rows)
-        plan = replace(plan, data=plan.data.extended(listing(*files)))
-        audited = [shard for shard in plan.shards if shard.folder == "scores"]
+        frozen = replace(frozen, data=frozen.data.extended(listing(*files)))
+        audited = [shard for shard in frozen.shards if shard.folder == "scores"]
         assert [row for shard in audited for row in range(shard.start, shard.stop)] == list(range(sum(files)))
         kept = [(shard, before.digest_at(shard.generation)) for shard in before.shards]
-        assert set(kept) <= {(shard, plan.digest_at(shard.generation)) for shard in plan.shards}
+        assert set(kept) <= {(shard, frozen.digest_at(shard.generation)) for shard in frozen.shards}
 
 
 def test_fragments_are_named_as_the_design_says():
@@ -53,9 +53,9 @@ def test_fragments_are_named_as_the_design_says():
 
 
 def test_a_manifest_survives_json():
-    plan = manifest(10, 5)
-    assert Manifest.from_json(json.loads(json.dumps(plan.to_json())), "here") == plan
-    assert plan.to_json()["shards"]["table"][0] == ["scores/part-00000.parquet", 0, 10]
+    frozen = manifest(10, 5)
+    assert Manifest.from_json(json.loads(json.dumps(frozen.to_json())), "here") == frozen
+    assert frozen.to_json()["shards"]["table"][0] == ["scores/part-00000.parquet", 0, 10]
 
 
 def test_how_an_audit_runs_does_not_change_its_digest_and_what_it_measures_does():

@@ -184,8 +184,8 @@ def test_shown_in_a_notebook(audit, monkeypatch):
 
 def test_names_in_a_notebook_stay_text(audit):
     hostile = "<script>alert(1)</script>"
-    plan = {**audit.manifest, "data": {**audit.manifest["data"], "name": hostile, "split": '"><img src=x>'}}
-    shown = Audit(audit.store, plan)._repr_html_()
+    changed = {**audit.manifest, "data": {**audit.manifest["data"], "name": hostile, "split": '"><img src=x>'}}
+    shown = Audit(audit.store, changed)._repr_html_()
     assert "<script" not in shown
     assert "<img" not in shown
     assert "&lt;script&gt;" in shown

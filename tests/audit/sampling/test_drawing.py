@@ -111,20 +111,20 @@ def test_draws_of_a_level_are_their_own() -> None:
 
 
 def test_files_hold_what_was_drawn_and_tell_when_it_was_something_else(tmp_path: Path) -> None:
-    store, plan = Store(str(tmp_path)), manifest(25, shard_size=10)
+    store, frozen = Store(str(tmp_path)), manifest(25, shard_size=10)
     (first, second) = drawings(SAMPLE, [Start(number) for number in range(AT_ONCE + 5)])
     assert [len(first.starts), len(second.starts)] == [AT_ONCE, 5]
-    assert not is_drawn(store, plan, second)
+    assert not is_drawn(store, frozen, second)
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 6)).astype(np.uint8)
-    write_images(store, plan, second, images)
-    assert is_drawn(store, plan, second)
+    write_images(store, frozen, second, images)
+    assert is_drawn(store, frozen, second)
     assert (read_images(store, second.name, (3, 4, 6)) == images).all()
     longer = drawings(SAMPLE, [Start(number) for number in range(AT_ONCE + 6)])[1]
     assert longer.name == second.name
-    assert not is_drawn(store, plan, longer)
+    assert not is_drawn(store, frozen, longer)
     assert drawings(DECODED, [Start(0, 1, 0.5)])[0].name != first.name
     (tmp_path / second.name).write_bytes(b"damaged")
-    assert not is_drawn(store, plan, second)
+    assert not is_drawn(store, frozen, second)
 
 
 class Small(GaussianDenoiser):

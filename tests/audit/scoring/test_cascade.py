@@ -309,9 +309,9 @@ def test_what_is_said_of_the_loss(cascade):
 
 
 def test_chosen_rows_of_a_fragment_that_is_gone_are_an_error_with_a_fix(tmp_path):
-    store, plan = Store(str(tmp_path)), manifest(25, shard_size=10)
+    store, frozen = Store(str(tmp_path)), manifest(25, shard_size=10)
     chosen = Chosen("passed", np.array([3, 12]), 25)
     footers: dict[str, dict[str, str]] = {"scores/part-00000.parquet": {}, "scores/part-00001.parquet": {}}
-    assert [shard.index for shard in chosen.todo(store, plan, footers)] == [0, 1]
+    assert [shard.index for shard in chosen.todo(store, frozen, footers)] == [0, 1]
     with pytest.raises(OutputError, match=r"part-00001.parquet is missing or not whole: .* run the audit again"):
-        chosen.todo(store, plan, {"scores/part-00000.parquet": {}})
+        chosen.todo(store, frozen, {"scores/part-00000.parquet": {}})

@@ -1,6 +1,6 @@
 """The records of an audit's runs: workers count, the driver sums, and the output keeps one file for each run.
 
-An audit that was resumed had several runs; `Effort` is their sum. No score depends on these records, and a driver that
+An audit that was resumed had several runs. No score depends on these records, and a driver that
 is killed loses at most the last seconds of its own.
 """
 
@@ -142,52 +142,31 @@ class Run:
         }
 
 
-@dataclass(frozen=True)
-class Effort:
-    """The time and the workers of all runs of an audit together.
+def total_effort(store: Store) -> dict[str, Any]:
+    """Return the time and the workers of all runs of an audit together, from the records in its output.
 
-    Attributes:
-        seconds: from start to end of each run, summed.
-        device_hours: hours that workers were there, busy or not, which a cluster charges for.
-        workers: the most workers at a time.
-        device: names of the devices.
-        images_per_second: rows scored per second that there were tasks, the start of workers included.
-        decode_share: share of the workers' busy time that the device waited for images.
-        device_share: share of the workers' busy time that images waited for the device.
-        lost_workers: workers whose process or node was lost.
-        retries: tasks that were tried again.
-        runs: runs of the audit.
+    Returns:
+        `seconds`: from start to end of each run, summed; `device_hours`: hours that workers were there, busy or not,
+        which a cluster charges for; `workers`: the most workers at a time; `device`: names of the devices;
+        `images_per_second`: rows scored per second that there were tasks, the start of workers included;
+        `decode_share`, `device_share`: shares of the workers' busy time that the device waited for images, and images
+        for the device; `lost_workers`; `retries`: tasks that were tried again; `runs`: the number of runs.
     """
-
-    seconds: float
-    device_hours: float
-    workers: int
-    device: str
-    images_per_second: float
-    decode_share: float
-    device_share: float
-    lost_workers: int
-    retries: int
-    runs: int
-
-
-def effort(store: Store) -> Effort:
-    """Return the sum over the records in the output."""
     runs = [store.read_json(f"{RUNS_FOLDER}/{name}") for name in store.names(RUNS_FOLDER)]
 
     def total(name: str) -> Any:
         return sum(run[name] for run in runs)
 
     busy = max(total("seconds"), 1e-9)
-    return Effort(
-        seconds=total("wall_seconds"),
-        device_hours=total("worker_seconds") / 3600,
-        workers=max((run["workers"] for run in runs), default=0),
-        device=" and ".join(sorted({device for run in runs for device in run["devices"]})) or "none",
-        images_per_second=total("images") / max(total("working_seconds"), 1e-9),
-        decode_share=total("decode_wait") / busy,
-        device_share=total("device_wait") / busy,
-        lost_workers=total("lost_workers"),
-        retries=total("retries"),
-        runs=len(runs),
-    )
+    return {
+        "seconds": total("wall_seconds"),
+        "device_hours": total("worker_seconds") / 3600,
+        "workers": max((run["workers"] for run in runs), default=0),
+        "device": " and ".join(sorted({device for run in runs for device in run["devices"]})) or "none",
+        "images_per_second": total("images") / max(total("working_seconds"), 1e-9),
+        "decode_share": total("decode_wait") / busy,
+        "device_share": total("device_wait") / busy,
+        "lost_workers": total("lost_workers"),
+        "retries": total("retries"),
+        "runs": len(runs),
+    }
