@@ -225,7 +225,7 @@ def test_the_copies_of_a_reproduced_image_rank_first(
 ) -> None:
     checkpoints, images = trained
     queries = torch.stack([sample, images[PLANTED], images[5]])
-    levels = checkpoints[0].denoiser.sampling_levels(5)
+    levels = checkpoints[0].denoiser.sampling_levels(3)
     found = influence(checkpoints, images, queries, levels, generator=generator(), width=width)
     copies = {PLANTED, *range(DISTINCT, DISTINCT + COPIES - 1)}
     for table in (found.raw, found.normalised):

@@ -54,7 +54,7 @@ class Scales:
 
 
 class Parameterization(ABC):
-    """How a network is evaluated to find the expected noise.
+    """The scalars by which a network's input and output give the expected noise.
 
     Attributes:
         schedule: the network's noise schedule, in its native time.

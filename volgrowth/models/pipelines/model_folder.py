@@ -57,7 +57,7 @@ class DiffusersFolder:
 
     @property
     def family(self) -> NetworkFamily:
-        """How networks of this class are called."""
+        """The family of the network's class."""
         return FAMILIES[self.network.kind]
 
     @cached_property
