@@ -3,5 +3,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that asks the hub by mistake is told that there is none."""
+    """Make a test that asks the hub by mistake fail at once."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

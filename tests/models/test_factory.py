@@ -59,7 +59,7 @@ number = 3
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with modules of its own, forgotten afterwards."""
+    """Run the test in a working directory with modules of its own, and forget them afterwards."""
     monkeypatch.chdir(tmp_path)
     path, modules = list(sys.path), set(sys.modules)
     (tmp_path / "my_models.py").write_text(MODULE)

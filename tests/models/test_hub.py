@@ -61,7 +61,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a fresh process without a network makes of each name; hub settings are read when it starts."""
+    """Load each name in a fresh process without a network, since hub settings are read at the start."""
     ignored = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN")
     environment = {key: value for key, value in os.environ.items() if key not in ignored}
     done = subprocess.run(

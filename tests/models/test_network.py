@@ -33,7 +33,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def exact_output(prediction_type: str, alphas_cumprod: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """What a perfectly trained network says of x = alpha x_0 + sigma e with x_0 ~ N(MEAN, diag VARIANCE)."""
+    """Return a perfectly trained network for x = alpha x_0 + sigma e with x_0 ~ N(MEAN, diag VARIANCE)."""
 
     def network(x: Tensor, labels: Tensor) -> Tensor:
         assert labels.shape == (len(x),)
@@ -49,7 +49,7 @@ def exact_output(prediction_type: str, alphas_cumprod: Tensor) -> Callable[[Tens
 
 @pytest.fixture(scope="module", params=KINDS, ids="-".join)
 def exact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[NetworkDenoiser, Tensor]:
-    """A loaded checkpoint with its network replaced by an exact one, and its table as the scheduler knows it."""
+    """Load a checkpoint, replace its network by an exact one, and return it with its scheduler's table."""
     prediction, betas, sampler = request.param
     folder = tmp_path_factory.mktemp("exact")
     save_pipeline(folder, sampler=sampler, prediction_type=prediction, beta_schedule=betas)
@@ -174,7 +174,7 @@ def test_pure_noise_has_no_level(tmp_path: Path, sampler: str) -> None:
 
 
 def recorded(labels_of: list[float], dtype: torch.dtype = torch.float64, **options: Any) -> Tensor:
-    """The labels that a network with 1000 steps is given at these times."""
+    """Return the labels that a network with 1000 steps is given at these times."""
     schedule = DDPMSchedule((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
     seen = Recording()
     denoiser = NetworkDenoiser(seen, Scheduled.on_table(schedule, "epsilon"), (1, 2, 2), **options)

@@ -14,7 +14,7 @@ Exact = GaussianDenoiser | EmpiricalDenoiser | LinearDenoiser
 
 
 def exact_denoisers() -> list[Exact]:
-    """On images of shape (2, 3); the linear ones with fewer and with more images than dimensions."""
+    """Return exact denoisers of states of shape (2, 3); the linear ones of fewer and of more images than dimensions."""
     return [
         GaussianDenoiser(randn(2, 3), randn(2, 3, seed=1) ** 2),
         EmpiricalDenoiser(randn(5, 2, 3), weights=torch.tensor([1.0, 2.0, 0.5, 1.0, 0.0], dtype=torch.float64)),

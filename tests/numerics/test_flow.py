@@ -21,7 +21,7 @@ def model() -> GaussianDenoiser:
 
 
 def expected_variance(levels: list[float], eta: float) -> torch.Tensor:
-    """Of the samples: each step maps y - mean to c (y - mean) + v z."""
+    """Return the samples' variance: each step maps y - mean to c (y - mean) + v z."""
     variance = torch.full_like(VARIANCES, levels[-1] ** 2)
     for t, s in pairwise(reversed(levels)):
         fresh = eta * s * sqrt(t**2 - s**2) / t

@@ -46,7 +46,7 @@ def check(function: Callable[[Tensor], Tensor], rows: Tensor, tolerance: float =
 
 @pytest.fixture
 def only_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No operation may take the general way."""
+    """Fail if an operation has no rule."""
 
     def refuse(op: Any, args: Any, kwargs: Any) -> None:
         raise AssertionError(f"{op} has no rule")
@@ -55,7 +55,7 @@ def only_rules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_place(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
-    """The function writes into a copy."""
+    """Write into a copy."""
 
     def written(x: Tensor) -> Tensor:
         copy = x * 1.0
@@ -268,7 +268,7 @@ def test_broadcasting(seed: int, shape: list[int], other: list[int], both: bool)
 
 
 def randomized(network: nn.Module) -> nn.Module:
-    """No layer at 0, as adaptive norms start."""
+    """Randomize weights, since adaptive norms start at 0."""
     generator = seeded(1)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -376,7 +376,7 @@ IMAGES = randn(8, 1, 8, 8, seed=6).sign()
 
 @pytest.fixture(scope="module")
 def trained() -> UNet:
-    """Fitted to the noise of eight images for a few seconds: random weights hardly grow anything."""
+    """Fit a UNet to the noise of eight images, since volumes hardly grow under random weights."""
     network, images, generator = UNet(seed=4), IMAGES, seeded(2)
     network.network.float().train()
     optimizer = torch.optim.Adam(network.network.parameters(), 3e-3)

@@ -92,7 +92,7 @@ def test_gaussian_steps_are_their_products(solver: SolverName) -> None:
 
 
 def richardson(values: list[float], first_power: int) -> float:
-    """The limit of values at 1, 2, 4, ... times as many steps, whose error is a power series in the step."""
+    """Extrapolate values at 1, 2, 4, ... times as many steps, whose error is a power series in the step."""
     power = first_power
     while len(values) > 1:
         values = [b + (b - a) / (2**power - 1) for a, b in pairwise(values)]

@@ -1,4 +1,4 @@
-"""Where flows end, against arXiv 2506.19031's statements, in float64."""
+"""End points of flows against the statements of arXiv 2506.19031, in float64."""
 
 from itertools import combinations
 from math import sqrt
@@ -78,7 +78,7 @@ def test_the_score_flow_ends_at_the_corner_nearest_to_its_start(seed: int, level
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), low=st.floats(1e-3, 0.3), steps=st.integers(1, 7))
 def test_the_probability_flow_is_a_straight_line(seed: int, low: float, steps: int) -> None:
-    """Whatever its steps: y = h + (sigma / sigma_T) (y_T - h), and h stays what it was."""
+    """Any steps give y = h + (sigma / sigma_T) (y_T - h), and h does not change."""
     denoiser, top = orthogonal(), 0.6
     start = denoiser.origin + 1.5 * randn(6, 5, seed=seed)
     target = denoiser(start, scalar(top))

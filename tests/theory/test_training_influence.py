@@ -188,7 +188,7 @@ PLANTED, DISTINCT, COPIES = 17, 30, 30
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Checkpoint], Tensor]:
-    """Two checkpoints of a UNet, and what it was trained on: 30 digits, the last rows 29 copies of one of them."""
+    """Train a UNet to two checkpoints on 30 digits and 29 more copies of one of them, which are the last rows."""
     digits = digit_images()[:DISTINCT]
     images = np.concatenate([digits, np.repeat(digits[[PLANTED]], COPIES - 1, axis=0)])
     checkpoints = []
@@ -203,7 +203,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Checkpoint],
 
 @pytest.fixture(scope="module")
 def sample(trained: tuple[list[Checkpoint], Tensor]) -> Tensor:
-    """What the model makes of noise, nearest to the planted image."""
+    """Draw samples and return the one nearest to the planted image."""
     checkpoints, images = trained
     denoiser = checkpoints[-1].denoiser
     levels = denoiser.sampling_levels(20)

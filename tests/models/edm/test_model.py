@@ -45,7 +45,7 @@ VARIANCE = torch.linspace(0, 0.8, 64, dtype=torch.float64).reshape(1, 8, 8)
 
 
 def save_edm(folder: Path, kind: str = "EDMPrecond", prefix: str = "model.", **changes: Any) -> dict[str, Tensor]:
-    """A folder of a tiny network in float32; returns its weights under the network's own names."""
+    """Save a folder with a tiny network in float32 and return its weights under the network's own names."""
     network_values = {**TINY_NETWORK, **{key: value for key, value in changes.items() if key not in NUMBERS}}
     numbers = {key: value for key, value in changes.items() if key in NUMBERS}
     values = {"_class_name": kind, **SIGMA_DATA.get(kind, {}), **TINY, **numbers}
@@ -82,7 +82,7 @@ def clean(y: Tensor, level: Tensor) -> Tensor:
 
 
 def exact(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """What a perfectly trained F says, from its two inputs alone: arXiv 2206.00364, eq. 7, table 1."""
+    """Return a perfectly trained F, which knows only its two inputs (arXiv 2206.00364, eq. 7, table 1)."""
 
     def network(x: Tensor, labels: Tensor) -> Tensor:
         assert labels.shape == (len(x),)
@@ -109,7 +109,7 @@ def exact(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 @pytest.fixture(scope="module", params=CLASSES)
 def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[NetworkDenoiser, Tensor]:
-    """A loaded folder with its network replaced by an exact one, and levels that it knows."""
+    """Load a folder, replace its network by an exact one, and return it with noise levels that it was trained on."""
     folder = tmp_path_factory.mktemp("oracle")
     save_edm(folder, request.param)
     denoiser = load64(folder)
@@ -178,7 +178,7 @@ def test_the_ranges_are_those_of_nvlabs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "channels"), product(CLASSES, [1, 3]))
 def test_the_loaded_network_is_what_is_measured(tmp_path: Path, kind: str, channels: int) -> None:
-    """Of iDDPM's output the variance is dropped; names may be those of the network alone."""
+    """The variance in iDDPM's output is dropped; names may be those of the network alone."""
     save_edm(tmp_path / "whole", kind, img_channels=channels)
     save_edm(tmp_path / "alone", kind, img_channels=channels, prefix="")
     y, level = waves(2, channels, 8, 8), torch.tensor(0.5, dtype=torch.float64)
@@ -241,7 +241,7 @@ def test_without_label_dropout_there_is_no_null_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_network_in_low_precision_keeps_its_frequencies(tmp_path: Path, precision: torch.dtype) -> None:
-    """Rounded to bfloat16 a frequency of 16 is off by 0.06, and so are the angles of all labels."""
+    """A frequency of 16 rounded to bfloat16 is off by 0.06, which would change the angles of all labels."""
     save_edm(tmp_path, **FOURIER)
     y, level = waves(2, 1, 8, 8), torch.tensor(3.0, dtype=torch.float64)
     exact = load64(tmp_path)(y, level)

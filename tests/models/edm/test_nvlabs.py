@@ -42,7 +42,7 @@ _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
 
 
 class Persistent(nn.Module):
-    """What NVlabs' decorator makes of a class: its pickle is a call, with all attributes as state."""
+    """A stand-in for NVlabs' decorated classes, whose pickle is a call with all attributes as state."""
 
     def __init__(self, name: str, **attributes: Any):
         super().__init__()
@@ -57,7 +57,7 @@ class Persistent(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _nvlabs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The modules that pickles name, for as long as they are written; and a folder of its own for what runs."""
+    """Provide the modules that pickles name while they are written, and run the test in a folder of its own."""
     util, persistence = ModuleType("dnnlib.util"), ModuleType("torch_utils.persistence")
     util.EasyDict = EasyDict  # type: ignore[attr-defined]
     persistence._reconstruct_persistent_obj = _reconstruct_persistent_obj  # type: ignore[attr-defined]
@@ -68,7 +68,7 @@ def _nvlabs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def persistent(tensors: dict[str, Tensor], name: str, **attributes: Any) -> Persistent:
-    """A tree of modules, as their names say, with weights as parameters and filters and frequencies as buffers."""
+    """Build a tree of modules from names, with weights as parameters, and filters and frequencies as buffers."""
     module = Persistent(name, skip_scale=np.sqrt(0.5), **attributes)
     inner: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -88,7 +88,7 @@ def persistent(tensors: dict[str, Tensor], name: str, **attributes: Any) -> Pers
 
 
 def content(kind: str = "EDMPrecond", tmp: str = "reference", **changes: Any) -> dict[str, Any]:
-    """What NVlabs' training pickles, for the tiny network that `save_edm` puts into a folder `reference`."""
+    """Return what NVlabs' training pickles, for the tiny network that `save_edm` puts into the folder `reference`."""
     tensors = save_edm(Path(tmp), kind, **changes)
     arguments = {**TINY, **TINY_NETWORK, **changes, "use_fp16": False, "dropout": 0.13, "sigma_max": float("inf")}
     if kind != "EDMPrecond":
@@ -109,7 +109,7 @@ def write(value: Any, name: str = "network.pkl", protocol: int | None = None) ->
 
 
 def refusal(path: Path) -> str:
-    """What is said of a pickle; nothing in it ran, and nothing is left behind."""
+    """Return the error for a pickle, after checking that nothing in it ran and that no files were left."""
     before = set(Path().iterdir())
     message = problem(convert_pickle, path, Path("out"), True)
     assert set(Path().iterdir()) == before
@@ -147,7 +147,7 @@ def test_defaults_that_the_weights_cannot_tell_are_written_down() -> None:
 
 
 def test_views_and_shared_memory() -> None:
-    """Transposed and shared tensors are the numbers that they show."""
+    """Transposed tensors, and tensors that share memory, keep their numbers."""
     value = content()
     layer = value["ema"].model.map_layer0
     wanted = layer.weight.detach().clone()
@@ -165,7 +165,7 @@ def test_a_pickle_is_read_only_when_allowed() -> None:
 
 
 class Call:
-    """Something whose pickle is a call."""
+    """An object whose pickle is a call."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any):
         self.call = function, arguments
@@ -180,7 +180,7 @@ def inside(value: dict[str, Any], hostile: Any) -> dict[str, Any]:
 
 
 def in_storage(hostile: Any) -> Call:
-    """Bytes that torch.load would run, where those of a tensor belong."""
+    """Put bytes that torch.load would run in the place of a tensor's."""
     buffer = io.BytesIO()
     torch.save(hostile, buffer)
     return Call(torch.storage._load_from_bytes, buffer.getvalue())
@@ -205,7 +205,7 @@ def test_hostile_pickles_do_not_run(case: str) -> None:
 
 
 def test_a_record_cannot_be_rebuilt_by_its_pickle() -> None:
-    """BUILD on a class of the table would change it for all later pickles, if it took a state."""
+    """The instruction BUILD on a class of the table would change the class for all later pickles."""
     stream = b"\x80\x04ccollections\nOrderedDict\n}(\x8c\x0b__getitem__\x8c\x03badub."
     Path("network.pkl").write_bytes(stream)
     message = refusal(Path("network.pkl"))

@@ -28,13 +28,13 @@ NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
 
 
 def waves(*shape: int, phase: float = 0.0) -> Tensor:
-    """Numbers that every machine and every version of torch makes alike, of unit variance."""
+    """Return numbers of unit variance that are the same on every machine and with every version of torch."""
     steps = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
     return (2**0.5 * torch.sin(1.7 * steps + 0.1 * steps.sqrt() + phase)).reshape(shape)
 
 
 def filled(network: UNet) -> UNet:
-    """Weights of unit gain from `waves`, the same for the same names and shapes."""
+    """Return weights of unit gain from `waves`, which depend only on names and shapes."""
     tensors = {}
     for phase, (name, empty) in enumerate(sorted(network.state_dict().items())):
         values = waves(*empty.shape, phase=float(phase))
@@ -156,7 +156,7 @@ def test_constants_pass_resampling_and_down_is_the_transpose_of_up(taps: tuple[i
 
 
 def test_attention_of_half_precision_has_a_wide_softmax() -> None:
-    """Logits of 1e6 overflow float16; the softmax is then one, as in float32."""
+    """Logits of 1e6 overflow float16; in float32 the softmax is a one-hot vector."""
     qkv = 1000 * waves(1, 12, 2, 2).half()
     assert attention(qkv, 1).isfinite().all()
     assert_close(attention(qkv, 1).float(), attention(qkv.float(), 1), rtol=2e-3, atol=1)

@@ -43,7 +43,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def moments(seen: dict[str, Any], shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Mean and variance of states under the condition that a network is shown, (B, *shape)."""
+    """Return mean and variance of states, (B, *shape), under the condition that a network is given."""
     signal = torch.zeros(1, dtype=torch.float64)
     if seen.get("class_labels") is not None:
         signal = seen["class_labels"].double() / 10
@@ -61,7 +61,7 @@ def moments(seen: dict[str, Any], shape: torch.Size) -> tuple[Tensor, Tensor]:
 def exact_forward(
     kind: type, prediction: str, scales: Callable[[Tensor], tuple[Tensor, Tensor]], told: list[Any]
 ) -> Any:
-    """What `kind.forward` would answer if it were perfect; `told` collects what it is shown."""
+    """Return a perfect replacement for `kind.forward`, which collects its arguments in `told`."""
     signature = SIGNATURES[kind]
 
     def forward(self: Any, *args: Any, **options: Any) -> tuple[Tensor]:
@@ -104,7 +104,7 @@ def table_scales(scheduler: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 
 def own_levels(family: str, scheduler: Any, scales: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """Rising noise levels at the scheduler's own timesteps, without pure noise."""
+    """Return rising noise levels at the scheduler's own timesteps, without pure noise."""
     if family == "score-sde-ve":
         scheduler.set_timesteps(STEPS)
         scheduler.set_sigmas(STEPS)
@@ -158,14 +158,14 @@ class Exact:
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def exact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exact]:
-    """One at a time: networks of several cases are of one class."""
+    """Yield one case at a time, since networks of several cases share a class."""
     family, prediction = request.param
     with pytest.MonkeyPatch.context() as patch:
         yield Exact(family, prediction, tmp_path_factory.mktemp("exact"), patch)
 
 
 def axes(shape: tuple[int, ...], batch: int) -> Tensor:
-    """Unit tangents along some axes of each image."""
+    """Return unit tangents along some axes of each image."""
     size = torch.Size(shape).numel()
     frame = torch.eye(size, dtype=torch.float64)[list(AXES)]
     return frame.reshape(1, len(AXES), *shape).expand(batch, len(AXES), *shape)
@@ -251,7 +251,7 @@ def test_flux_is_told_positions_and_guidance(tmp_path: Path, monkeypatch: pytest
 
 
 def test_flux_without_guidance_reads_fewer_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As schnell does: https://huggingface.co/black-forest-labs/FLUX.1-schnell says at most 256."""
+    """Schnell takes at most 256 tokens: https://huggingface.co/black-forest-labs/FLUX.1-schnell."""
     build("flux", tmp_path, guidance_embeds=False)
     denoiser = load_model(str(tmp_path), dtype="float64", resolution=FLUX_RESOLUTION)
     seen: list[dict[str, Any]] = []

@@ -30,13 +30,13 @@ def load(folder: Path | str, dtype: DType = "float32", subfolder: str | None = N
 
 
 def module(denoiser: NetworkDenoiser) -> torch.nn.Module:
-    """The network that a loaded denoiser closes over."""
+    """Return the network that a loaded denoiser's function encloses."""
     cells = getattr(denoiser.network, "__closure__", None) or ()
     return next(cell.cell_contents for cell in cells if isinstance(cell.cell_contents, torch.nn.Module))
 
 
 def bare(pipeline: Path, folder: Path) -> tuple[Path, None]:
-    """A UNet folder with the scheduler's file in it."""
+    """Save a UNet folder with the scheduler's file in it."""
     shutil.copytree(pipeline / "unet", folder)
     shutil.copy(pipeline / "scheduler" / "scheduler_config.json", folder)
     return folder, None

@@ -41,7 +41,7 @@ def images(count: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def freeze(pipeline: Any, patch: pytest.MonkeyPatch) -> None:
-    """A sampler that stays at its first latents, so that a pipeline shows only how it decodes them."""
+    """Make a sampler stay at its first latents, so that the pipeline's output shows only how it decodes them."""
     kind = type(pipeline.scheduler)
 
     def stay(self: Any, output: Tensor, time: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
@@ -99,7 +99,7 @@ def test_quantised_latents_are_those_before_quantisation(pipelines: dict[str, Pa
 def test_configurations_from_before_the_scale(
     pipelines: dict[str, Path], tmp_path: Path, family: str, part: str
 ) -> None:
-    """The first ones do not say it, and mean diffusers' default, 0.18215."""
+    """The first configurations omit the scale, and mean diffusers' default, 0.18215."""
     folder = tmp_path / family
     build(family, folder)
     edit(folder / part / "config.json", "scaling_factor", "shift_factor", "latents_mean", "latents_std")

@@ -32,7 +32,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def loras(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of each family, a file on network and text encoders, as diffusers saves it."""
+    """Save for each family a file for network and text encoders, as diffusers does."""
     root = tmp_path_factory.mktemp("loras")
     for family in TEXT_FAMILIES:
         save_lora(pipelines[family], root / family)
@@ -72,7 +72,7 @@ def output(denoiser: NetworkDenoiser, x: Tensor, label: float) -> Tensor:
 
 
 def asked(folder: Path, lora: Path) -> tuple[Tensor, float, Tensor]:
-    """x, label and output of the network, in the second step of the pipeline with these weights on top, not fused."""
+    """Return x, label and output of the network in the second step, with the weights applied but not fused."""
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True).to(torch.float64)
     pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
@@ -123,7 +123,7 @@ def test_nothing_of_them_is_left_beside_the_weights(
 
 
 def kohya(path: Path, target: Path) -> Path:
-    """The same matrices under the names that kohya's scripts give them, with an alpha for each module."""
+    """Rename the matrices as kohya's scripts do, with an alpha for each module."""
     tensors: dict[str, Tensor] = {}
     for key, tensor in load_file(path).items():
         component, _, name = key.partition(".")
@@ -144,7 +144,7 @@ def test_files_of_kohyas_scripts(pipelines: dict[str, Path], loras: dict[str, Pa
 
 
 def test_alpha_and_rank_scale_them(pipelines: dict[str, Path], loras: dict[str, Path]) -> None:
-    """W + alpha / rank B A."""
+    """The fused weights are W + alpha / rank B A."""
     tensors = load_file(loras["sd1"])
     key = next(key for key in tensors if key.endswith("attn1.to_q.lora_A.weight"))
     module = key.removeprefix("unet.").removesuffix(".lora_A.weight")
@@ -196,7 +196,7 @@ def test_of_another_size(pipelines: dict[str, Path], loras: dict[str, Path], tmp
 
 
 def test_with_matrices_that_have_no_place(pipelines: dict[str, Path], loras: dict[str, Path], tmp_path: Path) -> None:
-    """Diffusers would pass over them with a warning."""
+    """Diffusers would only warn about them."""
     extra = {f"unet.mid_block.attentions.7.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
     path = save(tmp_path / "extra.safetensors", {**load_file(loras["sd1"]), **extra})
     message = problem(load_model, str(pipelines["sd1"]), lora=str(path))

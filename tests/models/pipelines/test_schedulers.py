@@ -94,7 +94,7 @@ def read(folder: Path, scheduler: Any) -> SchedulerConfig:
 
 
 def check(config: SchedulerConfig, network: Exact, levels: Tensor) -> None:
-    """Growth along levels is that of Gaussian data: by exact steps of ddim, and by traces."""
+    """Check that growth along noise levels is that of Gaussian data, by exact steps of ddim and by traces."""
     denoiser = NetworkDenoiser(network, config.parameterization, SHAPE)
     y = randn(2, *SHAPE)
     each = levels[:, None, None, None]
@@ -207,7 +207,7 @@ def test_preconditioned(tmp_path: Path, name: str, options: dict[str, Any], sigm
 
 
 def random_network(x: Tensor, labels: Tensor) -> Tensor:
-    """Smooth, and nothing like a Gaussian's."""
+    """Return a smooth network that is unlike any Gaussian's."""
     label = labels.reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1).double()
     return torch.tanh(x.roll(1, 3) * 1.3 + 0.2 * torch.sin(label / 50)) + 0.1 * x
 

@@ -26,7 +26,7 @@ LEVEL = torch.tensor(0.6, dtype=torch.float64)
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of each family, to be read only."""
+    """Build a folder of each family, which tests only read."""
     root = tmp_path_factory.mktemp("pipelines")
     for family in TEXT_FAMILIES:
         build(family, root / family)
@@ -35,7 +35,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def sd1(pipelines: dict[str, Path], tmp_path: Path) -> Path:
-    """One to be changed."""
+    """Copy one folder, which the test may change."""
     return Path(shutil.copytree(pipelines["sd1"], tmp_path / "pipeline"))
 
 
@@ -59,7 +59,7 @@ def parts(denoiser: NetworkDenoiser, values: list[str | None]) -> dict[str, Tens
 
 
 class Watched:
-    """A pipeline's network that remembers its calls."""
+    """A wrapper of a pipeline's network that remembers its calls."""
 
     def __init__(self, folder: Path):
         self.pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True).to(torch.float64)
