@@ -84,7 +84,11 @@ def inspect_model(
 ) -> ModelInfo:
     """Return what the manifest records about a model, after every check that needs no weights in memory.
 
-    Args: those of `load_model`. A factory is called, in float32 on the CPU, since only its denoiser knows its shape.
+    It takes the arguments of `load_model`, except dtype and device. A factory is called, in float32 on the CPU, since
+    only the denoiser that it returns knows the shape of its images.
+
+    Returns:
+        Name, kind, shapes, conditions and digest of the model.
 
     Raises:
         ModelError: one sentence that says what was given, what was expected, and the fix.

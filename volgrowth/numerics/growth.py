@@ -13,7 +13,7 @@ The code of Hasegawa & Yasuda (arXiv 2503.19429) sums the second. By Hadamard's 
 first, with equality for k = 1.
 
 **Coordinates.** Steps are taken in y = x / alpha. A volume of k dimensions in x is alpha^k times that in y, so the log
-volume in x is larger by k log(alpha_end / alpha_start), which is negative.
+volume in x is that in y plus k log(alpha_end / alpha_start), which is negative.
 
 **Ceiling.** noise_level^2 times the Jacobian of an exact denoiser is a covariance, so no step that is short enough
 stretches any axis more than it does for a point mass, whose log volume in y is log(level_end / level_start) per axis.
@@ -89,8 +89,8 @@ def volume_growth(
     Args:
         denoiser: the model.
         images: (B, *image) in [-1, 1], float32 or float64, taken as x at `times[0]`.
-        schedule: defines x-coordinates and native time. The default is the published one, for every model: growth
-            depends on the noise levels that are passed and not on the schedule that the model was trained with.
+        schedule: defines x-coordinates and native time. The default is the published one, for every model: the
+            flow depends on noise levels alone, not on the schedule that the model was trained with.
         times: (steps + 1,) native times with rising noise levels; by default the published
             `linspace(1e-3, 1.001, 1001)`.
         solver: `euler` in native time, the default, as published; `ddim`, `heun` and `multistep` step in the noise
