@@ -259,7 +259,7 @@ def test_a_compiled_network_gives_the_same_growth_and_keeps_its_graph_for_severa
     assert faster.network.problem is None
 
 
-@pytest.mark.parametrize("fault", ["no compiler", "other numbers", "other gradient", "no numbers"])
+@pytest.mark.parametrize("fault", ["no compiler", "no message", "other numbers", "other gradient", "no numbers"])
 def test_where_compiling_fails_the_network_runs_as_it_is_and_it_is_said_once(
     fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -267,6 +267,8 @@ def test_where_compiling_fails_the_network_runs_as_it_is_and_it_is_said_once(
         def run(x: Tensor, labels: Tensor) -> Tensor:
             if fault == "no compiler":
                 raise OSError("no such file: g++")
+            if fault == "no message":
+                raise AssertionError
             output = network(x, labels)
             if fault == "other gradient":
                 return output.detach() + 0.9 * (output - output.detach())
@@ -283,7 +285,8 @@ def test_where_compiling_fails_the_network_runs_as_it_is_and_it_is_said_once(
     )
     assert torch.equal(given, expected)
     assert isinstance(faster.network, Compiled)
-    assert ("g++" if fault == "no compiler" else "other numbers") in str(faster.network.problem)
+    problem = {"no compiler": "g++", "no message": "failed with AssertionError"}.get(fault, "other numbers")
+    assert problem in str(faster.network.problem)
     assert len(caplog.records) == 1
 
 

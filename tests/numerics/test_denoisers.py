@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.support.networks import randn
-from volgrowth.numerics import Denoiser
+from volgrowth.numerics import Denoiser, volume_growth
 from volgrowth.numerics.denoisers import per_image
 
 
@@ -21,8 +21,10 @@ def test_noise_follows_from_the_posterior_mean() -> None:
 
 
 def test_a_denoiser_must_be_written() -> None:
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="Denoiser has no __call__"):
         Denoiser()(randn(1, 2), torch.tensor(1.0))
+    with pytest.raises(NotImplementedError, match="Denoiser has no __call__"):
+        volume_growth(Denoiser(), randn(1, 2))
 
 
 def test_scalars_broadcast_over_images_in_their_precision() -> None:

@@ -472,6 +472,14 @@ def test_an_error_of_the_network_stays_its_own() -> None:
         volume_growth(Function(lambda y: y + randn(3)), randn(2, 4), VP, TIMES)
 
 
+def test_an_error_without_a_message_is_named() -> None:
+    def silent(y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    with pytest.raises(NotImplementedError, match=r"derivative \(NotImplementedError\): measure with"):
+        volume_growth(Function(silent), randn(2, 4), VP, TIMES)
+
+
 def test_running_out_of_memory_is_not_an_obstacle_to_tangents() -> None:
     calls = []
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from volgrowth.errors import kind_and_line
 from volgrowth.models.conditioning import Conditioner
 from volgrowth.models.parameterizations import Parameterization, Scales
 from volgrowth.numerics import Denoiser, Schedule
@@ -205,7 +206,7 @@ class Compiled:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # torch's compilers raise their own kinds, and those of the compilers they call
-            self.problem = f"torch.compile failed with {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            self.problem = f"torch.compile failed with {kind_and_line(error)}"
         if self.problem:
             log.warning("%s: it runs as it is", self.problem)
 

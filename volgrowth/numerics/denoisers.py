@@ -65,7 +65,7 @@ class Denoiser:
         Returns:
             (B, *image), of y's dtype and device.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no __call__: expected one that returns E[x_0 | y]")
 
     def noise(self, y: Images, noise_level: NoiseLevel) -> Images:
         """Return the expected noise (y - E[x_0 | y]) / noise_level, which is of unit scale.

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from volgrowth.errors import first_line, kind_and_line
 from volgrowth.numerics.denoisers import Denoiser
 from volgrowth.numerics.forward import NoDerivative, pushforward, say_once
 
@@ -62,7 +63,7 @@ def noise_stack(denoiser: Denoiser, stack: Stack, noise_level: float, derivative
         if isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error).lower():
             raise  # a smaller batch will do
         # torch.func.jvp reports an error of its own if it fails too; only text is kept, since a traceback holds tensors
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        reason = kind_and_line(error)
     result = _jvps(denoiser, stack, level)
     _one_by_one[id(denoiser)] = denoiser
     say_once(f"tangents go through {type(denoiser).__name__} one by one, exact but slower, since not at once: {reason}")
@@ -88,7 +89,7 @@ def _jvps(denoiser: Denoiser, stack: Stack, level: Tensor) -> Stack:
             except NotImplementedError as error:
                 raise NotImplementedError(
                     f"{type(denoiser).__name__} uses an operation without a forward-mode derivative "
-                    f"({str(error).splitlines()[0]}): measure with derivative='difference', in float32"
+                    f"({first_line(error)}): measure with derivative='difference', in float32"
                 ) from error
             rows.append(d_noise)
     return torch.stack([noise, *rows], 1)
