@@ -380,7 +380,7 @@ def trained() -> UNet:
     network, images, generator = UNet(seed=4), IMAGES, seeded(2)
     network.network.float().train()
     optimizer = torch.optim.Adam(network.network.parameters(), 3e-3)
-    for _ in range(80):
+    for _ in range(150):
         times = 0.02 + 0.98 * torch.rand(16, generator=generator).double()
         alpha, sigma = (scale.reshape(-1, 1, 1, 1) for scale in VP(times))
         x_0 = images[torch.randint(0, 8, (16,), generator=generator)]
