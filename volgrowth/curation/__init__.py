@@ -1,4 +1,4 @@
-"""Curation lists as files, and data sets made of what they keep.
+"""Curation lists as files, and data sets made of the rows that they keep.
 
 `analysis.policy` decides what the list says. Here it is written and read, applied to a copy of the data set in
 whatever form that lives, and undone.

@@ -1,8 +1,8 @@
-"""A list becomes a data set: written beside the source, which is only read.
+"""Apply a curation list: write the data set that it keeps beside the source, which is only read.
 
 Everything is written to a hidden folder beside the destination, counted by opening it as any reader would, and renamed
-as the last step: at the destination there is either nothing or all of it. A receipt in it says what was written, with
-hashes, so that `undo` removes what was written and nothing else.
+as the last step: the destination holds either nothing or all of it. A receipt in it lists what was written, with
+hashes, so that `undo_list` removes what was written and nothing else.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from volgrowth.storage.whole import hidden_name, publish_whole
 from volgrowth.version import VERSION
 
 RECEIPT = ".curation.json"
-"""Hidden, so that no loader takes it for data."""
+"""Name of the receipt in the destination; it is hidden, so that no loader takes it for data."""
 INDICES = "indices"
 WRITERS: dict[str, Callable[[Any, Path, Kept], None]] = {
     "parquet": write_kept_parquet,
@@ -45,12 +45,16 @@ WRITERS: dict[str, Callable[[Any, Path, Kept], None]] = {
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was written to a destination.
+    """Record of a curated data set, kept in its folder.
 
     Attributes:
-        rows: of the applied data set.
-        actions: rows of each action in the list.
-        files: size and sha256 of each.
+        audit: name of the audit that the list was made from.
+        data: name of the audited data set.
+        kind: form in which the data set was written, a key of `WRITERS`.
+        rows: number of rows of the curated data set.
+        actions: number of rows of each action in the list.
+        files: size and sha256 of each file, by its path.
+        volgrowth: version that wrote the data set.
     """
 
     audit: str
@@ -63,10 +67,10 @@ class Receipt:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The receipt of a destination.
+        """Read the receipt in the folder of a curated data set.
 
         Raises:
-            OutputError: there is none.
+            OutputError: the folder holds no receipt, or it cannot be read.
         """
         try:
             content = json.loads((folder / RECEIPT).read_text())
@@ -85,11 +89,16 @@ class Receipt:
 
 
 def check_destination(audit: Audit, destination: str, indices: bool = False) -> Path:
-    """Where the data set will be.
+    """Check that a data set can be written to a destination, and return its absolute path.
+
+    Args:
+        audit: of the data set.
+        destination: a new local folder.
+        indices: write row numbers instead of rows; see `apply_list`.
 
     Raises:
-        UsageError: it is a URL, or the data set cannot be written so.
-        OutputError: it exists, or is in the data set itself.
+        UsageError: the destination is a URL, or rows of the data set have no numbers in `datasets`.
+        OutputError: the destination exists, or is in the data set itself.
     """
     kind, data = audit.frozen.data.kind, audit.frozen.data.name
     if indices and kind not in ("arrow", "hub"):
@@ -111,15 +120,21 @@ def check_destination(audit: Audit, destination: str, indices: bool = False) -> 
 
 
 def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool = False) -> Receipt:
-    """Write the data set that a list says, in the form that the audited one has.
+    """Write the data set that a list keeps, in the form of the audited one.
 
     Args:
-        indices: of a data set that `datasets` loads, write the row numbers instead of the rows.
+        audit: finished; its data set is read again.
+        table: the list, with the columns of `CURATION`, every row of the data set once.
+        destination: a new local folder.
+        indices: for a data set that `datasets` loads, write the row numbers instead of the rows.
+
+    Returns:
+        The receipt, which is also in the destination.
 
     Raises:
-        OutputError: the destination exists or cannot be written, or no row is kept.
-        DataError: the audited data set is not what it was.
-        UsageError: the data set cannot be written so.
+        OutputError: the destination exists or cannot be written.
+        DataError: the data set has changed since it was audited.
+        UsageError: the list keeps no row, or the data set cannot be written so.
     """
     folder = check_destination(audit, destination, indices)
     source, kept = audit.open_data(), _kept(table)
@@ -140,10 +155,13 @@ def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool
 
 
 def undo_list(destination: str) -> Receipt:
-    """Remove what `apply_list` wrote, if it is what it was.
+    """Remove a data set that `apply_list` wrote, if nothing in it has changed since.
+
+    Returns:
+        The receipt of what was removed.
 
     Raises:
-        OutputError: it was not written so, or something in it has changed since.
+        OutputError: the folder has no receipt, or something in it has changed; nothing is removed then.
     """
     folder = Path(destination).expanduser().resolve()
     receipt = Receipt.read(folder)
@@ -174,7 +192,7 @@ def _kept(table: pa.Table) -> Kept:
 
 
 def _count(form: str, stage: Path, audit: Audit) -> int:
-    """Rows of what was written, as a reader finds them."""
+    """Count the rows that were written, as a reader finds them."""
     if form == "folder":
         with open(stage / FILE_LIST, "rb") as lines:
             return sum(1 for _ in lines)
@@ -187,12 +205,12 @@ def _count(form: str, stage: Path, audit: Audit) -> int:
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A new folder that becomes `folder` at the end, and goes where there is an error."""
+    """Open a new hidden folder that is renamed to `folder` at the end, or removed if there is an error."""
     try:
         with publish_whole(folder) as stage:
             stage.mkdir()
             yield stage
-            if os.path.lexists(folder):  # an empty one would be replaced
+            if os.path.lexists(folder):  # os.rename would replace an empty folder
                 raise FileExistsError(f"{folder} exists by now")
     except OSError as error:
         raise OutputError(
@@ -201,7 +219,7 @@ def _staged(folder: Path) -> Iterator[Path]:
 
 
 def _sealed(folder: Path) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Name, size and sha256 of every file, which is on the disk then."""
+    """Yield name, size and sha256 of every file, after writing it through to the disk."""
     for path, _, names in sorted(os.walk(folder)):
         for name in sorted(names):
             file = os.path.join(path, name)

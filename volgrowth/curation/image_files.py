@@ -1,4 +1,4 @@
-"""What is left of webdataset tars and of image folders."""
+"""Writers of webdataset tars and lists of image files without the samples that a curation list drops."""
 
 import os
 import tarfile
@@ -17,11 +17,11 @@ from volgrowth.storage.places import printable, read_ahead
 FILE_LIST = "files.txt"
 WEIGHT_LIST = "weights.txt"
 EXTENSION = f"{WEIGHT}.json"
-"""Of the member that holds a sample's weight: a number, which loaders of webdataset read as one."""
+"""Extension of the tar member that holds a sample's weight, a number that webdataset loaders decode."""
 
 
 def write_kept_tars(source: WebDatasetSource, stage: Path, kept: Kept) -> None:
-    """The same tars: of a sample that stays every byte, headers too; a tar of which none stays is left out."""
+    """Write the tars of the data set with the samples that stay, byte for byte; a tar that keeps none is left out."""
     for file, first in source.listing.entries(0, source.num_rows):
         if kept.mask[first : first + file.rows].any():
             with (
@@ -45,7 +45,7 @@ def _write_tar(
     count = 0
     for span in _spans(source, file, kept.weight is not None):
         if not count:
-            _copy(stream, written, 0, span.start)  # what stands before all samples
+            _copy(stream, written, 0, span.start)  # bytes before the first sample
         if count < file.rows and kept.mask[row + count]:
             _copy(stream, written, span.start, span.stop)
             if kept.weight is not None:
@@ -58,7 +58,7 @@ def _write_tar(
 
 
 def _spans(source: WebDatasetSource, file: SourceFile, weighted: bool) -> Iterator[_Span]:
-    """Of every sample. Headers are read from a stream of their own, so that the other may copy.
+    """Yield the span of every sample. Headers are read from a second stream, so that the first is free to copy.
 
     Raises:
         DataError: the tar is damaged, or `weighted` and a sample has a weight already.
@@ -93,7 +93,7 @@ def _add(written: BinaryIO, name: str, data: bytes) -> None:
 
 
 def write_file_list(source: FolderSource, stage: Path, kept: Kept) -> None:
-    """The names of the files that stay, one a line, from the data set's folder; weights in the same order."""
+    """Write the names of the files that stay, one a line, relative to the data set's folder, and their weights."""
 
     def checked(entry: tuple[SourceFile, int]) -> tuple[bytes, int] | None:
         file, row = entry

@@ -1,4 +1,4 @@
-"""What the writers of all kinds share: which rows stay, with which weight, and where their files go."""
+"""Rows that stay, with their weights, and the files they go to: shared by the writers of all kinds of data sets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +8,16 @@ import numpy as np
 from volgrowth.errors import DataError
 
 WEIGHT = "volgrowth_weight"
-"""The column, or the extension in a tar, of weights; written where the list has weights other than one."""
+"""Column of weights, or their extension in a tar; written only if the list has weights other than one."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The rows that stay.
+    """The rows of a data set that stay.
 
     Attributes:
-        mask: (n,) of all rows of the data set.
-        weight: (n,) or None, where all that stay weigh one.
+        mask: of the rows that stay, (n,) for all n rows.
+        weight: of every row, (n,); None if all rows that stay weigh one.
     """
 
     mask: np.ndarray
@@ -25,19 +25,19 @@ class Kept:
 
     @property
     def rows(self) -> int:
-        """How many stay."""
+        """Number of rows that stay."""
         return int(self.mask.sum())
 
     def weights(self, start: int, stop: int) -> np.ndarray | None:
-        """Of those of the rows start..stop-1 that stay."""
+        """Return the weights of the rows from start to stop - 1 that stay; None if all weigh one."""
         return None if self.weight is None else self.weight[start:stop][self.mask[start:stop]]
 
 
 def kept_file(stage: Path, name: str) -> Path:
-    """Where a file of the data set is written; its folder is made.
+    """Return the path in `stage` to write a file of the data set to, after making its folder.
 
     Raises:
-        DataError: its name leads out of the data set's folder.
+        DataError: the file's name leads out of the data set's folder.
     """
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
@@ -47,5 +47,5 @@ def kept_file(stage: Path, name: str) -> Path:
 
 
 def refuse_weights(where: str) -> None:
-    """Raise that there are weights already."""
+    """Raise a DataError: the data at `where` has weights already."""
     raise DataError(f"{where} has {WEIGHT} already: rename it, and audit again, or make a list without downweight")

@@ -1,7 +1,7 @@
-"""A list as a file: Parquet or CSV, which people may edit, and what must hold of one that is read.
+"""Curation lists as Parquet or CSV files, which people may edit, and the checks of a list that is read.
 
-Every row of the audit is in it once. A row says by its column `audit` which audit it is of, so that a list that went
-through a spreadsheet or a data frame still does.
+A list holds every row of the data set once. Its column `audit` names the audit in every row, so that a list that went
+through a spreadsheet or a data frame still says which audit it was made from.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ AGAIN = "make the list again with `volgrowth curate OUT --fdr RATE`"
 
 
 def list_file(file: str) -> tuple[Store, str]:
-    """Where a list is, or will be.
+    """Split the path or URL of a list into its folder, as a store, and its name.
 
     Raises:
-        UsageError: its name says neither Parquet nor CSV.
+        UsageError: the name ends neither in .parquet nor in .csv.
     """
     if not file.endswith((".parquet", ".csv")):
         raise UsageError(f"--list {file}: expected a file name that ends in .parquet or .csv")
@@ -36,7 +36,7 @@ def list_file(file: str) -> tuple[Store, str]:
 
 
 def encode_list(table: pa.Table, name: str) -> bytes:
-    """A list as the bytes of a file of that name."""
+    """Encode a list as the bytes of a file, CSV or Parquet by the end of its name."""
     buffer = BytesIO()
     if name.endswith(".csv"):
         csv.write_csv(table, buffer)
@@ -46,19 +46,26 @@ def encode_list(table: pa.Table, name: str) -> bytes:
 
 
 def read_list(audit: Audit, file: str) -> pa.Table:
-    """A list that was made for this audit, as it was or edited, in row order.
+    """Read a list that was made from this audit, whether it was edited or not.
+
+    Args:
+        audit: finished.
+        file: path or URL of the list.
+
+    Returns:
+        The list, with the columns of `CURATION`, in row order.
 
     Raises:
-        OutputError: the file cannot be read, is of another audit, or lacks rows.
-        UsageError: what it says of a row makes no sense.
+        OutputError: the file cannot be read, was made from another audit, or lacks rows.
+        UsageError: the action or the weight of a row makes no sense.
     """
     table = _table(file)
     there, here = table["audit"].unique().to_pylist(), list_digest(audit)
     if there != [here]:
         other = next((name for name in there if name != here), "none")
         raise OutputError(
-            f"list {file} is of another audit ({other} in its column audit; {audit.store.url} is {here}, before it was "
-            f"extended another): {AGAIN}"
+            f"list {file} is of another audit ({other} in its column audit; {audit.store.url} is {here}, or had "
+            f"another name before it was extended): {AGAIN}"
         )
     table = table.sort_by("row")
     if not np.array_equal(table["row"].to_numpy(), np.arange(audit.frozen.data.rows)):
@@ -71,7 +78,7 @@ def read_list(audit: Audit, file: str) -> pa.Table:
 
 
 def _table(file: str) -> pa.Table:
-    """With the columns of `CURATION`; those that a person took out are null."""
+    """Read the file as a table with the columns of `CURATION`; columns that a person took out are null."""
     store, name = list_file(file)
     data = store.read(name)
     try:
@@ -94,6 +101,8 @@ def _table(file: str) -> pa.Table:
 
 
 def _check_rows(audit: Audit, table: pa.Table, file: str) -> None:
+    """Check the image id, action and weight of every row."""
+
     def refuse(wrong: np.ndarray, say: Callable[[dict[str, Any]], str]) -> None:
         if wrong.any():
             row = table.slice(int(np.argmax(wrong)), 1).to_pylist()[0]

@@ -1,6 +1,6 @@
-"""Tables without the rows that a list drops: Parquet files, `save_to_disk` folders, and row numbers for `datasets`.
+"""Writers of tables without the rows that a list drops: Parquet files, `save_to_disk` folders, and row numbers.
 
-All columns stay as they are. A file of which no row stays is left out.
+All columns stay as they are. A file that keeps no row is left out.
 """
 
 import json
@@ -23,13 +23,13 @@ from volgrowth.sources.readers.saved import ArrowSource, DatasetSource
 from volgrowth.storage.failures import store_reason
 
 GROUP_BYTES = 64 << 20
-"""Held in memory before a row group is written; smaller row groups are written as they were cut."""
+"""Bytes held in memory before a row group is written; smaller row groups keep their bounds."""
 INDICES_FILE = "indices.arrow"
 BATCH_INDICES = 1 << 16
 
 
 def write_kept_parquet(source: ParquetSource, stage: Path, kept: Kept) -> None:
-    """The same files, row group by row group."""
+    """Write the Parquet files of the data set with the rows that stay, row group by row group."""
     for file, first in source.listing.entries(0, source.num_rows):
         if not kept.mask[first : first + file.rows].any():
             continue
@@ -45,7 +45,7 @@ def write_kept_parquet(source: ParquetSource, stage: Path, kept: Kept) -> None:
 def _groups(
     source: ParquetSource, file: SourceFile, parquet: pq.ParquetFile, row: int, kept: Kept
 ) -> Iterator[pa.Table]:
-    """What stays of each row group, in parts of about `GROUP_BYTES`; `row` is the file's first one."""
+    """Yield the rows that stay of each row group, in parts of about `GROUP_BYTES`; `row` is the file's first row."""
     for group in range(parquet.num_row_groups):
         end = row + parquet.metadata.row_group(group).num_rows
         if kept.mask[row:end].any():
@@ -88,7 +88,7 @@ def _batches(
 
 
 def _weighted(schema: pa.Schema, where: str) -> pa.Schema:
-    """With the column of weights, which is also added to what the Hugging Face tools note of the columns."""
+    """Add the column of weights to a schema, and to the note on columns that the Hugging Face tools keep in it."""
     if WEIGHT in schema.names:
         refuse_weights(where)
     metadata = dict(schema.metadata or {})
@@ -97,12 +97,12 @@ def _weighted(schema: pa.Schema, where: str) -> pa.Schema:
         noted["info"]["features"][WEIGHT] = {"dtype": "float64", "_type": "Value"}
         metadata[b"huggingface"] = json.dumps(noted).encode()
     except (KeyError, TypeError, ValueError):
-        pass  # there is no such note
+        pass  # the file has no such note
     return schema.append(pa.field(WEIGHT, pa.float64())).with_metadata(metadata or None)
 
 
 def write_kept_dataset(source: ArrowSource, stage: Path, kept: Kept) -> None:
-    """A `save_to_disk` folder; of several splits, the audited one."""
+    """Write a `save_to_disk` folder with the rows that stay; of several splits, only the audited one."""
     from datasets import DatasetDict, load_from_disk
 
     dataset = load_from_disk(str(source.folder))
@@ -110,7 +110,7 @@ def write_kept_dataset(source: ArrowSource, stage: Path, kept: Kept) -> None:
     if kept.weight is not None:
         if WEIGHT in dataset.column_names:
             refuse_weights(source.where)
-        # before rows are selected: afterwards `datasets` would write a cache beside the source
+        # added before rows are selected: added afterwards `datasets` would write a cache beside the source
         dataset = dataset.add_column(WEIGHT, kept.weight)
     chosen: Any = dataset.select(np.flatnonzero(kept.mask))
     if source.folder != source.place.path:
@@ -119,7 +119,7 @@ def write_kept_dataset(source: ArrowSource, stage: Path, kept: Kept) -> None:
 
 
 def write_kept_indices(source: DatasetSource, stage: Path, kept: Kept) -> None:
-    """The numbers of the rows that stay, as `datasets` keeps those of a selection."""
+    """Write the numbers of the rows that stay, in the form in which `datasets` keeps those of a selection."""
     rows = np.flatnonzero(kept.mask).astype(np.uint64)
     columns = {"indices": rows} if kept.weight is None else {"indices": rows, WEIGHT: kept.weight[kept.mask]}
     table = pa.table(columns)
@@ -128,10 +128,15 @@ def write_kept_indices(source: DatasetSource, stage: Path, kept: Kept) -> None:
 
 
 def check_whole(column: pa.ChunkedArray, mask: np.ndarray, where: str) -> None:
-    """Check that the images of the rows in `mask` are in the column, not in files beside the table.
+    """Check that the images of the masked rows are in the column, not in files beside the table.
+
+    Args:
+        column: of images, in the form of the Hugging Face feature `Image`, or of bytes.
+        mask: of the rows that stay, (rows,).
+        where: name of the table in messages.
 
     Raises:
-        DataError: one is not, so that a copy of the table would not find it.
+        DataError: an image is in a file that a copy of the table would not find.
     """
     fields = {field.name for field in column.type} if pa.types.is_struct(column.type) else set()
     if "path" not in fields:

@@ -1,4 +1,4 @@
-"""The audit for people: one self-contained HTML page, and its figures as files."""
+"""The report of an audit for people: one self-contained HTML page, and its figures as files."""
 
 from volgrowth.report.gallery.exhibits import Exhibit, NearestSample, Shown, choose_exhibits
 from volgrowth.report.gallery.pictures import thumbnail

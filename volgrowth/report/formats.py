@@ -1,4 +1,4 @@
-"""Values as a reader sees them: what is missing is a dash, what is hostile is text."""
+"""Values as text for a reader: a missing one becomes a dash, and a hostile string stays harmless text."""
 
 import math
 import unicodedata
@@ -16,29 +16,29 @@ _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def missing(value: Any) -> bool:
-    """Whether there is no value to show."""
+    """Return True if there is no value to show: None, NaN or infinity."""
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def finalize(value: Any) -> Any:
-    """What Jinja calls on everything it prints: no template can show a None or a NaN by oversight."""
+    """Replace a missing value by a dash. Jinja calls this on all it prints, so that no template shows None or NaN."""
     return MISSING if missing(value) else value
 
 
 def number(value: float | None) -> str:
-    """A count."""
+    """Write a count."""
     return MISSING if value is None or missing(value) else f"{round(value):,}"
 
 
 def approximate(value: float | None) -> str:
-    """An expected count: small ones keep a decimal."""
+    """Write an expected count; a small one keeps a decimal."""
     if value is None or missing(value) or value >= 10:
         return number(value)
     return f"{value:.1f}".removesuffix(".0") if value >= 0.05 else "none"
 
 
 def score(value: float | None) -> str:
-    """A measured quantity, to three or four figures."""
+    """Write a measured quantity, to three or four figures."""
     if value is None or missing(value):
         return MISSING
     size = abs(value)
@@ -49,12 +49,12 @@ def score(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """A difference: as `score`, with its sign."""
+    """Write a difference as `score` does, with its sign."""
     return f"+{score(value)}" if value is not None and not missing(value) and value > 0 else score(value)
 
 
 def percent(value: float | None) -> str:
-    """A share in [0, 1]; what is not quite all is never rounded to 100%."""
+    """Write a share in [0, 1] in percent; a share below one is never rounded to 100%."""
     if value is None or missing(value):
         return MISSING
     if 0.995 <= value < 1 or 0 < value < 0.005:
@@ -63,7 +63,7 @@ def percent(value: float | None) -> str:
 
 
 def moment(value: str | None) -> str:
-    """An ISO time as a person writes it; anything else stays as it is."""
+    """Write an ISO time as a person would; leave any other string as it is."""
     try:
         when = datetime.fromisoformat(value or "")
     except ValueError:
@@ -73,7 +73,7 @@ def moment(value: str | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the unit a person would choose."""
+    """Write seconds in the unit that a person would choose."""
     if seconds is None or missing(seconds):
         return MISSING
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
@@ -83,9 +83,9 @@ def duration(seconds: float | None) -> str:
 
 
 def visible(value: Any, longest: int = LONGEST) -> str:
-    """A string of unknown origin with nothing hidden in it.
+    """Return a string of unknown origin with every hidden character spelled out, and its middle cut out if it is long.
 
-    Controls and direction overrides can make a file name read as another one; they are spelled out.
+    Control characters and direction overrides can make a file name read as another one.
     """
     if missing(value):
         return MISSING
@@ -96,7 +96,7 @@ def visible(value: Any, longest: int = LONGEST) -> str:
 
 
 def untrusted(value: Any, longest: int = LONGEST) -> Markup:
-    """The same as an element of its own, so that right-to-left text cannot rearrange what is around it."""
+    """Return `visible` text as an HTML element of its own: right-to-left text cannot rearrange its neighbours."""
     return Markup("<bdi>") + escape(visible(value, longest)) + Markup("</bdi>")
 
 
@@ -106,5 +106,5 @@ def _spelled(character: str) -> str:
 
 
 def plural(count: float | None, noun: str) -> str:
-    """`1 image`, `2 images`."""
+    """Write a count with its noun: `1 image`, `2 images`."""
     return f"{number(count)} {noun}" if count == 1 else f"{number(count)} {noun}s"

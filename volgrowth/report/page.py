@@ -1,7 +1,7 @@
-"""The page: what the tables say, put into the template.
+"""The page of an audit for people: numbers from its tables, put into a template.
 
-`render` is pure: tables and numbers in, text and figures out. The page carries its style, script, figures and pictures
-inside, and a content security policy under which a browser would refuse to fetch anything.
+`render_report` is pure: tables and numbers go in, text and figures come out. The page holds its style, script, figures
+and pictures, and a content security policy under which a browser refuses to fetch anything.
 """
 
 import base64
@@ -30,30 +30,37 @@ from volgrowth.report.words import Summary
 _HERE = Path(__file__).parent
 
 CAP = 20_000_000
-"""Bytes of the page."""
+"""The most bytes of a page."""
 
 FRAME = 2_000_000
-"""Of them for everything but the gallery's cards, all of which is bounded."""
+"""Bytes reserved for everything but the gallery's cards, whose size is bounded."""
 
 FIRST = 24
-"""Cards that are there without a script; a page of the gallery."""
+"""Cards on one page of the gallery; a browser without scripts shows only these."""
 
 EXAMPLES = 20
+"""Rows that could not be scored that are listed."""
+
 PIXELATED_BELOW = 96
-"""Images smaller than this are shown with their pixels, larger ones smoothly."""
+"""Images with a side below this are enlarged pixel by pixel, larger ones smoothly."""
 
 
 @dataclass(frozen=True)
 class ReportPage:
-    """What people get of an audit."""
+    """The report of an audit for people.
+
+    Attributes:
+        html: the page.
+        numbers: behind the figures and the gallery; the summary does not have them yet.
+        figures: by name.
+    """
 
     html: str
     numbers: dict[str, Any]
-    """of its figures and of the gallery, which the summary did not have"""
     figures: dict[str, Figure]
 
     def files(self) -> dict[str, bytes]:
-        """The figures as PNG and SVG files, by name."""
+        """Return the figures as PNG and SVG files: their bytes by file name."""
         return {
             file: data for name, figure in self.figures.items() for file, data in figure_files(name, figure).items()
         }
@@ -62,13 +69,13 @@ class ReportPage:
 def render_report(
     summary: Summary, scores: pa.Table, findings: pa.Table, shown: Shown, holdout: pa.Table | None = None
 ) -> ReportPage:
-    """The report: one self-contained HTML page, and its figures.
+    """Make the report: one self-contained HTML page, and its figures.
 
     Args:
-        summary: The content of `summary.json`.
-        scores: All rows, with the columns of `records.SCORES`.
-        findings: All rows, with the columns of `records.FINDINGS`.
-        shown: The images of the gallery. Identical ones share a card.
+        summary: the content of `summary.json`.
+        scores: all rows, with the columns of `records.SCORES`.
+        findings: all rows, with the columns of `records.FINDINGS`.
+        shown: the images of the gallery. Identical ones share a card.
         holdout: growth, expected_growth and excess_growth of held-out images, to lay over the histograms.
 
     Raises:
@@ -98,12 +105,12 @@ def render_report(
 
 
 def _dense(text: str) -> str:
-    """Markup without its indentation, which is a tenth of thousands of cards."""
+    """Strip the indentation of markup, which is a tenth of the bytes of thousands of cards."""
     return re.sub(r">\s*\n\s*", ">", text)
 
 
 def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: ReportCharts) -> dict[str, Any]:
-    """All that the template shows but the gallery."""
+    """Return the variables of the template, without those of the gallery."""
     groups = drawn.numbers["duplicates"]
     pictures = {group["row"]: shown.rows.get(group["row"]) for group in groups["largest"]}
     return {
@@ -126,7 +133,7 @@ def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: ReportChar
 
 
 def _gallery(cards: list[Card], texts: list[Markup], pictured: int) -> dict[str, Any]:
-    """The first cards, the others, and the filters that let some but not all of them pass."""
+    """Return the variables of the gallery: its cards, and the filters that any card passes."""
     counts = {kind: sum(kind in card["kinds"] for card in cards) for kind in FILTERS}
     return {
         "cards": texts[:FIRST],
@@ -139,7 +146,7 @@ def _gallery(cards: list[Card], texts: list[Markup], pictured: int) -> dict[str,
 
 
 def template_environment() -> Environment:
-    """Where templates find filters, style and `shell.html.j2`, which every page extends and tells a `version`."""
+    """Return the Jinja environment of all pages: its filters, style and `shell.html.j2`, which every page extends."""
     made = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -161,7 +168,7 @@ def template_environment() -> Environment:
 
 
 def _failures(scores: pa.Table) -> list[dict[str, Any]]:
-    """Examples of rows that could not be scored, as many of each status as there is room for."""
+    """Return examples of rows that could not be scored, equally many of each status."""
     failed = scores.select(["row", "image_id", "source", "status", "error"])
     failed = failed.filter(pc.not_equal(failed["status"], Status.OK.value)).sort_by("row")
     statuses = pc.unique(failed["status"]).to_pylist()

@@ -1,4 +1,4 @@
-"""Where the numbers come from: the model, the data, the settings and the run."""
+"""The origin of a report's numbers: the model, the data, the settings and the run."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ Pairs = list[tuple[str, Any]]
 
 
 def provenance_groups(summary: Summary) -> list[tuple[str, Pairs]]:
-    """Groups of names and values; values are shown as strings of unknown origin."""
+    """Return the page's section on provenance: titles of groups, and the names and values in each."""
     measure = summary["measure"]
     groups = [("Model", _model(summary["model"])), ("Data", _data(summary["data"]))]
     if summary["holdout"]:
@@ -113,7 +113,7 @@ def _run(summary: Summary) -> Pairs:
 
 
 def _noise(floor: Summary | None) -> Pairs:
-    """How far growth moves with nothing but the arithmetic."""
+    """Say how far growth moves with the arithmetic alone: batch size, precision, and the kind of derivative."""
     if floor is None:
         return []
     if floor["batch"] is None:
@@ -121,7 +121,7 @@ def _noise(floor: Summary | None) -> Pairs:
     batch = f"{score(floor['batch'])} over batch sizes"
     said = batch if floor["dtype"] is None else f"{batch}, {score(floor['dtype'])} against float64"
     pairs = [("Noise floor of growth", f"{said} ({plural(floor['rows'], 'image')})")]
-    check = floor.get("derivative")  # reports of audits before it was there
+    check = floor.get("derivative")  # older audits have none
     if check:
         said = f"{check['used']}, {percent(check['deviation'])} from central differences in {check['against']}"
         pairs.append(("Derivatives", f"{said} ({plural(check['images'], 'image')})"))

@@ -1,4 +1,4 @@
-"""What the page says in sentences: the verdict, the headline numbers, why an image is shown."""
+"""Sentences of the page and the terminal: the verdict, the headline numbers, and the reason for each card."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ MARK_MEANING = {
 
 
 class Headline(NamedTuple):
-    """A headline number."""
+    """A number at the top of the page, with its label and a note."""
 
     label: str
     value: str
@@ -33,12 +33,12 @@ class Headline(NamedTuple):
 
 
 def has_error_rate(summary: Summary) -> bool:
-    """Whether held-out images gave p-values, so that flags carry a promise and not an assumption."""
+    """Return True if p-values come from held-out images, so that the error rate of flags is promised, not assumed."""
     return summary["detection"] is not None and summary["detection"]["null"] == "held-out"
 
 
 def title(summary: Summary) -> str:
-    """The verdict in one line."""
+    """Return the verdict in one line. `summary` is the content of `summary.json`, here and below."""
     counts, truth = summary["counts"], summary.get("verification")
     if not counts["rows"]:
         return "The data set holds no images"
@@ -55,7 +55,7 @@ def title(summary: Summary) -> str:
 
 
 def verdict_sentences(summary: Summary) -> list[str]:
-    """The verdict in sentences."""
+    """Return the verdict in sentences."""
     counts = summary["counts"]
     sentences = [_audited(counts)]
     if not counts["ok"]:
@@ -78,7 +78,7 @@ def verdict_sentences(summary: Summary) -> list[str]:
 
 
 def cascade_sentences(cascade: Summary | None) -> list[str]:
-    """What a cascade left out, saved and may have lost, in sentences; none of a whole audit."""
+    """Say what a cascade left out, saved and may have lost; without a cascade, the empty list."""
     if cascade is None:
         return []
     recall, sample, missed = cascade["recall_at_least"], cascade["sample"], cascade["missed_in_sample"]
@@ -137,7 +137,7 @@ def _flagged(detection: Summary) -> list[str]:
 
 
 def _driven_by(duplicated: int, intrinsic: int) -> str:
-    """What may have driven memorization of flagged images: copies and near duplicates, or the images themselves."""
+    """Say what may have driven memorization of flagged images: copies and near duplicates, or the images themselves."""
     them = "it" if duplicated + intrinsic == 1 else "any of them" if not duplicated else "all of them"
     if not duplicated:
         return f"No copy or near duplicate of {them} is in the data set: duplication is not what drives memorization."
@@ -150,7 +150,7 @@ def _driven_by(duplicated: int, intrinsic: int) -> str:
 
 
 def proof_sentences(verification: Summary) -> list[str]:
-    """What samples proved, in sentences."""
+    """Say what samples proved, from the summary's part `verification`."""
     raw, calibrated = verification["raw"], verification["calibrated"]
     reproduced, flagged = verification["reproduced_images"], verification["flagged"]
     said = [
@@ -192,7 +192,7 @@ def proof_sentences(verification: Summary) -> list[str]:
 
 
 def headline_numbers(summary: Summary) -> list[Headline]:
-    """The numbers a reader looks for first."""
+    """Return the numbers that a reader looks for first."""
     counts, detection, calibration = summary["counts"], summary["detection"], summary["calibration"]
     rows, scored = counts["rows"] or 0, counts["ok"] or 0
     figures = [
@@ -217,7 +217,7 @@ def headline_numbers(summary: Summary) -> list[Headline]:
 
 
 def card_reason(card: dict[str, Any], fdr: float | None) -> str:
-    """Why an image is where it is in the ranking, in one line."""
+    """Say in one line why a card stands where it does in the ranking. `fdr` is the rate at which images are flagged."""
     excess = card["excess"]
     if excess is None and card["status"] == Status.OK and card["p"] is not None:
         return "Screened out: not measured any further."

@@ -1,4 +1,4 @@
-"""The figures: matplotlib draws them once, for files and, as inline SVG that follows the page's colours, for the page.
+"""Drawing of figures: matplotlib draws each once, for files and, as inline SVG in the page's colours, for the page.
 
 A figure is drawn in the page's light colours; `inline_svg` turns each into its CSS variable, so that one drawing serves
 light, dark and print. Nothing from the data set is written into a figure; names go into the page around it.
@@ -63,26 +63,30 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 @dataclass(frozen=True)
 class ChartPoints:
-    """The images a figure shows, all arrays (N,), scores NaN where missing."""
+    """The n images of a figure, as arrays (n,); missing scores are NaN.
+
+    Attributes:
+        growth, expected, excess, png_bytes: as in the columns of these names.
+        flagged: mask of the flagged images.
+        reproduced: mask of the images that samples reproduced; None if none were drawn.
+    """
 
     growth: np.ndarray
     expected: np.ndarray
     excess: np.ndarray
     png_bytes: np.ndarray
     flagged: np.ndarray
-    """bool"""
     reproduced: np.ndarray | None
-    """bool, by samples; None where none were drawn"""
 
     @property
     def notable(self) -> tuple[np.ndarray, str]:
-        """The images to look at, as far as is known, and what they are."""
+        """Mask of the images to look at and the word for them: reproduced ones if known, else flagged ones."""
         return (self.flagged, "flagged") if self.reproduced is None else (self.reproduced, "reproduced")
 
 
 @contextmanager
 def plot(height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of one plot in the page's style, which holds while it is drawn; `height` in inches."""
+    """Open a figure of one plot in the page's style, to be drawn inside the `with` block; `height` in inches."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, height), layout="constrained")
         axes = figure.add_subplot()
@@ -93,9 +97,9 @@ def plot(height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def draw_histogram(bars: Bars, notable_name: str, xlabel: str) -> Figure:
-    """Images per bin; the notable ones stacked on top and ticked below, held-out ones as an outline.
+    """Draw images per bin: notable ones stacked on top and ticked below the axis, held-out ones as an outline.
 
-    The held-out outline is scaled to the number of audited images, so that shapes can be compared.
+    The outline is scaled to the number of audited images, so that shapes can be compared.
     """
     edges, plain, special, held = bars.edges, bars.ordinary, bars.notable, bars.held_out
     with plot(3.0) as (figure, axes):
@@ -125,10 +129,10 @@ def draw_histogram(bars: Bars, notable_name: str, xlabel: str) -> Figure:
 
 
 def draw_complexity(points: ChartPoints, expected: Spread | None, ylabel: str) -> tuple[Figure, int, int]:
-    """Growth against PNG size with what was expected of it.
+    """Draw growth against PNG size, with the growth that was expected.
 
     Returns:
-        The figure, how many of the ordinary images it shows, and how many there are.
+        The figure, the number of ordinary images that it shows, and the number that there are.
     """
     known = np.isfinite(points.growth) & (points.png_bytes > 0)
     notable, name = points.notable
@@ -149,7 +153,7 @@ def draw_complexity(points: ChartPoints, expected: Spread | None, ylabel: str) -
 
 
 def draw_levels(measured: LevelRates, ylabel: str) -> Figure:
-    """Growth by noise level, of flagged images and of their controls: medians and quartiles."""
+    """Draw growth by noise level, of flagged images and of their controls: medians and quartiles."""
     with plot(3.0) as (figure, axes):
         axes.axhline(0, color=RULE, linewidth=0.7)
         for spread, colour, name in ((measured.controls, COOL, "controls"), (measured.flagged, ACCENT, "flagged")):
@@ -166,7 +170,7 @@ def draw_levels(measured: LevelRates, ylabel: str) -> Figure:
 
 
 def draw_returns(levels: list[float], flagged: list[float], controls: list[float]) -> Figure:
-    """Share of noised and decoded images that come back, by noise level."""
+    """Draw the share of noised and decoded images that come back, by noise level."""
     with plot(3.0) as (figure, axes):
         axes.plot(levels, controls, "o-", color=COOL, markersize=4, label="controls")
         axes.plot(levels, flagged, "o-", color=ACCENT, markersize=4, label="flagged")
@@ -177,7 +181,7 @@ def draw_returns(levels: list[float], flagged: list[float], controls: list[float
 
 
 def _log_levels(axes: Axes, levels: np.ndarray) -> None:
-    """Noise levels on a log axis, each with its number where there are few."""
+    """Set a log axis of noise levels; few levels get a tick each."""
     axes.set_xscale("log")
     if len(levels) <= 8:
         axes.xaxis.set_major_locator(FixedLocator(levels.tolist()))
@@ -188,7 +192,7 @@ def _log_levels(axes: Axes, levels: np.ndarray) -> None:
 
 
 def figure_files(name: str, figure: Figure) -> dict[str, bytes]:
-    """The figure as PNG and SVG files on white; the same figure gives the same bytes."""
+    """Return a figure as PNG and SVG files on white, bytes by file name; the same figure gives the same bytes."""
     made = {}
     with mpl.rc_context(_STYLE):
         for kind, metadata in (("png", {"Software": None}), ("svg", _NO_METADATA)):
@@ -199,16 +203,19 @@ def figure_files(name: str, figure: Figure) -> dict[str, bytes]:
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
-    """The figure as an `<svg>` element for an HTML page; the same figure gives the same bytes."""
+    """Return a figure as an `<svg>` element for an HTML page; the same figure gives the same bytes.
+
+    `name` is unique on the page and starts the ids inside; `alt` describes the figure to those who cannot see it.
+    """
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = buffer.getvalue()
     body = re.sub(r"<!--.*?-->|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     view_box = re.search(r'viewBox="([\d. -]+)"', body)
-    assert view_box is not None  # matplotlib writes one
+    assert view_box is not None  # matplotlib always writes one
     body = body[body.index(">") + 1 :].replace("xlink:href", "href")
-    # several figures share a page: what they refer to needs names of its own, what nothing refers to none
+    # several figures share a page: ids that a figure refers to become unique, the others go
     body = re.sub(r' id="[a-z]+[A-Z]*_\d+"', "", body)
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", body)
     body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
@@ -219,7 +226,7 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
 
 
 def _sample(indices: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of them, the same ones every time."""
+    """Draw at most `most` of the indices, the same ones every time."""
     if indices.size <= most:
         return indices
     return np.sort(np.random.default_rng(0).choice(indices, most, replace=False))
@@ -233,7 +240,7 @@ def _dots(axes: Axes, points: ChartPoints, chosen: np.ndarray, label: str, **sty
 
 
 def _draw_expected(axes: Axes, expected: Spread | None) -> None:
-    """Median and central 80% of the expectation along PNG size; it depends on other features too."""
+    """Draw median and central 80% of the expected growth along PNG size; it depends on other features too."""
     if expected is None:
         return
     axes.fill_between(expected.at, expected.low, expected.high, color=COOL, alpha=0.16, linewidth=0)
@@ -250,7 +257,7 @@ def _scale_sizes(axes: Axes, sizes: np.ndarray) -> None:
 
 
 def legend(axes: Axes) -> None:
-    """What has a label, in a row above the plot."""
+    """Draw the legend in a row above the plot, if anything has a label."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(

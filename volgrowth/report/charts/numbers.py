@@ -1,4 +1,4 @@
-"""The numbers behind the figures and the table of copies; `summary.json` gets them too."""
+"""Numbers behind the figures and the table of copies, which `summary.json` records too."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from volgrowth.analysis.distinct import first_rows
 
 BINS = 44
 _REACH = 12.0
-"""Histograms reach this many interquartile ranges beyond the quartiles; what lies further is in the last bar."""
+"""Histograms reach this many interquartile ranges beyond the quartiles; values beyond are in the outermost bars."""
 
 _SIZES = 25
 _GROUP_SIZES = (1, 2, 5, 10, 100, 1000)
@@ -22,18 +22,31 @@ LARGEST = 12
 
 @dataclass(frozen=True)
 class Bars:
-    """A histogram of `BINS` bins: audited images that are not notable, those that are, and held-out ones."""
+    """A histogram of `BINS` bins.
+
+    Attributes:
+        edges: of the bins, (BINS + 1,).
+        ordinary: audited images per bin that are not notable, (BINS,).
+        notable: audited images per bin that are, (BINS,).
+        held_out: held-out images per bin, (BINS,); None without any.
+        beyond: audited images outside the edges, which count in the first and the last bin.
+    """
 
     edges: np.ndarray
     ordinary: np.ndarray
     notable: np.ndarray
     held_out: np.ndarray | None
     beyond: int
-    """audited images outside the edges, counted in the first and the last bin"""
 
 
 def count_bars(values: np.ndarray, heldout: np.ndarray | None, notable: np.ndarray) -> Bars:
-    """Values (N,), NaN where missing; held-out ones (M,) without NaN; `notable` (N,) bool."""
+    """Count the bars of a histogram.
+
+    Args:
+        values: of the audited images, (n,); NaN if missing.
+        heldout: values of the held-out images, (m,), without NaN.
+        notable: mask of the audited images that are notable, (n,).
+    """
     finite = np.isfinite(values)
     edges = _edges(values[finite], heldout)
     low, high = edges[0], edges[-1]
@@ -61,7 +74,7 @@ def _edges(values: np.ndarray, heldout: np.ndarray | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and a central share of some quantity along another, arrays of equal length."""
+    """Median and central share of one quantity along another: four arrays of equal length."""
 
     at: np.ndarray
     low: np.ndarray
@@ -70,7 +83,7 @@ class Spread:
 
 
 def expected_by_size(sizes: np.ndarray, expected: np.ndarray) -> Spread | None:
-    """Median and central 80% of the expected growth along PNG size; None without any."""
+    """Return median and central 80% of the expected growth (n,) along the PNG size (n,); None without any image."""
     known = np.isfinite(expected) & (sizes > 0)
     sizes, expected = sizes[known], expected[known]
     if not sizes.size:
@@ -86,17 +99,26 @@ def expected_by_size(sizes: np.ndarray, expected: np.ndarray) -> Spread | None:
 
 @dataclass(frozen=True)
 class LevelRates:
-    """Growth at each noise level, of flagged images and of the controls matched to them, one each."""
+    """Growth at each noise level, of flagged images and of their controls.
+
+    Attributes:
+        pairs: number of flagged images, and of controls.
+        axis: `noise level`, or `step` if rates belong to steps.
+        flagged: spread over the flagged images.
+        controls: spread over their controls.
+    """
 
     pairs: int
     axis: str
-    """`noise level` or, where rates belong to steps, `step`"""
     flagged: Spread
     controls: Spread
 
 
 def level_rates(scores: pa.Table, pairs: Sequence[tuple[int, int]], measure: dict[str, Any]) -> LevelRates | None:
-    """Medians and quartiles of the column `rates`, of (flagged, control) rows; None without pairs that have it."""
+    """Return medians and quartiles of the column `rates` over pairs of (flagged, control) rows; None without rates.
+
+    `measure` holds the settings of the measure, as in the summary.
+    """
     wanted = pa.array(sorted({row for pair in pairs for row in pair}), pa.int64())
     some = scores.select(["row", "rates"]).filter(pc.is_in(scores["row"], value_set=wanted))
     by_row = {row: values for row, values in zip(*some.to_pydict().values(), strict=True) if values}
@@ -113,7 +135,7 @@ def level_rates(scores: pa.Table, pairs: Sequence[tuple[int, int]], measure: dic
 
 
 def _levels(measure: dict[str, Any], count: int) -> tuple[str, np.ndarray]:
-    """Where rates were measured, as far as the settings say: a model's own table can have joined some levels."""
+    """Return the axis of the rates and their places on it: steps, if a model's own table has joined some levels."""
     levels: Sequence[float] = measure.get("levels") or ()
     if "num_levels" in measure:
         levels = np.geomspace(measure["smallest_level"], measure["largest_level"], measure["num_levels"]).tolist()
@@ -121,10 +143,7 @@ def _levels(measure: dict[str, Any], count: int) -> tuple[str, np.ndarray]:
 
 
 def duplicate_groups(findings: pa.Table) -> dict[str, Any]:
-    """Distinct images with a score by the rows of their group of duplicates, and the largest groups.
-
-    Images with the same pixels count once.
-    """
+    """Count distinct images with a score by the size of their group of duplicates, and list the largest groups."""
     scored = findings.filter(pa.array(first_rows(findings) & findings["growth"].is_valid().to_numpy()))
     copies = pc.fill_null(scored["copies"], 1).to_numpy()
     flagged = as_mask(scored["memorized"])
@@ -138,20 +157,16 @@ def duplicate_groups(findings: pa.Table) -> dict[str, Any]:
 
 
 def _largest(scored: pa.Table, copies: np.ndarray, flagged: np.ndarray) -> list[dict[str, int]]:
-    """The groups of most rows: first row, rows, distinct images, how many of those are flagged."""
-    cluster = scored["cluster"].to_numpy()
-    inside = copies > 1
-    names, first, inverse = np.unique(cluster[inside], return_index=True, return_inverse=True)
-    rows = copies[inside][first]
-    images, hot = np.bincount(inverse), np.bincount(inverse, flagged[inside].astype(float))
-    order = np.lexsort((names, -rows))[:LARGEST]
-    return [
-        {"row": int(names[k]), "rows": int(rows[k]), "images": int(images[k]), "flagged": int(hot[k])} for k in order
-    ]
+    """Return the groups of most rows: first row, number of rows, of distinct images, and of flagged ones among them."""
+    table = pa.table({"row": scored["cluster"], "rows": copies, "flagged": flagged.astype(int)})
+    found = table.filter(pc.greater(table["rows"], 1)).group_by("row")
+    groups = found.aggregate([("rows", "max"), ("rows", "count"), ("flagged", "sum")])
+    groups = groups.rename_columns(["row", "rows", "images", "flagged"])
+    return groups.sort_by([("rows", "descending"), ("row", "ascending")]).slice(0, LARGEST).to_pylist()
 
 
 def plain_numbers(numbers: Any) -> Any:
-    """Dataclasses and arrays as JSON has them."""
+    """Turn dataclasses and arrays into dicts and lists for JSON; floats keep six figures."""
     if isinstance(numbers, Bars | Spread | LevelRates):
         return plain_numbers(asdict(numbers))
     if isinstance(numbers, dict):

@@ -1,4 +1,4 @@
-"""Which figures a report has, drawn from its tables."""
+"""The figures of a report, chosen and drawn from its tables."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,14 +28,14 @@ from volgrowth.report.words import Summary
 
 @dataclass
 class ReportCharts:
-    """The figures and their SVG for the page, by name, and the numbers in them."""
+    """The figures of a report by name, their SVG for the page, and the numbers in them."""
 
     figures: dict[str, Figure] = field(default_factory=dict)
     svg: dict[str, Markup] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, figure: Figure, alt: str, drawn: Any = None) -> None:
-        """Draw a figure under a name; `drawn` are its numbers, if the summary has none of them."""
+        """Add a figure under a name. `alt` describes it to who cannot see it; `drawn` are numbers the summary lacks."""
         self.figures[name] = figure
         self.svg[name] = figures.inline_svg(figure, name, alt)
         if drawn is not None:
@@ -45,7 +45,7 @@ class ReportCharts:
 def draw_report_charts(
     summary: Summary, scores: pa.Table, findings: pa.Table, shown: Shown, holdout: pa.Table | None = None
 ) -> ReportCharts:
-    """All figures, and the numbers of the table of duplicates."""
+    """Draw all figures, and count the table of duplicates; the arguments are those of `render_report`."""
     truth = summary.get("verification")
     made = ReportCharts(numbers={"duplicates": duplicate_groups(findings)})
     points = _points(scores, findings, truth)
@@ -104,7 +104,7 @@ def _returns(made: ReportCharts, returns: dict[str, Any]) -> None:
 
 
 def histogram_alt(values: np.ndarray) -> str:
-    """What a histogram shows, for those who do not see it."""
+    """Describe a histogram of values (n,) in words."""
     values = values[np.isfinite(values)]
     if not values.size:
         return "no images"
@@ -113,7 +113,7 @@ def histogram_alt(values: np.ndarray) -> str:
 
 
 def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figures.ChartPoints:
-    """Distinct images: with copies of an image the figures would be those of the copies."""
+    """Return the distinct images: copies that counted would dominate the figures."""
     findings = findings.filter(pa.array(first_rows(findings)))
     scores = scores.select(["row", "png_bytes"]).take(
         pc.index_in(findings["row"], value_set=scores["row"].combine_chunks())

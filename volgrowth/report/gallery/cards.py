@@ -1,4 +1,4 @@
-"""The gallery: one card for each distinct image among those to show."""
+"""Cards of the gallery: one for each distinct image among the exhibits."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -55,9 +55,19 @@ _SCORES = {
 def make_cards(
     scores: pa.Table, findings: pa.Table, shown: Shown, truth_rows: Collection[int] = (), fdr: float | None = None
 ) -> list[Card]:
-    """Cards by excess growth, highest first, those without a score last.
+    """Make the cards by excess growth, highest first, those without a score last.
 
     A card stands for all identical images and shows the scores of the highest of them.
+
+    Args:
+        scores: all rows, with the columns of `records.SCORES`.
+        findings: all rows, with the columns of `records.FINDINGS`.
+        shown: the exhibits and their pictures.
+        truth_rows: rows of images that samples reproduced.
+        fdr: rate of false discoveries at which images are flagged; None if nothing was calibrated.
+
+    Returns:
+        The variables of `card.html.j2` for each card.
 
     Raises:
         ValueError: an exhibit is of a row that the tables do not have.
@@ -85,10 +95,18 @@ def make_cards(
 
 
 def fit_cards(cards: Sequence[Card], draw: Callable[[Card], str], room: int) -> tuple[list[Markup], int]:
-    """The cards as HTML in so many bytes, and how many of them have their pictures.
+    """Draw the cards that fit into a number of bytes.
 
-    Pictures are left out from the first card on that would leave no room for the text of the others, and cards from
-    the first on whose text has none.
+    Texts go first: the first card whose text does not fit is left out, with all after it. Pictures fill the rest: the
+    first card whose pictures do not fit goes without, as do all after it.
+
+    Args:
+        cards: in the order of the gallery.
+        draw: draws a card as HTML.
+        room: bytes that the cards may take, in UTF-8.
+
+    Returns:
+        The cards as HTML, and the number of them that have their pictures.
     """
     texts, spent = [], 0
     for card in cards:
@@ -109,7 +127,7 @@ def fit_cards(cards: Sequence[Card], draw: Callable[[Card], str], room: int) -> 
 
 
 def without_pictures(card: Card) -> Card:
-    """The same card, in words only."""
+    """Return a card without its pictures."""
     return {**card, "picture": None, "beside": [{**each, "picture": None} for each in card["beside"]]}
 
 
@@ -125,7 +143,7 @@ def _records(scores: pa.Table, findings: pa.Table, rows: list[int]) -> list[Card
 
 
 def _distinct(records: Iterable[Card]) -> list[Card]:
-    """The highest of each group of identical images, in the order of the gallery."""
+    """Return the highest record of each group of identical images, in the order of the gallery."""
     best: dict[tuple[str, int], Card] = {}
     for record in sorted(records, key=_order):
         known = record["content_hash"] is not None
@@ -139,13 +157,11 @@ def _order(record: Card) -> tuple[bool, float, int]:
 
 
 def _copies(scores: pa.Table, hashes: Collection[int]) -> dict[int, np.ndarray]:
-    """All rows of the data set that show the image with this content hash, sorted."""
+    """Return all rows of the data set that show the image with each content hash, sorted."""
     table = scores.select(["row", "content_hash"])
     table = table.filter(pc.is_in(table["content_hash"], value_set=pa.array(sorted(hashes), pa.uint64())))
-    table = table.sort_by([("content_hash", "ascending"), ("row", "ascending")])
-    keys, starts = np.unique(table["content_hash"].to_numpy(), return_index=True)
-    groups = np.split(table["row"].to_numpy(), starts[1:]) if keys.size else []
-    return dict(zip(keys.tolist(), groups, strict=True))
+    grouped = table.sort_by("row").group_by("content_hash", use_threads=False).aggregate([("row", "list")])
+    return {group["content_hash"]: np.array(group["row_list"]) for group in grouped.to_pylist()}
 
 
 def _card(record: Card, rows: np.ndarray) -> Card:
@@ -163,7 +179,7 @@ def _card(record: Card, rows: np.ndarray) -> Card:
 
 
 def _kinds(card: Card) -> list[str]:
-    """Which of `FILTERS` it passes."""
+    """Return the names of the `FILTERS` that a card passes."""
     flagged, several = bool(card["memorized"]), card["copies"] + card["near_copies"] > 1
     passes = {
         "memorized": flagged,
@@ -180,7 +196,7 @@ def _kinds(card: Card) -> list[str]:
 
 
 def _beside(card: Card, exhibit: Exhibit, shown: Shown, excess_of: Mapping[int, float | None]) -> Iterable[Card]:
-    """Pictures beside that of the card, each with its words."""
+    """Yield the pictures beside that of the card, each with its words."""
     if exhibit.sample is not None:
         yield _sample(exhibit.sample, shown.samples.get(exhibit.sample.number))
     elif card["memorized"] and card["hits"] is not None:

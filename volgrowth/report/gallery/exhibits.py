@@ -1,7 +1,7 @@
-"""What the gallery shows: rows, and what stands beside each of them.
+"""Exhibits of the gallery: rows, and the pictures beside each of them.
 
-Beside a flagged image stand its near duplicates in the data set, a control (an unflagged image of the same
-complexity), and the generated sample that came nearest to it, where samples were drawn.
+Beside a flagged image stand its near duplicates in the data set, a control (an unflagged image of the same complexity),
+and the generated sample that came nearest to it, if samples were drawn.
 """
 
 from collections import defaultdict
@@ -19,16 +19,16 @@ from volgrowth.analysis.controls import match_controls
 from volgrowth.analysis.distinct import first_rows
 
 DUPLICATES = 3
-"""Near duplicates shown beside an image."""
+"""The most near duplicates beside an image."""
 
 CONTROLS_AMONG = 200_000
-"""Unflagged images, drawn at random, among which controls are looked for."""
+"""The most unflagged images, drawn at random, among which controls are searched."""
 
 _COLUMNS = ["row", "cluster", "identical", "memorized"]
 
 
 class NearestSample(NamedTuple):
-    """A generated sample: its number, how far it is from the image nearest to it, and whether it is a copy of it."""
+    """A generated sample: its number, its distance to the nearest image, and True if it is a copy of that image."""
 
     number: int
     distance: float
@@ -37,7 +37,7 @@ class NearestSample(NamedTuple):
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A row, and what stands beside it: rows of near duplicates, the row of a control, a sample."""
+    """A row, with the rows of its near duplicates, the row of its control, and the sample nearest to it."""
 
     row: int
     duplicates: tuple[int, ...] = ()
@@ -46,15 +46,19 @@ class Exhibit:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """All rows whose pictures it needs."""
+        """All rows whose pictures the exhibit needs."""
         return (self.row, *self.duplicates, *(() if self.control is None else (self.control,)))
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Exhibits in the order of the gallery, and thumbnails by row and by number of the sample.
+    """The exhibits of a gallery and their pictures.
 
-    `redacted` pages have no pictures by intent; others lack those that could not be read.
+    Attributes:
+        exhibits: in the order of the gallery.
+        rows: thumbnails by row; those that could not be read are missing.
+        samples: thumbnails by number of the sample.
+        redacted: True if the page has no pictures by intent.
     """
 
     exhibits: Sequence[Exhibit] = ()
@@ -66,7 +70,14 @@ class Shown:
 def choose_exhibits(
     scores: pa.Table, findings: pa.Table, rows: Sequence[int], samples: pa.Table | None
 ) -> list[Exhibit]:
-    """An exhibit for each row. `samples` has the columns of `records.SAMPLES`."""
+    """Choose the exhibit of each row.
+
+    Args:
+        scores: all rows, with the columns of `records.SCORES`.
+        findings: all rows, with the columns of `records.FINDINGS`.
+        rows: to be shown.
+        samples: with the columns of `records.SAMPLES`; None if none were drawn.
+    """
     known = {record["row"]: record for record in of_rows(findings, rows).select(_COLUMNS).to_pylist()}
     duplicates = _duplicates(scores, findings, {row: record["cluster"] for row, record in known.items()})
     partner = _controls(scores, findings, [row for row in rows if known[row]["memorized"]])
@@ -75,12 +86,12 @@ def choose_exhibits(
 
 
 def of_rows(table: pa.Table, rows: Any) -> pa.Table:
-    """The rows with these numbers, in the order of their numbers."""
+    """Return the rows of a table with these numbers, sorted by number."""
     return table.filter(pc.is_in(table["row"], value_set=pa.array(rows, pa.int64()))).sort_by("row")
 
 
 def _duplicates(scores: pa.Table, findings: pa.Table, cluster: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
-    """Rows of the same cluster with other pixels, the first of each picture."""
+    """Return for each row those of its cluster with other pixels, the first row of each picture."""
     wanted = pa.array(sorted(set(cluster.values())), pa.int64())
     members = findings.select(["row", "cluster"]).filter(pc.is_in(findings["cluster"], value_set=wanted)).sort_by("row")
     content = of_rows(scores.select(["row", "content_hash"]), members["row"].to_numpy())["content_hash"]
@@ -99,7 +110,7 @@ def _duplicates(scores: pa.Table, findings: pa.Table, cluster: Mapping[int, int]
 
 
 def _controls(scores: pa.Table, findings: pa.Table, flagged: Sequence[int]) -> dict[int, int]:
-    """Rows of unflagged images of the same complexity, by flagged row; none twice."""
+    """Return a control for each flagged row: the row of an unflagged image of the same complexity; none twice."""
     if not flagged:
         return {}
     free = findings["excess_growth"].is_valid().to_numpy() & ~as_mask(findings["memorized"])
@@ -117,7 +128,7 @@ def _controls(scores: pa.Table, findings: pa.Table, flagged: Sequence[int]) -> d
 
 
 def _nearest(samples: pa.Table) -> dict[int, NearestSample]:
-    """The sample that came nearest to each image, by its first row, of those that came nearer to no other."""
+    """Return the nearest sample of each image, by its number `identical`, among samples that are nearest to it."""
     known = samples.filter(samples["nearest_row"].is_valid())
     best: dict[int, NearestSample] = {}
     for record in known.sort_by([("distance", "ascending"), ("number", "ascending")]).to_pylist():

@@ -10,14 +10,14 @@ LONGEST = 128
 """Pixels of a thumbnail's longer side."""
 
 EXACT = 32
-"""Images up to this side are kept as they are; what is larger is shrunk, or compressed as JPEG."""
+"""Images up to this side are kept as they are; larger ones are shrunk and compressed as JPEG."""
 
 _JPEG_QUALITY = 82
 _PNG_SIGNATURE = b"\x89PNG"
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:
-    """A PNG or JPEG file of pixels (C, H, W) uint8, C 1 or 3."""
+    """Return a small PNG or JPEG file of an image; `pixels` (C, H, W) uint8 with 1 or 3 channels."""
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     buffer = io.BytesIO()
     if max(image.size) <= EXACT:
@@ -29,6 +29,6 @@ def thumbnail(pixels: np.ndarray) -> bytes:
 
 
 def data_url(picture: bytes) -> str:
-    """A thumbnail as an address that holds it."""
+    """Return a `data:` address that holds a thumbnail, a PNG or JPEG file."""
     kind = "png" if picture.startswith(_PNG_SIGNATURE) else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
