@@ -1,11 +1,4 @@
-"""Measurements: `python jobs/benchmark.py detection|speed|scale|soak|duplicates --output DIR`.
-
-`detection` compares memorization scores, raw and calibrated, with what models trained on the spot reproduce when
-sampled, without Ray: its cases are small. Models, samples and scores are cached under DIR, so a rerun is quick. `speed`
-times presets on networks of published configurations, on the GPU if there is one; `scale` times audits of growing
-size. `soak` audits very many small images with a model that costs nothing, and watches the driver's memory and the
-CPU time. `duplicates` groups very many hashes.
-"""
+"""Measurements of detection and cost: `python jobs/benchmark.py COMMAND --output DIR`; `--help` lists the commands."""
 
 import sys
 from pathlib import Path

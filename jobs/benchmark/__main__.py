@@ -1,97 +1,115 @@
 """The command line of `jobs/benchmark.py`."""
 
 import argparse
-import os
-import platform
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jobs.benchmark.cost.scale import ROWS, run_scale, worker_counts, write_scale
-from jobs.benchmark.cost.soak import run_soak
-from jobs.benchmark.cost.soak import write as write_soak
-from jobs.benchmark.detection.bench_page import write
+from jobs.benchmark.detection.bench_tables import bench
 from jobs.benchmark.detection.compared_scores import choose_scores
-from jobs.benchmark.detection.experiment import choose, run_bench
-from jobs.benchmark.near_duplicates import run as run_duplicates
-from jobs.benchmark.near_duplicates import write as write_duplicates
+from jobs.benchmark.detection.suite import choose_cases
+from jobs.benchmark.image_sets import EMOJI_FONT, write_image_sets
+from jobs.experiments import Outcome, publish_outcome
+from jobs.pages import markdown_table, page_in
 from volgrowth.errors import VolgrowthError
 
 
-def detection(options: argparse.Namespace) -> None:
-    """Every score on every case, as a table, a page and Markdown."""
-    setups, scores = choose(options.data, options.cases), choose_scores(options.only, options.score)
-    write(options.output, *run_bench(setups, options.seeds, options.data, options.output, scores))
+def _detection(given: argparse.Namespace) -> Outcome:
+    """Score the images of small models, raw and calibrated, and compare with what the models reproduce."""
+    scores = choose_scores(given.only, given.score)
+    return bench(choose_cases(given.data, given.cases), given.seeds, given.data, given.output, scores)
 
 
-def soak(options: argparse.Namespace) -> None:
-    """The engine under many rows: the driver's memory, and CPU time beside that of a plain loop."""
-    options.output.mkdir(parents=True, exist_ok=True)
-    measured = run_soak(options.output, options.rows)
-    write_soak(options.output, measured, _device())
-    print((options.output / "soak.md").read_text())
+def _speed(given: argparse.Namespace) -> Outcome:
+    """Time presets on networks of published configurations, beside the device's peak and the published algorithm."""
+    from jobs.benchmark.cost.speed import NETWORKS, measure_speed
+
+    return measure_speed(NETWORKS[:1], rounds=1) if given.quick else measure_speed()
 
 
-def duplicates(options: argparse.Namespace) -> None:
-    """Groups of near duplicates among many planted hashes: time, memory, and what is found of the truth."""
-    write_duplicates(options.output, run_duplicates(options.rows), _device())
-    print((options.output / "duplicates.md").read_text())
+def _scale(given: argparse.Namespace) -> Outcome:
+    """Audit from a thousand rows up, by one worker or several: time, memory, CPU time a row, resuming."""
+    from jobs.benchmark.cost.engine_load import scale
+
+    return scale(given.output, given.rows)
 
 
-def scale(options: argparse.Namespace) -> None:
-    """Audits from a thousand rows up, by one worker or several: time, the driver's memory, CPU a row, resuming."""
-    sizes = [rows for rows in ROWS if rows <= options.rows] or [options.rows]
-    write_scale(options.output, *run_scale(options.output, sizes, worker_counts()), _device())
-    print((options.output / "scale.md").read_text())
+def _soak(given: argparse.Namespace) -> Outcome:
+    """Audit very many rows: the driver's memory, and CPU time beside that of a plain loop."""
+    from jobs.benchmark.cost.engine_load import soak
+
+    return soak(given.output, given.rows)
 
 
-def speed(options: argparse.Namespace) -> None:
-    """Presets on networks of published configurations, beside the device's peak and the published algorithm."""
-    from jobs.benchmark.cost.speed_run import run_speed
+def _duplicates(given: argparse.Namespace) -> Outcome:
+    """Group near duplicates among many planted hashes: time, memory, and how many of the planted pairs are found."""
+    from jobs.benchmark.near_duplicates import FAMILY, RADIUS, measure_apart
 
-    options.output.mkdir(parents=True, exist_ok=True)
-    run_speed(options.output, quick=options.quick)
-    print((options.output / "speed.md").read_text())
+    found = [measure_apart(rows) for rows in given.rows]
+    said = [
+        f"Of {row['rows']:,} rows, {row['copies found, %']:.2f}% of the pairs of an image and its copies are found; "
+        f"{row['false pairs']} other pairs are taken for duplicates."
+        for row in found
+    ]
+    return Outcome(said, {"table": found}, {"bits that copies differ in": RADIUS, "rows in a family": FAMILY})
 
 
-def _device() -> str:
-    return f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}"
+def _images(given: argparse.Namespace) -> None:
+    """Make the bench's image sets mnist12.npz and emoji32.npz from an npm package and a Debian package."""
+    write_image_sets(given.output, given.font)
+
+
+# the command, and the page of docs/ that it fills
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] = {
+    "detection": (_detection, "detection"),
+    "speed": (_speed, "performance"),
+    "scale": (_scale, "performance"),
+    "soak": (_soak, "engine"),
+    "duplicates": (_duplicates, "engine"),
+    "images": (_images, ""),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmark", description="Measurements of detection, speed and scale.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    added = {}
+    for name, (run, page) in COMMANDS.items():
+        added[name] = commands.add_parser(name, description=run.__doc__, help=run.__doc__)
+        where = f"folder of the numbers and of a page of them; docs updates docs/{page}.md" if page else "folder"
+        added[name].add_argument("--output", type=Path, required=True, help=where)
+    for name, rows, said in (
+        ("soak", 1_000_000, "images"),
+        ("scale", 100_000, "images of the largest audit"),
+    ):
+        added[name].add_argument("--rows", type=int, default=rows, help=f"{said}; {rows:,} by default")
+    added["duplicates"].add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="numbers of hashes")
+    added["speed"].add_argument("--quick", action="store_true", help="only the smallest network, one round")
+    added["images"].add_argument("--font", type=Path, default=EMOJI_FONT, help="the file NotoColorEmoji.ttf")
+    detection = added["detection"]
+    detection.add_argument("--data", type=Path, default=Path("data"), help="folder of mnist12.npz and emoji32.npz")
+    detection.add_argument("--cases", nargs="+", help="cases of the bench; by default all whose images are there")
+    detection.add_argument("--seeds", type=int, default=2, help="seeds of each case")
+    detection.add_argument("--only", nargs="+", help="built-in scores; all by default")
+    detection.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """What `jobs/benchmark.py` does: 0 done, 2 could not start."""
-    parser = argparse.ArgumentParser(prog="benchmark", description="Measurements of detection, speed, scale.")
-    commands = parser.add_subparsers(required=True)
-    load = commands.add_parser("soak", description=soak.__doc__)
-    load.set_defaults(run=soak)
-    load.add_argument("--output", type=Path, required=True, help="where data, audit and numbers go")
-    load.add_argument("--rows", type=int, default=1_000_000, help="images")
-    many = commands.add_parser("scale", description=scale.__doc__)
-    many.set_defaults(run=scale)
-    many.add_argument("--output", type=Path, required=True, help="where data, audits and numbers go")
-    many.add_argument("--rows", type=int, default=100_000, help="images of the largest audit")
-    fast = commands.add_parser("speed", description=speed.__doc__)
-    fast.set_defaults(run=speed)
-    fast.add_argument("--output", type=Path, required=True, help="where the numbers go")
-    fast.add_argument("--quick", action="store_true", help="the smallest network and a tenth of the work")
-    near = commands.add_parser("duplicates", description=duplicates.__doc__)
-    near.set_defaults(run=duplicates)
-    near.add_argument("--output", type=Path, required=True, help="where the numbers go")
-    near.add_argument("--rows", type=int, default=1_000_000, help="hashes")
-    bench = commands.add_parser("detection", description=detection.__doc__)
-    bench.set_defaults(run=detection)
-    bench.add_argument("--output", type=Path, required=True, help="where tables, page and the cache go")
-    bench.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of mnist12.npz, emoji32.npz")
-    bench.add_argument("--cases", nargs="+", help="cases of the bench; all by default")
-    bench.add_argument("--seeds", type=int, default=2, help="seeds of each case")
-    bench.add_argument("--only", nargs="+", help="built-in scores; all by default")
-    bench.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")
-    given = parser.parse_args(arguments)
+    """Run `jobs/benchmark.py`. Returns the exit code: 0 done, 2 could not start."""
+    given = _parser().parse_args(arguments)
+    run, page = COMMANDS[given.command]
+    began = time.perf_counter()
     try:
-        given.run(given)
+        outcome = run(given)
     except VolgrowthError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if outcome:
+        publish_outcome(page, given.command, outcome, given.output, time.perf_counter() - began)
+        print("\n\n".join(markdown_table(rows) for rows in outcome.tables.values()))
+        print(f"page: {page_in(given.output, page)}")
     return 0
 
 

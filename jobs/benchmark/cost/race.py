@@ -1,46 +1,28 @@
-"""The published algorithm, as one would write it, and ours, on the same work."""
+"""A race on the same images, axes and times: the published algorithm as a plain loop, against `volume_growth`."""
 
 import itertools
-from dataclasses import dataclass
 from math import exp, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jobs.benchmark.cost.roofline import seconds_each
-from jobs.benchmark.cost.subjects import Subject, denoiser_of, images_of
+from jobs.benchmark.cost.networks import TimedNetwork, random_denoiser, smooth_images
+from jobs.benchmark.cost.roofline import least_seconds
 from volgrowth.audit.scoring.derivatives import true_float32
 from volgrowth.models import NetworkDenoiser
 from volgrowth.numerics import volume_growth
 
 
-@dataclass(frozen=True)
-class Race:
-    """The published loop over images and points, and ours, on the same work: seconds, and how far the numbers differ.
-
-    Attributes:
-        naive, batched, low: seconds of the loop, of batches in float32 by differences, and in bfloat16 by derivatives.
-        difference: largest deviation of the batches' log volumes from the loop's, relative to their spread.
-        low_difference: largest deviation of bfloat16 derivatives' log volumes from float64 ones, nats an axis and step.
-    """
-
-    network: str
-    images: int
-    axes: int
-    steps: int
-    naive: float
-    batched: float
-    low: float
-    difference: float
-    low_difference: float
-
-
 def published_loop(denoiser: NetworkDenoiser, images: Tensor, frames: Tensor, times: list[float]) -> Tensor:
-    """(images,) log volume growth, as one would write the published algorithm: image by image and point by point.
+    """Return log volume growth (images,) by the published algorithm, image by image and point by point.
 
     VPSDE with beta 0.1 to 20, Euler steps of dx/dt = -beta/2 (x - eps / sigma), differences of length .05, Gram-Schmidt
     after every step (arXiv 2503.19429).
+
+    Args:
+        frames: orthonormal tangents, (images, axes, *image).
+        times: the times of the steps, the first one included.
     """
     radius = 0.05
 
@@ -67,47 +49,52 @@ def published_loop(denoiser: NetworkDenoiser, images: Tensor, frames: Tensor, ti
 
 
 @torch.no_grad()
-def race(subject: Subject, device: torch.device, images: int, axes: int, steps: int, rounds: int = 3) -> Race:
-    """The same images, axes and times in three ways."""
-    batch = subject.batch[device.type == "cuda"]
-    whole = images_of(subject, images, device)
-    draws = torch.randn(images, axes, *subject.shape, generator=torch.Generator().manual_seed(1))
+def race(
+    network: TimedNetwork, device: torch.device, images: int, axes: int, steps: int, rounds: int = 3
+) -> dict[str, Any]:
+    """Time the same work in three ways: the loop, batches by differences, and batches by derivatives in bfloat16.
+
+    Returns:
+        A row of the page: seconds of each way, and how far the log volumes differ. Those of the batches are compared
+        with the loop's, relative to their spread; those in bfloat16 with float64 ones, in nats an axis and step.
+    """
+    batch = network.batch[device.type == "cuda"]
+    whole = smooth_images(network, images, device)
+    draws = torch.randn(images, axes, *network.shape, generator=torch.Generator().manual_seed(1))
     frames = torch.linalg.qr(draws.flatten(2).mT).Q.mT.reshape(draws.shape).to(device)
     times = [(1 + k) / 1000 for k in range(steps + 1)]
+    found: dict[str, Tensor] = {}
 
-    def ours(denoiser: NetworkDenoiser, derivative: Any) -> Tensor:
+    def batches(name: str, denoiser: NetworkDenoiser, derivative: Any) -> None:
         grown = []
         for first in range(0, images, batch):
             some, given = (each[first : first + batch].to(denoiser.dtype) for each in (whole, frames))
             grid = torch.tensor(times, dtype=torch.float64)
             grown.append(volume_growth(denoiser, some, times=grid, derivative=derivative, tangents=given).log_volume)
-        return torch.cat(grown)[:, -1].double().cpu()
+        found[name] = torch.cat(grown)[:, -1].double().cpu()
 
-    exact, low = denoiser_of(subject, torch.float32, device), denoiser_of(subject, torch.bfloat16, device)
-    double = ours(denoiser_of(subject, torch.float64, device), "jvp")
-    found: dict[str, Tensor] = {}
+    exact, low = (random_denoiser(network, dtype, device) for dtype in (torch.float32, torch.bfloat16))
+    batches("exact", random_denoiser(network, torch.float64, device), "jvp")
 
     def loop() -> None:
         with true_float32():
             found["loop"] = published_loop(exact, whole, frames, times)
 
-    def batches() -> None:
+    def differences() -> None:
         with true_float32():
-            found["batches"] = ours(exact, "difference")
+            batches("differences", exact, "difference")
 
-    def derivatives() -> None:
-        found["low"] = ours(low, "jvp")
-
-    naive, batched, derived = seconds_each([loop, batches, derivatives], device, rounds)
+    ways = [loop, differences, lambda: batches("low", low, "jvp")]
+    looped, batched, derived = least_seconds(ways, device, rounds)
     spread = (found["loop"].max() - found["loop"].min()).item() or found["loop"].abs().max().item()
-    return Race(
-        network=subject.name,
-        images=images,
-        axes=axes,
-        steps=steps,
-        naive=naive,
-        batched=batched,
-        low=derived,
-        difference=(found["batches"] - found["loop"]).abs().max().item() / spread,
-        low_difference=(found["low"] - double).abs().max().item() / (axes * steps),
-    )
+    return {
+        "network": network.name,
+        "images x axes x steps": f"{images} x {axes} x {steps}",
+        "loop, s": looped,
+        "batches, s": batched,
+        "times as fast": looped / batched,
+        "bfloat16, s": derived,
+        "bfloat16: times as fast": looped / derived,
+        "agreement": (found["differences"] - found["loop"]).abs().max().item() / spread,
+        "bfloat16 deviates, nats": (found["low"] - found["exact"]).abs().max().item() / (axes * steps),
+    }

@@ -1,8 +1,8 @@
-"""What a forward pass costs at least: each of its operations at the device's limits, one after the other (a roofline).
+"""The least that a forward pass can cost: each of its operations at the device's limits, one after the other.
 
 An operation takes the longer of two times: its floating-point operations at the rate of a large matrix product, and the
-bytes of the tensors it reads and writes at the rate of a large copy. What is still in a cache costs less than that,
-fused operations share their bytes.
+bytes of the tensors it reads and writes at the rate of a large copy. Data that is still in a cache costs less than
+that, and fused operations share their bytes.
 """
 
 import time
@@ -27,7 +27,7 @@ FORMULAS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a device: floating-point operations a second of a large matrix product, and bytes a second of a large copy."""
+    """A device's floating-point operations a second in a large matrix product, and bytes a second in a large copy."""
 
     flops: float
     bandwidth: float
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one forward pass for one image in a batch: operations, bytes, and seconds at the device's limits."""
+    """Operations, bytes, and seconds at the device's limits of one forward pass, for one image of a batch."""
 
     flops: float
     bytes: float
@@ -59,36 +59,32 @@ class _Counting(TorchDispatchMode):
 
 
 def _bytes(x: Tensor) -> int:
-    """Of its entries, once each where it repeats them."""
+    """Return the bytes of the tensor's entries; an entry that an expanded tensor repeats counts once."""
     return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
 
 
-def cost_of(denoiser: Denoiser, images: Tensor, limits: Limits) -> Cost:
-    """A forward pass at one noise level of images (B, *state), by the image."""
+def forward_cost(denoiser: Denoiser, images: Tensor, limits: Limits) -> Cost:
+    """Return the cost per image of a forward pass of images (B, *state) at one noise level."""
     with _Counting(limits) as counted, torch.no_grad():
         denoiser.noise(images, torch.tensor(0.2, dtype=torch.float64))
     return Cost(counted.flops / len(images), counted.bytes / len(images), counted.seconds / len(images))
 
 
-def limits_of(dtype: torch.dtype, device: torch.device) -> Limits:
-    """Measured: a matrix product of 8192 x 8192 on a GPU, 2048 x 2048 on a CPU, and a copy of 1 GiB or 256 MiB."""
+def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
+    """Time a matrix product of 8192 x 8192 on a GPU, 2048 x 2048 on a CPU, and a copy of 1 GiB or 256 MiB."""
     gpu = device.type == "cuda"
     size, count = (8192, 2**30) if gpu else (2048, 2**28)
     a = torch.randn(size, size, device=device).to(dtype)
     source, target = (torch.zeros(count, dtype=torch.uint8, device=device) for _ in range(2))
-    return Limits(
-        flops=2 * size**3 / seconds(lambda: a @ a, device),
-        bandwidth=2 * count / seconds(lambda: target.copy_(source), device),
-    )
+    product, copy = least_seconds([lambda: a @ a, lambda: target.copy_(source)], device)
+    return Limits(flops=2 * size**3 / product, bandwidth=2 * count / copy)
 
 
-def seconds(work: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
-    """The least of several rounds, after one that is not counted."""
-    return seconds_each([work], device, rounds)[0]
+def least_seconds(works: Sequence[Callable[[], object]], device: torch.device, rounds: int = 3) -> list[float]:
+    """Return the seconds of each work: the least of several rounds, after one that is not counted.
 
-
-def seconds_each(works: Sequence[Callable[[], object]], device: torch.device, rounds: int = 3) -> list[float]:
-    """The same of several, which take turns, so that a slow spell of the machine falls on all of them."""
+    The works take turns, so that a slow spell of the machine falls on all of them.
+    """
 
     def once(work: Callable[[], object]) -> float:
         began = time.perf_counter()

@@ -1,9 +1,10 @@
-r"""Memorization scores to compare: what this package measures, and what others have published.
+r"""Memorization scores to compare: those that this package measures, and those that others have published.
 
-A score is a function (denoiser, images (B, C, H, W) in [-1, 1], seed) -> (B,), high for suspicious. It must not depend
-on the batch an image comes in. What the audit measures is taken from `audit.measures`; the rest is written here in the
-coordinates of `numerics.denoisers`, with e(y, s) the expected noise at noise level s. Time steps of published attacks
-are those of the linear DDPM table (arXiv 2006.11239) and stand for its noise levels, whatever the model's own table.
+A score is a function (denoiser, images (B, C, H, W) in [-1, 1], seed) -> (B,), high for suspicious images. It must not
+depend on the batch an image comes in. Scores of the audit come from `volgrowth.audit.scoring.measures`; the others are
+written here in the coordinates of `volgrowth.numerics.denoisers`, with e(y, s) the expected noise at noise level s.
+Time steps of published attacks are those of the linear DDPM table (arXiv 2006.11239) and stand for its noise levels,
+whatever the model's own table.
 
     noise norm  -|e(x, s)|: around an image that a model has memorized the density has its peak there
     sharpness   |J e| with J = de/dy at y = x + s z: where the density is a narrow peak, J is near I / s in every
@@ -31,25 +32,25 @@ from volgrowth.numerics.tangents import noise_stack
 
 ScoreFunction = Callable[[Denoiser, Tensor, int], Tensor]
 
-# where single-level scores are taken
+# noise level of the scores that need one
 LEVEL = 0.18
 
 STANDARD, VOLUME = StandardMeasure(), VolumeMeasure(num_probes=1)
-TABLE = DDPMSchedule(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))
+DDPM_SCHEDULE = DDPMSchedule(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))
 PIA_TIME, PIA_NORM = 200, 4
 SECMI_TIME, SECMI_STEP = 100, 10
 
-# images at once: more are slower on a CPU
+# images in a batch: more are slower on a CPU
 BATCH = 128
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score with what it costs.
+    """A score with its price.
 
     Attributes:
-        nfe: network evaluations per image, forward or backward; None where a user's function does not say.
-        source: one line for the tables.
+        nfe: network evaluations per image, forward or backward; None if a user's function does not say.
+        source: the score's definition in one line, for the tables.
     """
 
     name: str
@@ -60,9 +61,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Preset:
-    """The score function that is a column of what a preset measures, or its negative.
+    """The score function that is one column of a preset's measurement, or the negative of that column.
 
-    The published axes are random: each image has its own, drawn from its pixels.
+    The axes of preset `paper` are random: each image has its own, drawn from its pixels.
     """
 
     measure: Measure
@@ -73,32 +74,32 @@ class Preset:
         return torch.from_numpy(self.sign * self.columns(denoiser, images, seed)[self.column])
 
     def columns(self, denoiser: Denoiser, images: Tensor, seed: int) -> dict[str, np.ndarray]:
-        """All that the preset measures, under the names of `records.SCORES`."""
+        """Return all that the preset measures, under the names of `records.SCORES`."""
         rows = [_number(image) for image in images.cpu().numpy()]
         return measure_images(Flow(denoiser), images, rows, self.measure, seed).columns
 
 
 def common_axis(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
-    """The published growth with one and the same random axis for all images."""
+    """Return the published growth with one and the same random axis for all images."""
     return torch.from_numpy(
         measure_images(Flow(denoiser), images, [0] * len(images), PaperMeasure(), seed).columns["growth"]
     )
 
 
 def negative_loss(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
-    """Preset standard's denoising loss, negated."""
+    """Return the negative of the denoising loss of preset standard."""
     return -denoising_loss(denoiser, images, STANDARD.loss_level, STANDARD.num_noises, seed)
 
 
 @torch.no_grad()
 def negative_noise_norm(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
-    """The length of the expected noise at the image, negated."""
+    """Return the negative of the length of the expected noise at the image."""
     return -_noise(denoiser, images, LEVEL).flatten(1).norm(dim=1)
 
 
 @torch.no_grad()
 def sharpness(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
-    """|J e| at the noised image, with the same noise for all."""
+    """Return |J e| at the noised image, with the same noise for all images."""
     level = LEVEL
     y = images + level * torch.randn(images.shape[1:], generator=seeded(seed, "noise", 0)).to(images)
     stack = torch.stack([y, _noise(denoiser, y, level)], 1)
@@ -107,7 +108,7 @@ def sharpness(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def pia(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
-    """Proximal initialization attack."""
+    """Return the score of the proximal initialization attack."""
     first, then = _levels(0, PIA_TIME)
     expected = _noise(denoiser, images, first)
     difference = expected - _noise(denoiser, images + then * expected, then)
@@ -116,7 +117,7 @@ def pia(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def secmi(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
-    """Step-wise error comparing membership inference, its statistic."""
+    """Return the statistic of step-wise error comparing membership inference."""
     *grid, last, beyond = _levels(*range(0, SECMI_TIME + SECMI_STEP + 1, SECMI_STEP))
     y = images
     for t, s in zip(grid, [*grid[1:], last], strict=True):
@@ -131,7 +132,7 @@ def _noise(denoiser: Denoiser, y: Tensor, level: float) -> Tensor:
 
 
 def _levels(*times: int) -> list[float]:
-    return TABLE.noise_level(torch.tensor(times, dtype=torch.float64)).tolist()
+    return DDPM_SCHEDULE.noise_level(torch.tensor(times, dtype=torch.float64)).tolist()
 
 
 def _number(image: np.ndarray) -> int:
@@ -159,10 +160,14 @@ SCORES = (
 
 
 def choose_scores(names: Sequence[str] | None, own: Sequence[str]) -> list[Score]:
-    """The named built-in scores, all without names, and a user's own.
+    """Return the named built-in scores, or all of them, and a user's own.
+
+    Args:
+        names: built-in scores; None for all.
+        own: a user's functions, as `module:function`.
 
     Raises:
-        UsageError: an unknown name, or as `user_score`.
+        UsageError: an unknown name, or a name that is no function.
     """
     known = {score.name: score for score in SCORES}
     for name in names or ():
@@ -172,10 +177,12 @@ def choose_scores(names: Sequence[str] | None, own: Sequence[str]) -> list[Score
 
 
 def user_score(name: str) -> Score:
-    """A user's `module:function`, looked for in the working directory too; its attribute `nfe` says what it costs.
+    """Return the score that a user gives as `module:function`; the function's attribute `nfe` is its price.
+
+    The module is looked for in the working directory too.
 
     Raises:
-        UsageError: in one sentence, what was given and what was expected.
+        UsageError: there is no such function.
     """
     module, _, function = name.partition(":")
     if not module or not function or ":" in function:
@@ -187,7 +194,7 @@ def user_score(name: str) -> Score:
 
 
 def evaluate(score: Score, denoiser: Denoiser, images: Tensor, seed: int) -> np.ndarray:
-    """(n,) float64 the score of images (n, C, H, W).
+    """Return the score of images (n, C, H, W) as float64 (n,).
 
     Raises:
         UsageError: the function failed, or did not return one finite number per image.
@@ -204,6 +211,6 @@ def evaluate(score: Score, denoiser: Denoiser, images: Tensor, seed: int) -> np.
 
 
 def evaluate_preset(preset: Preset, denoiser: Denoiser, images: Tensor, seed: int) -> dict[str, np.ndarray]:
-    """All columns of a preset for images (n, C, H, W)."""
+    """Return all columns of a preset for images (n, C, H, W)."""
     parts = [preset.columns(denoiser, part, seed) for part in images.split(BATCH)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from jobs.benchmark.detection.compared_scores import SCORES, Preset, Score, evaluate, evaluate_preset
 from jobs.benchmark.detection.metrics import METRICS, PROMISED, detect, draw_replicates, interval, realised
-from jobs.benchmark.detection.suite import Setup, Trained, available, each, train_or_load
+from jobs.benchmark.detection.suite import Setup, Trained, each, train_or_load
+from jobs.experiments import say
 from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.calibration.error_rates import q_values
 from volgrowth.analysis.calibration.expected_scores import Calibration, ScoredImages, calibrate
@@ -32,7 +33,7 @@ from volgrowth.sources.pixels.features import features
 
 SEED = 0
 
-# images on which cached scores are tried, and what of their spread the rounding of another batch or machine explains
+# images on which cached scores are tried, and the share of their spread that rounding on another machine explains
 AGAIN, SAME = 8, 1e-3
 
 _METRIC_COLUMNS = tuple(f"{name}{end}" for name in METRICS for end in ("", "_low", "_high"))
@@ -52,10 +53,12 @@ RESULTS = pa.schema(
 
 @dataclass(frozen=True)
 class Result:
-    """One score on one case: `values` under the names of `VALUES`, `replicates` those of `METRICS`.
+    """One score on one case.
 
     Attributes:
-        seed: of the case; None for the mean over seeds, whose intervals come from the mean of the replicates.
+        seed: seed of the case; None for the mean over seeds, whose intervals come from the mean of the replicates.
+        values: numbers under the names of `VALUES`; a name without a number is missing or NaN.
+        replicates: each of `METRICS` in every bootstrap replicate, (1 + replicates,), the estimate itself first.
     """
 
     case: str
@@ -68,12 +71,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Subject:
-    """A case with its truth, the images to score, and what calibration knows of them.
+    """A case with its truth, and the images to score: one of each family, then the held-out ones.
 
     Attributes:
-        positive: (families,) reproduced by the model.
-        members: (families,) trained on once, not plain, not reproduced.
-        strangers: (held-out images,) not plain.
+        truth: how often samples of the model hit each family and each held-out image.
+        pixels: images (n, C, H, W) uint8.
+        features: calibration's measures of their complexity, (n, features).
+        content: hashes of their content, (n,).
+        drawn: how often each family is drawn in each bootstrap replicate, (1 + replicates, families).
     """
 
     trained: Trained
@@ -84,11 +89,12 @@ class Subject:
     drawn: np.ndarray
 
     @classmethod
-    def of(cls, trained: Trained) -> Self:
-        """Measure the truth, and the complexity of every image."""
+    def of(cls, trained: Trained) -> "Subject":
+        """Measure the truth of a trained case, and the complexity of every image."""
         case, truth = trained.case, trained.truth()
         pixels = np.concatenate([case.train[case.first], case.holdout])
-        return cls(trained, truth, pixels, *describe(pixels), draw_replicates(truth.images, trained.seed))
+        drawn = draw_replicates(truth.images, trained.seed)
+        return cls(trained, truth, pixels, *complexity_and_content(pixels), drawn)
 
     @property
     def case(self) -> LabelledSet:
@@ -96,49 +102,39 @@ class Subject:
 
     @property
     def positive(self) -> np.ndarray:
+        """Families that the model reproduces, (families,) bool."""
         return self.truth.images
 
     @property
     def members(self) -> np.ndarray:
+        """Families that were trained on once, are not plain and not reproduced, (families,) bool."""
         return (self.case.copies == 1) & ~_plain(self.case.names) & ~self.positive
 
     @property
     def strangers(self) -> np.ndarray:
+        """Held-out images that are not plain, (held-out images,) bool."""
         return ~_plain(self.case.holdout_names)
 
     def images(self, values: np.ndarray) -> tuple[ScoredImages, ScoredImages]:
-        """The families' and the held-out images' part of values (all images,)."""
+        """Split a score of all images (n,) into the families' and the held-out images'."""
         n = len(self.positive)
         known = ScoredImages(self.features, values, self.content)
         rows = np.arange(len(values))
         return known[rows[:n]], known[rows[n:]]
 
 
-def choose(data: Path, names: Sequence[str] | None) -> list[Setup]:
-    """The named cases of those whose images are there; without names all of them.
-
-    Raises:
-        UsageError: an unknown name, or one whose file is missing.
-    """
-    known = {setup.name: setup for setup in available(data)}
-    for name in names or ():
-        if name not in known:
-            raise UsageError(f"case {name!r} is not to be had with --data {data}: expected one of {', '.join(known)}")
-    return [known[name] for name in names or known]
-
-
 def run_bench(
-    setups: list[Setup],
+    setups: Sequence[Setup],
     seeds: int,
     data: Path,
     output: Path,
     scores: Sequence[Score] = SCORES,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> tuple[list[Result], list[Subject]]:
-    """Train what is not cached under `output`/models, measure every score on it, and pool over seeds.
+    """Train what is not cached under `output`/models, measure every score on it, and average over seeds.
 
     Raises:
-        UsageError: no seeds, or a user's score that is none.
+        UsageError: no seeds, or a user's score that fails.
     """
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}: expected 1 or more")
@@ -148,12 +144,12 @@ def run_bench(
         subjects.append(subject)
         say(f"scoring {setup.name}, seed {seed}: {int(subject.positive.sum())} images reproduced")
         for score in scores:
-            results += judge(subject, score, score_images(subject, score))
-    return results + pool(results), subjects
+            results += judge_score(subject, score, score_images(subject, score))
+    return results + mean_over_seeds(results), subjects
 
 
-def describe(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Calibration's regressors (n, features) and the content hashes (n,) of uint8 images."""
+def complexity_and_content(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return calibration's regressors (n, features) and the content hashes (n,) of uint8 images (n, C, H, W)."""
     rows = [features(image) for image in pixels]
     schema = pa.schema([COLUMNS.field(name) for name in rows[0]])
     table = pa.Table.from_pylist(rows, schema)
@@ -161,9 +157,9 @@ def describe(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score_images(subject: Subject, score: Score) -> np.ndarray:
-    """(all images,) a score of the families and the held-out images; a user's own is never cached.
+    """Return a score of all images of a subject, (n,). Scores that are built in are cached beside the model.
 
-    What is cached is measured again on `AGAIN` of the images, and thrown away where code or settings have changed it.
+    A cached score is measured again on `AGAIN` of the images, and thrown away if code or settings have changed it.
     """
     if score not in SCORES:
         return _column(score, _evaluate(subject, score, subject.pixels))
@@ -197,8 +193,8 @@ def _column(score: Score, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return function.sign * columns[function.column] if isinstance(function, Preset) else columns[score.name]
 
 
-def judge(subject: Subject, score: Score, values: np.ndarray) -> list[Result]:
-    """A score raw and, where the case has enough held-out images, calibrated."""
+def judge_score(subject: Subject, score: Score, values: np.ndarray) -> list[Result]:
+    """Return the results of a score (n,): raw and, if the case has enough held-out images, calibrated."""
     families, holdout = subject.images(values)
     results = [_result(subject, score, families.score, holdout.score, None)]
     calibration = calibrate(families, holdout)
@@ -211,7 +207,7 @@ def judge(subject: Subject, score: Score, values: np.ndarray) -> list[Result]:
 def _result(
     subject: Subject, score: Score, value: np.ndarray, held: np.ndarray, calibration: Calibration | None
 ) -> Result:
-    """From the values (families,) and (held-out images,), raw or in excess of what calibration expects."""
+    """Judge a score of the families and of the held-out images, raw or in excess of what calibration expects."""
     positive, case = subject.positive, subject.case
     replicates = detect(value, positive, subject.drawn)
     clear = positive | (case.copies == 1)
@@ -244,8 +240,8 @@ def _plain(names: np.ndarray) -> np.ndarray:
     return np.char.startswith(names.astype(str), "plain")
 
 
-def pool(results: list[Result]) -> list[Result]:
-    """The mean over seeds of every score on every case."""
+def mean_over_seeds(results: list[Result]) -> list[Result]:
+    """Return the mean over seeds of every score on every case."""
     groups: dict[tuple[str, str, bool], list[Result]] = {}
     for result in results:
         groups.setdefault((result.case, result.score.name, result.calibrated), []).append(result)
@@ -259,8 +255,8 @@ def _mean(group: list[Result]) -> Result:
     return Result(first.case, None, first.score, first.calibrated, values | _with_intervals(replicates), replicates)
 
 
-def table(results: list[Result]) -> pa.Table:
-    """All results with the columns of `RESULTS`; null where there is no value."""
+def result_table(results: list[Result]) -> pa.Table:
+    """Return all results with the columns of `RESULTS`; a number that is missing is null."""
     rows: list[dict[str, Any]] = [
         {
             "case": result.case,

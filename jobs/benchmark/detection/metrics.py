@@ -1,4 +1,4 @@
-"""How well scores find what they should, with bootstrap intervals, and whether promised error rates are kept.
+"""Measures of how well a score detects, with bootstrap intervals, and of whether promised error rates are kept.
 
 A replicate draws images with replacement, as many positives and as many negatives as there are, and is kept as the
 number of times each image was drawn. The same replicates serve every score, so scores can be compared within them.
@@ -17,7 +17,7 @@ METRICS = ("auroc", "tpr_at_1_fpr", "precision_at_k")
 
 
 def draw_replicates(positive: np.ndarray, seed: int, replicates: int = REPLICATES) -> np.ndarray:
-    """(1 + replicates, n) how often each image is drawn; in the first row, the estimate itself, every image once."""
+    """Return how often each image is drawn, (1 + replicates, n); in the first row, the estimate itself, once each."""
     random = np.random.default_rng(seed)
     drawn = np.ones((1 + replicates, len(positive)))
     for stratum in (np.flatnonzero(positive), np.flatnonzero(~positive)):
@@ -28,10 +28,15 @@ def draw_replicates(positive: np.ndarray, seed: int, replicates: int = REPLICATE
 
 
 def detect(score: np.ndarray, positive: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
-    """Each of `METRICS` in every replicate, (1 + replicates,); NaN when a class is empty.
+    """Return each of `METRICS` in every replicate, (1 + replicates,); NaN when a class is empty.
 
-    Area under the ROC curve; share of positives above the threshold that at most a share `FPR` of negatives pass;
-    share of positives among the k highest, k the number of positives, with ties broken evenly.
+    They are the area under the ROC curve; the share of positives above the threshold that at most a share `FPR` of
+    negatives pass; and the share of positives among the k highest, k the number of positives, ties broken evenly.
+
+    Args:
+        score: high for suspicious images, (n,).
+        positive: images that should be found, (n,) bool.
+        drawn: how often each image is drawn, (1 + replicates, n).
     """
     if positive.all() or not positive.any():
         return {name: np.full(len(drawn), np.nan) for name in METRICS}
@@ -50,7 +55,7 @@ def detect(score: np.ndarray, positive: np.ndarray, drawn: np.ndarray) -> dict[s
 
 
 def _at(total: np.ndarray, true: np.ndarray, k: int) -> np.ndarray:
-    """Positives among the first k of the rising counts (R, G), linear within a group of ties."""
+    """Return the positives among the first k of the rising counts (R, G), linear within a group of ties."""
     rows, last = np.arange(len(total)), (total < k).sum(1)
     before, after = total[rows, last - 1], total[rows, last]
     found = true[rows, last - 1]
@@ -58,7 +63,7 @@ def _at(total: np.ndarray, true: np.ndarray, k: int) -> np.ndarray:
 
 
 def interval(replicates: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of an array whose first entry is the estimate."""
+    """Return the percentile interval of an array whose first entry is the estimate."""
     low, high = np.quantile(replicates[1:], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -66,10 +71,10 @@ def interval(replicates: np.ndarray, level: float = 0.95) -> tuple[float, float]
 def realised(
     q_value: np.ndarray, positive: np.ndarray, planted: np.ndarray, promised: Sequence[float] = PROMISED
 ) -> dict[str, float]:
-    """What the flags at each promised rate are.
+    """Return the false-discovery rate and the power of the flags at each promised rate.
 
-    Share of flags that are no positives (`fdr`), of flags that are neither positives nor planted (`fdr_clear`), both 0
-    without flags, and share of positives that are flagged (`power`).
+    `fdr_5` is the share of flags at a promised 5% that are no positives, `fdr_clear_5` the share that are neither
+    positives nor planted (both 0 without flags), and `power_5` the share of positives that are flagged.
     """
     found = {}
     for rate in promised:

@@ -6,18 +6,20 @@ are cached.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from jobs.experiments import say
 from volgrowth.analysis.proof import Reproduced
 from volgrowth.audit.sampling.drawing import draw_samples
 from volgrowth.demo.cases import DIGITS_PLANTING, LabelledSet, Planting, Variation, digit_images, plant_copies
 from volgrowth.demo.training import Recipe, train_model
 from volgrowth.demo.truth import find_reproduced
+from volgrowth.errors import UsageError
 from volgrowth.models import load_model
 
 
@@ -93,6 +95,23 @@ def available(folder: Path) -> list[Setup]:
     return [setup for setup in SUITE if setup.file is None or (folder / setup.file).exists()]
 
 
+def choose_cases(folder: Path, names: Sequence[str] | None) -> list[Setup]:
+    """Return the named cases, or all whose images are in `folder`; cases left out for want of a file are said.
+
+    Raises:
+        UsageError: a name that is unknown, or whose file is missing.
+    """
+    known = {setup.name: setup for setup in available(folder)}
+    made = f"`python jobs/benchmark.py images --output {folder}` makes the image sets"
+    for name in names or ():
+        if name not in known:
+            raise UsageError(f"case {name!r} is not to be had: expected one of {', '.join(known)}; {made}")
+    for setup in SUITE:
+        if not names and setup.name not in known:
+            say(f"left out: {setup.name}, since {setup.file} is not in {folder}; {made}")
+    return [known[name] for name in names or known]
+
+
 @dataclass(frozen=True)
 class Trained:
     """A case, the folder of the model trained on it, and samples of that model, (samples, C, H, W) uint8."""
@@ -123,7 +142,7 @@ def train_or_load(setup: Setup, seed: int, folder: Path, cache: Path, say: Calla
     return Trained(setup, seed, case, model, np.load(samples))
 
 
-def each(setups: list[Setup], seeds: int) -> Iterator[tuple[Setup, int]]:
+def each(setups: Sequence[Setup], seeds: int) -> Iterator[tuple[Setup, int]]:
     """Yield every case with every seed from 1 on."""
     for setup in setups:
         for seed in range(1, seeds + 1):

@@ -1,6 +1,6 @@
 """The whole bench on a tiny case, and its parts on constructed ones."""
 
-import json
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -10,25 +10,25 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.benchmark.detection import bench_page
-from jobs.benchmark.detection import experiment as bench
-from jobs.benchmark.detection.bench_tables import detection_table, markdown, verdicts
+from jobs.benchmark.detection import experiment
+from jobs.benchmark.detection.bench_tables import bench, detection_rows, verdict_rows
 from jobs.benchmark.detection.compared_scores import SCORES, Score, user_score
 from jobs.benchmark.detection.experiment import (
     RESULTS,
     Result,
     Subject,
-    choose,
-    describe,
-    judge,
-    pool,
+    complexity_and_content,
+    judge_score,
+    mean_over_seeds,
+    result_table,
     run_bench,
     score_images,
-    table,
 )
 from jobs.benchmark.detection.metrics import draw_replicates
-from jobs.benchmark.detection.suite import Setup, Trained, train_or_load
-from tests.support.page_parser import Page
+from jobs.benchmark.detection.suite import Setup, Trained, choose_cases, train_or_load
+from jobs.experiments import publish_outcome
+from jobs.pages import DOCS
+from tests.support.measured_pages import headings
 from volgrowth.analysis.proof import Reproduced
 from volgrowth.demo.cases import digit_images, plant_copies
 from volgrowth.demo.training import Recipe
@@ -51,7 +51,7 @@ def subject() -> Subject:
     positive[np.flatnonzero(~positive)[0]] = True
     truth = Reproduced(10 * positive.astype(int), np.zeros(len(case.holdout), int), 2)
     trained = Trained(setup, 1, case, Path("nowhere"), np.empty((0, 1, 8, 8), np.uint8))
-    return Subject(trained, truth, pixels, *describe(pixels), draw_replicates(positive, 1))
+    return Subject(trained, truth, pixels, *complexity_and_content(pixels), draw_replicates(positive, 1))
 
 
 def known(name: str = "made-up") -> Score:
@@ -78,18 +78,18 @@ Judged = list[Result]
 
 @pytest.fixture(scope="module")
 def strong(subject: Subject) -> Judged:
-    return judge(subject, known(), complexity_and(subject, bonus=1.5))
+    return judge_score(subject, known(), complexity_and(subject, bonus=1.5))
 
 
 @pytest.fixture(scope="module")
 def weak(subject: Subject) -> Judged:
-    return judge(subject, known(), complexity_and(subject, bonus=0.05))
+    return judge_score(subject, known(), complexity_and(subject, bonus=0.05))
 
 
 @pytest.fixture
 def uncalibrated(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where there are too few held-out images."""
-    monkeypatch.setattr(bench, "calibrate", lambda families, holdout: None)
+    monkeypatch.setattr(experiment, "calibrate", lambda families, holdout: None)
 
 
 def test_calibration_finds_what_complexity_hides(strong):
@@ -110,11 +110,11 @@ def test_members_are_single_copies_that_are_not_plain(subject, uncalibrated):
     assert subject.members.sum() == 290 - 1
     assert (subject.case.copies[subject.members] == 1).all()
     assert subject.strangers.sum() == 300
-    (blind,) = judge(subject, known(), complexity_and(subject, bonus=0.0))
+    (blind,) = judge_score(subject, known(), complexity_and(subject, bonus=0.0))
     assert 0.4 < blind.values["member_auroc"] < 0.6
     values = np.zeros(len(subject.pixels))
     values[: len(subject.positive)][subject.members] = 1.0
-    (told,) = judge(subject, known(), values)
+    (told,) = judge_score(subject, known(), values)
     assert told.values["member_auroc"] == 1.0
 
 
@@ -123,12 +123,12 @@ def test_planted_images_that_are_not_reproduced_are_negatives_and_left_out_of_on
     half = replace(subject, truth=Reproduced(hits, np.zeros(1, int), 2))
     assert 0 < half.positive.sum() < subject.positive.sum()
     planted = np.concatenate([half.case.copies > 1, np.zeros(len(half.case.holdout), bool)])
-    (raw,) = judge(half, known(), planted.astype(float))
+    (raw,) = judge_score(half, known(), planted.astype(float))
     assert raw.values["auroc_clear"] > raw.values["auroc"]
 
 
 def test_the_mean_over_seeds_has_the_interval_of_the_mean(strong, weak):
-    for first, second, mean in zip(strong, weak, pool(strong + weak), strict=True):
+    for first, second, mean in zip(strong, weak, mean_over_seeds(strong + weak), strict=True):
         assert mean.seed is None
         assert mean.values["auroc"] == pytest.approx((first.values["auroc"] + second.values["auroc"]) / 2)
         assert mean.replicates["auroc"] == pytest.approx((first.replicates["auroc"] + second.replicates["auroc"]) / 2)
@@ -140,13 +140,15 @@ def test_the_verdict_is_about_the_headline_s_interval(strong, weak, better):
     mine, other = (strong, weak) if better else (weak, strong)
     mine = [replace(result, score=known("standard")) for result in mine]
     other = [replace(result, score=known("rival")) for result in other]
-    results = pool(mine + other)
-    (verdict,) = verdicts(results, ["made"])
-    assert verdict.best.score.name == "rival"
-    assert verdict.matched is better
-    assert verdict.difference[1] <= verdict.difference[0] <= verdict.difference[2]
-    assert (verdict.difference[0] > 0) is better
-    assert "| rival | 1 |" in markdown(detection_table(results, "made"))
+    results = mean_over_seeds(mine + other)
+    (verdict,) = verdict_rows(results, ["made"])
+    assert verdict["best other"] == "rival, calibrated"
+    assert verdict["matches"] == ("yes" if better else "no")
+    difference, low, high = map(float, re.findall(r"[+-][\d.]+", verdict["difference"]))
+    assert low <= difference <= high
+    assert (difference > 0) is better
+    rival = detection_rows(results, "made")[1]
+    assert (rival["score"], rival["evaluations"]) == ("rival", 1)
 
 
 @pytest.fixture(scope="module")
@@ -165,15 +167,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         said.clear()
         again = run_bench([TINY], 1, folder, folder, scores, said.append)
         assert not any("training" in line or "sampling" in line for line in said)
-        assert table(first[0]).equals(table(again[0]))
-        bench_page.write(folder, *first)
+        assert result_table(first[0]).equals(result_table(again[0]))
+        publish_outcome("detection", "detection", bench([TINY], 1, folder, folder, scores), folder, 1.0)
+    assert result_table(first[0]).equals(pq.read_table(folder / "detection.parquet"))
     return folder
 
 
 def test_the_bench_leaves_a_table_of_every_score_raw_and_calibrated(tiny):
     read = pq.read_table(tiny / "detection.parquet")
     assert read.schema.names == RESULTS.names
-    assert json.loads(read.schema.metadata[b"volgrowth"])["torch"]
+    assert b"torch" in read.schema.metadata[b"made by"]
     rows = read.to_pylist()
     expected = {(name, calibrated) for name in [s.name for s in CHEAP] for calibrated in (False, True)}
     expected |= {("my_tiny_scores:brightness", False), ("my_tiny_scores:brightness", True)}
@@ -200,34 +203,36 @@ def test_cached_scores_that_the_code_no_longer_gives_are_measured_again(tiny):
     np.testing.assert_allclose(score_images(subject, CHEAP[0]), sound, rtol=1e-4)
 
 
-def test_the_page_is_self_contained_and_holds_every_table(tiny):
-    page = (tiny / "detection.html").read_text(encoding="utf-8")
-    assert "http://" not in page.replace("http://www.w3.org", "")
-    assert "<script" not in page
-    assert page.count("<svg") == 2
-    parsed = Page()
-    parsed.feed(page)
-    assert not parsed.open
-    for text in ("my_tiny_scores:brightness", "tiny: detection", "Provenance", "tiny: promised rates"):
-        assert text in parsed.visible
+def test_the_page_has_every_table_the_command_and_the_versions(tiny):
+    written, committed = ((folder / "detection.md").read_text(encoding="utf-8") for folder in (tiny, DOCS))
+    for part in ("| tiny | my_tiny_scores:brightness | – |", "| tiny | 1 | 1 × 8 × 8 |", "`python ", "torch 2"):
+        assert part in written
+    for place in ("cases", "found", "rates", "scores"):
+        assert headings(written, f"detection-{place}") == headings(committed, f"detection-{place}")
 
 
-def test_markdown_has_the_command_and_the_versions(tiny):
-    text = (tiny / "detection.md").read_text(encoding="utf-8")
-    for part in ("- command: `python ", "- torch: `", "- device: `", "- date: `", "| tiny | 1 | 1 × 8 × 8 |"):
-        assert part in text
+def test_the_committed_page_has_the_columns_of_the_verdict(strong, weak):
+    results = mean_over_seeds([replace(result, score=known("standard")) for result in strong] + weak)
+    (verdict,) = verdict_rows(results, ["made"])
+    assert headings((DOCS / "detection.md").read_text(encoding="utf-8"), "detection-verdicts") == list(verdict)
 
 
-def test_wrong_cases_and_seeds_are_said(tmp_path):
-    with pytest.raises(UsageError, match=r"case 'mnist-exact' is not to be had .* expected one of digits-exact"):
-        choose(tmp_path, ["digits-exact", "mnist-exact"])
-    assert [setup.name for setup in choose(tmp_path, None)] == ["digits-exact", "digits-shifted", "digits-near"]
+def test_wrong_cases_and_seeds_are_said(tmp_path, capsys):
+    with pytest.raises(
+        UsageError, match=r"case 'mnist-exact' is not to be had: expected one of digits-exact, .*images"
+    ):
+        choose_cases(tmp_path, ["digits-exact", "mnist-exact"])
+    assert not capsys.readouterr().out
+    assert [setup.name for setup in choose_cases(tmp_path, None)] == ["digits-exact", "digits-shifted", "digits-near"]
+    said = capsys.readouterr().out
+    assert f"left out: mnist-exact, since mnist12.npz is not in {tmp_path}" in said
+    assert "left out: emoji-exact" in said
     with pytest.raises(UsageError, match="seeds is 0"):
         run_bench([], 0, tmp_path, tmp_path)
 
 
 def test_the_job_says_what_is_wrong_and_exits(tmp_path, monkeypatch, capsys):
-    job = Path(__file__).parents[2] / "jobs" / "benchmark.py"
+    job = Path(__file__).parents[3] / "jobs" / "benchmark.py"
     asked = [str(job), "detection", "--output", str(tmp_path), "--score", "no_such_module:score"]
     monkeypatch.setattr(sys, "argv", asked)
     with pytest.raises(SystemExit) as ended:

