@@ -89,7 +89,7 @@ class Subject:
     drawn: np.ndarray
 
     @classmethod
-    def of(cls, trained: Trained) -> "Subject":
+    def of(cls, trained: Trained) -> Self:
         """Measure the truth of a trained case, and the complexity of every image."""
         case, truth = trained.case, trained.truth()
         pixels = np.concatenate([case.train[case.first], case.holdout])
