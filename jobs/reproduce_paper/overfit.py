@@ -96,7 +96,13 @@ def overfit(shop: Workshop) -> Outcome:
                 dict(zip(measured, ends, strict=True)), "log volume, nats", ceiling, f"point mass {ceiling:.0f}"
             )
         },
-        stored={"images": [row for name, growth in measured.items() for row in _image_rows(name, growth)]},
+        stored={
+            "images": [
+                {"images": name, "log volume": volume, "log edges": edges}
+                for name, growth in measured.items()
+                for volume, edges in zip(growth.volume[:, -1], growth.edges[:, -1], strict=True)
+            ]
+        },
     )
 
 
@@ -114,14 +120,6 @@ def _overfit_row(name: str, growth: Growth) -> dict[str, object]:
         "above it": growth.above_ceiling.sum(),
         "sign flips": growth.sign_flip.sum(),
     }
-
-
-def _image_rows(name: str, growth: Growth) -> list[dict[str, object]]:
-    ends = zip(growth.volume[:, -1], growth.edges[:, -1], strict=True)
-    return [
-        {"images": name, "place": place, "log volume": volume, "log edges": edges}
-        for place, (volume, edges) in enumerate(ends)
-    ]
 
 
 def degrees(shop: Workshop) -> Outcome:
