@@ -94,7 +94,7 @@ def test_the_pages_build_without_a_warning(tmp_path):
     for page in PAGES:
         assert (tmp_path / "site" / f"{page.stem}.html").is_file()
     text = (tmp_path / "site/api.html").read_text()
-    assert "Open the OUT of a finished audit" in text
+    assert "Open a finished audit" in text
     for page in (tmp_path / "site").glob("*.html"):
         loaded = re.findall(r'<(?:script|link|img)[^>]*?(?:src|href)="(https?:[^"]*)"', page.read_text())
         assert not loaded, f"{page.name} fetches {loaded[0]}"

@@ -29,11 +29,16 @@ EXPERIMENTS: dict[str, Callable[[Workshop], Outcome]] = {
     "curation": curation,
 }
 
+DATA_HELP = (
+    "an .npz with `x`, uint8 (n, H, W) or (n, H, W, 3), such as those that `python jobs/benchmark.py images` makes; "
+    "scikit-learn's digits by default"
+)
+
 
 def reproduce_paper(arguments: Sequence[str] | None = None) -> int:
     """Run `jobs/reproduce_paper.py`. Returns the exit code: 0 done, 2 could not start."""
     parser = experiment_parser("paper", "The experiments of arXiv 2503.19429.", list(EXPERIMENTS))
-    parser.add_argument("--data", type=Path, help="an .npz with `x`, uint8 (n, H, W) or (n, H, W, 3); default digits")
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--models", type=Path, default=Path("artifacts/paper"), help="where trained models are kept")
     given = parser.parse_args(arguments)
     try:

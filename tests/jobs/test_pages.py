@@ -77,7 +77,7 @@ def test_no_path_of_a_machine_is_in_a_command(monkeypatch: pytest.MonkeyPatch) -
     assert line.endswith("by* `python jobs.py --output out`")
 
 
-@pytest.mark.parametrize("page", ["paper", "theory"])
+@pytest.mark.parametrize("page", ["paper", "theory", "detection", "performance", "engine"])
 def test_the_committed_pages_tell_no_path_of_a_machine(page: str) -> None:
     text = (DOCS / f"{page}.md").read_text()
     assert re.findall(r"(?<![\w:/.])/(?:tmp|work|home|root|Users)/\S*", text) == []
