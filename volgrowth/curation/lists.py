@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from volgrowth.analysis.policy import CURATION, Action, list_digest, store_of
 from volgrowth.audit.output.result import Audit
-from volgrowth.errors import OutputError, UsageError
+from volgrowth.errors import OutputError, UsageError, first_line
 from volgrowth.storage.store import Store
 
 CURATION_FILE = "curation.parquet"
@@ -95,7 +95,7 @@ def _table(file: str) -> pa.Table:
         kept = [field for field in CURATION if field.name in table.column_names]
         table = table.select([field.name for field in kept]).cast(pa.schema(kept))
     except (pa.ArrowException, ValueError) as error:
-        raise OutputError(f"list {file} cannot be read ({str(error).splitlines()[0]}): {AGAIN}") from None
+        raise OutputError(f"list {file} cannot be read ({first_line(error)}): {AGAIN}") from None
     nulls = {field.name: pa.nulls(len(table), field.type) for field in CURATION}
     return pa.table([table[name] if name in table.column_names else nulls[name] for name in CURATION.names], CURATION)
 

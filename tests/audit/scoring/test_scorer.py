@@ -156,7 +156,7 @@ class Underivable(vg.GaussianDenoiser):
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_without_a_derivative_differences_are_taken_and_it_is_said_once(digits, measure, dtype, caplog, monkeypatch):
-    scorer_module._say_once.cache_clear()
+    scorer_module.say_once.cache_clear()
     settings = config(measure=measure, dtype=dtype)
     known = Scorer(Limited(99), settings).score(rows(digits[:20]))
     loaded = []

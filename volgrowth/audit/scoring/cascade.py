@@ -13,7 +13,6 @@ So a resumed audit measures the same rows, and one that was extended, or had row
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,8 +25,8 @@ from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.scoring.measures import Flow, Launched
 from volgrowth.audit.scoring.scorer import Prepared, Scorer
 from volgrowth.audit.workers.seeding import seeded
-from volgrowth.config import AuditConfig, StandardMeasure
-from volgrowth.numerics import Denoiser, trace_growth
+from volgrowth.config import StandardMeasure
+from volgrowth.numerics import trace_growth
 from volgrowth.numerics.denoisers import Images
 from volgrowth.records import Status
 from volgrowth.storage.store import Store
@@ -102,16 +101,10 @@ def _file(stage: str) -> str:
 
 
 class Screener(Scorer):
-    """Scores rows by the screen alone: it fills complexity, hashes and the column `screen`."""
+    """Scores rows by the screen alone: it fills complexity, hashes and the column `screen`.
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        config: AuditConfig,
-        precise: Callable[[], Denoiser] | None = None,
-        workers_here: int = 1,
-    ):
-        super().__init__(denoiser, config.model_copy(update={"measure": MEASURE}), precise, workers_here)
+    The measure of its settings is `MEASURE`.
+    """
 
     def launch(self, items: list[Prepared]) -> Launched:
         return screen_images(self.flow([item.condition for item in items]), self.images(items), self.config.seed)

@@ -8,13 +8,11 @@ in one copy. A device that runs out of memory gets half the micro-batch, and the
 takes is measured by central differences in float32.
 """
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -31,10 +29,9 @@ from volgrowth.config import LOW_PRECISION, AuditConfig, Measure, PaperMeasure
 from volgrowth.errors import EngineError, kind_and_line
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition
+from volgrowth.numerics.forward import say_once
 from volgrowth.records import SCORES, Mark, Status
 from volgrowth.sources import BadImage, Row, decode_image, features, to_unit
-
-log = logging.getLogger("volgrowth")
 
 # groups of rows that the device has been given and whose results have not been fetched
 IN_FLIGHT = 1
@@ -217,7 +214,7 @@ class Scorer:
             self.denoiser = self.precise()
         if isinstance(self.measure, PaperMeasure):
             self.measure = self.measure.model_copy(update={"derivative": "difference"})
-        _say_once(f"the network has no derivative ({self._why}): differences in float32 are taken instead")
+        say_once(f"the network has no derivative ({self._why}): differences in float32 are taken instead")
 
     def flow(self, conditions: list[Condition]) -> Flow:
         """Return the flow that images are measured along: the model's own, or the one under their conditions."""
@@ -227,11 +224,6 @@ class Scorer:
         if self.differenced and not isinstance(self.measure, PaperMeasure):
             denoiser, null = Differenced(denoiser), null and Differenced(null)
         return Flow(denoiser, null, self.config.guidance if self.config.condition_column else None)
-
-
-@cache
-def _say_once(message: str) -> None:
-    log.warning(message)
 
 
 def _records(group: list[Prepared], chunks: list[Chunk]) -> list[dict[str, Any]]:

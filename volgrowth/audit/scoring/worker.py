@@ -16,7 +16,7 @@ from volgrowth.audit.output.fragments import publish_fragment
 from volgrowth.audit.output.listings import read_rows
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.output.runs import Tally
-from volgrowth.audit.scoring.cascade import STAGES, Screener, rows_mark, with_screen
+from volgrowth.audit.scoring.cascade import MEASURE, STAGES, Screener, rows_mark, with_screen
 from volgrowth.audit.scoring.derivatives import derivative_deviation
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.audit.workers.loading import ModelWorker
@@ -43,9 +43,9 @@ class ScoringWorker(ModelWorker):
         super().prepare()
         self.scorer = self.new_scorer(self.fast, self.config)
 
-    def new_scorer(self, denoiser: Denoiser, config: AuditConfig) -> Scorer:
+    def new_scorer(self, denoiser: Denoiser, config: AuditConfig, kind: type[Scorer] = Scorer) -> Scorer:
         """Return a scorer that may load a float32 replica, which differences need of a network in low precision."""
-        return Scorer(denoiser, config, lambda: self.load("float32"), self.workers_here)
+        return kind(denoiser, config, lambda: self.load("float32"), self.workers_here)
 
     @cached_property
     def fast(self) -> Denoiser:
@@ -87,7 +87,7 @@ class ScoringWorker(ModelWorker):
         """Measure every row: by the preset, or in a cascade by the screen, and held-out rows by both."""
         if not self.config.cascade:
             return self._measure(self.scorer, self._rows(shard, rows), crashed)
-        screener = Screener(self.fast, self.config, lambda: self.load("float32"), self.workers_here)
+        screener = self.new_scorer(self.fast, self.config.model_copy(update={"measure": MEASURE}), Screener)
         screens, tally = self._measure(screener, self._rows(shard, rows), crashed)
         if shard.folder == SCORES_FOLDER:
             return screens, tally
