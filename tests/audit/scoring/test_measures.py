@@ -88,15 +88,6 @@ def test_a_score_depends_on_its_row_and_not_on_its_company(tiny_model, measure):
         np.testing.assert_allclose(part.columns[name], column[[3, 1]], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-def test_seeds_differ_by_purpose_and_agree_with_themselves():
-    def draw(*key):
-        return torch.randn(4, generator=seeded(*key)).tolist()
-
-    keys = [(0, "tangent", 1), (0, "tangent", 2), (0, "noise", 1), (1, "tangent", 1)]
-    assert len({tuple(draw(*key)) for key in keys}) == len(keys)
-    assert draw(*keys[0]) == draw(*keys[0])
-
-
 class Copies(TorchDispatchMode):
     """Collects copies to the device that the host waits for."""
 

@@ -62,7 +62,7 @@ def published(store: Store, manifest: Manifest) -> dict[str, dict[str, str]]:
     """Return the footers of all whole fragments of an audit, by name. It reads a listing and footers, never rows.
 
     Raises:
-        OutputError: a fragment is there and cannot be read, such as without credentials or network.
+        OutputError: a fragment is there and cannot be read, for lack of credentials or network.
     """
     folders = {shard.folder for shard in manifest.shards}
     there = {f"{folder}/{name}" for folder in folders for name in store.names(folder)}

@@ -46,7 +46,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """The fragment's file under OUT: deterministic, so that a late writer replaces equal rows."""
+        """The fragment's file in the output: deterministic, so that a late writer replaces equal rows."""
         return f"{self.folder}/part-{self.index:05d}.parquet"
 
     @property

@@ -7,8 +7,8 @@ distinct images. (The length of the expected noise, at one evaluation, let 9 to 
 Held-out rows get both measurements, so that the screen becomes a part of the calibrated score (`analysis.calibration`);
 the sample bounds the flags that the screen loses (`analysis.screening`).
 
-Rows are measured by the preset in two stages, `passed` and `sampled`. The choice of each is frozen in OUT before its
-first row is measured, with the number of rows that it was made of, and a fragment's footer says which choice it holds.
+Rows are measured by the preset in two stages, `passed` and `sampled`. The choice of each is frozen in the output before
+its first row is measured, with the number of rows it was made from, and a fragment's footer says which choice it holds.
 So a resumed audit measures the same rows, and one that was extended, or had rows scored again, chooses anew.
 """
 
