@@ -30,7 +30,7 @@ class Actor:
         """Load what the worker needs, and return where it lives: from then on it can take tasks."""
         context = ray.get_runtime_context()
         node, share = context.get_node_id(), context.get_assigned_resources().get("GPU", 0.0)
-        self.worker.workers_here = workers_on(node, ray.nodes(), share)
+        self.worker.workers_here = workers_on(node, ray.nodes() if share else [], share)
         self.worker.prepare()
         return Home(node, self.worker.device)
 
