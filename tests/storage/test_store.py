@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.s3 import Bucket, Proxy
 from volgrowth.errors import OutputError
-from volgrowth.storage.store import Store
+from volgrowth.storage.store import Store, arrow_file
 
 FILL_THE_DISK = """
 import resource, signal, sys
@@ -398,3 +398,30 @@ def test_an_endpoint_that_does_not_answer(bucket: Bucket, monkeypatch: pytest.Mo
             Store(bucket.url).exists("f")
         for waiting in queue:
             waiting.close()
+
+
+def test_arrow_reads_from_memory_of_its_own() -> None:
+    """A thread of Arrow that lets go of Python's memory while the interpreter ends aborts the process."""
+    data = bytearray(b"some bytes")
+    file = arrow_file(data)
+    data.append(0)  # raises BufferError while anybody holds a view of it
+    assert file.read() == b"some bytes"
+
+
+READ_AND_END = """
+import sys
+from volgrowth.storage.store import Store
+table = Store(sys.argv[1]).read_table("table.parquet")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_right_after_a_read_ends_well(tmp_path: Path) -> None:
+    """Of processes that read from a `BytesIO` and ended at once about one in a hundred aborted."""
+    Store(str(tmp_path)).write_table("table.parquet", pa.table({str(n): list(range(5000)) for n in range(20)}), {})
+
+    def run(_: int) -> int:
+        return subprocess.run([sys.executable, "-c", READ_AND_END, str(tmp_path)], check=False).returncode
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, range(24))) == [0] * 24

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from volgrowth.analysis.policy import CURATION, Action, list_digest, store_of
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError, first_line
-from volgrowth.storage.store import Store
+from volgrowth.storage.store import Store, arrow_file
 
 CURATION_FILE = "curation.parquet"
 NEEDED = ("row", "image_id", "action", "weight", "audit")
@@ -86,10 +86,10 @@ def _table(file: str) -> pa.Table:
             columns = {field.name: field.type for field in CURATION}
             options = csv.ConvertOptions(column_types=columns)
             table = csv.read_csv(
-                BytesIO(data), parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options
+                arrow_file(data), parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options
             )
         else:
-            table = pq.read_table(BytesIO(data))
+            table = pq.read_table(arrow_file(data))
         if missing := [name for name in NEEDED if name not in table.column_names]:
             raise OutputError(f"list {file} has no column {missing[0]}: put it back, or {AGAIN}")
         kept = [field for field in CURATION if field.name in table.column_names]

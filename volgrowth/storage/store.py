@@ -82,7 +82,7 @@ class Store:
     def read_table(self, name: str) -> pa.Table:
         """Return the table in a Parquet file."""
         with self._reading(name):
-            return pq.read_table(BytesIO(self.read(name)))
+            return pq.read_table(arrow_file(self.read(name)))
 
     def read_footer(self, name: str) -> tuple[int, dict[str, str]]:
         """Return the number of rows of a Parquet file and the metadata it was written with, without its rows."""
@@ -172,3 +172,15 @@ def _unless_absent() -> Iterator[None]:
     except Exception as error:
         if not is_absent(error):
             raise
+
+
+def arrow_file(data: bytes | bytearray) -> pa.BufferReader:
+    """Copy bytes into memory of Arrow's own, and return it as a file that Arrow's readers take.
+
+    Arrow's threads may let go of a file a moment after the reader has returned. If the file is a Python object, such
+    as a `BytesIO` or a view of `bytes`, they need the interpreter for that. If the interpreter is ending just then, the
+    process aborts with "terminate called without an active exception" (apache/arrow issues 34314 and 45214).
+    """
+    memory = pa.BufferOutputStream()
+    memory.write(data)
+    return pa.BufferReader(memory.getvalue())
