@@ -287,7 +287,7 @@ def test_it_costs_about_as_much_as_it_says() -> None:
 # the page
 
 
-PAGE = Path(__file__).parent.parent / "docs/factory.md"
+PAGE = Path(__file__).parents[2] / "docs/factory.md"
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ def volume_growth(
     if coordinates == "x":
         drift = k * torch.tensor([node.alpha / grid[0].alpha for node in grid[1:]], dtype=torch.float64).log()
     ceiling = k * _point_mass_log_volume(grid, solver) + drift
-    # no copy here makes the host wait for the steps that the device is still at
+    # these copies do not make the host wait for steps that the device is still computing
     drift, limit = (each.to(volumes.device, volumes.dtype, non_blocking=True) for each in (drift, ceiling))
     log_volume = volumes + drift
     slack = CEILING_TOLERANCE * k * log(grid[-1].noise_level / grid[0].noise_level)

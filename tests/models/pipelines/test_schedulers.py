@@ -288,6 +288,10 @@ def test_what_a_scheduler_says_too_much_is_passed_over(tmp_path: Path) -> None:
         ({"_class_name": "TCDScheduler"}, "_class_name 'TCDScheduler': expected one of DDPMScheduler"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "has invert_sigmas: expected"),
         (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1},
+            "num_train_timesteps 1: expected",
+        ),
+        (
             {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous", "prediction_type": "epsilon"},
             "prediction_type 'epsilon': expected one of v_prediction",
         ),

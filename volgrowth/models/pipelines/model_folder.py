@@ -142,7 +142,7 @@ class DiffusersFolder:
         import diffusers
 
         config, family = self.network.config, self.family
-        with quiet():  # of settings that training adds to a config.json, as EMAModel does
+        with quiet():  # diffusers warns of settings that training adds to config.json, as EMAModel does
             kind = getattr(diffusers, self.network.kind)
             network = from_pretrained(kind, self.network, low_cpu_mem_usage=False)
         # diffusers' own `to` warns of a cast that is meant here

@@ -72,6 +72,8 @@ class SchedulerConfig:
         if config.get("invert_sigmas"):
             raise ModelError(f"{path} has invert_sigmas: expected time 1 to be noise; use factory:module:function")
         self.num_steps: int = config["num_train_timesteps"]
+        if not isinstance(self.num_steps, int) or self.num_steps < 2:
+            raise ModelError(f"{path} has num_train_timesteps {self.num_steps!r}: expected a number of 2 or more steps")
         self.parameterization = self._parameterization()
 
     def sampling_levels(self, image_tokens: int) -> Levels:
