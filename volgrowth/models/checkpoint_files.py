@@ -166,7 +166,7 @@ def unreadable(folder: Path, error: Exception) -> ModelError:
 def from_pretrained(
     kind: Any, component: Component, what: str = "network", leftovers: bool = False, **options: Any
 ) -> Any:
-    """Load a module of diffusers or transformers with its weights.
+    """Load a module of diffusers or transformers with its weights, frozen.
 
     Args:
         kind: the module's class.
@@ -199,4 +199,4 @@ def from_pretrained(
                 f"the weights in {folder} {problem.format(len(names))}, {min(names)} among them: they belong to "
                 f"another config.json"
             )
-    return module
+    return module.eval().requires_grad_(False)

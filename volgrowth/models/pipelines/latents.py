@@ -64,4 +64,4 @@ def load_autoencoder(vae: Component, dtype: torch.dtype, device: torch.device) -
 
     module = from_pretrained(getattr(diffusers, vae.kind), vae, low_cpu_mem_usage=False)
     torch.nn.Module.to(module, device, dtype)
-    return module.eval().requires_grad_(False)
+    return module

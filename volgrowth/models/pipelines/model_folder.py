@@ -149,7 +149,6 @@ class DiffusersFolder:
         torch.nn.Module.to(network, device, precision)
         if channels_last(family, device):
             torch.nn.Module.to(network, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        network.eval().requires_grad_(False)
         codec = None
         if self.vae:
             codec = Latents(load_autoencoder(self.vae, dtype, device), self.image_shape)

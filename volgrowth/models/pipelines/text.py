@@ -108,10 +108,9 @@ class TextEncoders:
         with quiet():
             for name, (kind, encoder) in self.encoders.items():
                 # transformers keeps in float32 what needs its range, such as T5's last projections
-                module = from_pretrained(
-                    getattr(transformers, kind), encoder, "text encoder", leftovers=True, dtype=precision
-                )
-                parts[name] = module.eval().requires_grad_(False).to(device)
+                encoder_class = getattr(transformers, kind)
+                module = from_pretrained(encoder_class, encoder, "text encoder", leftovers=True, dtype=precision)
+                parts[name] = module.to(device)
             for name, (kind, folder) in self.tokenizers.items():
                 parts[name] = _load_tokenizer(kind, folder)
             for (name, (_, encoder)), tokenizer in zip(self.encoders.items(), self.tokenizers, strict=True):
