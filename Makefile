@@ -1,21 +1,32 @@
-# make demo, make test: each of them enough on a machine that has only Python (3.11 or newer) and make.
+# Each of these is enough on a machine that has only Python (3.11 or newer) and make:
+#   make demo    a small model trained on real digits, its audit, samples that prove it, a report
+#   make quick   style, types, import rules and the tests that are fast: under 90 seconds on two idle cores once the
+#                environment is there, for daily work
+#   make test    all of it, which CI runs: 15 minutes on two idle cores
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# tests that need neither a model's weights, a server, a browser nor another process
+QUICK ?= tests/numerics tests/theory tests/sources tests/audit/engine/test_ledger.py tests/audit/output tests/test_config.py
 DEMO ?= demo-output
 
-.PHONY: demo test browser clean
+.PHONY: demo quick lint test browser clean
 
 demo: $(VENV)/installed
 	$(BIN)/volgrowth demo --output $(DEMO)
 
-test: $(VENV)/installed-test browser
+test: lint browser
+	$(BIN)/pytest
+
+quick: lint
+	$(BIN)/pytest -m "not slow and not ray and not gpu" $(QUICK)
+
+lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
 
 # torch first and by its pinned name, so that where an index offers a build for this machine it is the one taken
 $(VENV)/installed: pyproject.toml constraints.txt

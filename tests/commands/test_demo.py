@@ -70,6 +70,23 @@ def test_without_held_out_images_flags_rest_on_an_assumption(demo, tmp_path):
     assert (flags & ~truth).sum() <= 0.4 * flags.sum()
 
 
+def test_a_cascade_finds_the_flags_at_a_fraction_of_the_cost(demo, tmp_path):
+    """Of its audited rows; the held-out ones cost what they did and the screen."""
+    whole, data = vg.open_audit(str(demo / "audit")), {"data": str(demo / "train.parquet"), "id_column": "name"}
+    held = {"holdout": str(demo / "holdout.parquet"), "shard_size": 256, "engine": "local"}
+    config = vg.AuditConfig.build(model=str(demo / "model"), output=str(tmp_path), cascade=True, **data, **held)
+    found = vg.run_audit(config, quiet=True)
+    before, after = (
+        set(audit.findings["identical"].filter(audit.findings["memorized"]).to_pylist()) for audit in (whole, found)
+    )
+    assert len(before) >= 15
+    assert len(before & after) >= 0.95 * len(before)
+    assert len(after - before) <= 2
+    audited = [sum(filter(None, audit.scores["nfe"].to_pylist())) for audit in (whole, found)]
+    assert audited[1] <= 0.3 * audited[0]
+    assert found.summary["cascade"]["missed_in_sample"] == 0
+
+
 def test_single_copies_look_like_held_out_images(demo):
     """Growth sees memorization, not membership: AUROC of single-copy members in [.42, .58]."""
     from volgrowth.analysis.ranking import auroc

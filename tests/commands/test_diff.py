@@ -14,6 +14,9 @@ from volgrowth.demo.cases import write_image_parquet
 pytestmark = pytest.mark.slow
 
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
+
 @pytest.fixture(scope="module")
 def other_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same network with other random weights: another checkpoint."""

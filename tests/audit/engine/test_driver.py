@@ -16,7 +16,7 @@ from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.sources import encode_png
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("few_trees")]
 
 # slow enough to be caught in the act
 SLOW_MODEL = """
@@ -47,8 +47,9 @@ def same_scores(one: pa.Table, other: pa.Table, ignore: tuple[str, ...] = ("imag
 
 
 @pytest.fixture(scope="module")
-def reference(ray_session, tiny_model, digit_file, tmp_path_factory):
-    return audit(tiny_model, digit_file, tmp_path_factory.mktemp("reference") / "out")
+def reference(tiny_model, digit_file, tmp_path_factory):
+    """By one worker in this process."""
+    return audit(tiny_model, digit_file, tmp_path_factory.mktemp("reference") / "out", engine="local")
 
 
 def test_an_audit_leaves_every_file_and_every_row(reference, digits):
@@ -74,12 +75,15 @@ def test_an_audit_leaves_every_file_and_every_row(reference, digits):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"shard_size": 7}, {"shard_size": 150, "workers": 1}, {"workers": 2, "shard_size": 16}]
+    "settings",
+    [{"shard_size": 7, "workers": 2}, {"shard_size": 150, "workers": 1}, {"shard_size": 16, "engine": "local"}],
 )
 def test_scores_are_the_same_to_the_bit_whatever_the_shards_and_workers(
-    reference, tiny_model, digit_file, tmp_path, settings
+    ray_session, reference, tiny_model, digit_file, tmp_path, settings
 ):
-    same_scores(audit(tiny_model, digit_file, tmp_path / "out", **settings).scores, reference.scores, ())
+    found = audit(tiny_model, digit_file, tmp_path / "out", **settings)
+    same_scores(found.scores, reference.scores, ())
+    assert found.store.names() == reference.store.names()
 
 
 def test_every_kind_of_source_gives_the_same_scores(reference, tiny_model, digits, tmp_path):

@@ -24,6 +24,8 @@ from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.report.words import cascade_sentences
 from volgrowth.storage.store import Store
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 WHOLE = 15
 
 
@@ -260,26 +262,6 @@ def test_shards_of_held_out_rows_are_never_measured_again(cascade):
     assert by_shard[f"{SCORES_FOLDER}/part-00000.parquet"] == [3]
     assert by_shard[f"{SCORES_FOLDER}/part-00001.parquet"] == [41, 79]
     assert sum(map(len, by_shard.values())) == 3
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_the_demos_flags_are_found_at_a_fraction_of_the_cost(demo, tmp_path):
-    """Of its audited rows; the held-out ones cost what they did and the screen."""
-    whole, data = vg.open_audit(str(demo / "audit")), {"data": str(demo / "train.parquet"), "id_column": "name"}
-    held = {"holdout": str(demo / "holdout.parquet"), "shard_size": 256, "engine": "local"}
-    config = vg.AuditConfig.build(model=str(demo / "model"), output=str(tmp_path), cascade=True, **data, **held)
-    found = vg.run_audit(config, quiet=True)
-    before, after = (
-        set(audit.findings["identical"].filter(audit.findings["memorized"]).to_pylist()) for audit in (whole, found)
-    )
-    assert len(before) >= 15
-    assert len(before & after) >= 0.95 * len(before)
-    assert len(after - before) <= 2
-    audited = [sum(filter(None, audit.scores["nfe"].to_pylist())) for audit in (whole, found)]
-    assert audited[1] <= 0.3 * audited[0]
-    assert found.summary["cascade"]["missed_in_sample"] == 0
 
 
 def test_a_plan_counts_what_a_cascade_spends():
