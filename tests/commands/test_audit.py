@@ -12,8 +12,6 @@ from volgrowth.cli import run_command
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import OutputError, UsageError
 
-pytestmark = pytest.mark.usefixtures("few_trees")
-
 
 @pytest.fixture(scope="module")
 def held(digits, tmp_path_factory):

@@ -157,15 +157,15 @@ def test_when_it_is_ended_in_the_middle_there_is_nothing(run, images, bucket, pr
     bucket.upload(tmp_path / "data", "data")
     shutil.rmtree(tmp_path / "data")
     run(f"{bucket.url}/data", tmp_path / "out")
-    fault = proxy.fail("slow", method="GET", path="data/a.parquet", after=2, seconds=2)
+    fault = proxy.fail("slow", method="GET", path="data/a.parquet", after=2, seconds=600)
     process = start_volgrowth(["curate", "out", "--top-k", "3", "--apply", "new"], tmp_path)
     wait_for(lambda: bool(list(tmp_path.glob(".new.*.part"))), process)
     process.send_signal(end)
+    proxy.faults.remove(fault)
     _, errors = process.communicate()
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert not (tmp_path / "new").exists()
     assert (len(list(tmp_path.glob(".new.*"))) == 0) == (end == signal.SIGINT)
-    proxy.faults.remove(fault)
     assert command(["curate", "out", "--list", "out/curation.parquet", "--apply", "new"]) == 0
     assert pq.read_table("new").num_rows < ROWS

@@ -114,7 +114,8 @@ class Proxy:
     """Passes requests on to the server, except those that a fault strikes.
 
     cut: the connection breaks half-way through the body; lost: the request is done and the answer never comes;
-    torn: it comes by half; slow: the request waits; denied, expired, broken, busy: S3's answers with these meanings.
+    torn: it comes by half; slow: the request waits until the fault is
+    mended, for some seconds at most; denied, expired, broken, busy: S3's answers with these meanings.
     """
 
     target: str
@@ -133,6 +134,12 @@ class Proxy:
         """Break the requests that a Fault of these fields strikes, from now on."""
         self.faults.append(Fault(kind, **where))
         return self.faults[-1]
+
+    def wait_for(self, fault: Fault) -> None:
+        """Wait for as long as a fault says, or until it is mended."""
+        end = time.monotonic() + fault.seconds
+        while fault in self.faults and time.monotonic() < end:
+            time.sleep(0.02)
 
     def heal(self) -> None:
         self.faults.clear()
@@ -162,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind in REFUSALS:
             return self._refuse(*REFUSALS[kind])
         if fault and kind == "slow":
-            time.sleep(fault.seconds)
+            self.proxy.wait_for(fault)
         answer, content = self._forward(body)
         if kind == "lost":
             return self._reset(self.connection)

@@ -11,28 +11,13 @@ import pytest
 
 import volgrowth as vg
 from tests.conftest import start_volgrowth, volgrowth, wait_for
+from tests.support.held_model import HELD_MODEL, held_up
 from volgrowth.audit.output.result import Audit
 from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.sources import encode_png
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("few_trees")]
-
-# slow enough to be caught in the act
-SLOW_MODEL = """
-import time
-import volgrowth as vg
-
-class Slow(vg.GaussianDenoiser):
-    image_shape = (1, 8, 8)
-
-    def noise(self, y, noise_level):
-        time.sleep(0.01)
-        return super().noise(y, noise_level)
-
-def make(device, dtype):
-    return Slow(0.0, 0.3)
-"""
 
 
 def audit(model: Path, data: object, output: Path, **settings: object) -> Audit:
@@ -152,11 +137,11 @@ def test_rows_that_fail_are_recorded_and_the_rest_is_scored(tiny_model, digits, 
 
 
 @pytest.fixture
-def slow(tmp_path, digit_file):
-    """Arguments of an audit that takes a while, in a folder with its model."""
-    (tmp_path / "slow_model.py").write_text(SLOW_MODEL)
+def typed(tmp_path, digit_file):
+    """Arguments of an audit in 25 shards, in a folder with its model."""
+    (tmp_path / "held_model.py").write_text(HELD_MODEL)
     return [
-        "audit", "factory:slow_model:make", digit_file, "--output", "out", "--shard-size", "6", "--workers", "2",
+        "audit", "factory:held_model:make", digit_file, "--output", "out", "--shard-size", "6", "--workers", "2",
         "--set", "batch_size=6",
     ]  # fmt: skip
 
@@ -166,22 +151,23 @@ def fragments(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_resumable_audit_and_says_so(slow, tmp_path):
-    process = start_volgrowth(slow, tmp_path)
-    wait_for(lambda: fragments(tmp_path) >= 2, process)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate()
+def test_ctrl_c_leaves_a_resumable_audit_and_says_so(typed, tmp_path):
+    with held_up(tmp_path, tmp_path / "out", 2):
+        process = start_volgrowth(typed, tmp_path)
+        wait_for(lambda: fragments(tmp_path) >= 2, process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate()
     assert process.returncode == 130
     assert "the same command resumes" in errors
     assert "Traceback" not in errors
     assert 0 < fragments(tmp_path) < 25
-    resumed = volgrowth(*slow, "--engine", "local", cwd=tmp_path)
+    resumed = volgrowth(*typed, "--engine", "local", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
 
 
 @pytest.mark.slow
-def test_another_program_gets_plain_progress_lines(slow, tmp_path):
-    finished = volgrowth(*slow, cwd=tmp_path)
+def test_another_program_gets_plain_progress_lines(typed, tmp_path):
+    finished = volgrowth(*typed, cwd=tmp_path)
     assert finished.stdout.startswith("150 of 150 images scored; report: ")
     assert "25/25 shards, " in finished.stderr
     assert "images/s" in finished.stderr

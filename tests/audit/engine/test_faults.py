@@ -20,47 +20,29 @@ import pytest
 
 import volgrowth as vg
 from tests.conftest import start_volgrowth, volgrowth, wait_for
+from tests.support.held_model import HELD_MODEL, held_up
 
 # how long anything takes is left to the machine; what never happens ends by this
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-# A model that waits while a file `hold` says so: an output, and the number of its fragments from which on no worker
-# gets any further. Its workers leave their process ids.
-MODEL = """
-import glob, os, signal, time
-import volgrowth as vg
-
-FOLDER = os.path.dirname(__file__)
-
-def held():
-    try:
-        with open(os.path.join(FOLDER, "hold")) as file:
-            out, count = file.read().splitlines()
-    except FileNotFoundError:
-        return False
-    return len(glob.glob(os.path.join(out, "scores", "*.parquet"))) >= int(count)
-
-class Slow(vg.GaussianDenoiser):
-    image_shape = (1, 8, 8)
-
-    def noise(self, y, noise_level):
-        while held():
-            time.sleep(0.05)
-        return super().noise(y, noise_level)
-
-class Deadly(Slow):
+# its workers leave their process ids
+MODEL = (
+    HELD_MODEL
+    + """
+class Deadly(Held):
     def noise(self, y, noise_level):
         if (y.flatten(1).mean(1) > 0.95).any():  # a white image
             os.kill(os.getpid(), signal.SIGKILL)
         return super().noise(y, noise_level)
 
-def make(device, dtype, kind=Slow):
+def make_known(device, dtype, kind=Held):
     open(os.path.join(FOLDER, "pids", str(os.getpid())), "w").close()
     return kind(0.0, 0.3)
 
 def deadly(device, dtype):
-    return make(device, dtype, Deadly)
+    return make_known(device, dtype, Deadly)
 """
+)
 
 
 @dataclass
@@ -85,17 +67,6 @@ class Machines:
         raylets = {info.process.pid: node for node in self.nodes for info in node.all_processes["raylet"]}
         return raylets[parent]
 
-    @contextmanager
-    def held_up(self, out: Path, fragments: int) -> Iterator[None]:
-        """No worker gets on meanwhile, once so many fragments are there."""
-        partial = self.folder / "partial"
-        partial.write_text(f"{out}\n{fragments}")
-        partial.rename(self.folder / "hold")
-        try:
-            yield
-        finally:
-            (self.folder / "hold").unlink()
-
     def nodes_up_to(self, count: int) -> None:
         while len(self.nodes) < count:
             self.add()
@@ -108,7 +79,7 @@ def machines(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     from ray.cluster_utils import Cluster
 
     folder = tmp_path_factory.mktemp("cluster")
-    (folder / "slow_model.py").write_text(MODEL)
+    (folder / "held_model.py").write_text(MODEL)
     (folder / "pids").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
@@ -138,7 +109,7 @@ class Run:
     @contextmanager
     def caught(self, count: int, *more: Any) -> Iterator[subprocess.Popen[str]]:
         """Start it; its driver while the workers are held up, when so many fragments are there."""
-        with self.machines.held_up(self.out, count):
+        with held_up(self.machines.folder, self.out, count):
             process = self.start(*more)
             wait_for(lambda: self.fragments() >= count, process)
             yield process
@@ -166,9 +137,9 @@ def run(machines: Machines, digit_file: Path, tmp_path: Path) -> Run:
     return Run(machines, out, arguments(machines, out, digit_file))
 
 
-def arguments(machines: Machines, out: Path, data: Path, model: str = "make", *more: Any) -> list[Any]:
+def arguments(machines: Machines, out: Path, data: Path, model: str = "make_known", *more: Any) -> list[Any]:
     return [
-        "audit", f"factory:slow_model:{model}", data, "--output", out, "--shard-size", 6, "--set", "batch_size=6",
+        "audit", f"factory:held_model:{model}", data, "--output", out, "--shard-size", 6, "--set", "batch_size=6",
         "--ray-address", machines.cluster.address, "--log-json", out.with_suffix(".jsonl"), *more,
     ]  # fmt: skip
 
