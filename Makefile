@@ -7,8 +7,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# tests that need neither a model's weights, a server, a browser nor another process
-QUICK ?= tests/numerics tests/theory tests/sources tests/audit/engine/test_ledger.py tests/audit/output tests/test_config.py
+# the tests of `make quick`: they train nothing and start no Ray
+QUICK ?= tests/test_house.py tests/test_config.py tests/numerics tests/theory tests/sources tests/audit/output \
+  tests/audit/engine/test_ledger.py
 DEMO ?= demo-output
 
 .PHONY: demo quick lint test browser clean

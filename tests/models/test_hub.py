@@ -70,7 +70,6 @@ def answers(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=120,
         check=True,
     )
     line = next(line for line in done.stdout.splitlines() if line.startswith("answers "))
