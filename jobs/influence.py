@@ -1,7 +1,7 @@
-"""Attribution: `python jobs/influence.py OUT [--checkpoints A B ...] [--rows 17 ...] [--images sample.png ...]`.
+"""Attribution: `python jobs/influence.py OUT [--rows 17 ...] [--images sample.png ...]` writes OUT/influence.parquet.
 
-For flagged images of the finished audit OUT, for rows of it, or for images such as samples: every image of the data
-set ranked by how far a training step on it lowers the model's loss there. Writes OUT/influence.parquet.
+Every image of the data set is ranked by how far a training step on it lowers the model's loss at a query, which is a
+flagged image of the finished audit OUT, a named row of it, or an image file such as a sample.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """The command line of `jobs/benchmark.py`."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,9 +31,10 @@ def _speed(given: argparse.Namespace) -> Outcome:
 
 def _scale(given: argparse.Namespace) -> Outcome:
     """Audit from a thousand rows up, by one worker or several: time, memory, CPU time a row, resuming."""
-    from jobs.benchmark.cost.engine_load import scale
+    from jobs.benchmark.cost.engine_load import SIZES, scale
 
-    return scale(given.output, given.rows)
+    sizes = [rows for rows in SIZES if rows <= given.rows] or [given.rows]
+    return scale(given.output, sizes, [2**n for n in range((os.cpu_count() or 1).bit_length())])
 
 
 def _soak(given: argparse.Namespace) -> Outcome:

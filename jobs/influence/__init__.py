@@ -1,1 +1,1 @@
-"""Which training images made a model so."""
+"""The experiment that finds which training images pull a model towards an image."""

@@ -1,4 +1,4 @@
-"""Which images of an audited data set pull the model towards some image: `jobs/influence.py`.
+"""The command line of `jobs/influence.py`: which images of an audited data set pull the model towards some image.
 
 The images are those that the audit scored, read by its frozen listing and decoded as it did. The formulas are those of
 `volgrowth.theory.training_influence`; noise levels are those of the model's own sampler.
@@ -8,8 +8,8 @@ import argparse
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -42,72 +42,40 @@ SCHEMA = pa.schema(
         "rank": pa.int32(),
     }
 )
-# queries where none are named, and lines printed for each
+# queries if none are named, and lines printed for each
 FLAGGED, SHOWN = 4, 5
-# numbers of the queries' gradients that are held, beyond which they are sketched to so many
+# the queries' gradients are exact up to so many numbers in all; longer ones are sketched to a width
 EXACT, WIDTH = 2**28, 2**16
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How influence is measured.
-
-    Attributes:
-        levels: noise levels of the sampler that the mean is taken over.
-        noises: at each level.
-        width: of the sketch; None for exact gradients, or a sketch where those of the queries are too large.
-        seed: of noises and sketches.
-        device: where a torch.device is told to be.
-        batch_size: images whose gradients are taken together; 1 for models that torch.func.vmap cannot take.
-    """
-
-    levels: int = 10
-    noises: int = 1
-    width: int | None = None
-    seed: int = 0
-    device: str = "cpu"
-    batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("levels", "noises", "width", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}: expected 1 or more")
-
-
-@dataclass(frozen=True)
-class Query:
-    """An image (C, H, W) uint8 that is asked about, by a name, and its condition."""
+class Query(NamedTuple):
+    """An image (C, H, W) uint8 whose origins are asked for, its name in the table, and its condition."""
 
     name: str
     pixels: np.ndarray
     condition: Condition = None
 
 
-class Images:
-    """The images of an audit that have a score, in the order of its rows."""
+class ScoredRows:
+    """The rows of an audit that have a score, in order."""
 
     def __init__(self, audit: Audit):
         self.config = AuditConfig.build(**audit.manifest["config"], output=audit.store.url)
         self.source, self.shape = audit.open_data(), audit.frozen.image_shape
         self.statuses = audit.scores["status"].to_pylist()
 
-    def __len__(self) -> int:
-        return self.statuses.count(Status.OK.value)
-
-    def rows(self) -> Iterator[Row]:
-        """Those that have a score."""
+    def __iter__(self) -> Iterator[Row]:
         return (row for row in self.source.read(0, len(self.statuses)) if self.statuses[row.row] == Status.OK.value)
 
     def pixels(self, data: bytes | None, name: str) -> np.ndarray:
-        """As the model sees them."""
+        """Decode the file of an image as the model sees it."""
         try:
             return decode_image(data, self.shape, self.config.max_pixels)
         except BadImage as bad:
             raise DataError(f"{name} is {bad}: expected an image") from None
 
-    def query(self, number: int) -> Query:
-        """The image of a row."""
+    def query_of_row(self, number: int) -> Query:
+        """Return the image of a row as a query."""
         if not 0 <= number < len(self.statuses):
             raise UsageError(f"row {number} is asked for: expected 0 to {len(self.statuses) - 1}")
         if self.statuses[number] != Status.OK.value:
@@ -115,45 +83,32 @@ class Images:
         (row,) = self.source.read(number, number + 1)
         return Query(f"row {number}", self.pixels(row.data, f"row {number}"), row.condition)
 
-    def file(self, path: Path) -> Query:
-        """The image of a file: a sample of the model, say."""
+    def query_of_file(self, path: Path) -> Query:
+        """Return the image of a file, such as a sample of the model, as a query."""
         try:
             return Query(path.name, self.pixels(path.read_bytes(), str(path)))
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}): expected the file of an image") from None
 
-
-@dataclass(frozen=True)
-class States:
-    """The same images as states of a model, read anew each time."""
-
-    images: Images
-    denoiser: Denoiser
-    label: str
-
-    def __iter__(self) -> Iterator[Tensor]:
-        rows = track(
-            self.images.rows(),
-            self.label,
-            len(self.images),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        return (states(self.denoiser, [self.images.pixels(row.data, f"row {row.row}")])[0] for row in rows)
+    def states(self, denoiser: Denoiser, label: str) -> Iterator[Tensor]:
+        """Read the rows as states of a model, under a progress bar."""
+        count, console = self.statuses.count(Status.OK.value), Console(stderr=True)
+        for row in track(self, label, count, console=console, disable=not sys.stderr.isatty()):
+            yield _states(denoiser, [self.pixels(row.data, f"row {row.row}")])[0]
 
 
-def states(denoiser: Denoiser, pixels: Sequence[np.ndarray]) -> Tensor:
-    """Of images (C, H, W) uint8."""
+def _states(denoiser: Denoiser, pixels: Sequence[np.ndarray]) -> Tensor:
+    """Return images (C, H, W) uint8 as states of a model."""
     images = torch.from_numpy(to_unit(np.stack(pixels)))
     with torch.no_grad():
         return denoiser.embed(images.to(denoiser.device, denoiser.dtype))
 
 
 def network_of(denoiser: Denoiser) -> torch.nn.Module:
-    """The module behind a denoiser: an attribute of it, or what a function that is one was made of.
+    """Return the module behind a denoiser: an attribute of it, or held by a function that is an attribute of it.
 
     Raises:
-        ModelError: none, or several.
+        ModelError: there is none, or there are several.
     """
     held = list(vars(denoiser).values())
     held += [inner for f in held if inspect.isfunction(f) for inner in inspect.getclosurevars(f).nonlocals.values()]
@@ -165,8 +120,8 @@ def network_of(denoiser: Denoiser) -> torch.nn.Module:
     return next(iter(found.values()))
 
 
-def flagged(audit: Audit) -> list[int]:
-    """The rows of highest excess growth among those that are flagged, one of each image."""
+def most_suspicious_rows(audit: Audit) -> list[int]:
+    """Return the flagged rows of highest excess growth, one for each image."""
     findings = audit.findings
     first = pc.equal(findings["row"], findings["identical"])
     found = findings.filter(pc.and_(pc.fill_null(findings["memorized"], False), first))
@@ -176,42 +131,38 @@ def flagged(audit: Audit) -> list[int]:
     return rows
 
 
-def measure(
-    images: Images, queries: Sequence[Query], checkpoints: Sequence[str], rates: Sequence[float], settings: Settings
-) -> Influence:
-    """Influence of each image that has a score on each query, over checkpoints; those of the audit's model if none."""
-    config, generator = images.config, torch.Generator().manual_seed(settings.seed)
-    names = [{"name": name, "base": config.base, "resolution": config.resolution} for name in checkpoints]
+def measure_influence(rows: ScoredRows, queries: Sequence[Query], given: argparse.Namespace) -> Influence:
+    """Measure the influence of every row on every query, over the checkpoints or else at the audit's own model."""
+    config, generator = rows.config, torch.Generator().manual_seed(given.seed)
+    models = [{"name": name, "base": config.base, "resolution": config.resolution} for name in given.checkpoints]
     conditional = config.condition_column is not None
-    conditions = [row.condition for row in images.rows()] if conditional else None
-    asked = [query.condition for query in queries] if conditional else None
     parts = []
-    for name, rate in zip(names or [config.model_arguments], rates or [1.0] * max(len(names), 1), strict=True):
-        denoiser = load_model(**name, device=settings.device)
-        if denoiser.pixel_shape != images.shape:
-            raise ModelError(f"{name['name']} is of images {denoiser.pixel_shape}: expected the audit's {images.shape}")
+    for model, rate in zip(models or [config.model_arguments], given.rates or [1.0] * max(len(models), 1), strict=True):
+        denoiser = load_model(**model, device=given.device)
+        if denoiser.pixel_shape != rows.shape:
+            raise ModelError(f"{model['name']} is of images {denoiser.pixel_shape}: expected the audit's {rows.shape}")
         network = network_of(denoiser)
         numbers = 2 * len(queries) * sum(value.numel() for value in network.parameters())
         part = influence(
             [Checkpoint(denoiser, network, rate)],
-            States(images, denoiser, Path(name["name"]).name),
-            states(denoiser, [query.pixels for query in queries]),
-            denoiser.sampling_levels(settings.levels),
-            settings.noises,
+            rows.states(denoiser, Path(model["name"]).name),
+            _states(denoiser, [query.pixels for query in queries]),
+            denoiser.sampling_levels(given.levels),
+            given.noises,
             generator=generator,
-            width=settings.width or (None if numbers <= EXACT else WIDTH),
-            conditions=conditions,
-            query_conditions=asked,
-            batch_size=settings.batch_size,
+            width=given.width or (None if numbers <= EXACT else WIDTH),
+            conditions=(row.condition for row in rows) if conditional else None,
+            query_conditions=[query.condition for query in queries] if conditional else None,
+            batch_size=given.batch_size,
         )
         parts.append(part)
     return Influence(sum(part.raw for part in parts), sum(part.normalised for part in parts))  # type: ignore[arg-type]
 
 
-def ranked(audit: Audit, queries: Sequence[Query], found: Influence) -> pa.Table:
-    """One line for each query and row of the data set; rows without a score have no influence and no rank.
+def ranked_table(audit: Audit, queries: Sequence[Query], found: Influence) -> pa.Table:
+    """Return one line for each query and row of the data set; rank 1 is the highest normalised influence.
 
-    Rank 1 is the highest normalised influence.
+    Rows without a score have no influence and no rank.
     """
     scores = audit.scores.select(["row", "image_id", "status"])
     scored = pc.equal(scores["status"], Status.OK.value).to_numpy()
@@ -227,42 +178,47 @@ def ranked(audit: Audit, queries: Sequence[Query], found: Influence) -> pa.Table
     return pa.concat_tables(tables)
 
 
-def run(given: argparse.Namespace) -> pa.Table:
-    """Measure, and publish the table in OUT."""
+def attribute(given: argparse.Namespace) -> pa.Table:
+    """Measure what the command line asks for, and publish the table in the audit's output folder."""
     audit = open_audit(given.output)
     if given.rates and len(given.rates) != max(len(given.checkpoints), 1):
         raise UsageError(f"{len(given.rates)} rates were given: expected one for each of the checkpoints")
-    settings = Settings(given.levels, given.noises, given.width, given.seed, given.device, given.batch_size)
-    images = Images(audit)
-    rows = given.rows if given.rows or given.images else flagged(audit)
-    queries = [*map(images.query, rows), *map(images.file, given.images)]
-    table = ranked(audit, queries, measure(images, queries, given.checkpoints, given.rates, settings))
-    models = given.checkpoints or [images.config.model]
+    for name in ("levels", "noises", "width", "batch_size"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}: expected 1 or more")
+    rows = ScoredRows(audit)
+    asked = given.rows if given.rows or given.images else most_suspicious_rows(audit)
+    queries = [*map(rows.query_of_row, asked), *map(rows.query_of_file, given.images)]
+    table = ranked_table(audit, queries, measure_influence(rows, queries, given))
+    settings = {name: getattr(given, name) for name in ("levels", "noises", "width", "seed", "device", "batch_size")}
+    models = given.checkpoints or [rows.config.model]
     audit.store.write_table(TABLE, table, {"checkpoints": "\n".join(models), "settings": repr(settings)})
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """What `jobs/influence.py` does: 0 done, 2 could not start."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="influence", description="Which images pull a model towards an image.")
-    parser.add_argument("output", metavar="OUT", help="a finished audit; the table is written there")
-    parser.add_argument("--checkpoints", nargs="+", default=[], help="models along the training; the audit's if none")
-    parser.add_argument(
-        "--rates", nargs="+", type=float, default=[], help="what each counts: learning rate times steps"
-    )
-    parser.add_argument(
-        "--rows", nargs="+", type=int, default=[], help="rows to ask about; the highest flagged if none"
-    )
-    parser.add_argument("--images", nargs="+", type=Path, default=[], help="files of images to ask about, as samples")
-    parser.add_argument("--levels", type=int, default=Settings.levels, help="noise levels, of the model's own sampler")
-    parser.add_argument("--noises", type=int, default=Settings.noises, help="at each level")
-    parser.add_argument("--width", type=int, help="sketch gradients to so many numbers; exact where they fit in memory")
-    parser.add_argument("--seed", type=int, default=Settings.seed, help="of noises and sketches")
-    parser.add_argument("--device", default=Settings.device, help="cpu or cuda")
-    parser.add_argument("--batch-size", type=int, help="images at once; 1 for models that torch.func.vmap cannot take")
-    given = parser.parse_args(arguments)
+    add = parser.add_argument
+    add("output", metavar="OUT", help="a finished audit; the table is written there")
+    add("--checkpoints", nargs="+", default=[], help="models along the training; by default the audit's own model")
+    add("--rates", nargs="+", type=float, default=[], help="weight of each checkpoint: learning rate times steps")
+    add("--rows", nargs="+", type=int, default=[], help="rows to ask about; by default the highest flagged ones")
+    add("--images", nargs="+", type=Path, default=[], help="files of images to ask about, such as samples")
+    add("--levels", type=int, default=10, help="noise levels of the model's own sampler to average over")
+    add("--noises", type=int, default=1, help="noises at each level")
+    add("--width", type=int, help="sketch gradients to so many numbers; by default exact if they fit in memory")
+    add("--seed", type=int, default=0, help="seed of noises and sketches")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--batch-size", type=int, help="images at once; 1 for models that torch.func.vmap cannot take")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `jobs/influence.py`. Returns the exit code: 0 done, 2 could not start."""
+    given = _parser().parse_args(arguments)
     try:
-        table = run(given)
+        table = attribute(given)
     except VolgrowthError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

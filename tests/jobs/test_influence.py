@@ -1,6 +1,6 @@
 """`jobs/influence.py`: from a finished audit to a table of ranks."""
 
-import subprocess
+import runpy
 import sys
 from math import sqrt
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import volgrowth as vg
-from jobs.influence.__main__ import SCHEMA, TABLE, flagged, main, network_of
+from jobs.influence.__main__ import SCHEMA, TABLE, main, most_suspicious_rows, network_of
 from tests.support.checkpoints import save_pipeline, unet
 from tests.support.pipelines import build
 from volgrowth.audit.output.result import open_audit
@@ -73,26 +73,24 @@ def table(out: Path, query: str) -> pa.Table:
 
 
 def test_every_row_is_ranked_for_every_query(
-    audited: Path, tiny_model: Path, later: Path, digits: np.ndarray, tmp_path: Path
+    audited: Path,
+    tiny_model: Path,
+    later: Path,
+    digits: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     picture = tmp_path / "sample.png"
     picture.write_bytes(encode_png(digits[20]))
     checkpoints = ["--checkpoints", str(tiny_model), str(later), "--rates", "0.5", "2"]
-    job = [
-        sys.executable,
-        str(JOB),
-        str(audited),
-        *checkpoints,
-        "--rows",
-        "7",
-        "--images",
-        str(picture),
-        "--levels",
-        "5",
-    ]
-    done = subprocess.run(job, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"table: {audited / TABLE}"
+    asked = [str(audited), *checkpoints, "--rows", "7", "--images", str(picture), "--levels", "5"]
+    monkeypatch.setattr(sys, "argv", [str(JOB), *asked])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(JOB), run_name="__main__")
+    printed = capsys.readouterr()
+    assert ended.value.code == 0, printed.err
+    assert printed.out.splitlines()[-1] == f"table: {audited / TABLE}"
     written = pq.read_table(audited / TABLE)
     assert written.schema.equals(SCHEMA)
     assert written.num_rows == 2 * ROWS
@@ -190,7 +188,7 @@ def test_the_flagged_are_asked_for_by_default(audited: Path) -> None:
     columns = {name: findings[name] for name in findings.column_names}
     excess = pa.array([float(row) for row in range(ROWS)])
     opened.__dict__["findings"] = pa.table({**columns, "memorized": flags, "excess_growth": excess})
-    assert flagged(opened) == [12, 7]  # row 27 is row 7 again
+    assert most_suspicious_rows(opened) == [12, 7]  # row 27 is row 7 again
 
 
 class Two(vg.Denoiser):

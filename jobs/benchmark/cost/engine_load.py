@@ -71,14 +71,8 @@ def soak(folder: Path, rows: int) -> Outcome:
     return Outcome([said], {"table": [audited]}, SETTINGS)
 
 
-def scale(folder: Path, largest: int) -> Outcome:
-    """Audit from a thousand rows to the largest size, by 1, 2, 4, ... workers: time, memory, CPU time, resuming."""
-    sizes = [rows for rows in SIZES if rows <= largest] or [largest]
-    return measure_scale(folder, sizes, [2**n for n in range((os.cpu_count() or 1).bit_length())])
-
-
-def measure_scale(folder: Path, sizes: Sequence[int], workers: Sequence[int]) -> Outcome:
-    """Audit every size by each number of workers, with a cost model where there are two sizes or more.
+def scale(folder: Path, sizes: Sequence[int], workers: Sequence[int]) -> Outcome:
+    """Audit every size by each number of workers, with a cost model if there are two sizes or more.
 
     Plain loops run before and after the largest audit, since machines that are shared change their speed.
     """

@@ -8,6 +8,7 @@ built-in functions are cached beside the model.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.benchmark.detection.compared_scores import SCORES, Preset, Score, evaluate, evaluate_preset
-from jobs.benchmark.detection.metrics import METRICS, PROMISED, detect, draw_replicates, interval, realised
-from jobs.benchmark.detection.suite import Setup, Trained, each, train_or_load
+from jobs.benchmark.detection.metrics import METRICS, detect, draw_replicates, interval, realised
+from jobs.benchmark.detection.suite import Setup, Trained, train_or_load
 from jobs.experiments import say
 from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.calibration.error_rates import q_values
@@ -36,20 +37,6 @@ SEED = 0
 # images on which cached scores are tried, and the share of their spread that rounding on another machine explains
 AGAIN, SAME = 8, 1e-3
 
-_METRIC_COLUMNS = tuple(f"{name}{end}" for name in METRICS for end in ("", "_low", "_high"))
-_RATE_COLUMNS = tuple(f"{name}_{100 * rate:.0f}" for rate in PROMISED for name in ("fdr", "fdr_clear", "power"))
-VALUES = (*_METRIC_COLUMNS, "auroc_clear", "member_auroc", *_RATE_COLUMNS, "r2", "outside")
-RESULTS = pa.schema(
-    [
-        ("case", pa.string()),
-        ("seed", pa.int32()),  # null in the mean over seeds
-        ("score", pa.string()),
-        ("calibrated", pa.bool_()),
-        ("nfe", pa.int32()),
-        *((name, pa.float64()) for name in VALUES),
-    ]
-)
-
 
 @dataclass(frozen=True)
 class Result:
@@ -57,7 +44,8 @@ class Result:
 
     Attributes:
         seed: seed of the case; None for the mean over seeds, whose intervals come from the mean of the replicates.
-        values: numbers under the names of `VALUES`; a name without a number is missing or NaN.
+        values: each of `METRICS` with its interval, `auroc_clear`, `member_auroc`, and, if calibrated, the rates of
+            `realised`, the variance that complexity explains, and the number of images outside the calibrated range.
         replicates: each of `METRICS` in every bootstrap replicate, (1 + replicates,), the estimate itself first.
     """
 
@@ -139,7 +127,7 @@ def run_bench(
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}: expected 1 or more")
     results, subjects = [], []
-    for setup, seed in each(setups, seeds):
+    for setup, seed in itertools.product(setups, range(1, seeds + 1)):
         subject = Subject.of(train_or_load(setup, seed, data, output / "models", say))
         subjects.append(subject)
         say(f"scoring {setup.name}, seed {seed}: {int(subject.positive.sum())} images reproduced")
@@ -256,11 +244,11 @@ def _mean(group: list[Result]) -> Result:
 
 
 def result_table(results: list[Result]) -> pa.Table:
-    """Return all results with the columns of `RESULTS`; a number that is missing is null."""
+    """Return all results as a table, one column for each number. A number that is missing, and no seed, is null."""
     rows: list[dict[str, Any]] = [
         {
             "case": result.case,
-            "seed": result.seed,
+            "seed": result.seed,  # null in the mean over seeds
             "score": result.score.name,
             "calibrated": result.calibrated,
             "nfe": result.score.nfe,
@@ -268,4 +256,5 @@ def result_table(results: list[Result]) -> pa.Table:
         }
         for result in results
     ]
-    return pa.Table.from_pylist(rows, RESULTS)
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in columns})

@@ -6,7 +6,7 @@ are cached.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,18 +90,13 @@ SUITE = (
 )
 
 
-def available(folder: Path) -> list[Setup]:
-    """Return the cases whose images are in `folder`."""
-    return [setup for setup in SUITE if setup.file is None or (folder / setup.file).exists()]
-
-
 def choose_cases(folder: Path, names: Sequence[str] | None) -> list[Setup]:
     """Return the named cases, or all whose images are in `folder`; cases left out for want of a file are said.
 
     Raises:
         UsageError: a name that is unknown, or whose file is missing.
     """
-    known = {setup.name: setup for setup in available(folder)}
+    known = {setup.name: setup for setup in SUITE if setup.file is None or (folder / setup.file).exists()}
     made = f"`python jobs/benchmark.py images --output {folder}` makes the image sets"
     for name in names or ():
         if name not in known:
@@ -140,10 +135,3 @@ def train_or_load(setup: Setup, seed: int, folder: Path, cache: Path, say: Calla
         say(f"sampling {setup.name}, seed {seed}: {setup.samples} images")
         np.save(samples, draw_samples(load_model(str(model)), range(setup.samples), seed=0))
     return Trained(setup, seed, case, model, np.load(samples))
-
-
-def each(setups: Sequence[Setup], seeds: int) -> Iterator[tuple[Setup, int]]:
-    """Yield every case with every seed from 1 on."""
-    for setup in setups:
-        for seed in range(1, seeds + 1):
-            yield setup, seed

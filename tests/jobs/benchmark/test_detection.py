@@ -14,7 +14,6 @@ from jobs.benchmark.detection import experiment
 from jobs.benchmark.detection.bench_tables import bench, detection_rows, verdict_rows
 from jobs.benchmark.detection.compared_scores import SCORES, Score, user_score
 from jobs.benchmark.detection.experiment import (
-    RESULTS,
     Result,
     Subject,
     complexity_and_content,
@@ -24,7 +23,7 @@ from jobs.benchmark.detection.experiment import (
     run_bench,
     score_images,
 )
-from jobs.benchmark.detection.metrics import draw_replicates
+from jobs.benchmark.detection.metrics import METRICS, draw_replicates
 from jobs.benchmark.detection.suite import Setup, Trained, choose_cases, train_or_load
 from jobs.experiments import publish_outcome
 from jobs.pages import DOCS
@@ -175,7 +174,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_bench_leaves_a_table_of_every_score_raw_and_calibrated(tiny):
     read = pq.read_table(tiny / "detection.parquet")
-    assert read.schema.names == RESULTS.names
+    numbers = [f"{name}{end}" for name in METRICS for end in ("", "_low", "_high")]
+    rates = [f"{name}_{rate}" for rate in (5, 10, 20) for name in ("fdr", "fdr_clear", "power")]
+    names = ["case", "seed", "score", "calibrated", "nfe", *numbers, "auroc_clear", "member_auroc", *rates]
+    assert read.schema.names == [*names, "r2", "outside"]
     assert b"torch" in read.schema.metadata[b"made by"]
     rows = read.to_pylist()
     expected = {(name, calibrated) for name in [s.name for s in CHEAP] for calibrated in (False, True)}

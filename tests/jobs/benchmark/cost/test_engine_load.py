@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from jobs.benchmark.cost.engine_load import cost_model, make_data, measure_scale, memory_slope, soak
+from jobs.benchmark.cost.engine_load import cost_model, make_data, memory_slope, scale, soak
 from jobs.benchmark.processes import cpu_of_tree, in_repository, resident_mib
 from jobs.experiments import publish_outcome
 from jobs.pages import DOCS
@@ -61,7 +61,7 @@ def test_memory_that_grows_has_a_slope_with_its_interval():
 @pytest.mark.ray
 @pytest.mark.slow
 def test_audits_of_two_sizes_give_a_cost_model_and_one_is_a_soak(tmp_path):
-    outcome = measure_scale(tmp_path, (400, 200), (1,))
+    outcome = scale(tmp_path, (400, 200), (1,))
     audits, [model] = outcome.tables["audits"], outcome.tables["model"]
     assert [each["rows"] for each in audits] == [200, 400]
     for each in audits:

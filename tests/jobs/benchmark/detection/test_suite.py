@@ -1,8 +1,8 @@
-"""The cases of the benchmark: their files, and which of them there are."""
+"""The cases of the benchmark: their files and images."""
 
 import numpy as np
 
-from jobs.benchmark.detection.suite import DIGITS, SUITE, Setup, available, each
+from jobs.benchmark.detection.suite import DIGITS, Setup
 from volgrowth.demo.cases import digits_case
 from volgrowth.demo.training import Recipe
 
@@ -15,11 +15,6 @@ def test_files_of_grey_and_of_halved_colour_images(tmp_path):
     halved = Setup("c", "colour.npz", 1, (), Recipe(), halvings=1).images(tmp_path)
     assert halved.shape == (2, 3, 2, 2)
     assert halved[0, 1, 0, 0] == round(colour[0, :2, :2, 1].mean())
-
-
-def test_cases_whose_file_is_missing_are_left_out(tmp_path):
-    assert available(tmp_path) == [setup for setup in SUITE if setup.file is None]
-    assert [(setup.name, seed) for setup, seed in each([DIGITS], 2)] == [("digits-exact", 1), ("digits-exact", 2)]
 
 
 def test_the_digits_of_the_suite_are_those_of_the_demo(tmp_path):
