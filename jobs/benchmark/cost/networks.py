@@ -1,6 +1,6 @@
 """The networks that are timed, with random weights: those of the demo, a small one, and published configurations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,25 +13,25 @@ from volgrowth.demo.training import untrained
 from volgrowth.models import NetworkDenoiser, Scheduled
 
 
-def unet(channels: tuple[int, ...], down: str, up: str, layers: int) -> torch.nn.Module:
+def unet(channels: tuple[int, ...], layers: int, attention: Collection[int] = ()) -> torch.nn.Module:
     """Return a `UNet2DModel` for RGB images of 32 x 32 pixels.
 
     Args:
         channels: number of channels in each block.
-        down, up: one letter for each block; "d" and "u" are plain blocks, "a" and "b" have attention.
         layers: layers in each block.
+        attention: numbers of the blocks that have attention, from 0; the way up mirrors the way down.
     """
     from diffusers import UNet2DModel
 
-    kinds = {"d": "DownBlock2D", "a": "AttnDownBlock2D", "u": "UpBlock2D", "b": "AttnUpBlock2D"}
+    kinds = ["Attn" if block in attention else "" for block in range(len(channels))]
     return UNet2DModel(
         sample_size=32,
         in_channels=3,
         out_channels=3,
         layers_per_block=layers,
         block_out_channels=channels,
-        down_block_types=[kinds[letter] for letter in down],
-        up_block_types=[kinds[letter] for letter in up],
+        down_block_types=[f"{kind}DownBlock2D" for kind in kinds],
+        up_block_types=[f"{kind}UpBlock2D" for kind in kinds[::-1]],
         attention_head_dim=None,
         norm_eps=1e-6,
         downsample_padding=0,
@@ -89,20 +89,21 @@ class TimedNetwork:
     gpu_only: bool = False
 
 
+# diffusers' DiT-S/2 has 40M parameters, since every block embeds time and class; the original has 33M
 NETWORKS = (
     TimedNetwork("UNet of the demo, 0.3M, 8 x 8", partial(untrained, (1, 8, 8), (32, 32)), (1, 8, 8), (256, 8192)),
     TimedNetwork(
         "UNet of the demo, 0.3M, 12 x 12", partial(untrained, (1, 12, 12), (32, 32)), (1, 12, 12), (256, 8192)
     ),
-    TimedNetwork("UNet, 0.8M, 32 x 32", partial(unet, (32, 64), "dd", "uu", 1), (3, 32, 32), (64, 2048)),
+    TimedNetwork("UNet, 0.7M, 32 x 32", partial(unet, (32, 64), 1), (3, 32, 32), (64, 2048)),
     TimedNetwork(
         "CIFAR UNet (google/ddpm-cifar10-32), 35.7M",
-        partial(unet, (128, 256, 256, 256), "dadd", "uubu", 2),
+        partial(unet, (128, 256, 256, 256), 2, {1}),
         (3, 32, 32),
         (8, 512),
         race=((8, 1, 2), (256, 1, 4)),
     ),
-    TimedNetwork("DiT-S/2, 33M", _dit, (4, 32, 32), (8, 256), None, _call_with_class),
+    TimedNetwork("DiT-S/2, 40M", _dit, (4, 32, 32), (8, 256), None, _call_with_class),
     TimedNetwork(
         "Stable Diffusion UNet, 860M", _stable_diffusion, (4, 64, 64), (1, 16), None, _call_with_text, gpu_only=True
     ),

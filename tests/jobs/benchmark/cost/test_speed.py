@@ -1,5 +1,6 @@
 """The speed benchmark on a network of no size: what it compares is the same work, and what it writes can be read."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.support.measured_pages import headings
 from volgrowth.numerics import volume_growth
 
 CPU = torch.device("cpu")
-TINY = TimedNetwork("tiny", partial(unet, (32, 32), "dd", "uu", 1), (3, 8, 8), (16, 16), ((2, 1, 1), (2, 1, 1)))
+TINY = TimedNetwork("tiny", partial(unet, (32, 32), 1), (3, 8, 8), (16, 16), ((2, 1, 1), (2, 1, 1)))
 
 
 def test_the_race_is_run_on_the_same_work() -> None:
@@ -25,6 +26,15 @@ def test_the_race_is_run_on_the_same_work() -> None:
     assert found["agreement"] < 1e-2  # float32 differences of radius .05, relative to the spread of log volumes
     assert 0 < found["bfloat16 deviates, nats"] < 0.01
     assert min(found["loop, s"], found["batches, s"], found["bfloat16, s"]) > 0
+
+
+@pytest.mark.parametrize("network", [each for each in NETWORKS if not each.gpu_only], ids=lambda each: each.name)
+def test_a_network_has_as_many_parameters_as_its_name_says(network: TimedNetwork) -> None:
+    millions = sum(parameter.numel() for parameter in network.build().parameters()) / 1e6
+    found = re.search(r", ([\d.]+)M", network.name)
+    assert found
+    decimals = len(found[1].partition(".")[2])
+    assert round(millions, decimals) == float(found[1])
 
 
 def test_random_weights_give_something_to_differentiate() -> None:
