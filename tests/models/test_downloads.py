@@ -115,16 +115,16 @@ def test_a_download_that_breaks_off_goes_on_or_leaves_nothing(
 def test_a_model_that_is_replaced_while_it_is_downloaded(
     folder: Path, bucket: Bucket, proxy: Proxy, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from volgrowth.models import downloads as remote
+    from volgrowth.storage import copies
 
     url = bucket.upload(folder, "model")
-    fetch = remote._fetch
+    fetch = copies._fetch
 
     def fetch_and_replace(*arguments: object) -> None:
         fetch(*arguments)  # type: ignore[arg-type]
         bucket.put("model/model_index.json", b"{}")  # the first to be fetched
 
-    monkeypatch.setattr(remote, "_fetch", fetch_and_replace)
+    monkeypatch.setattr(copies, "_fetch", fetch_and_replace)
     assert "changed while it was downloaded" in problem(inspect_model, url)
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
 

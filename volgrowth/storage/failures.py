@@ -1,5 +1,6 @@
 """Whatever the client of a store raises becomes one sentence: what failed, why in the store's words, and the fix."""
 
+import errno
 import re
 import textwrap
 from collections.abc import Iterator
@@ -66,6 +67,11 @@ def is_absent(error: BaseException) -> bool:
 def no_bucket(error: BaseException) -> bool:
     """Return whether an error says that the bucket itself is missing, not a file in it."""
     return any(type(cause).__name__ == "NoSuchBucket" or _NO_BUCKET.match(str(cause)) for cause in _chain(error))
+
+
+def is_of_this_disk(error: Exception) -> bool:
+    """Return whether an error comes from a local file, such as a full disk, and not from a store."""
+    return bool(getattr(error, "filename", None)) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _fix(error: Exception, name: str, otherwise: str) -> str:
