@@ -17,8 +17,8 @@ from volgrowth.errors import DataError
 from volgrowth.sources.base import FilesSource, Request, Row, content_id
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
-from volgrowth.sources.readers.columns import BATCH_ROWS, Peek, choose_columns, rows_of
 from volgrowth.sources.readers.splits import files_of_split
+from volgrowth.sources.readers.table_columns import BATCH_ROWS, Peek, choose_columns, rows_of
 from volgrowth.storage.places import Found, Place, printable, read_ahead
 
 PAGE_BYTES = 1 << 20

@@ -18,8 +18,8 @@ from volgrowth.errors import DataError
 from volgrowth.sources.base import Request, Row, Source
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
-from volgrowth.sources.readers.columns import BATCH_ROWS, Columns, choose_columns, rows_of
 from volgrowth.sources.readers.splits import DEFAULT_SPLIT, choose_split
+from volgrowth.sources.readers.table_columns import BATCH_ROWS, Columns, choose_columns, rows_of
 from volgrowth.storage.failures import store_reason
 from volgrowth.storage.places import Found, LocalPlace, Place
 
