@@ -80,6 +80,8 @@ def markdown_table(
         formats: for a column either a format specification such as ".3f" or a function from value to text. Others show
             text as it is, counts with thousands separated, and measured quantities with three or four figures.
     """
+    if not rows:
+        return "*No rows.*"
     if columns is None:
         columns = list(dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row))
     values = [[row.get(name) for name in columns] if isinstance(row, Mapping) else list(row) for row in rows]

@@ -66,6 +66,10 @@ def test_cells_read_as_numbers(value: object, shown: str) -> None:
     assert markdown_table([(math.nan,)], ["n"]).endswith("| – |")
 
 
+def test_a_table_without_rows_says_so() -> None:
+    assert markdown_table([]) == "*No rows.*"
+
+
 def test_no_path_of_a_machine_is_in_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     inside = str(Path.cwd() / "jobs" / "theory.py")
     command = relative_command([inside, "--output", "/home/someone/out", "--models=/srv/models", "--only", "a b"])

@@ -1,1 +1,1 @@
-"""What an audit costs: speed, scale, soak."""
+"""The cost of an audit: speed, scale, soak."""

@@ -1,1 +1,1 @@
-"""Which score finds what."""
+"""The detection bench, which compares how well scores find memorized images."""
