@@ -87,27 +87,17 @@ SCORES = pa.schema(
         column("growth_error", pa.float64(), "standard error of growth over its probes; null with one probe"),
         column("growth_unconditional", pa.float64(), "growth without the condition; null where none was given"),
         column("growth_guided", pa.float64(), "growth of the flow with guidance; null without a guidance scale"),
-        column(
-            "growth_contrast", pa.float64(), "growth - growth_unconditional: the part that the caption or class adds"
-        ),
+        column("growth_contrast", pa.float64(), "growth - growth_unconditional: the part that the condition adds"),
         column("rates", pa.list_(pa.float32()), "growth at each noise level, in the order of the manifest"),
         column("loss", pa.float64(), "denoising loss: mean squared error of the predicted noise"),
         column("lid", pa.float64(), "local intrinsic dimension, estimated by FLIPD; mean over growth's levels"),
-        column(
-            "noise_norm",
-            pa.float64(),
-            "length of the noise that the model expects in the image; mean over those levels",
-        ),
+        column("noise_norm", pa.float64(), "length of the noise that the model expects; mean over those levels"),
         column("sharpness", pa.float64(), "curvature of the log density around the image; mean over those levels"),
         column(
-            "screen", pa.float64(), "in a cascade: growth at the image itself, at one level with one probe; else null"
+            "screen", pa.float64(), "a cascade's screen: growth at the image itself, one level, one probe; else null"
         ),
         column("log_likelihood", pa.float64(), "log density of the image at the smallest level, nats (preset volume)"),
-        column(
-            "tokens_cut",
-            pa.int32(),
-            "number of the caption's tokens that the model does not see; null without captions",
-        ),
+        column("tokens_cut", pa.int32(), "number of the caption's tokens that the model does not see; else null"),
         column("marks", pa.list_(pa.string()), "reasons not to take the score at face value"),
         column("png_bytes", pa.int32(), "size of the image, as the model sees it, as a PNG file"),
         column("variance", pa.float32(), "variance of the pixels in [-1, 1]"),
@@ -129,21 +119,15 @@ FINDINGS = pa.schema(
         column("expected_growth", pa.float64(), "growth that an image of this complexity shows anyway"),
         column("excess_growth", pa.float64(), "growth - expected_growth"),
         column(
-            "p_value",
-            pa.float64(),
-            "p-value against held-out images, else of an assumed tail; 1 where outside_range, or screened out",
+            "p_value", pa.float64(), "p-value by held-out images or an assumed tail; 1 if outside_range or screened out"
         ),
         column("q_value", pa.float64(), "p_value adjusted by Benjamini and Hochberg"),
         column("memorized", pa.bool_(), "the image is flagged by growth: q_value is at most the rate"),
         column("precursor", pa.bool_(), "the image is flagged by a low loss: loss_q_value is at most the rate"),
         column("cluster", pa.int64(), "smallest row of the image's group of near duplicates and copies"),
         column("copies", pa.int32(), "number of rows in that group"),
-        column("identical", pa.int64(), "smallest row with the same pixels: these rows are one image, tested once"),
-        column(
-            "outside_range",
-            pa.bool_(),
-            "image is simpler or more complex than all images of the calibration: not judged",
-        ),
+        column("identical", pa.int64(), "smallest row with the same pixels; these rows are tested once, as one image"),
+        column("outside_range", pa.bool_(), "simpler or more complex than all calibration images: not judged"),
         column("excess_loss", pa.float64(), "loss - expected loss; low is suspicious"),
         column("q_value_by", pa.float64(), "p_value adjusted by Benjamini and Yekutieli: holds under any dependence"),
         column("loss_p_value", pa.float64(), "p-value of a loss as low as this"),
@@ -156,10 +140,8 @@ FINDINGS = pa.schema(
 SAMPLES = pa.schema(
     [
         column("number", pa.int64(), "number of the sample; with the audit's seed it decides the noise"),
-        column("nearest_row", pa.int64(), "first row of the nearest image if that is an audited one, else null"),
-        column(
-            "nearest_holdout_row", pa.int64(), "first row of the nearest image if that is a held-out one, else null"
-        ),
+        column("nearest_row", pa.int64(), "first row of the nearest image if that is audited, else null"),
+        column("nearest_holdout_row", pa.int64(), "first row of the nearest image if that is held out, else null"),
         column("distance", pa.float64(), "Euclidean distance to the nearest image, for pixels in [-1, 1]"),
         column("ratio", pa.float64(), "distance divided by the mean distance to the 50 nearest images"),
         column("hit", pa.bool_(), "the sample is a copy of the nearest image: ratio is small enough"),

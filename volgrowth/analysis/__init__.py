@@ -1,1 +1,1 @@
-"""What scores mean: calibration on complexity, duplicates, how well a score detects. Needs neither torch nor ray."""
+"""Analysis of scores: calibration, duplicates, proof, policies and comparison. It needs neither torch nor ray."""

@@ -140,9 +140,9 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
         "memorized": memorized,
         "memorized_duplicated": duplicated,
         "memorized_intrinsic": memorized - duplicated,
-        "memorized_rows": _count(findings, "memorized"),
+        "memorized_rows": _sum(findings["memorized"]),
         "memorized_any_dependence": int((flagged.column("q_value_by").to_numpy() <= FDR).sum()),
-        "precursors": _count(first, "precursor"),
+        "precursors": _sum(first["precursor"]),
         "tests": len(judged),
         "expected_false": FDR * memorized,
     }
@@ -199,10 +199,6 @@ def _lost(lost: ScreenLoss) -> list[str]:
     if lost.needed >= lost.out / 2:
         return [f"{said} With so few images and flags {RECALL:.0%} can only be had by an audit without --cascade."]
     return [f"{said} With --set screen_sample={lost.needed} and none of these it would be {RECALL:.0%}."]
-
-
-def _count(findings: pa.Table, flag: str) -> int:
-    return _sum(findings.column(flag))
 
 
 def _sum(column: pa.ChunkedArray) -> int:

@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 from scipy.stats import kstest
 
+from volgrowth.analysis.calibration import expected_scores
 from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, q_values, rows_needed, tail_p_values
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, ScoredImages, calibrate
 from volgrowth.analysis.findings import analyse
@@ -16,6 +17,13 @@ def exchangeable(count: int, random: np.random.Generator) -> ScoredImages:
     return ScoredImages(features, score, random.integers(0, 2**63, count, dtype=np.uint64))
 
 
+@pytest.fixture
+def few_rounds(monkeypatch):
+    """Regressions that are fitted less closely: the promise holds for any regression, and power still shows."""
+    monkeypatch.setattr(expected_scores, "ROUNDS", 60)
+
+
+@pytest.mark.usefixtures("few_rounds")
 def test_p_values_are_uniform_on_exchangeable_images():
     """One p-value a seed, so that they are independent of each other."""
     p_values = []
@@ -28,6 +36,7 @@ def test_p_values_are_uniform_on_exchangeable_images():
     assert kstest(p_values, "uniform").pvalue > 0.01
 
 
+@pytest.mark.usefixtures("few_rounds")
 def test_flags_keep_the_promised_rate_and_find_what_stands_out():
     false_share, power = [], []
     for seed in range(10):
@@ -100,6 +109,7 @@ def table_of(images: ScoredImages, first: int = 0) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCORES)
 
 
+@pytest.mark.usefixtures("few_rounds")
 def test_images_that_cannot_be_judged_do_not_loosen_the_rate_for_the_others():
     """Many images beyond the held-out range and far above expectation: none is flagged, nor is anything else freely."""
     false_share, power = [], []

@@ -50,6 +50,9 @@ FIT_ROWS = 100_000
 # distinct images below which a regression on six columns says nothing
 MIN_IMAGES = 50
 
+# boosting rounds of a regression
+ROUNDS = 200
+
 
 @dataclass(frozen=True)
 class ScoredImages:
@@ -238,7 +241,7 @@ def _fit(images: ScoredImages) -> HistGradientBoostingRegressor:
         images = images[np.argsort(images.content, kind="stable")[:FIT_ROWS]]  # a random choice, since hashes are
     model = HistGradientBoostingRegressor(
         loss="absolute_error",
-        max_iter=200,
+        max_iter=ROUNDS,
         learning_rate=0.05,
         min_samples_leaf=10,
         early_stopping=False,

@@ -1,1 +1,1 @@
-"""What changed between two audits."""
+"""Comparison of two audits: the images whose growth changed between them."""

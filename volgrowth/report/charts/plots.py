@@ -13,7 +13,6 @@ from volgrowth.analysis.columns import as_floats, as_mask
 from volgrowth.analysis.distinct import first_rows
 from volgrowth.report.charts import figures
 from volgrowth.report.charts.numbers import (
-    Bars,
     LevelRates,
     count_bars,
     duplicate_groups,
@@ -53,31 +52,20 @@ def draw_report_charts(
     notable, name = points.notable
     made.numbers["notable"] = name if notable.any() else None
     for key, values in (("growth", points.growth), ("excess_growth", points.excess)):
-        heldout = None if holdout is None else _finite(holdout[key])
-        _histogram(made, key, values, heldout, notable, (name, f"{key.replace('_', ' ')}, {unit}"))
+        label, heldout = f"{key.replace('_', ' ')}, {unit}", None if holdout is None else _finite(holdout[key])
+        counted, alt = count_bars(values, heldout, notable), f"Histogram of {label}: {_in_words(values)}."
+        if heldout is not None:
+            alt += f" Held out: {_in_words(heldout)}."
+        made.add(key.replace("_", "-"), figures.draw_histogram(counted, name, label), alt, counted)
     _scatter(made, points, f"growth, {unit}")
     pairs = [(each.row, each.control) for each in shown.exhibits if each.control is not None]
     measured = level_rates(scores, pairs, summary["measure"])
     if measured:
         _rates(made, measured, "nats per step" if measured.axis == "step" else "collapsed directions")
-    if truth and truth["returns"]:
-        _returns(made, truth["returns"])
+    if truth and (back := truth["returns"]):
+        alt = f"Share of draws that return, by noise level: flagged {back['flagged']}, controls {back['controls']}."
+        made.add("returns", figures.draw_returns(back["levels"], back["flagged"], back["controls"]), alt)
     return made
-
-
-def _histogram(
-    made: ReportCharts,
-    key: str,
-    values: np.ndarray,
-    heldout: np.ndarray | None,
-    notable: np.ndarray,
-    labels: tuple[str, str],
-) -> None:
-    counted: Bars = count_bars(values, heldout, notable)
-    alt = f"Histogram of {labels[1]}: {histogram_alt(values)}."
-    if heldout is not None:
-        alt += f" Held out: {histogram_alt(heldout)}."
-    made.add(key.replace("_", "-"), figures.draw_histogram(counted, *labels), alt, counted)
 
 
 def _scatter(made: ReportCharts, points: figures.ChartPoints, label: str) -> None:
@@ -98,12 +86,7 @@ def _rates(made: ReportCharts, measured: LevelRates, label: str) -> None:
     made.add("levels", figures.draw_levels(measured, label), alt, measured)
 
 
-def _returns(made: ReportCharts, returns: dict[str, Any]) -> None:
-    alt = f"Share of draws that return, by noise level: flagged {returns['flagged']}, controls {returns['controls']}."
-    made.add("returns", figures.draw_returns(returns["levels"], returns["flagged"], returns["controls"]), alt)
-
-
-def histogram_alt(values: np.ndarray) -> str:
+def _in_words(values: np.ndarray) -> str:
     """Describe a histogram of values (n,) in words."""
     values = values[np.isfinite(values)]
     if not values.size:

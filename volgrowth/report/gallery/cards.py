@@ -110,7 +110,7 @@ def fit_cards(cards: Sequence[Card], draw: Callable[[Card], str], room: int) -> 
     """
     texts, spent = [], 0
     for card in cards:
-        texts.append(draw(without_pictures(card)))
+        texts.append(draw(_without_pictures(card)))
         spent += len(texts[-1].encode())
         if spent > room:
             spent -= len(texts.pop().encode())
@@ -126,7 +126,7 @@ def fit_cards(cards: Sequence[Card], draw: Callable[[Card], str], room: int) -> 
     return [Markup(text) for text in texts], pictured
 
 
-def without_pictures(card: Card) -> Card:
+def _without_pictures(card: Card) -> Card:
     """Return a card without its pictures."""
     return {**card, "picture": None, "beside": [{**each, "picture": None} for each in card["beside"]]}
 

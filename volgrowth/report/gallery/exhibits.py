@@ -46,7 +46,7 @@ class Exhibit:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """All rows whose pictures the exhibit needs."""
+        """Rows whose pictures the exhibit needs."""
         return (self.row, *self.duplicates, *(() if self.control is None else (self.control,)))
 
 
