@@ -30,8 +30,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.complexity import FLAT
-from volgrowth.analysis.columns import as_mask
 from volgrowth.analysis.distinct import group_names, number_images
 
 RADIUS = 2

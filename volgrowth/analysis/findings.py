@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.calibration.error_rates import FDR, q_values
 from volgrowth.analysis.calibration.expected_scores import (
@@ -22,7 +23,6 @@ from volgrowth.analysis.calibration.expected_scores import (
     pass_screen,
 )
 from volgrowth.analysis.calibration.screening import Screening
-from volgrowth.analysis.columns import as_mask
 from volgrowth.analysis.distinct import identical_rows
 from volgrowth.analysis.duplicates import duplicate_clusters
 from volgrowth.errors import DataError, OutputError

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from volgrowth.analysis.as_numpy import as_floats
 from volgrowth.analysis.calibration.error_rates import fewest_flags, rows_needed
-from volgrowth.analysis.columns import as_floats
 from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.summary import ASSUMPTION

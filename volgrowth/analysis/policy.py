@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.error_rates import FDR
-from volgrowth.analysis.columns import as_mask
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError

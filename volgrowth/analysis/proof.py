@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import binom, binomtest
 
-from volgrowth.analysis.columns import as_mask
+from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 

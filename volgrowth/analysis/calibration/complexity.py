@@ -8,7 +8,7 @@ the sets of the benchmark these columns explain 66% to 88% of the variance of th
 import numpy as np
 import pyarrow as pa
 
-from volgrowth.analysis.columns import as_floats
+from volgrowth.analysis.as_numpy import as_floats
 
 REGRESSORS = ("log_png_bytes", "variance", "log_variance", "total_variation", "mean", "edge_density")
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
-from volgrowth.analysis.columns import as_mask
 from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import check_columns
 from volgrowth.audit.output.result import Audit

@@ -5,7 +5,7 @@ The screen is the trace rate at the image itself, by one probe at one middle noi
 digits, MNIST and emoji of the bench all 121 flags of whole audits passed the default screen, with 7 to 12% of the
 distinct images. (The length of the expected noise, at one evaluation, let 9 to 11% pass and lost 4 of the flags.)
 Held-out rows get both measurements, so that the screen becomes a part of the calibrated score (`analysis.calibration`);
-the sample bounds the flags that the screen loses (`analysis.screening`).
+the sample bounds the flags that the screen loses (`analysis.calibration.screening`).
 
 Rows are measured by the preset in two stages, `passed` and `sampled`. The choice of each is frozen in the output before
 its first row is measured, with the number of rows it was made from, and a fragment's footer says which choice it holds.

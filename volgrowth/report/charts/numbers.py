@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.columns import as_mask
+from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.distinct import first_rows
 
 BINS = 44

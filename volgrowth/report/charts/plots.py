@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from volgrowth.analysis.columns import as_floats, as_mask
+from volgrowth.analysis.as_numpy import as_floats, as_mask
 from volgrowth.analysis.distinct import first_rows
 from volgrowth.report.charts import figures
 from volgrowth.report.charts.numbers import (

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.complexity import regressors
-from volgrowth.analysis.columns import as_mask
 from volgrowth.analysis.controls import match_controls
 from volgrowth.analysis.distinct import first_rows
 
