@@ -23,25 +23,27 @@ from tests.support import s3
 # Networks so small gain nothing from threads, which spin while they wait; processes that the tests start inherit this.
 for library in ("OMP", "MKL", "OPENBLAS"):
     os.environ[f"{library}_NUM_THREADS"] = "1"
-threadpool_limits(1)  # of those that are loaded already
+threadpool_limits(1)  # for libraries that are loaded already
 # no test asserts a wall-clock time
 hypothesis.settings.register_profile("volgrowth", deadline=None)
 hypothesis.settings.load_profile("volgrowth")
 install_import_hook(["volgrowth.numerics", "volgrowth.theory"], "beartype.beartype")
 
 # Files whose tests need the demo's output, which takes minutes to make. One makes it first of all; the others come
-# last, so that with several processes (`-n`) those that do not make it have other tests meanwhile.
+# last, so that with several processes (`-n`) those that do not make it have other tests meanwhile; of these the longest
+# is the first, so that the processes end together.
 MAKES_THE_DEMO = "tests/commands/test_demo.py"
 USE_THE_DEMO = (
-    "tests/test_readme.py",
-    "tests/commands/test_verify.py",
     "tests/jobs/reproduce_paper/test_retraining.py",
+    "tests/commands/test_verify.py",
+    "tests/test_readme.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run first what makes the demo and last what else uses it."""
-    items.sort(key=lambda item: (not item.nodeid.startswith(MAKES_THE_DEMO), item.nodeid.startswith(USE_THE_DEMO)))
+    place = {MAKES_THE_DEMO: -1, **{file: number for number, file in enumerate(USE_THE_DEMO, 1)}}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], 0))
 
 
 class FileScheduling(LoadScopeScheduling):
@@ -52,7 +54,7 @@ class FileScheduling(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
-    """Used by pytest-xdist. Its own groups are lost on pytest 9.2."""
+    """Tell pytest-xdist to hand out whole files: its own option for that loses the groups on pytest 9.2."""
     return FileScheduling(config, log)
 
 
@@ -98,21 +100,21 @@ def few_trees() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """A real S3 server on loopback, one for the whole run; its URL."""
+    """The URL of a real S3 server on loopback, one for the whole run."""
     with s3.s3_server() as url:
         yield url
 
 
 @pytest.fixture
 def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> s3.Bucket:
-    """A fresh bucket of that server, to which this process's environment, and that of those it starts, points."""
+    """A fresh bucket of the S3 server; the environment points clients to that server, in child processes too."""
     s3.use(monkeypatch, s3_endpoint)
     return s3.Bucket(s3_endpoint)
 
 
 @pytest.fixture
 def proxy(s3_endpoint: str, bucket: s3.Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3.Proxy]:
-    """The environment points to a proxy before the server, which breaks requests when it is told to."""
+    """A proxy before the S3 server that breaks requests on demand; the environment points clients to it."""
     proxy = s3.Proxy(s3_endpoint)
     s3.use(monkeypatch, proxy.url)
     yield proxy
@@ -121,7 +123,7 @@ def proxy(s3_endpoint: str, bucket: s3.Bucket, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="session")
 def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Data sets prepared by `load_dataset` go to a folder of the test run."""
+    """Have `load_dataset` prepare its data sets in a folder of the test run."""
     import datasets
 
     with pytest.MonkeyPatch.context() as patch:
