@@ -27,11 +27,6 @@ def log_levels(low: float, high: float, steps: int) -> Tensor:
     return torch.linspace(math.log(low), math.log(high), steps + 1, dtype=torch.float64).exp()
 
 
-def log_times(schedule: Schedule, low: float, high: float, steps: int) -> Tensor:
-    """Times of a schedule, uniform in log noise level."""
-    return schedule.time(log_levels(low, high, steps))
-
-
 class Smooth(Denoiser):
     """A small random network without any structure: its Jacobian is neither symmetric nor bounded by 1 / level."""
 
