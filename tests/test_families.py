@@ -224,9 +224,13 @@ def test_classes_without_a_null(data: Path, tmp_path: Path) -> None:
     assert found["error"][3].as_py() == "the model knows no image without a class: expected a class column"
     assert found["growth_contrast"].null_count == ROWS
     assert pc.sum(pc.is_valid(found["growth"])).as_py() == ROWS - 5
-    with pytest.raises(UsageError, match=r"knows no image without a class: expected class_column \(--class-column\)"):
+    with pytest.raises(
+        UsageError, match=r"cannot be evaluated without a class: expected class_column \(--class-column\)"
+    ):
         audit(tmp_path / "model", data, tmp_path / "other")
-    with pytest.raises(UsageError, match="does not know what no condition is: leave guidance out"):
+    with pytest.raises(
+        UsageError, match="does not support unconditional input, which guidance needs: leave guidance out"
+    ):
         audit(tmp_path / "model", data, tmp_path / "other", class_column="label", guidance=2.0)
 
 

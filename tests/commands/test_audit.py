@@ -1,5 +1,8 @@
 """Audits beside a reference model, with every preset, and with held-out sets that do not fit."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +99,35 @@ def test_a_report_of_an_older_version_is_refused_in_one_sentence(audit, tmp_path
         assert said.startswith(f"volgrowth: {tmp_path}/out was summarised by volgrowth 0.0.9, which did not write")
         assert lacking in said
         assert said.endswith(f"delete {tmp_path}/out/_SUCCESS and run the same `volgrowth audit` again")
+
+
+WITHOUT_RAY = """
+import sys
+from importlib import metadata
+
+sys.modules["ray"] = None
+installed = metadata.version
+
+
+def version(name):
+    if name == "ray":
+        raise metadata.PackageNotFoundError(name)
+    return installed(name)
+
+
+metadata.version = version
+from volgrowth.cli import main
+
+main(sys.argv[1:])
+"""
+
+
+def test_the_local_engine_works_where_ray_is_not_installed(tiny_model, digit_file, tmp_path):
+    command = ["audit", tiny_model, digit_file, "--output", tmp_path / "out", "--engine", "local", "--preset", "paper"]
+    finished = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY, *map(str, command)], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    versions = json.loads((tmp_path / "out/manifest.json").read_text())["versions"]
+    assert "ray" not in versions
+    assert {"torch", "volgrowth"} <= set(versions)

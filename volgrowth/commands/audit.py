@@ -1,7 +1,15 @@
-"""A whole audit: plan, score, reconcile, analyse, report. What `volgrowth audit` and `run_audit` do."""
+"""`volgrowth audit`: measure every image of a data set under a model, in four stages.
 
+1. freeze: write down settings, model and data set in the manifest, or check them against the manifest that is there
+2. score: have workers measure every row that has no score yet
+3. analyse: calibrate the scores, and flag images
+4. write: findings, summary and report, and last of all the marker that the audit is done
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from math import prod
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -44,120 +52,59 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
     """Audit a data set, or resume the audit that `config.output` holds.
 
     Args:
+        config: the settings; see `AuditConfig.build`.
+        quiet: show no progress.
         extend: audit the files that the data set gained since into the same output.
-        retry_failed: score again the rows that have no score.
+        retry_failed: score the rows again that have no score.
+
+    Returns:
+        The finished audit.
 
     Raises:
-        VolgrowthError: model, data, output or engine, in one sentence; what was published stays.
-        KeyboardInterrupt: as it comes; what was published stays, and the same call resumes.
+        VolgrowthError: model, data, output or engine failed; the message is one sentence. Shards that were published
+            stay, and the same call resumes.
+        KeyboardInterrupt: passed on after an orderly end; the same call resumes.
     """
-    store, planned = Store(config.output), plan(config)
+    store, inputs = Store(config.output), inspect_inputs(config)
     if store.exists(SUCCESS) and not extend and not retry_failed:
-        freeze(store, planned)
+        freeze(store, inputs)
         return open_audit(config.output)
     with driving(store) as lock:
-        manifest = freeze(store, planned, extend=extend)
+        manifest = freeze(store, inputs, extend=extend)
         failed = _failed_shards(store, manifest) if retry_failed else []
         if store.exists(SUCCESS) and not failed:
             return open_audit(config.output)
         store.delete(SUCCESS)
         with Session(config, manifest, store, lock) as session:
-            settle_batch(session)
-            floor = NoiseFloor(session)
-            _score(session, floor, failed, quiet)
-            if config.cascade:
-                _cascade(session, floor, bool(failed), quiet)
-            audit, analysis = _analysed(config, store)
-        _write(audit, analysis, config)
+            _score(session, failed, quiet)
+        audit = Audit(store, store.read_json(MANIFEST))
+        _write(audit, _analyse(audit, config), config)
     return open_audit(config.output)
 
 
-def _score(session: Session, floor: NoiseFloor, failed: list[Shard], quiet: bool) -> None:
-    """Score the shards that are not there, and again the failed rows of those that are."""
-    store, shards = session.store, session.manifest.shards
-    done = published(store, session.manifest)
-    todo = [shard for shard in shards if shard.name not in done]
-    rows, left = (sum(shard.rows for shard in some) for some in (shards, todo))
-    progress = AuditProgress(rows, len(shards), rows - left, len(shards) - len(todo), quiet=quiet)
-    cases = (ShardTasks(shard, _report(session, floor, progress)) for shard in todo)
-    run_tasks(session, ScoringWorker, (case.task() for case in cases), len(todo), progress)
-    rows = sum(int(done[shard.name]["failed"]) for shard in failed)
-    progress = AuditProgress(rows, len(failed), quiet=quiet, doing="retrying")
-    cases = (ShardTasks(shard, _report(session, floor, progress), _failed_rows(store, shard)) for shard in failed)
-    run_tasks(session, ScoringWorker, (case.task() for case in cases), len(failed), progress)
+def audit_lines(audit: Audit) -> list[str]:
+    """Return what `volgrowth audit` prints about a finished audit."""
+    counts, report = audit.summary["counts"], audit.store.path(REPORT_FILE)
+    said = f"{counts['ok']} of {counts['rows']} images scored; report: {report}"
+    return [said, title(audit.summary), *cascade_sentences(audit.summary.get("cascade"))]
 
 
-def _cascade(session: Session, floor: NoiseFloor, again: bool, quiet: bool) -> None:
-    """Measure what passes the screen, then a sample of the rest: rows chosen by the first driver that got here."""
-    config, manifest, store = session.config, session.manifest, session.store
-    if again:
-        forget(store)
-    for stage in STAGES:
-        chosen = Chosen.load(store, stage, manifest.data.rows)
-        if chosen is None:
-            screening = _analysed(config, store)[1].screening
-            assert screening is not None  # the analysis has seen to it
-            rows = screening.passing if stage == "passed" else screening.sample(config.screen_sample, config.seed)
-            chosen = Chosen(stage, rows, manifest.data.rows)
-            chosen.save(store)
-        _complete(session, floor, chosen.todo(store, manifest, published(store, manifest)), stage, quiet)
+def failed_share(audit: Audit) -> float:
+    """Return the share of the audited rows that have no score."""
+    counts = audit.summary["counts"]
+    return (counts["rows"] - counts["ok"]) / max(counts["rows"], 1)
 
 
-def _complete(session: Session, floor: NoiseFloor, rows: dict[Shard, list[int]], stage: str, quiet: bool) -> None:
-    """Measure rows of published shards, which were only screened, for a stage of a cascade."""
-    doing = f"measuring {stage}"
-    progress = AuditProgress(sum(map(len, rows.values())), len(rows), quiet=quiet, doing=doing)
-    report = _report(session, floor, progress)
+def inspect_inputs(config: AuditConfig) -> FrozenAudit:
+    """Describe model and data set as they are now, and check that they fit the settings and each other.
 
-    def task(shard: Shard) -> Task:
-        arguments = shard, rows[shard], stage
-        return Task(f"{shard.name}, {doing}", "complete", arguments, lambda tally: report(shard, tally))
+    Only headers, listings and footers are read.
 
-    run_tasks(session, ScoringWorker, map(task, rows), len(rows), progress)
-
-
-def _report(session: Session, floor: NoiseFloor, progress: AuditProgress) -> Report:
-    """Return the callback that updates the progress display and the run record after each published shard."""
-
-    def report(shard: Shard, tally: Tally) -> list[Task]:
-        progress.advance(tally.images, tally.failed)
-        session.run.add(tally)
-        session.run.event("shard", shard=shard.name, **asdict(tally))
-        return floor.tasks(shard, tally)
-
-    return report
-
-
-def _failed_shards(store: Store, manifest: Manifest) -> list[Shard]:
-    """Published shards with rows that have no score."""
-    done = published(store, manifest)
-    return [shard for shard in manifest.shards if int(done.get(shard.name, {}).get("failed", 0))]
-
-
-def _failed_rows(store: Store, shard: Shard) -> list[int]:
-    table = store.read_table(shard.name)
-    return table.filter(pc.not_equal(table["status"], Status.OK.value))["row"].to_pylist()
-
-
-def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
-    """Findings, summary, report, and last of all the word that it is done."""
-    store, manifest = audit.store, audit.frozen
-    reconcile(store, manifest)
-    metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
-    store.write_table(FINDINGS_FILE, analysis.findings, metadata)
-    if analysis.holdout is not None:
-        store.write_table(HOLDOUT_FINDINGS_FILE, analysis.holdout, metadata)
-    floor = store.read_json(NOISE_FILE) if store.exists(NOISE_FILE) else None
-    batch = store.read_json(BATCH_FILE)["batch_size"] if config.batch_size is None else config.batch_size
-    run = {**total_effort(store), "noise_floor": floor, "batch_size": batch}
-    sampled = Chosen.load(store, "sampled") if config.cascade else None
-    store.write_json(SUMMARY_FILE, summarize_audit(audit, analysis, config, run, sampled.rows if sampled else None))
-    write_report(audit)
-    store.write(SUCCESS, b"")
-
-
-def plan(config: AuditConfig) -> FrozenAudit:
-    """The plan of an audit from what model and data are now: headers, listings and footers only."""
+    Raises:
+        UsageError: settings, model, data set or reference audit do not fit each other.
+        DataError: a data set cannot be opened, or the held-out set is too small or the audited one.
+        ModelError: the model is not there, or is none that can be audited.
+    """
     model = inspect_model(**config.model_arguments)
     _check_conditions(config, model)
     condition = config.condition_column
@@ -168,7 +115,7 @@ def plan(config: AuditConfig) -> FrozenAudit:
         split = config.holdout_split
         held_out = open_source(config.holdout, split, config.image_column, condition_column=condition)
         listings[HOLDOUT_FOLDER] = held_out.listing
-        holdout = DataInfo.of(config.holdout, split, listings[HOLDOUT_FOLDER])
+        holdout = DataInfo.of(config.holdout, split, held_out.listing)
         if holdout.fingerprint == data.fingerprint and config.holdout == config.data and split == config.split:
             raise DataError(
                 f"holdout {config.holdout} is the audited set itself: give images the model was not trained on"
@@ -183,24 +130,20 @@ def plan(config: AuditConfig) -> FrozenAudit:
 
 
 def _check_conditions(config: AuditConfig, model: ModelInfo) -> None:
-    """Whether the model takes what the data set gives, and gets what it needs.
-
-    Raises:
-        UsageError: it does not.
-    """
+    """Check that the model takes the conditions of the data set, and gets those that it needs."""
     given = "class" if config.class_column else "caption" if config.caption_column else None
     if given and given != model.condition:
         takes = f"takes a {model.condition}_column" if model.condition else "takes no conditions"
         raise UsageError(f"{given}_column {config.condition_column} was given, and model {config.model} {takes}")
     if model.condition and not given and not model.has_null:
         raise UsageError(
-            f"model {config.model} knows no image without a {model.condition}: expected {model.condition}_column "
+            f"model {config.model} cannot be evaluated without a {model.condition}: expected {model.condition}_column "
             f"(--{model.condition}-column)"
         )
     if config.guidance is not None and not model.has_null:
         raise UsageError(
-            f"guidance {config.guidance:g} was given, and model {config.model} does not know what no condition is: "
-            f"leave guidance out"
+            f"guidance {config.guidance:g} was given, and model {config.model} does not support unconditional input, "
+            f"which guidance needs: leave guidance out"
         )
 
 
@@ -214,25 +157,25 @@ def _check_tangents(config: AuditConfig, model: ModelInfo) -> None:
 
 
 def _check_reference(reference: str, manifest: Manifest) -> None:
-    """The reference must have measured the same rows by the same measure, under another model.
-
-    Raises:
-        UsageError, OutputError: it has not.
-    """
+    """Check that the reference audit measured the same rows by the same measure, under another model."""
     other = open_audit(reference).frozen
     if other.config.get("cascade"):
-        raise UsageError(f"--reference {reference}: it is a cascade, which did not measure most rows; expected without")
+        raise UsageError(
+            f"--reference {reference}: it is a cascade, which did not measure most rows; expected an audit of all rows"
+        )
     pairs = {
-        "data": (other.data.fingerprint, manifest.data.fingerprint),
-        "held-out": (other.holdout and other.holdout.fingerprint, manifest.holdout and manifest.holdout.fingerprint),
+        "data set": (other.data.fingerprint, manifest.data.fingerprint),
+        "held-out set": (
+            other.holdout and other.holdout.fingerprint,
+            manifest.holdout and manifest.holdout.fingerprint,
+        ),
         "measure": (other.config["measure"], manifest.config["measure"]),
     }
     for name, (there, here) in pairs.items():
         if there != here:
-            what = "measure is another" if name == "measure" else f"{name} set is another"
             raise UsageError(
-                f"--reference {reference}: its {what}; expected an audit of the same rows, with the same held-out "
-                f"set and preset, by a model that was not trained on them"
+                f"--reference {reference}: its {name} is another; expected an audit of the same rows, with the same "
+                f"held-out set and preset, by a model that was not trained on them"
             )
     if other.model.hash == manifest.model.hash:
         raise UsageError(
@@ -240,23 +183,119 @@ def _check_reference(reference: str, manifest: Manifest) -> None:
         )
 
 
-def audit_lines(audit: Audit) -> list[str]:
-    """Return what `volgrowth audit` prints about a finished audit."""
-    counts, report = audit.summary["counts"], audit.store.path(REPORT_FILE)
-    said = f"{counts['ok']} of {counts['rows']} images scored; report: {report}"
-    return [said, title(audit.summary), *cascade_sentences(audit.summary.get("cascade"))]
+def _score(session: Session, failed: list[Shard], quiet: bool) -> None:
+    """Score the shards that are not published, then the rows of `failed` without a score, then a cascade's choice."""
+    settle_batch(session)
+    store, shards, floor = session.store, session.manifest.shards, NoiseFloor(session)
+    done = published(store, session.manifest)
+    todo = [shard for shard in shards if shard.name not in done]
+    rows, left = (sum(shard.rows for shard in some) for some in (shards, todo))
+    progress = AuditProgress(rows, len(shards), rows - left, len(shards) - len(todo), quiet=quiet)
+    _score_shards(session, floor, ((shard, None) for shard in todo), len(todo), progress)
+    rows = sum(int(done[shard.name]["failed"]) for shard in failed)
+    progress = AuditProgress(rows, len(failed), quiet=quiet, doing="retrying")
+    _score_shards(session, floor, ((shard, _failed_rows(store, shard)) for shard in failed), len(failed), progress)
+    if session.config.cascade:
+        _complete_cascade(session, floor, bool(failed), quiet)
 
 
-def failed_share(audit: Audit) -> float:
-    """Share of the audited rows that have no score."""
-    counts = audit.summary["counts"]
-    return (counts["rows"] - counts["ok"]) / max(counts["rows"], 1)
+def _score_shards(
+    session: Session,
+    floor: NoiseFloor,
+    shards: Iterable[tuple[Shard, Sequence[int] | None]],
+    count: int,
+    progress: AuditProgress,
+) -> None:
+    """Score the given rows of each shard, all of them for None."""
+    report = _reporter(session, floor, progress)
+    tasks = (ShardTasks(shard, report, rows).task() for shard, rows in shards)
+    run_tasks(session, ScoringWorker, tasks, count, progress)
 
 
-def _analysed(config: AuditConfig, store: Store) -> tuple[Audit, Analysis]:
-    audit, reference = Audit(store, store.read_json(MANIFEST)), None
+def _complete_cascade(session: Session, floor: NoiseFloor, retried: bool, quiet: bool) -> None:
+    """Measure the rows that passed the screen of a cascade, then a sample of the others.
+
+    The rows are chosen once and kept in the output, so that a resumed audit measures the same ones; rows that were
+    `retried` change the choice.
+    """
+    config, manifest, store = session.config, session.manifest, session.store
+    if retried:
+        forget(store)
+    for stage in STAGES:
+        chosen = Chosen.load(store, stage, manifest.data.rows)
+        if chosen is None:
+            screening = _analyse(Audit(store, store.read_json(MANIFEST)), config).screening
+            assert screening is not None  # the analysis of a cascade has one
+            rows = screening.passing if stage == "passed" else screening.sample(config.screen_sample, config.seed)
+            chosen = Chosen(stage, rows, manifest.data.rows)
+            chosen.save(store)
+        _measure_screened(session, floor, chosen.todo(store, manifest, published(store, manifest)), stage, quiet)
+
+
+def _measure_screened(
+    session: Session, floor: NoiseFloor, rows: dict[Shard, list[int]], stage: str, quiet: bool
+) -> None:
+    """Measure rows of published shards that were only screened, for a stage of a cascade."""
+    doing = f"measuring {stage}"
+    progress = AuditProgress(sum(map(len, rows.values())), len(rows), quiet=quiet, doing=doing)
+    report = _reporter(session, floor, progress)
+
+    def task(shard: Shard) -> Task:
+        arguments = shard, rows[shard], stage
+        return Task(f"{shard.name}, {doing}", "complete", arguments, lambda tally: report(shard, tally))
+
+    run_tasks(session, ScoringWorker, map(task, rows), len(rows), progress)
+
+
+def _reporter(session: Session, floor: NoiseFloor, progress: AuditProgress) -> Report:
+    """Return the callback that updates the progress display and the run record after each published shard."""
+
+    def report(shard: Shard, tally: Tally) -> list[Task]:
+        progress.advance(tally.images, tally.failed)
+        session.run.add(tally)
+        session.run.event("shard", shard=shard.name, **asdict(tally))
+        return floor.tasks(shard, tally)
+
+    return report
+
+
+def _failed_shards(store: Store, manifest: Manifest) -> list[Shard]:
+    """Return the published shards that have rows without a score."""
+    done = published(store, manifest)
+    return [shard for shard in manifest.shards if int(done.get(shard.name, {}).get("failed", 0))]
+
+
+def _failed_rows(store: Store, shard: Shard) -> list[int]:
+    table = store.read_table(shard.name)
+    return table.filter(pc.not_equal(table["status"], Status.OK.value))["row"].to_pylist()
+
+
+def _analyse(audit: Audit, config: AuditConfig) -> Analysis:
+    """Calibrate the scores, beside those of the reference audit if there is one."""
+    reference = None
     if config.reference:
         other = open_audit(config.reference)
         reference = Reference(other.scores, other.holdout_scores)
-    share = config.screen_share if config.cascade else None
-    return audit, analyse(audit.scores, audit.holdout_scores, reference, share)
+    return analyse(audit.scores, audit.holdout_scores, reference, config.screen_share if config.cascade else None)
+
+
+def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
+    """Write findings, summary and report, and last of all the marker that the audit is done."""
+    store, manifest = audit.store, audit.frozen
+    reconcile(store, manifest)
+    metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
+    store.write_table(FINDINGS_FILE, analysis.findings, metadata)
+    if analysis.holdout is not None:
+        store.write_table(HOLDOUT_FINDINGS_FILE, analysis.holdout, metadata)
+    sampled = Chosen.load(store, "sampled") if config.cascade else None
+    run = _run_facts(store, config)
+    store.write_json(SUMMARY_FILE, summarize_audit(audit, analysis, config, run, sampled.rows if sampled else None))
+    write_report(audit)
+    store.write(SUCCESS, b"")
+
+
+def _run_facts(store: Store, config: AuditConfig) -> dict[str, Any]:
+    """Describe how the scores were made: time and devices, the noise floor, the batch size."""
+    floor = store.read_json(NOISE_FILE) if store.exists(NOISE_FILE) else None
+    batch = store.read_json(BATCH_FILE)["batch_size"] if config.batch_size is None else config.batch_size
+    return {**total_effort(store), "noise_floor": floor, "batch_size": batch}

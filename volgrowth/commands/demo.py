@@ -1,7 +1,8 @@
-"""The demo: real digits, a model that memorizes some of them, an audit that says which, samples that prove it.
+"""`volgrowth demo`: train a model that memorizes some real digits, find them by an audit, and prove it by samples.
 
-Scikit-learn's 8x8 digits, twenty of them planted in many copies, and plain images (flat, gradient, faint), which every
-model finds easy and which therefore look memorized to the raw score. Other digits and plain images are held out.
+The data set has scikit-learn's 8x8 digits, twenty of them in many copies, and plain images (flat, gradient, faint).
+Plain images are easy for every model, and therefore look memorized to the raw score. Other digits and plain images are
+held out.
 """
 
 from pathlib import Path
@@ -18,13 +19,13 @@ SAMPLES = 2500
 
 
 def run_demo(output: Path) -> Audit:
-    """Everything the demo does, in `output`; prints what it finds."""
+    """Run the demo in the folder `output`, and print its findings."""
     output.mkdir(parents=True, exist_ok=True)
     case = digits_case()
     write_image_parquet(output / "train.parquet", case.train, case.row_names)
     write_image_parquet(output / "holdout.parquet", case.holdout, case.holdout_names.tolist())
     if (output / "model" / "model_index.json").exists():
-        _say(f"taking the model of an earlier run; delete {output} to begin anew")
+        _say(f"using the model of an earlier run; delete {output} to start over")
     else:
         planted = int((case.copies > 1).sum())
         _say(f"training a small diffusion model on {len(case.train)} images, {planted} of them in many copies")

@@ -1,9 +1,10 @@
-"""`volgrowth plan`: what an audit will take, measured on a few random stretches of its rows.
+"""`volgrowth plan`: predict what an audit will take, from a pilot on a few random stretches of its rows.
 
-The pilot runs on the audit's own engine, with as many workers as it has stretches or the audit would have workers, and
-leaves its notes in a hidden folder of OUT. Predicted are the audit's scoring and the start of its workers; machines
-that are slower later, or taken away, are not. A cascade is predicted as if its time went with its evaluations, and as
-if no more audited rows passed the screen than held-out ones do, as is right where few are memorized.
+A stretch is a range of neighbouring rows. The pilot runs on the audit's own engine, with one worker per stretch or as
+many as the audit would have, and keeps its notes in a hidden folder of the output. The prediction covers the start of
+the workers and the scoring, on machines that stay as they are. For a cascade it assumes that time is proportional to
+network evaluations, and that no more audited rows pass the screen than held-out ones do, which is so if few images are
+memorized.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,12 +23,11 @@ from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
 from volgrowth.audit.engine.session import Session
-from volgrowth.audit.output.freezing import FrozenAudit
 from volgrowth.audit.output.listings import write_listings
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.scoring.pilot import Piece, PilotWorker
-from volgrowth.commands.audit import plan
+from volgrowth.commands.audit import inspect_inputs
 from volgrowth.config import SCREEN_EVALUATIONS, AuditConfig
 from volgrowth.storage.store import Store
 
@@ -45,21 +45,29 @@ class Range(NamedTuple):
     high: float
 
     def times(self, factor: float) -> "Range":
-        """In another unit."""
+        """Return the prediction in another unit."""
         return Range(*(factor * value for value in self))
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What an audit is predicted to take. Intervals hold the truth with `CONFIDENCE`, as far as the rows go.
+    """The predicted time, memory and cost of an audit.
+
+    Each `Range` is (middle, low, high): an interval that holds the truth with probability `CONFIDENCE`, given that only
+    the choice of rows was random.
 
     Attributes:
-        rows: audited and held-out.
-        batch_size: the smallest with nearly the best throughput.
-        wall_hours, device_hours, money: no money without a price.
-        peak_memory: bytes, of the device's memory on a GPU, else of the worker's process.
-        images_per_second: of one worker, while the others work too.
-        startup_seconds: until a worker takes tasks.
+        rows: audited and held-out images.
+        workers: model replicas.
+        device: what they run on, such as `cpu`.
+        batch_size: the smallest micro-batch with nearly the best throughput.
+        evaluations: network evaluations of the whole audit.
+        images_per_second: speed of one worker while the others work too.
+        startup_seconds: time until a worker takes tasks.
+        wall_hours: time of the audit, as a Range.
+        device_hours: wall time times workers, as a Range.
+        money: cost, as a Range in the currency of the price; None without a price.
+        peak_memory: bytes per worker: memory of the device on a GPU, else of the process.
     """
 
     rows: int
@@ -76,26 +84,32 @@ class Forecast:
 
 
 def plan_audit(config: AuditConfig, *, price: float | None = None, quiet: bool = False) -> Forecast:
-    """Run the pilot of an audit.
+    """Run a pilot on a few random rows, and predict what the audit will take.
 
     Args:
-        price: of an hour of one device, or of one worker on CPUs.
+        config: the settings of the audit.
+        price: price per GPU-hour (per worker-hour on CPUs); None for no prediction of the cost.
+        quiet: show no progress.
+
+    Returns:
+        The prediction: `wall_hours`, `device_hours` and `money`, each as (middle, low, high), `peak_memory` in bytes,
+        `batch_size`, `workers` and more.
 
     Raises:
-        VolgrowthError: as `run_audit`.
+        VolgrowthError: model, data, output or engine failed; the message is one sentence.
     """
-    planned = plan(config)
+    inputs = inspect_inputs(config)
     place = config.model_copy(update={"output": f"{config.output.rstrip('/')}/{PILOT_FOLDER}"})
     store = Store(place.output)
     with driving(store) as lock:
-        write_listings(store, planned.listings)
-        with Session(place, planned.manifest, store, lock) as session:
+        write_listings(store, inputs.listings)
+        with Session(place, inputs.manifest, store, lock) as session:
             batch = _choose_batch(session)
-            pieces = _pilot(session, planned, batch, quiet)
+            pieces = _pilot(session, inputs.manifest, batch, quiet)
             startup = session.run.startup_seconds
             workers = config.workers or session.run.room
             device = " and ".join(sorted(session.run.devices))
-        forecast = predict(planned.manifest, config, pieces, batch, workers, device, startup, price)
+        forecast = predict(inputs.manifest, config, pieces, batch, workers, device, startup, price)
         store.write_json(FORECAST_FILE, asdict(forecast))
     return forecast
 
@@ -110,9 +124,20 @@ def predict(
     startup: float,
     price: float | None,
 ) -> Forecast:
-    """From measured stretches to the whole: shards in turn to the workers, each as long as its rows' mean time.
+    """Predict the whole audit from measured stretches.
 
-    The interval is Student's for the mean time of a row over random stretches.
+    Shards go in turn to the worker that is free first, and each takes the mean time of its rows. The interval is
+    Student's for the mean time of a row over random stretches.
+
+    Args:
+        manifest: the audit, which gives its shards.
+        config: its settings.
+        pieces: the measured stretches.
+        batch: size of the micro-batches.
+        workers: model replicas.
+        device: what they run on.
+        startup: seconds until a worker takes tasks.
+        price: price per hour of a worker; None for no cost.
     """
     shards = manifest.shards
     workers = min(workers, len(shards))
@@ -121,7 +146,7 @@ def predict(
 
     def wall(per_row: float) -> float:
         busy = [startup] * workers
-        for shard in shards:  # each goes to the worker that is free first
+        for shard in shards:
             heapreplace(busy, busy[0] + shard.rows * per_row * spent[shard.folder] / whole + publishing)
         return max(busy) / 3600
 
@@ -145,7 +170,7 @@ def predict(
 
 
 def _evaluations(config: AuditConfig, manifest: Manifest) -> dict[str, float]:
-    """Network evaluations an image of each folder."""
+    """Return the network evaluations per image, by the folder of the scores."""
     whole = config.evaluations(manifest.model.has_null)
     if not config.cascade:
         return {SCORES_FOLDER: whole, HOLDOUT_FOLDER: whole}
@@ -154,7 +179,7 @@ def _evaluations(config: AuditConfig, manifest: Manifest) -> dict[str, float]:
 
 
 def _mean_with_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Lower end, mean and upper end of Student's interval; the lower one is not below half the smallest value."""
+    """Return lower end, mean and upper end of Student's interval; the lower end is at least half the smallest value."""
     mean, half = values.mean(), 0.0
     if len(values) > 1:
         half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
@@ -180,14 +205,15 @@ def describe_forecast(forecast: Forecast) -> str:
 
 
 def _choose_batch(session: Session) -> int:
-    """The setting where it was given, else what a worker finds best."""
+    """Return the batch size of the settings if they give one, else the size that a worker finds to be fastest."""
     given = session.config.batch_size if "batch_size" in session.config.model_fields_set else None
     return choose_batch(session) if given is None else given
 
 
-def _pilot(session: Session, planned: FrozenAudit, batch: int, quiet: bool) -> list[Piece]:
+def _pilot(session: Session, manifest: Manifest, batch: int, quiet: bool) -> list[Piece]:
+    """Have workers measure the stretches."""
     pieces: list[Piece] = []
-    stretches = list(_stretches(planned.manifest, session.config.seed, 2 * batch))
+    stretches = list(_stretches(manifest, session.config.seed, 2 * batch))
     progress = AuditProgress(sum(s.rows for s in stretches), len(stretches), quiet=quiet, doing="measuring")
 
     def task(stretch: Shard) -> Task:
@@ -203,7 +229,7 @@ def _pilot(session: Session, planned: FrozenAudit, batch: int, quiet: bool) -> l
 
 
 def _stretches(manifest: Manifest, seed: int, rows: int) -> Iterator[Shard]:
-    """Random ranges of audited rows, one of each of `PIECES` equal parts of the data set."""
+    """Yield random ranges of audited rows, one from each of `PIECES` equal parts of the data set."""
     random, total = np.random.default_rng(seed), manifest.data.rows
     edges = np.linspace(0, total, min(PIECES, ceil(total / rows)) + 1).astype(int)
     for index, (low, high) in enumerate(pairwise(edges)):

@@ -1,27 +1,36 @@
-"""`volgrowth verify`: samples of the model, what they reproduce, and what that says of an audit's flags.
+"""`volgrowth verify`: draw samples from the audited model, and see which training images they reproduce.
 
-Everything runs through the audit's own engine. Images are drawn and published first, each with a seed of its own, so
-that an interrupted verification goes on and a later one with more samples draws only what is new. Then every range
-of rows is searched for what is near to any of them, and the neighbours of all ranges are merged. Flagged images are
-also noised to several levels and decoded: a memorized image is returned to from levels at which others are forgotten.
+Everything runs on the audit's own engine, in four stages:
 
-On demand the same samples are drawn again by a sampler that takes its last step from a higher noise level
-(`volgrowth.theory.inertia`, arXiv 2505.02508): how many fewer of them are copies, and how much further from all images.
+1. choose: number the samples, and choose flagged images and controls that are noised and decoded again
+2. draw: every image has a seed of its own and is published, so that an interrupted verification goes on, and a later
+   one with more samples draws only what is new
+3. search: each range of rows is searched for the images nearest to what was drawn, and the answers are merged
+4. write: the tables of samples and returns, the column `verified_hits`, the summary and the report
+
+With `stop_level` the same samples are drawn again by a sampler that takes its last step from that noise level
+(`volgrowth.theory.inertia`, arXiv 2505.02508), to see how many fewer of them are copies, and how much further they are
+from all images.
 """
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.calibration.complexity import regressors
-from volgrowth.analysis.controls import match_controls
-from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.proof import NEIGHBOURS, decide_reproduced, hit_groups, samples_needed, summarize_proof
+from volgrowth.analysis.verification.returns import (
+    DRAWS,
+    LEVELS,
+    ReturnTargets,
+    choose_targets,
+    return_shares,
+    returns_table,
+)
+from volgrowth.analysis.verification.samples import count_copies, samples_table, search_groups
 from volgrowth.audit.engine.batch_size import settle_batch
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
@@ -30,50 +39,17 @@ from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit
-from volgrowth.audit.sampling.drawing import (
-    DECODED,
-    SAMPLE,
-    SAMPLER,
-    STOPPED,
-    Drawing,
-    DrawingWorker,
-    Start,
-    drawings,
-    is_drawn,
-)
-from volgrowth.audit.sampling.neighbours import Neighbours, SearchingWorker
+from volgrowth.audit.sampling.drawing import DECODED, SAMPLE, SAMPLER, STOPPED, Drawing, Start, drawings, is_drawn
+from volgrowth.audit.sampling.neighbours import Neighbours
 from volgrowth.commands.report import SAMPLES_FILE, write_report
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError
-from volgrowth.records import RETURNS, SAMPLES, Status
+from volgrowth.records import Status
 
 RETURNS_FILE = "verification/returns.parquet"
 
-# flagged images that are noised and decoded, the highest first, as many controls beside them
-TARGETS = 40
-LEVELS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-DRAWS = 4
-
-# rows that one call searches: enough to be worth a call, few enough to be repeated when a worker dies
+# rows that one task searches: enough to be worth a task, few enough to be repeated when a worker dies
 RANGE = 65_536
-
-
-@dataclass(frozen=True)
-class Targets:
-    """Flagged images and the controls matched to them: rows, of equal length."""
-
-    flagged: np.ndarray
-    controls: np.ndarray
-
-    def starts(self, conditional: bool) -> list[Start]:
-        """What is to be decoded, in the order that `_returns` takes them: images, levels, draws."""
-        rows = [*self.flagged.tolist(), *self.controls.tolist()]
-        return [
-            Start(draw, row, level, row if conditional else None)
-            for row in rows
-            for level in LEVELS
-            for draw in range(DRAWS)
-        ]
 
 
 def verify_audit(
@@ -87,15 +63,28 @@ def verify_audit(
     engine: str = "ray",
     quiet: bool = False,
 ) -> Audit:
-    """Verify a finished audit by so many samples; fills `verified_hits`, the summary's `verification`, the report.
+    """Draw samples from the audited model, and record which training images they reproduce.
+
+    Fills the column `verified_hits` of the findings and `verification` in the summary, and writes the report again.
+    Samples that an earlier call drew are kept.
 
     Args:
-        stop_level: draw them again by a sampler that stops at this noise level, and compare.
+        output: folder or URL of a finished audit.
+        samples: number of images to draw; 2500 or more see most of what a model reproduces.
+        stop_level: noise level from which a second sampler takes its last step, for comparison; None for no comparison.
+        workers: most model replicas; by default one per GPU, or per core.
+        gpus_per_worker: GPUs per worker.
+        ray_address: Ray cluster to join; by default a local one is started.
+        engine: `ray`, or `local` for one worker in this process.
+        quiet: show no progress.
+
+    Returns:
+        The audit, with new findings and summary.
 
     Raises:
-        UsageError: no samples asked for; a level that is not above 0.
-        OutputError: an older version wrote the findings.
-        VolgrowthError: as `run_audit`; what was drawn stays, and the same call goes on.
+        UsageError: `samples` is below 1, or `stop_level` is not above 0.
+        OutputError: there is no finished audit, or an older version wrote its findings.
+        VolgrowthError: model, data or engine failed; what was drawn stays, and the same call goes on.
     """
     if samples < 1:
         raise UsageError(f"--samples {samples}: expected at least 1; {samples_needed():,} say something")
@@ -105,25 +94,45 @@ def verify_audit(
     check_columns(audit.findings, output, "identical")
     running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address, "engine": engine}
     config = AuditConfig.build(**audit.manifest["config"], output=output, **running)
-    targets = choose_targets(audit)
-    conditional = config.condition_column is not None
-    starts = _sample_starts(audit, samples, conditional)
-    asked = drawings(SAMPLE, starts) + drawings(DECODED, targets.starts(conditional))
-    if stop_level is not None:
-        asked += drawings(f"{STOPPED}-{stop_level:g}", [replace(start, stop=stop_level) for start in starts])
+    chosen = _choose(audit, samples, stop_level, conditional=config.condition_column is not None)
     with driving(audit.store) as lock, Session(config, audit.frozen, audit.store, lock) as session:
         settle_batch(session)
-        _draw(session, audit, asked, quiet)
+        _draw(session, audit, chosen.drawings, quiet)
         groups = _groups(audit)
-        found = _search(session, audit, asked, groups, quiet)
-        _write(audit, targets, samples, groups, found, stop_level)
+        found = _search(session, audit, chosen.drawings, groups, quiet)
+        _write(audit, chosen, groups, found)
     verified = open_audit(output)
     write_report(verified)
     return verified
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """The images to draw: first `samples` samples, then the decoded versions of `targets`, then stopped samples."""
+
+    samples: int
+    stop_level: float | None
+    targets: ReturnTargets
+    drawings: list[Drawing]
+
+
+def _choose(audit: Audit, samples: int, stop_level: float | None, conditional: bool) -> _Chosen:
+    """Choose the images to draw."""
+    targets, starts = choose_targets(audit.findings, audit.scores), _sample_starts(audit, samples, conditional)
+    decoded = [
+        Start(draw, row, level, row if conditional else None)
+        for row in targets.rows.tolist()
+        for level in LEVELS
+        for draw in range(DRAWS)
+    ]
+    asked = drawings(SAMPLE, starts) + drawings(DECODED, decoded)
+    if stop_level is not None:
+        asked += drawings(f"{STOPPED}-{stop_level:g}", [replace(start, stop=stop_level) for start in starts])
+    return _Chosen(samples, stop_level, targets, asked)
+
+
 def _sample_starts(audit: Audit, samples: int, conditional: bool) -> list[Start]:
-    """Numbered samples; of a conditional audit each under the condition of a random scored row, as in training."""
+    """Number the samples; in a conditional audit each gets the condition of a random scored row, as in training."""
     if not conditional:
         return [Start(number) for number in range(samples)]
     scores, seed = audit.scores, audit.frozen.config["seed"]
@@ -133,24 +142,10 @@ def _sample_starts(audit: Audit, samples: int, conditional: bool) -> list[Start]
     return [Start(number, condition_row=int(rows[index])) for number, index in enumerate(chosen)]
 
 
-def choose_targets(audit: Audit) -> Targets:
-    """The flagged images of highest excess, one row each, and unflagged ones of the same complexity.
-
-    Near duplicates of flagged images are no controls: what returns to one may hit the other.
-    """
-    findings = audit.findings
-    scored = findings["excess_growth"].is_valid().to_numpy() & first_rows(findings)
-    flagged = pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)
-    rows = np.flatnonzero(scored & flagged)
-    rows = rows[np.argsort(-findings["excess_growth"].to_numpy()[rows], kind="stable")][:TARGETS]
-    cluster = findings["cluster"].to_numpy()
-    allowed = np.flatnonzero(scored & ~np.isin(cluster, cluster[flagged]))
-    partners = match_controls(regressors(audit.scores), rows, allowed)
-    return Targets(rows[partners >= 0], partners[partners >= 0])
-
-
 def _draw(session: Session, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
-    """Draw what no file holds yet."""
+    """Draw the images that no published file holds yet."""
+    from volgrowth.audit.scoring.worker import DrawingWorker
+
     todo = [drawing for drawing in asked if not is_drawn(audit.store, audit.frozen, drawing)]
     total, left = (sum(len(drawing.starts) for drawing in some) for some in (asked, todo))
     done = len(asked) - len(todo)
@@ -166,10 +161,24 @@ def _draw(session: Session, audit: Audit, asked: list[Drawing], quiet: bool) -> 
     run_tasks(session, DrawingWorker, map(task, todo), len(todo), progress)
 
 
+def _groups(audit: Audit) -> dict[str, np.ndarray]:
+    """Return the group of each audited and each held-out row, by the folder of their scores."""
+    held = audit.holdout_scores, audit.holdout_findings
+    audited, held_out = search_groups(
+        audit.scores["content_hash"],
+        audit.findings["identical"].to_numpy(),
+        None if held[0] is None else held[0]["content_hash"],
+        None if held[1] is None else held[1]["identical"].to_numpy(),
+    )
+    return {SCORES_FOLDER: audited, HOLDOUT_FOLDER: held_out}
+
+
 def _search(
     session: Session, audit: Audit, asked: list[Drawing], groups: dict[str, np.ndarray], quiet: bool
 ) -> Neighbours:
-    """The nearest groups of every drawn image, among all audited and held-out ones."""
+    """Find the groups nearest to every drawn image, among all audited and held-out ones."""
+    from volgrowth.audit.scoring.worker import SearchingWorker
+
     ranges = _ranges(audit.frozen)
     count = sum(len(np.unique(numbers[numbers >= 0])) for numbers in groups.values())
     k, names = min(NEIGHBOURS, max(count, 1)), [drawing.name for drawing in asked]
@@ -191,132 +200,45 @@ def _search(
     return found
 
 
-def _groups(audit: Audit) -> dict[str, np.ndarray]:
-    """The group of each row of both sets, -1 for rows without an image and for copies of a row before.
-
-    Audited rows have the number `identical`, held-out ones come after all of those. Held-out images that are
-    audited as well are left out: they can be memorized.
-    """
-    audited = audit.scores["content_hash"]
-    groups = {SCORES_FOLDER: _first_of_each(audited, audit.findings["identical"].to_numpy(), pa.array([], pa.uint64()))}
-    if audit.holdout_scores is not None and audit.holdout_findings is not None:
-        numbers = audit.holdout_findings["identical"].to_numpy() + audit.frozen.data.rows
-        groups[HOLDOUT_FOLDER] = _first_of_each(audit.holdout_scores["content_hash"], numbers, audited)
-    return groups
-
-
-def _first_of_each(hashes: pa.ChunkedArray, numbers: np.ndarray, left_out: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    wanted = pc.and_(hashes.is_valid(), pc.invert(pc.is_in(hashes, value_set=pc.drop_null(left_out))))
-    rows = np.flatnonzero(wanted.to_numpy())
-    _, first = np.unique(hashes.to_numpy()[rows].astype(np.uint64), return_index=True)
-    result = np.full(len(numbers), -1)
-    result[rows[first]] = numbers[rows[first]]
-    return result
-
-
-def _ranges(plan: Manifest) -> list[Shard]:
-    folders = [(SCORES_FOLDER, plan.data.rows), *([(HOLDOUT_FOLDER, plan.holdout.rows)] if plan.holdout else [])]
+def _ranges(manifest: Manifest) -> list[Shard]:
+    """Split the audited and the held-out rows into the ranges that one task searches."""
+    folders = {SCORES_FOLDER: manifest.data.rows, HOLDOUT_FOLDER: manifest.holdout.rows if manifest.holdout else 0}
     ranges = []
-    for folder, rows in folders:
+    for folder, rows in folders.items():
         size = min(RANGE, max(1024, ceil(rows / 16)))
         ranges += [Shard(folder, i, start, min(start + size, rows)) for i, start in enumerate(range(0, rows, size))]
     return ranges
 
 
-def _write(
-    audit: Audit,
-    targets: Targets,
-    samples: int,
-    groups: dict[str, np.ndarray],
-    found: Neighbours,
-    stop_level: float | None,
-) -> None:
-    """The tables of samples and returns, `verified_hits` of every row, and the summary."""
-    hit, rows = hit_groups(np.sqrt(found.squared), found.group), audit.frozen.data.rows
-    counts = np.bincount(hit[:samples][hit[:samples] >= 0], minlength=rows + len(groups.get(HOLDOUT_FOLDER, ())))
-    train, held = (np.unique(numbers[numbers >= 0]) for numbers in (groups[SCORES_FOLDER], _held(groups)))
+def _write(audit: Audit, chosen: _Chosen, groups: dict[str, np.ndarray], found: Neighbours) -> None:
+    """Write the tables of samples and returns, `verified_hits` of every row, and the summary."""
+    store, manifest, findings, samples = audit.store, audit.frozen, audit.findings, chosen.samples
+    rows, distance = manifest.data.rows, np.sqrt(found.squared)
+    hit = hit_groups(distance, found.group)
+    counts = np.bincount(hit[:samples][hit[:samples] >= 0], minlength=rows + len(groups[HOLDOUT_FOLDER]))
+    train, held = (np.unique(numbers[numbers >= 0]) for numbers in (groups[SCORES_FOLDER], groups[HOLDOUT_FOLDER]))
     reproduced = decide_reproduced(counts[train], counts[held], samples)
-    footer = {"schema_version": str(audit.frozen.schema_version), "plan_digest": audit.frozen.digest}
-    audit.store.write_table(SAMPLES_FILE, _samples(found, hit, samples, rows), footer)
-    stopped = len(hit) if stop_level is None else len(hit) - samples
-    returns = _returns(audit, targets, hit[samples:stopped])
-    audit.store.write_table(RETURNS_FILE, returns, footer)
-    identical = audit.findings["identical"].to_numpy()
-    hits = pa.array(counts[identical].astype(np.int32), mask=audit.scores["content_hash"].is_null().to_numpy())
-    column = audit.findings.schema.get_field_index("verified_hits")
-    findings = audit.findings.set_column(column, audit.findings.field("verified_hits"), hits)
-    metadata = {"schema_version": footer["schema_version"], "config_digest": audit.frozen.config_digest}
-    audit.store.write_table(FINDINGS_FILE, findings, metadata)
+    identical = findings["identical"].to_numpy()
+    # the stopped samples, as many as samples, come last
+    end = len(hit) if chosen.stop_level is None else len(hit) - samples
+    returns = returns_table(chosen.targets, identical, hit[samples:end])
+    table = samples_table(distance[:samples], found.group[:samples, 0], hit[:samples], rows)
+    footer = {"schema_version": str(manifest.schema_version), "plan_digest": manifest.digest}
+    store.write_table(SAMPLES_FILE, table, footer)
+    store.write_table(RETURNS_FILE, returns, footer)
+    findings = _with_hits(findings, counts[identical], audit.scores["content_hash"].is_null())
+    metadata = {"schema_version": footer["schema_version"], "config_digest": manifest.config_digest}
+    store.write_table(FINDINGS_FILE, findings, metadata)
     verification = summarize_proof(findings, train[reproduced.images], reproduced, samples)
-    verification |= {"sampler": SAMPLER, "returns": _shares(returns), "stopped": None}
-    if stop_level is not None:
-        usual, early = _copies(found, hit, 0, samples), _copies(found, hit, stopped, stopped + samples)
-        verification["stopped"] = {"level": stop_level, "usual": usual, "early": early}
-    audit.store.write_json(SUMMARY_FILE, {**audit.summary, "verification": verification})
+    verification |= {"sampler": SAMPLER, "returns": return_shares(returns), "stopped": None}
+    if chosen.stop_level is not None:
+        usual, early = count_copies(distance[:samples], hit[:samples]), count_copies(distance[end:], hit[end:])
+        verification["stopped"] = {"level": chosen.stop_level, "usual": usual, "early": early}
+    store.write_json(SUMMARY_FILE, {**audit.summary, "verification": verification})
 
 
-def _copies(found: Neighbours, hit: np.ndarray, start: int, stop: int) -> dict[str, float]:
-    """Of some samples: how many are copies, and how far they are from the nearest image that they are no copy of.
-
-    The distance is a mean, for pixels in [-1, 1]: how far a sampler has left what images look like.
-    """
-    copies, distance = hit[start:stop] >= 0, np.sqrt(found.squared[start:stop])
-    other = distance[np.arange(len(copies)), np.minimum(copies.astype(int), distance.shape[1] - 1)] / 127.5
-    return {"copies": int(copies.sum()), "distance": float(other[np.isfinite(other)].mean())}
-
-
-def _held(groups: dict[str, np.ndarray]) -> np.ndarray:
-    return groups.get(HOLDOUT_FOLDER, np.empty(0, int))
-
-
-def _samples(found: Neighbours, hit: np.ndarray, samples: int, rows: int) -> pa.Table:
-    """One row a sample: its nearest image, audited or held out, and whether it is a hit."""
-    distance, nearest = np.sqrt(found.squared[:samples]), found.group[:samples, 0]
-    held, none = nearest >= rows, nearest < 0
-    finite = np.where(np.isfinite(distance), distance, np.nan)
-    columns = {
-        "number": pa.array(np.arange(samples)),
-        "nearest_row": pa.array(nearest, pa.int64(), mask=held | none),
-        "nearest_holdout_row": pa.array(nearest - rows, pa.int64(), mask=~held),
-        "distance": pa.array(distance[:, 0] / 127.5, pa.float64(), mask=none),
-        "ratio": pa.array(distance[:, 0] / np.maximum(np.nanmean(finite, 1), 1e-12), pa.float64(), mask=none),
-        "hit": pa.array(hit[:samples] >= 0),
-    }
-    return pa.table(columns, schema=SAMPLES)
-
-
-def _returns(audit: Audit, targets: Targets, hit: np.ndarray) -> pa.Table:
-    """One row for each image and level: how many of its decoded versions hit it."""
-    rows = np.concatenate([targets.flagged, targets.controls])
-    identical = audit.findings["identical"].to_numpy()[rows]
-    back = hit.reshape(len(rows), len(LEVELS), DRAWS) == identical[:, None, None]
-    partner = np.concatenate([targets.controls, targets.flagged])
-    columns = {
-        "row": np.repeat(rows, len(LEVELS)),
-        "flagged": np.repeat(np.arange(len(rows)) < len(targets.flagged), len(LEVELS)),
-        "matched_row": np.repeat(partner, len(LEVELS)),
-        "noise_level": np.tile(LEVELS, len(rows)),
-        "draws": np.full(back.shape[0] * len(LEVELS), DRAWS),
-        "returned": back.sum(2).ravel(),
-    }
-    return pa.table({name: pa.array(column) for name, column in columns.items()}).cast(RETURNS)
-
-
-def _shares(returns: pa.Table) -> dict[str, Any] | None:
-    """Share of returns by level, of flagged images and of their controls; None where nothing was flagged."""
-    if not len(returns):
-        return None
-    flagged = returns["flagged"].to_numpy()
-    returned = returns["returned"].to_numpy() / DRAWS
-
-    def share(which: np.ndarray) -> list[float]:
-        return returned[which].reshape(-1, len(LEVELS)).mean(0).tolist()
-
-    images = int(flagged.sum()) // len(LEVELS)
-    return {
-        "images": images,
-        "draws": DRAWS,
-        "levels": list(LEVELS),
-        "flagged": share(flagged),
-        "controls": share(~flagged),
-    }
+def _with_hits(findings: pa.Table, hits: np.ndarray, missing: pa.ChunkedArray) -> pa.Table:
+    """Return the findings with the column `verified_hits`, which is null for rows without an image."""
+    column = pa.array(hits.astype(np.int32), mask=missing.to_numpy())
+    index = findings.schema.get_field_index("verified_hits")
+    return findings.set_column(index, findings.field("verified_hits"), column)

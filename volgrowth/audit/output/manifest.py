@@ -7,6 +7,7 @@ audit is run (workers, address) may differ.
 import hashlib
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -177,12 +178,12 @@ class Manifest:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that compute the scores."""
-    return {
-        "volgrowth": VERSION,
-        "python": platform.python_version(),
-        **{p: metadata.version(p) for p in PACKAGES},
-    }
+    """Return the versions of the packages that compute the scores; a package that is not installed is left out."""
+    versions = {"volgrowth": VERSION, "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):  # the local engine does without Ray
+            versions[package] = metadata.version(package)
+    return versions
 
 
 def _shards(folder: str, data: DataInfo, size: int) -> Iterator[Shard]:
