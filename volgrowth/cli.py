@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from volgrowth.errors import UsageError, VolgrowthError
-from volgrowth.options import EngineName, GpusPerWorker, RayAddress, Workers, audit_config, takes_settings
+from volgrowth.options import EngineName, GpusPerWorker, RayAddress, Workers, audit_config, option, takes_settings
 from volgrowth.version import VERSION
 
 
@@ -40,25 +40,21 @@ def _audit(
     ctx: typer.Context,
     *,
     reference: Annotated[
-        str | None, typer.Option(help="Audit of the same rows by a model not trained on them, for calibration.")
+        str | None, option("Audit of the same rows by a model not trained on them, for calibration.")
     ] = None,
     cascade: Annotated[
-        bool, typer.Option("--cascade", help="Screen every row cheaply, and measure only those that may be flagged.")
+        bool, option("Screen every row cheaply, and measure only those that may be flagged.", "--cascade")
     ] = False,
-    min_workers: Annotated[
-        int | None, typer.Option(help="Fewest workers to go on with; wait for them for --set wait_minutes=30.")
-    ] = None,
+    min_workers: Annotated[int | None, option("Fewest workers to go on with; the audit waits for them.")] = None,
     extend: Annotated[
-        bool, typer.Option("--extend", help="Audit the files that DATA gained since, into the same OUTPUT.")
+        bool, option("Audit the files that DATA gained since, into the same OUTPUT.", "--extend")
     ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Score the rows again that have no score.")
-    ] = False,
+    retry_failed: Annotated[bool, option("Score the rows again that have no score.", "--retry-failed")] = False,
     log_json: Annotated[
-        str | None, typer.Option(help="File to append events to while the audit runs, one JSON object per line.")
+        str | None, option("File to append events to while the audit runs, one JSON object per line.")
     ] = None,
     max_failed: Annotated[
-        float | None, typer.Option(help="Share of rows that may have no score before the exit code is 3 (0.01).")
+        float | None, option("Share of rows that may have no score before the exit code is 3 (0.01).")
     ] = None,
     **settings: Any,
 ) -> None:
@@ -95,9 +91,7 @@ def _audit(
 def _plan(
     ctx: typer.Context,
     *,
-    price: Annotated[
-        float | None, typer.Option(help="Price per GPU-hour (per worker-hour on CPUs), to predict the cost.")
-    ] = None,
+    price: Annotated[float | None, option("Price per GPU-hour (per worker-hour on CPUs), to predict the cost.")] = None,
     **settings: Any,
 ) -> None:
     """Measure a few random parts of DATA, and predict what the audit would take: hours, memory, money.
@@ -118,7 +112,7 @@ def _convert(
     pickle: Annotated[Path, typer.Argument(help="Checkpoint of NVlabs' EDM, a .pkl file.")],
     folder: Annotated[Path, typer.Argument(help="New folder for config.json and model.safetensors.")],
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Confirm that a pickle may be read; none of its code runs.")
+        bool, option("Confirm that a pickle may be read; none of its code runs.", "--allow-pickle")
     ] = False,
 ) -> None:
     """Turn a pickled EDM network into a folder that can be audited.
@@ -138,9 +132,7 @@ def _convert(
 @app.command("report")
 def _report(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
-    redact: Annotated[
-        bool, typer.Option("--redact", help="Leave out all pictures, so that the page can be handed on.")
-    ] = False,
+    redact: Annotated[bool, option("Leave out all pictures, so that the page can be handed on.", "--redact")] = False,
 ) -> None:
     """Write report.html and its figures again from the tables of a finished audit.
 
@@ -157,10 +149,8 @@ def _report(
 def _diff(
     out_a: Annotated[str, typer.Argument(help="Output of a finished audit: the earlier checkpoint or data set.")],
     out_b: Annotated[str, typer.Argument(help="Output of the audit to compare it with.")],
-    fdr: Annotated[float, typer.Option(help="False-discovery rate among all significant changes.")] = 0.1,
-    table: Annotated[
-        str | None, typer.Option(help="Parquet file or URL for the whole table, one row per image.")
-    ] = None,
+    fdr: Annotated[float, option("False-discovery rate among all significant changes.")] = 0.1,
+    table: Annotated[str | None, option("Parquet file or URL for the whole table, one row per image.")] = None,
 ) -> None:
     """Show which images became or ceased to be memorized from audit OUT_A to audit OUT_B.
 
@@ -177,10 +167,9 @@ def _diff(
 @app.command("verify")
 def _verify(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
-    samples: Annotated[int, typer.Option(help="Images to draw from the model; 2500 or more show most.")],
+    samples: Annotated[int, option("Images to draw from the model; 2500 or more show most.")],
     stop_level: Annotated[
-        float | None,
-        typer.Option(help="Draw them again with a sampler that takes its last step from this noise level."),
+        float | None, option("Draw them again with a sampler that takes its last step from this noise level.")
     ] = None,
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
@@ -221,31 +210,22 @@ def _verify(
 def _curate(
     ctx: typer.Context,
     output: Annotated[str | None, typer.Argument(help="Output of a finished audit.")] = None,
-    fdr: Annotated[float | None, typer.Option(help="Flag images with at most this q_value.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Flag this many images, those highest in excess_growth.")] = None,
-    max_score: Annotated[float | None, typer.Option(help="Flag images with more excess_growth than this.")] = None,
+    fdr: Annotated[float | None, option("Flag images with at most this q_value.")] = None,
+    top_k: Annotated[int | None, option("Flag this many images, those highest in excess_growth.")] = None,
+    max_score: Annotated[float | None, option("Flag images with more excess_growth than this.")] = None,
     action: Annotated[
-        str | None, typer.Option(help="What to do with flagged images: drop (default), dedupe or downweight.")
+        str | None, option("What to do with flagged images: drop (default), dedupe or downweight.")
     ] = None,
-    allow: Annotated[
-        Path | None, typer.Option(help="File of ids or sources, one per line, of rows that always stay.")
-    ] = None,
-    opt_out: Annotated[
-        Path | None, typer.Option(help="File of ids or sources, one per line, of rows that always go.")
-    ] = None,
+    allow: Annotated[Path | None, option("File of ids or sources, one per line, of rows that always stay.")] = None,
+    opt_out: Annotated[Path | None, option("File of ids or sources, one per line, of rows that always go.")] = None,
     list_: Annotated[
-        str | None,
-        typer.Option("--list", help="The list, a .csv or .parquet file: written with a policy, read without one."),
+        str | None, option("The list, a .csv or .parquet file: written with a policy, read without one.", "--list")
     ] = None,
-    apply: Annotated[
-        str | None, typer.Option(help="New folder for a copy of the data set as the list describes it.")
-    ] = None,
+    apply: Annotated[str | None, option("New folder for a copy of the data set as the list describes it.")] = None,
     indices: Annotated[
-        bool, typer.Option("--indices", help="Apply the list as row numbers for `datasets` instead of a copy.")
+        bool, option("Apply the list as row numbers for `datasets` instead of a copy.", "--indices")
     ] = False,
-    undo: Annotated[
-        str | None, typer.Option(help="Remove this folder, which --apply wrote; give nothing else with it.")
-    ] = None,
+    undo: Annotated[str | None, option("Remove this folder, which --apply wrote; give nothing else with it.")] = None,
 ) -> None:
     """Decide what to do with each row, as a list that can be edited, and apply it to a copy of the data set.
 
@@ -277,10 +257,10 @@ def _curate(
 @app.command("check")
 def _check(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
-    fdr: Annotated[float, typer.Option(help="An image is flagged if its q_value is at most this.")] = 0.1,
-    max_flagged: Annotated[float, typer.Option(help="Share of the distinct images that may be flagged.")] = 0.0,
-    junit: Annotated[str | None, typer.Option(help="JUnit file to write, a path or URL.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print GitHub-flavoured Markdown.")] = False,
+    fdr: Annotated[float, option("An image is flagged if its q_value is at most this.")] = 0.1,
+    max_flagged: Annotated[float, option("Share of the distinct images that may be flagged.")] = 0.0,
+    junit: Annotated[str | None, option("JUnit file to write, a path or URL.")] = None,
+    markdown: Annotated[bool, option("Print GitHub-flavoured Markdown.", "--markdown")] = False,
 ) -> None:
     """Fail if an audit found more memorized images than allowed: exit code 0, 1, or 2 if it cannot tell.
 
@@ -301,7 +281,7 @@ def _check(
 
 
 @app.command("demo")
-def _demo(output: Annotated[Path, typer.Option(help="Folder for model, data, audit and report.")]) -> None:
+def _demo(output: Annotated[Path, option("Folder for model, data, audit and report.")]) -> None:
     """Train a small model on real digits, audit it, and show what it reproduces. Takes minutes on two cores.
 
     Example:
@@ -314,7 +294,7 @@ def _demo(output: Annotated[Path, typer.Option(help="Folder for model, data, aud
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _version(version: Annotated[bool, option("Print the version.", "--version")] = False) -> None:
     if version:
         print(VERSION)
         raise typer.Exit

@@ -11,60 +11,47 @@ import yaml
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError
 
-Model = Annotated[str, typer.Argument(help="Diffusers folder, its URL, hub id, or factory:module:function.")]
-Data = Annotated[
-    str,
-    typer.Argument(
-        help="Hub id, save_to_disk folder, or path, pattern or URL of Parquet files, webdataset tars or images."
-    ),
-]
-Output = Annotated[str, typer.Option(help="Folder or URL for the audit; repeat the command to resume it.")]
-Base = Annotated[str | None, typer.Option(help="Pipeline that supplies what MODEL lacks, if MODEL is a bare network.")]
-Lora = Annotated[str | None, typer.Option(help="LoRA weights on top of the model: a file, folder, URL or hub id.")]
-Split = Annotated[str | None, typer.Option(help="Split of the data set, if it has several.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Column with the images, if there are several.")]
-IdColumn = Annotated[str | None, typer.Option(help="Column with your own ids; the default is a hash of the file.")]
-ClassColumn = Annotated[str | None, typer.Option(help="Column with the classes, for a model that takes a class.")]
-CaptionColumn = Annotated[str | None, typer.Option(help="Column with the captions, for a model that takes text.")]
-Guidance = Annotated[float | None, typer.Option(help="Also measure growth under guidance of this scale.")]
-Holdout = Annotated[str | None, typer.Option(help="Similar images that the model was not trained on.")]
-HoldoutSplit = Annotated[str | None, typer.Option(help="Split of the held-out images, if there are several.")]
-Preset = Annotated[str | None, typer.Option(help="Measure standard (default), paper (as published) or volume.")]
-ShardSize = Annotated[int | None, typer.Option(help="Rows per shard, the unit of work that a worker takes (1024).")]
-EngineName = Annotated[
-    str | None, typer.Option(help="ray (default), or local: one worker in this process, without Ray.")
-]
-Workers = Annotated[int | None, typer.Option(help="Most model replicas; the default is one per GPU, or per core.")]
-GpusPerWorker = Annotated[float | None, typer.Option(help="GPUs per worker, such as 0.5 to share one between two.")]
-RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join; the default is a local one, started here.")]
-ConfigFile = Annotated[Path | None, typer.Option(help="YAML file with any of the settings.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Any one setting, such as measure.num_probes=8; repeatable.")
-]
+
+def option(text: str, *names: str) -> Any:
+    """Declare a command-line option by its help text, and by its names unless they follow from the parameter."""
+    return typer.Option(*names, help=text)
+
+
+EngineName = Annotated[str | None, option("ray (default), or local: one worker in this process, without Ray.")]
+Workers = Annotated[int | None, option("Most model replicas; the default is one per GPU, or per core.")]
+GpusPerWorker = Annotated[float | None, option("GPUs per worker, such as 0.5 to share one between two.")]
+RayAddress = Annotated[str | None, option("Ray cluster to join; the default is a local one, started here.")]
 
 
 def _shared(
-    model: Model,
-    data: Data,
-    output: Output,
-    base: Base = None,
-    lora: Lora = None,
-    split: Split = None,
-    image_column: ImageColumn = None,
-    id_column: IdColumn = None,
-    class_column: ClassColumn = None,
-    caption_column: CaptionColumn = None,
-    guidance: Guidance = None,
-    holdout: Holdout = None,
-    holdout_split: HoldoutSplit = None,
-    preset: Preset = None,
-    shard_size: ShardSize = None,
+    model: Annotated[str, typer.Argument(help="Diffusers folder, its URL, hub id, or factory:module:function.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Hub id, save_to_disk folder, or path, pattern or URL of Parquet files, webdataset tars or images."
+        ),
+    ],
+    output: Annotated[str, option("Folder or URL for the audit; repeat the command to resume it.")],
+    base: Annotated[str | None, option("Pipeline that supplies what MODEL lacks, if MODEL is a bare network.")] = None,
+    lora: Annotated[str | None, option("LoRA weights on top of the model: a file, folder, URL or hub id.")] = None,
+    split: Annotated[str | None, option("Split of the data set, if it has several.")] = None,
+    image_column: Annotated[str | None, option("Column with the images, if there are several.")] = None,
+    id_column: Annotated[str | None, option("Column with your own ids; the default is a hash of the file.")] = None,
+    class_column: Annotated[str | None, option("Column with the classes, for a model that takes a class.")] = None,
+    caption_column: Annotated[str | None, option("Column with the captions, for a model that takes text.")] = None,
+    guidance: Annotated[float | None, option("Also measure growth under guidance of this scale.")] = None,
+    holdout: Annotated[str | None, option("Similar images that the model was not trained on.")] = None,
+    holdout_split: Annotated[str | None, option("Split of the held-out images, if there are several.")] = None,
+    preset: Annotated[str | None, option("Measure standard (default), paper (as published) or volume.")] = None,
+    shard_size: Annotated[int | None, option("Rows per shard, the unit of work that a worker takes (1024).")] = None,
     engine: EngineName = None,
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
     ray_address: RayAddress = None,
-    config: ConfigFile = None,
-    settings: Settings = None,
+    config: Annotated[Path | None, option("YAML file with any of the settings.")] = None,
+    settings: Annotated[
+        list[str] | None, option("Any one setting, such as measure.num_probes=8; repeatable.", "--set")
+    ] = None,
 ) -> None:
     """Declare the options that `takes_settings` adds to a command."""
 

@@ -18,7 +18,7 @@ by a wrong factor; a text encoder that is not the one of training; faults in oth
 another device; how well the model was trained.
 """
 
-from volgrowth.testing.check import check_denoiser
+from volgrowth.testing.all_checks import check_denoiser
 from volgrowth.testing.verdict import DenoiserCheck, DenoiserReport
 
 __all__ = ["DenoiserCheck", "DenoiserReport", "check_denoiser"]

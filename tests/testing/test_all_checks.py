@@ -27,7 +27,7 @@ from volgrowth.numerics import (
 )
 from volgrowth.numerics.denoisers import Condition
 from volgrowth.testing import DenoiserReport, check_denoiser
-from volgrowth.testing.check import CHECKS
+from volgrowth.testing.all_checks import CHECKS
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
