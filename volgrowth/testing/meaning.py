@@ -69,26 +69,26 @@ def check_denoising(probe: DenoiserProbe) -> DenoiserCheck:
     drowns its growth. In the middle the mean square must be below 1, which an answer of 0 reaches. At the highest all
     data look like one point, so that the noise is y / noise_level; a likelihood starts from there.
     """
-    low, middle, high = (probe.low,), tuple(probe.middle), (probe.high,)
-    size = max(rms(probe.clean), 0.5)
-    limits = {low: 3.0, middle: 1.0, high: 0.1 + 2 * size / probe.high}
-    errors = {levels: sum(_loss(probe, level, probe.noise) for level in levels) / len(levels) for levels in limits}
-    wrong = [levels for levels, limit in limits.items() if not errors[levels] ** 0.5 < limit]
-    if not wrong:
-        said = ", ".join(_error(errors, levels) for levels in limits)
-        return DenoiserCheck("ok", f"the noise is off {said}")
+    limits = [
+        ([probe.low], 3.0),
+        (probe.middle, 1.0),
+        ([probe.high], 0.1 + 2 * max(rms(probe.clean), 0.5) / probe.high),
+    ]
+    seen, wrong, expected = list[str](), list[str](), list[str]()
+    for levels, limit in limits:
+        error = (sum(_loss(probe, level, probe.noise) for level in levels) / len(levels)) ** 0.5
+        seen.append(f"by {error:.2g} at noise level {', '.join(f'{level:.3g}' for level in levels)}")
+        if not error < limit:
+            wrong.append(seen[-1])
+            expected.append(f"{limit:.2g}")
     unfamiliar = "" if probe.given else ", or the images are unlike those of training: give some as images="
-    return DenoiserCheck(
+    return judged(
+        not wrong,
+        f"the noise is off {' and '.join(wrong or seen)}",
+        f"expected below {' and '.join(expected)} of a trained model: noise levels start too low, or labels or outputs "
+        f"are misread{unfamiliar}",
         "WARN",
-        f"the noise is off {' and '.join(_error(errors, levels) for levels in wrong)}",
-        f"expected below {' and '.join(f'{limits[levels]:.2g}' for levels in wrong)} of a trained model: noise levels "
-        f"start too low, or labels or outputs are misread{unfamiliar}",
     )
-
-
-def _error(errors: dict[tuple[float, ...], float], levels: tuple[float, ...]) -> str:
-    """Return the root mean square error of the noise at some levels, in words."""
-    return f"by {errors[levels] ** 0.5:.2g} at noise level {', '.join(f'{x:.3g}' for x in levels)}"
 
 
 def _loss(probe: DenoiserProbe, level: float, noise: Callable[[Tensor, float], Tensor]) -> float:

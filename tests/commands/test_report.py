@@ -1,4 +1,4 @@
-"""What `write_report` leaves under OUT: the page with pictures of the data set and of samples, figures, numbers."""
+"""`volgrowth report`: the page with pictures of the data set and of samples, figures, and their numbers."""
 
 import json
 import shutil
