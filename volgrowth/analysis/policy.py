@@ -70,8 +70,8 @@ class CurationPolicy:
         by: `fdr` flags pictures whose q_value is at most `limit`, `max_score` those whose excess_growth is above
             `limit`, and `top_k` the `limit` highest in excess_growth, with those that tie with the last of them.
         limit: see `by`.
-        action: `drop`, `dedupe` (keep one row of each group of near duplicates) or `downweight` (give the rows of a group
-            the weight of one together).
+        action: `drop`, `dedupe` (keep one row of each group of near duplicates) or `downweight` (give the rows of a
+            group together the weight of one).
         allow: image ids or sources of rows that are always kept.
         opt_out: image ids or sources of rows that are always dropped.
     """
