@@ -39,8 +39,18 @@ from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit
-from volgrowth.audit.sampling.drawing import DECODED, SAMPLE, SAMPLER, STOPPED, Drawing, Start, drawings, is_drawn
-from volgrowth.audit.sampling.neighbours import Neighbours
+from volgrowth.audit.sampling.drawing import (
+    DECODED,
+    SAMPLE,
+    SAMPLER,
+    STOPPED,
+    Drawing,
+    DrawingWorker,
+    Start,
+    drawings,
+    is_drawn,
+)
+from volgrowth.audit.sampling.neighbours import Neighbours, SearchingWorker
 from volgrowth.commands.report import SAMPLES_FILE, write_report
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError
@@ -144,8 +154,6 @@ def _sample_starts(audit: Audit, samples: int, conditional: bool) -> list[Start]
 
 def _draw(session: Session, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
     """Draw the images that no published file holds yet."""
-    from volgrowth.audit.scoring.worker import DrawingWorker
-
     todo = [drawing for drawing in asked if not is_drawn(audit.store, audit.frozen, drawing)]
     total, left = (sum(len(drawing.starts) for drawing in some) for some in (asked, todo))
     done = len(asked) - len(todo)
@@ -177,8 +185,6 @@ def _search(
     session: Session, audit: Audit, asked: list[Drawing], groups: dict[str, np.ndarray], quiet: bool
 ) -> Neighbours:
     """Find the groups nearest to every drawn image, among all audited and held-out ones."""
-    from volgrowth.audit.scoring.worker import SearchingWorker
-
     ranges = _ranges(audit.frozen)
     count = sum(len(np.unique(numbers[numbers >= 0])) for numbers in groups.values())
     k, names = min(NEIGHBOURS, max(count, 1)), [drawing.name for drawing in asked]
