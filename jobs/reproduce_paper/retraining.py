@@ -2,8 +2,9 @@
 
 Suspects are the images highest in calibrated growth, more of them than are flagged at a false-discovery rate: an image
 without copies loses nothing by being among them, and a missed one keeps being reproduced. Three models are compared by
-the same rule (`volgrowth.analysis.proof`): the one that was audited, one trained without the copies of suspects (one of
-each stays), and one trained without as many rows taken at random, since a smaller set alone changes what is memorized.
+the same rule (`volgrowth.analysis.verification.proof`): the one that was audited, one trained without the copies of
+suspects (one of each stays), and one trained without as many rows taken at random, since a smaller set alone changes
+what is memorized.
 Hits are counted on the distinct images of the whole set, whichever of them a model was trained on. Hits on held-out
 images are the null: what the rule finds where nothing can be memorized.
 """

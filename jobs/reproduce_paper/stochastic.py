@@ -7,8 +7,8 @@ from jobs.experiments import Outcome, say
 from jobs.reproduce_paper.planted import audit_flags, excess_score, planted_case
 from jobs.reproduce_paper.workshop import Workshop
 from volgrowth.analysis.calibration.error_rates import FDR
-from volgrowth.analysis.proof import Reproduced
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
+from volgrowth.analysis.verification.proof import Reproduced
 from volgrowth.audit.sampling.drawing import STEPS, to_pixels
 from volgrowth.audit.workers.seeding import seeded
 from volgrowth.demo.truth import find_reproduced

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volgrowth.analysis.proof import FALSE_SHARE, MIN_HITS, MIN_SHARE, Reproduced
+from volgrowth.analysis.verification.proof import FALSE_SHARE, MIN_HITS, MIN_SHARE, Reproduced
 from volgrowth.demo import truth
 
 

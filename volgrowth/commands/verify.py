@@ -21,7 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.findings import check_columns
-from volgrowth.analysis.proof import NEIGHBOURS, decide_reproduced, hit_groups, samples_needed, summarize_proof
+from volgrowth.analysis.verification.proof import (
+    NEIGHBOURS,
+    decide_reproduced,
+    hit_groups,
+    samples_needed,
+    summarize_proof,
+)
 from volgrowth.analysis.verification.returns import (
     DRAWS,
     LEVELS,

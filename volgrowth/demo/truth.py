@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from volgrowth.analysis.proof import NEIGHBOURS, Reproduced, decide_reproduced, hit_groups
+from volgrowth.analysis.verification.proof import NEIGHBOURS, Reproduced, decide_reproduced, hit_groups
 from volgrowth.audit.sampling.neighbours import Neighbours
 
 
 def find_reproduced(
     samples: np.ndarray, images: np.ndarray, holdout: np.ndarray, family: np.ndarray | None = None
 ) -> Reproduced:
-    """Decide which training images the samples reproduce, by the rule of `volgrowth.analysis.proof`.
+    """Decide which training images the samples reproduce, by the rule of `volgrowth.analysis.verification.proof`.
 
     Args:
         samples: images drawn from the model, (S, *image).

@@ -24,8 +24,8 @@ from jobs.experiments import say
 from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.calibration.error_rates import q_values
 from volgrowth.analysis.calibration.expected_scores import Calibration, ScoredImages, calibrate
-from volgrowth.analysis.proof import Reproduced
 from volgrowth.analysis.ranking import auroc
+from volgrowth.analysis.verification.proof import Reproduced
 from volgrowth.demo.cases import LabelledSet, to_tensor
 from volgrowth.errors import UsageError
 from volgrowth.models import load_model

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from jobs.experiments import say
-from volgrowth.analysis.proof import Reproduced
+from volgrowth.analysis.verification.proof import Reproduced
 from volgrowth.audit.sampling.drawing import draw_samples
 from volgrowth.demo.cases import DIGITS_PLANTING, LabelledSet, Planting, Variation, digit_images, plant_copies
 from volgrowth.demo.training import Recipe, train_model

@@ -28,7 +28,7 @@ from jobs.benchmark.detection.suite import Setup, Trained, choose_cases, train_o
 from jobs.experiments import publish_outcome
 from jobs.pages import DOCS
 from tests.support.measured_pages import headings
-from volgrowth.analysis.proof import Reproduced
+from volgrowth.analysis.verification.proof import Reproduced
 from volgrowth.demo.cases import digit_images, plant_copies
 from volgrowth.demo.training import Recipe
 from volgrowth.errors import UsageError

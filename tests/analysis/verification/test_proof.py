@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from scipy.stats import binom
 
-from volgrowth.analysis.proof import (
+from volgrowth.analysis.verification.proof import (
     MIN_HITS,
     RATIO,
     chance_to_see,
