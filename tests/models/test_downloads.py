@@ -1,7 +1,5 @@
 """Models behind URLs: downloaded once a machine, whole or not at all, and then as a local folder."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +12,6 @@ from tests.support.s3 import Bucket, Proxy
 from volgrowth.models import inspect_model, load_model
 
 CALLS: list[Callable[..., object]] = [load_model, inspect_model]
-INSPECT = """
-import sys
-from volgrowth.models import inspect_model
-print(inspect_model(sys.argv[1]).hash)
-"""
 
 
 @pytest.fixture
@@ -82,18 +75,6 @@ def test_other_weights_at_the_url_are_seen(folder: Path, bucket: Bucket) -> None
     save_pipeline(folder, unet(seed=1))
     bucket.upload(folder, "model")
     assert inspect_model(url).hash == inspect_model(str(folder)).hash != before
-
-
-def test_two_processes_at_once_share_one_download(folder: Path, bucket: Bucket, proxy: Proxy, cache: Path) -> None:
-    url = bucket.upload(folder, "model")
-    proxy.fail("slow", method="GET", path=WEIGHTS, seconds=3)
-    command = [sys.executable, "-c", INSPECT, url]
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) for _ in range(2)
-    ]
-    assert {process.communicate()[0].strip() for process in running} == {inspect_model(str(folder)).hash}
-    assert gets(proxy).count(WEIGHTS) == 1
-    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
 
 
 @pytest.mark.parametrize("kind", ["torn", "lost", "broken", "busy"])
