@@ -136,13 +136,14 @@ def measure_audit(folder: Path, rows: int, workers: int) -> dict[str, Any]:
     scoring = done < rows
     steady = scoring & (done > rows / 10)
     slope, error = memory_slope(done[steady], memory[steady])
-    watched = memory[steady if steady.any() else scoring]
+    # an audit of one or two shards has no sample between its tenth and its last row
+    first, last = (memory[steady][0], memory[steady][-1]) if steady.any() else (memory[scoring].max(),) * 2
     return {
         "rows": rows,
         "workers": workers,
         "command, s": seconds,
         "images/s": json.loads((output / "summary.json").read_text())["run"]["images_per_second"],
-        "driver, MiB": f"{watched[0]:,.0f} to {watched[-1]:,.0f}",
+        "driver, MiB": f"{first:,.0f} to {last:,.0f}",
         "grows, MiB a million rows": None if slope is None else f"{slope:+.1f} ± {error:.1f}",
         "analysis, MiB": memory[~scoring].max(initial=0.0),
         "CPU, s": cpu[scoring].max(),
