@@ -11,7 +11,7 @@ from volgrowth.errors import kind_and_line
 from volgrowth.numerics.denoisers import Condition, Denoiser
 from volgrowth.testing import contract, meaning
 from volgrowth.testing.probe import DenoiserProbe
-from volgrowth.testing.verdict import DenoiserCheck, DenoiserReport
+from volgrowth.testing.verdict import DenoiserCheck, DenoiserReport, failure
 
 # if one of these fails, the others have nothing to work with
 FIRST: dict[str, Callable[[DenoiserProbe], DenoiserCheck]] = {
@@ -81,4 +81,4 @@ def _guarded(check: Callable[[DenoiserProbe], DenoiserCheck], probe: DenoiserPro
     try:
         return check(probe)
     except Exception as error:  # anything that the code under test raises
-        return DenoiserCheck("FAIL", f"raised {kind_and_line(error)}"[:160], "expected an answer")
+        return failure(f"raised {kind_and_line(error)}"[:160], "expected an answer")

@@ -11,7 +11,7 @@ from torch import Tensor
 from volgrowth.errors import kind_and_line
 from volgrowth.numerics.tangents import noise_stack
 from volgrowth.testing.probe import DenoiserProbe, dot, dtype_and_device, level_tensor, relative_distance, rms
-from volgrowth.testing.verdict import DenoiserCheck, judged
+from volgrowth.testing.verdict import DenoiserCheck, failure, judged
 
 # of a central difference: the step in units of the noise level, and the error which that leaves, kinks included
 STEP = {torch.float64: 1e-4, torch.float32: 3e-3, torch.float16: 1e-1, torch.bfloat16: 1e-1}
@@ -28,12 +28,9 @@ def check_states(probe: DenoiserProbe) -> DenoiserCheck:
     probe.embed()
     shape, expected = tuple(probe.clean.shape[1:]), probe.denoiser.image_shape
     if expected is not None and shape != tuple(expected):
-        return DenoiserCheck(
-            "FAIL", f"states have shape {shape}", f"expected image_shape {tuple(expected)}: mend one of the two"
-        )
+        return failure(f"states have shape {shape}", f"expected image_shape {tuple(expected)}: mend one of the two")
     if probe.clean.dtype != probe.images.dtype or not probe.clean.isfinite().all():
-        return DenoiserCheck(
-            "FAIL",
+        return failure(
             f"states are {dtype_and_device(probe.clean)}",
             f"expected finite {dtype_and_device(probe.images)}: mend `embed`",
         )
@@ -59,17 +56,14 @@ def check_shape(probe: DenoiserProbe) -> DenoiserCheck:
             out = call(y, given)
         if not isinstance(out, Tensor) or out.shape != y.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            return DenoiserCheck("FAIL", f"{of} gives {got}", f"expected {tuple(y.shape)}, as y is")
+            return failure(f"{of} gives {got}", f"expected {tuple(y.shape)}, as y is")
         if out.dtype != y.dtype or out.device != y.device:
-            return DenoiserCheck(
-                "FAIL",
+            return failure(
                 f"{of} gives {dtype_and_device(out)}",
                 f"expected {dtype_and_device(y)}, as y is: end with .to(y)",
             )
         if not y.equal(before) or given.item() != level:
-            return DenoiserCheck(
-                "FAIL", f"{of} changes y or noise_level", "expected both as they were: nothing in place"
-            )
+            return failure(f"{of} changes y or noise_level", "expected both as they were: nothing in place")
     return DenoiserCheck("ok", f"{tuple(y.shape)} {dtype_and_device(y)} from __call__ and noise")
 
 
@@ -85,7 +79,7 @@ def check_finite(probe: DenoiserProbe) -> DenoiserCheck:
             mend = (
                 "expected numbers on all of noise_levels: see what is divided by, and narrow noise_levels or clamp it"
             )
-            return DenoiserCheck("FAIL", f"not finite at noise level {level:.3g}", mend)
+            return failure(f"not finite at noise level {level:.3g}", mend)
     return DenoiserCheck("ok", f"at noise levels {probe.low:.3g} to {probe.high:.3g}")
 
 
@@ -96,7 +90,7 @@ def check_dependence(probe: DenoiserProbe) -> DenoiserCheck:
             (call(y, level), call(y.roll(1, 0), level)) for level in _levels(probe) for y in [probe.noisy(level)]
         ]
         if all(relative_distance(one, other) < NOTHING for one, other in answers):
-            return DenoiserCheck("FAIL", f"{of} gives the same for any y", "expected the network to see y: pass it on")
+            return failure(f"{of} gives the same for any y", "expected the network to see y: pass it on")
     return DenoiserCheck("ok", "other images, other answers")
 
 
@@ -174,9 +168,7 @@ def check_determinism(probe: DenoiserProbe) -> DenoiserCheck:
         drawn = not _global_state(device).equal(before)
     error = relative_distance(first, second)
     if error > (0 if device.type == "cpu" else probe.tolerance):
-        return DenoiserCheck(
-            "FAIL", f"two calls differ by {error:.0e}", "expected the same: call .eval(), draw nothing inside"
-        )
+        return failure(f"two calls differ by {error:.0e}", "expected the same: call .eval(), draw nothing inside")
     return judged(
         not drawn,
         "two calls agree" + (", but torch's global random numbers are drawn or seeded" if drawn else ""),
@@ -211,7 +203,7 @@ def check_derivative(probe: DenoiserProbe) -> DenoiserCheck:
             out = call(probe.noisy(probe.middle[0]).requires_grad_(), level_tensor(probe.middle[0]))
         if not out.requires_grad:
             mend = "expected one: no torch.no_grad, inference_mode, detach, .data or numpy inside"
-            return DenoiserCheck("FAIL", f"no gradient from {of} to y", mend)
+            return failure(f"no gradient from {of} to y", mend)
     u, worst = _direction(probe), 0.0
     for level in probe.middle:
         step = STEP[probe.precision] * level

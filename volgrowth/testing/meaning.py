@@ -10,7 +10,7 @@ from torch import Tensor
 from volgrowth.errors import kind_and_line
 from volgrowth.numerics.denoisers import Denoiser
 from volgrowth.testing.probe import DenoiserProbe, level_tensor, relative_distance, rms
-from volgrowth.testing.verdict import DenoiserCheck, judged
+from volgrowth.testing.verdict import DenoiserCheck, failure, judged
 
 # another way to read the noise at y and level out of a model
 Reading = Callable[[DenoiserProbe, Tensor, float], Tensor]
@@ -47,18 +47,12 @@ def check_meaning(probe: DenoiserProbe) -> DenoiserCheck:
     """
     y = probe.noisy(probe.high)
     if rms(probe.noise(y, probe.high) + probe.e) < 0.5:
-        return DenoiserCheck(
-            "FAIL", "noise is the opposite of the noise", "expected y = x + noise_level * noise: turn its sign"
-        )
+        return failure("noise is the opposite of the noise", "expected y = x + noise_level * noise: turn its sign")
     if rms(probe.denoised(y, probe.high) - probe.e) < 0.2:
-        return DenoiserCheck(
-            "FAIL", "__call__ gives the noise", "expected the clean image: call this `noise`, and subtract it"
-        )
+        return failure("__call__ gives the noise", "expected the clean image: call this `noise`, and subtract it")
     noises = [probe.noise(probe.noisy(level), level) for level in (probe.low, probe.middle[0])]
     if all(rms(noise - probe.clean) < 0.5 * rms(probe.clean) for noise in noises):
-        return DenoiserCheck(
-            "FAIL", "noise gives the clean image", "expected (y - that) / noise_level: call this `__call__`"
-        )
+        return failure("noise gives the clean image", "expected (y - that) / noise_level: call this `__call__`")
     return DenoiserCheck("ok", "noise is no image, and the image no noise")
 
 
@@ -133,19 +127,17 @@ def check_conditions(probe: DenoiserProbe) -> DenoiserCheck:
         seen = f"what a {needed} does" if needed else "takes none"
         return DenoiserCheck("skip" if needed else "ok", seen, "give some as conditions=[...]" if needed else "")
     if problem := next(filter(None, map(probe.denoiser.problem, probe.conditions)), None):
-        return DenoiserCheck("FAIL", problem, "expected `problem` to give None for these conditions")
+        return failure(problem, "expected `problem` to give None for these conditions")
     level, rows = probe.middle[-1], list(range(len(probe.clean)))
     y, turned = probe.noisy(level), rows[1:] + rows[:1]
     first = probe.bound(rows)
     noise, other, again = _noise(first, y, level), probe.noise(y, level, turned), _noise(first, y, level)
     if relative_distance(noise, again) > probe.tolerance:
-        return DenoiserCheck(
-            "FAIL", "`given` changes what was given before", "expected a new denoiser: copy.copy(self)"
-        )
+        return failure("`given` changes what was given before", "expected a new denoiser: copy.copy(self)")
     error = relative_distance(probe.noise(y.repeat_interleave(2, 0), level), noise.repeat_interleave(2, 0))
     if error > probe.tolerance:
         mend = "expected the same: repeat_interleave conditions to len(y)"
-        return DenoiserCheck("FAIL", f"two points for each image differ by {error:.0e} from one", mend)
+        return failure(f"two points for each image differ by {error:.0e} from one", mend)
     effects = {"another condition": relative_distance(noise, other)} if len(set(probe.conditions)) > 1 else {}
     if probe.denoiser.has_null:
         effects["none"] = relative_distance(noise, _noise(probe.denoiser, y, level))

@@ -51,6 +51,11 @@ class DenoiserReport:
         return "\n".join([*map(str, self.checks), said + looks])
 
 
+def failure(seen: str, mend: str) -> DenoiserCheck:
+    """Return a check that failed."""
+    return DenoiserCheck("FAIL", seen, mend)
+
+
 def judged(fine: bool, seen: str, mend: str, otherwise: CheckStatus = "FAIL") -> DenoiserCheck:
     """Return a check that is ok if `fine` is true, and that has status `otherwise` and the advice `mend` if not."""
     return DenoiserCheck("ok", seen) if fine else DenoiserCheck(otherwise, seen, mend)
