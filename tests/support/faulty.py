@@ -171,8 +171,8 @@ FAULTS: dict[str, dict[str, tuple[Denoiser, str]]] = {
         "the image as noise": (noise(lambda e, y, s: y - s * e), "noise gives the clean image"),
     },
     "WARN denoising": {
-        "pushed": (image(lambda d, y, s: d + 0.1), "the noise is off by 10 at noise level 0.01 and"),
-        "wide": (image(lambda d, y, s: d + 0.3 * y), "at noise level 80; expected below 0.11 of a trained model"),
+        "pushed": (image(lambda d, y, s: d + 0.1 * (s < 0.05)), "off by 10 at noise level 0.01; expected below 3"),
+        "wide": (image(lambda d, y, s: d + 0.3 * y * (s > 10)), "at noise level 80; expected below 0.11 of a trained"),
         "shifts": (image(lambda d, y, s: d + 2 * s * y.roll(1, 3)), "at noise level 0.1, 0.3, 1 and by"),
     },
     "WARN reading": {
