@@ -186,7 +186,7 @@ def loop_cpu(data: Path, rows: int) -> float:
     torch.set_num_threads(1)
     config = AuditConfig.build(model=MODEL, data=str(data), output="unused", batch_size=BATCH)
     scorer, source = Scorer(costless_denoiser(torch.device("cpu"), torch.float32), config), open_source(str(data))
-    scorer.score(source.read(0, BATCH))
+    scorer.score(source.read(0, min(BATCH, rows)))
     began = time.process_time()
     for start in range(0, rows, SHARD_ROWS):
         scorer.score(source.read(start, min(start + SHARD_ROWS, rows)))

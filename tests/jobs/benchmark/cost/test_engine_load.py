@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jobs.benchmark.cost import engine_load
-from jobs.benchmark.cost.engine_load import cost_model, make_data, memory_slope, scale
+from jobs.benchmark.cost.engine_load import cost_model, loop_cpu, make_data, memory_slope, scale
 from jobs.benchmark.processes import cpu_of_tree, in_repository, resident_mib
 from jobs.experiments import publish_outcome
 from jobs.pages import DOCS
@@ -22,6 +22,10 @@ def test_the_data_are_what_was_asked_for(tmp_path):
     source = open_source(str(tmp_path / "data"))
     images = [decode_image(row.data or b"", (1, 8, 8), 64) for row in source.read(0, 130)]
     assert len({image.tobytes() for image in images}) == 130
+
+
+def test_fewer_rows_than_a_batch_are_looped_over(tmp_path):
+    assert loop_cpu(make_data(tmp_path / "data", 20), 20) > 0
 
 
 def test_cpu_time_is_that_of_a_process_and_all_below_it():
