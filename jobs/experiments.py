@@ -44,7 +44,9 @@ class Outcome:
 def experiment_parser(page: str, description: str, names: Sequence[str]) -> argparse.ArgumentParser:
     """Return a command line with --output, --quick and --only some of the named experiments."""
     parser = argparse.ArgumentParser(prog=page, description=description)
-    parser.add_argument("--output", type=Path, required=True, help=f"folder of the page; docs updates docs/{page}.md")
+    parser.add_argument(
+        "--output", type=Path, required=True, help=f"folder for the page; --output docs updates docs/{page}.md"
+    )
     parser.add_argument("--quick", action="store_true", help="smaller sizes, for a look")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     return parser

@@ -49,7 +49,7 @@ def _audit(
     extend: Annotated[
         bool, option("Audit the files that DATA gained since, into the same OUTPUT.", "--extend")
     ] = False,
-    retry_failed: Annotated[bool, option("Score the rows again that have no score.", "--retry-failed")] = False,
+    retry_failed: Annotated[bool, option("Try the rows again that have no score.", "--retry-failed")] = False,
     log_json: Annotated[
         str | None, option("File to append events to while the audit runs, one JSON object per line.")
     ] = None,
@@ -167,9 +167,9 @@ def _diff(
 @app.command("verify")
 def _verify(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
-    samples: Annotated[int, option("Images to draw from the model; 2500 or more show most.")],
+    samples: Annotated[int, option("Number of images to draw from the model; 2500 or more find most copies.")],
     stop_level: Annotated[
-        float | None, option("Draw them again with a sampler that takes its last step from this noise level.")
+        float | None, option("Draw the samples again with a sampler whose last step starts at this noise level.")
     ] = None,
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
@@ -210,7 +210,7 @@ def _verify(
 def _curate(
     ctx: typer.Context,
     output: Annotated[str | None, typer.Argument(help="Output of a finished audit.")] = None,
-    fdr: Annotated[float | None, option("Flag images with at most this q_value.")] = None,
+    fdr: Annotated[float | None, option("Flag images whose q_value is at most this.")] = None,
     top_k: Annotated[int | None, option("Flag this many images, those highest in excess_growth.")] = None,
     max_score: Annotated[float | None, option("Flag images with more excess_growth than this.")] = None,
     action: Annotated[
@@ -219,9 +219,10 @@ def _curate(
     allow: Annotated[Path | None, option("File of ids or sources, one per line, of rows that always stay.")] = None,
     opt_out: Annotated[Path | None, option("File of ids or sources, one per line, of rows that always go.")] = None,
     list_: Annotated[
-        str | None, option("The list, a .csv or .parquet file: written with a policy, read without one.", "--list")
+        str | None,
+        option("The list, .csv or .parquet: written with --fdr, --top-k or --max-score, else read.", "--list"),
     ] = None,
-    apply: Annotated[str | None, option("New folder for a copy of the data set as the list describes it.")] = None,
+    apply: Annotated[str | None, option("New folder to write the curated copy of the data set to.")] = None,
     indices: Annotated[
         bool, option("Apply the list as row numbers for `datasets` instead of a copy.", "--indices")
     ] = False,

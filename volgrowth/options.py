@@ -18,13 +18,17 @@ def option(text: str, *names: str) -> Any:
 
 
 EngineName = Annotated[str | None, option("ray (default), or local: one worker in this process, without Ray.")]
-Workers = Annotated[int | None, option("Most model replicas; the default is one per GPU, or per core.")]
+Workers = Annotated[
+    int | None, option("Most workers; each loads the model. Default: one per GPU, or per core without GPUs.")
+]
 GpusPerWorker = Annotated[float | None, option("GPUs per worker, such as 0.5 to share one between two.")]
 RayAddress = Annotated[str | None, option("Ray cluster to join; the default is a local one, started here.")]
 
 
 def _shared(
-    model: Annotated[str, typer.Argument(help="Diffusers folder, its URL, hub id, or factory:module:function.")],
+    model: Annotated[
+        str, typer.Argument(help="Diffusers folder, its URL or hub id, EDM folder, or factory:module:function.")
+    ],
     data: Annotated[
         str,
         typer.Argument(
@@ -36,7 +40,7 @@ def _shared(
     lora: Annotated[str | None, option("LoRA weights on top of the model: a file, folder, URL or hub id.")] = None,
     split: Annotated[str | None, option("Split of the data set, if it has several.")] = None,
     image_column: Annotated[str | None, option("Column with the images, if there are several.")] = None,
-    id_column: Annotated[str | None, option("Column with your own ids; the default is a hash of the file.")] = None,
+    id_column: Annotated[str | None, option("Column with your own ids; by default a hash of the image.")] = None,
     class_column: Annotated[str | None, option("Column with the classes, for a model that takes a class.")] = None,
     caption_column: Annotated[str | None, option("Column with the captions, for a model that takes text.")] = None,
     guidance: Annotated[float | None, option("Also measure growth under guidance of this scale.")] = None,

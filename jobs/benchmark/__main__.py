@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     added = {}
     for name, (run, page) in COMMANDS.items():
         added[name] = commands.add_parser(name, description=run.__doc__, help=run.__doc__)
-        where = f"folder of the numbers and of a page of them; docs updates docs/{page}.md" if page else "folder"
+        where = f"folder for numbers and page; --output docs updates docs/{page}.md" if page else "folder"
         added[name].add_argument("--output", type=Path, required=True, help=where)
     for name, rows, said in (
         ("soak", 1_000_000, "images"),

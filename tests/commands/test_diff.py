@@ -11,10 +11,7 @@ from volgrowth.cli import run_command
 from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
 
-pytestmark = pytest.mark.slow
-
-
-pytestmark = pytest.mark.usefixtures("few_trees")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
 
 
 @pytest.fixture(scope="module")

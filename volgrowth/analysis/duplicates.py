@@ -99,7 +99,7 @@ def duplicate_clusters(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_leaders(hashes: np.ndarray, light: Light) -> np.ndarray:
-    """Find the leader of each image.
+    """Return, for each image, the position of the image that represents its group.
 
     Args:
         hashes: perceptual hashes, (n,) uint64, in the order in which images may lead.

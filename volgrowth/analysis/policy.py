@@ -122,7 +122,7 @@ def thin_scores(audit: Audit, *columns: str) -> pa.Table:
 
 
 def store_of(file: str) -> tuple[Store, str]:
-    """Split the path or URL of a file into its folder, as a store, and its name."""
+    """Return the `Store` of a file's folder, and the file's name in it."""
     folder, _, name = file.rpartition("/")
     return Store(folder or ("/" if file.startswith("/") else ".")), name
 

@@ -45,7 +45,7 @@ class Range(NamedTuple):
     high: float
 
     def times(self, factor: float) -> "Range":
-        """Return the prediction in another unit."""
+        """Multiply the prediction and both ends of its interval by `factor`."""
         return Range(*(factor * value for value in self))
 
 

@@ -37,7 +37,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def create_whole(path: Path, data: bytes) -> bool:
-    """Write a file unless there is one; return whether this call did. Of several at once one does."""
+    """Write a file unless there is one; return whether this call did. If several try at once, exactly one succeeds."""
     with _hidden(path) as part:
         _write(part, data)
         created = _link(part, path, data)

@@ -105,7 +105,7 @@ class ScreenLoss:
 
 
 def bound_loss(screening: Screening, sampled: np.ndarray, fdr: float = FDR) -> ScreenLoss:
-    """Bound the loss of a cascade from the rows that were sampled, at the rate `fdr` of false discoveries."""
+    """Estimate from the sampled rows how many flags at the rate `fdr` the cascade may have missed."""
     kept = screening.passed & screening.measured
     drawn = np.isin(screening.row, sampled) & ~kept & screening.measured
     out, size, found = int((~kept).sum()), int(drawn.sum()), int(screening.flagged.sum())
@@ -139,7 +139,7 @@ def bound_loss(screening: Screening, sampled: np.ndarray, fdr: float = FDR) -> S
 
 
 def most_among(hits: int, sampled: int, population: int) -> int:
-    """Return the most marked ones that a population may hold, with the confidence `LEVEL`, given a sample of it.
+    """Return an upper bound, at confidence `LEVEL`, on the marked items in a population, from a sample of it.
 
     Args:
         hits: number of marked ones in the sample.

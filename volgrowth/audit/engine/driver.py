@@ -41,8 +41,8 @@ class State(Enum):
 
 
 @dataclass
-class Worker:
-    """An actor and its unanswered calls, oldest first. The call of `prepare` has no task."""
+class HiredActor:
+    """A hired actor and its unanswered calls, oldest first. The call of `prepare` has no task."""
 
     actor: Any
     state: State = State.PENDING
@@ -73,7 +73,7 @@ class RayCrew:
         self.arguments = [ray.put(argument) for argument in (worker, session.config, session.manifest)] + [device]
         session.run.room = _room(self.share)
         self.remote = cast(Any, Actor).options(num_cpus=1, num_gpus=self.share)
-        self.workers: list[Worker] = []
+        self.workers: list[HiredActor] = []
         self.failed_starts = 0
         self._look = self._enough = time.monotonic()
 
@@ -112,11 +112,11 @@ class RayCrew:
                 self._hire()
 
     def _hire(self) -> None:
-        worker = Worker(self.remote.remote(*self.arguments))
+        worker = HiredActor(self.remote.remote(*self.arguments))
         worker.calls[worker.actor.prepare.remote()] = None
         self.workers.append(worker)
 
-    def _end(self, worker: Worker) -> None:
+    def _end(self, worker: HiredActor) -> None:
         worker.state = State.LOST
         self.workers.remove(worker)
         ray.kill(worker.actor)
@@ -143,7 +143,7 @@ class RayCrew:
                 self._collect(worker, call)
         return None
 
-    def _collect(self, worker: Worker, call: ray.ObjectRef) -> None:
+    def _collect(self, worker: HiredActor, call: ray.ObjectRef) -> None:
         try:
             answer = ray.get(call)
         except RayTaskError as error:
@@ -162,7 +162,7 @@ class RayCrew:
                 )
                 self.session.run.event("worker_ready", node=answer.node, device=answer.device)
 
-    def _failed(self, worker: Worker, task: Task | None, cause: BaseException) -> None:
+    def _failed(self, worker: HiredActor, task: Task | None, cause: BaseException) -> None:
         """Give back or blame the task of a call that raised an error."""
         if task is None:
             return self._failed_to_start(worker, cause)
@@ -176,7 +176,7 @@ class RayCrew:
             self._replace(worker)
         return self.ledger.failed(task, kind_and_line(cause))
 
-    def _failed_to_start(self, worker: Worker, cause: BaseException) -> None:
+    def _failed_to_start(self, worker: HiredActor, cause: BaseException) -> None:
         """End the run if no worker could start; while others are at work, the fault may be this node's alone."""
         self.session.run.event("worker_failed", reason=kind_and_line(cause))
         self._replace(worker)
@@ -187,7 +187,7 @@ class RayCrew:
             raise cause from None
         raise EngineError(f"a worker could not start ({kind_and_line(cause)})") from cause
 
-    def _lost(self, worker: Worker, error: RayError) -> None:
+    def _lost(self, worker: HiredActor, error: RayError) -> None:
         """Blame the task of a worker that is gone, unless its node was taken away or is out of reach."""
         tasks, starting, reason = worker.tasks, worker.state is State.PENDING, kind_and_line(error)
         blameless = _is_blameless(error, worker)
@@ -208,7 +208,7 @@ class RayCrew:
                     f"workers die while they start ({reason}): check memory, and the model with `volgrowth.load_model`"
                 )
 
-    def _replace(self, worker: Worker) -> None:
+    def _replace(self, worker: HiredActor) -> None:
         """End a worker, and start another one at once."""
         self._end(worker)
         self._look = time.monotonic()
@@ -297,7 +297,7 @@ def _draining_nodes() -> set[str]:
     return {node if isinstance(node, str) else node.hex() for node in nodes}
 
 
-def _is_blameless(error: RayError, worker: Worker) -> bool:
+def _is_blameless(error: RayError, worker: HiredActor) -> bool:
     """Say whether the worker was taken away: preempted, out of reach, or with its whole node."""
     if isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False):
         return True

@@ -13,7 +13,7 @@ from volgrowth.storage.store import Store
 
 
 class Session:
-    """One driver session on an output folder whose lock is held. Use it as a context manager.
+    """One driver's time on an output folder, with its settings, manifest, lock and run record; a context manager.
 
     Attributes:
         config: the settings; the batch size in them may be set when it has been found.

@@ -12,7 +12,7 @@ from volgrowth.storage.store import Store
 
 @dataclass(frozen=True)
 class FrozenAudit:
-    """The manifest of an audit and the listings it was made from, by the folder of their rows' scores."""
+    """A manifest and the listings it was made from; each listing is keyed by the folder of its scores."""
 
     manifest: Manifest
     listings: dict[str, Listing]

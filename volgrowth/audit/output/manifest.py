@@ -82,7 +82,7 @@ class DataInfo:
 
     @classmethod
     def of(cls, name: str, split: str | None, listing: Listing) -> Self:
-        """Return the record of a data set from its listing."""
+        """Build a `DataInfo` from a listing."""
         facts = listing.describe()
         return cls(name, split, listing.kind, listing.num_rows, listing.num_files, listing.fingerprint, facts)
 

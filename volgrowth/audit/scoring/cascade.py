@@ -77,7 +77,7 @@ class Chosen:
 
     @classmethod
     def load(cls, store: Store, stage: str, of: int | None = None) -> "Chosen | None":
-        """Return the choice that was frozen, or None; with `of`, only a choice among that many rows."""
+        """Load the rows chosen for a stage, or None if there are none, or none chosen among `of` rows."""
         if not store.exists(_file(stage)):
             return None
         there = int(store.read_footer(_file(stage))[1]["of"])

@@ -44,7 +44,7 @@ class ScoringWorker(ModelWorker):
         self.scorer = self.new_scorer(self.fast, self.config)
 
     def new_scorer(self, denoiser: Denoiser, config: AuditConfig, kind: type[Scorer] = Scorer) -> Scorer:
-        """Return a scorer that may load a float32 replica, which differences need of a network in low precision."""
+        """Return a scorer. It can load a float32 copy of the model, which finite differences need in low precision."""
         return kind(denoiser, config, lambda: self.load("float32"), self.workers_here)
 
     @cached_property

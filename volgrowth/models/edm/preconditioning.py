@@ -84,7 +84,7 @@ class VPPrecond(Preconditioning):
 
 
 class VEPrecond(Preconditioning):
-    """The VE SDE."""
+    """Preconditioning of networks that were trained on the variance-exploding SDE."""
 
     sigma_min: PositiveFloat = 0.02
     sigma_max: float = Field(100, gt=0, lt=inf)

@@ -257,7 +257,7 @@ class SongUNet(UNet):
 
 
 class DhariwalUNet(UNet):
-    """The network of ADM."""
+    """The U-Net of ADM (Dhariwal and Nichol), as EDM uses it."""
 
     def __init__(self, architecture: DhariwalArchitecture, resolution: int, inputs: int, outputs: int, label_dim: int):
         super().__init__(architecture, resolution, inputs, outputs)
