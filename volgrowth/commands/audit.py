@@ -77,8 +77,9 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
         store.delete(SUCCESS)
         with Session(config, manifest, store, lock) as session:
             _score(session, failed, quiet)
-        audit = Audit(store, store.read_json(MANIFEST))
-        _write(audit, _analyse(audit, config), config)
+            audit = Audit(store, store.read_json(MANIFEST))
+            analysis = _analyse(audit, config)
+        _write(audit, analysis, config)
     return open_audit(config.output)
 
 

@@ -109,7 +109,7 @@ def verify_audit(
     audit = open_audit(output)
     check_columns(audit.findings, output, "identical")
     running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address, "engine": engine}
-    config = AuditConfig.build(**audit.manifest["config"], output=output, **running)
+    config = AuditConfig.build(**audit.frozen.config, output=output, **running)
     chosen = _choose(audit, samples, stop_level, conditional=config.condition_column is not None)
     with driving(audit.store) as lock, Session(config, audit.frozen, audit.store, lock) as session:
         settle_batch(session)

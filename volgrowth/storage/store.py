@@ -88,8 +88,8 @@ class Store:
         """Return the number of rows of a Parquet file and the metadata it was written with, without its rows."""
         with self._reading(name), self.files.open(self._at(name), "rb") as file:
             metadata = pq.read_metadata(file)
-        entries = metadata.metadata or {}
-        return metadata.num_rows, {k.decode(): v.decode() for k, v in entries.items() if k != b"ARROW:schema"}
+            entries = metadata.metadata or {}
+            return metadata.num_rows, {k.decode(): v.decode() for k, v in entries.items() if k != b"ARROW:schema"}
 
     def write(self, name: str, data: bytes) -> None:
         """Publish a file, replacing one that is there."""

@@ -88,9 +88,9 @@ def whole_footer(store: Store, name: str) -> tuple[int, dict[str, str]] | None:
         return store.read_footer(name)
     except OutputError as error:
         cause = error.__context__
-        # Arrow calls a footer that it cannot parse an OSError without a number
-        damaged = type(cause) is OSError and cause.errno is None
-        if damaged or isinstance(cause, FileNotFoundError | NotADirectoryError | pa.ArrowInvalid):
+        # Arrow calls a footer that it cannot parse an OSError without a number; gcsfs calls a refusal so
+        damaged = type(cause) is OSError and cause.errno is None and not str(cause).startswith("Forbidden")
+        if damaged or isinstance(cause, FileNotFoundError | NotADirectoryError | UnicodeDecodeError | pa.ArrowInvalid):
             return None
         raise
 

@@ -164,12 +164,15 @@ class Manifest:
                 f"{where} was written by another version of volgrowth (schema {version}, this one writes "
                 f"{SCHEMA_VERSION}): choose another output"
             )
-        known = {name: content[name] for name in ("config", "config_digest", "created", "versions")}
+        known = {name: content[name] for name in ("config_digest", "created", "versions")}
+        # a setting that is gone, where it was not used: such an audit is as any other
+        config = {name: value for name, value in content["config"].items() if (name, value) != ("adaptive", False)}
         model = dict(content["model"])
         for name in ("image_shape", "latent_shape"):
             model[name] = tuple(model[name]) if model.get(name) else None
         holdout = content["holdout"]
         return cls(
+            config=config,
             model=ModelInfo(**model),
             data=DataInfo.from_json(content["data"]),
             holdout=DataInfo.from_json(holdout) if holdout else None,

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 import torch
 
 from volgrowth.audit.output.fragments import publish_fragment
-from volgrowth.audit.output.listings import read_rows
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.output.runs import Tally
 from volgrowth.audit.scoring.cascade import MEASURE, STAGES, Screener, rows_mark, with_screen
@@ -197,7 +196,10 @@ class ScoringWorker(ModelWorker):
     def _rows(self, shard: Shard, rows: Sequence[int] | None = None) -> Iterator[Row]:
         """Read the rows of a shard, or some of them in rising order."""
         source = self.source(shard.folder)
-        return source.read(shard.start, shard.stop) if rows is None else read_rows(source, rows)
+        if rows is None:
+            return source.read(shard.start, shard.stop)
+        wanted = set(rows)  # in one go: for every stretch a row group would be fetched, or a tar scanned, again
+        return (row for row in source.read(min(rows), max(rows) + 1) if row.row in wanted)
 
     def _replace(self, shard: Shard, table: pa.Table, **extra: str) -> None:
         """Publish a shard again, with the rows of `table` in place of the ones it had."""
