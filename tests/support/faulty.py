@@ -167,6 +167,7 @@ FAULTS: dict[str, dict[str, tuple[Denoiser, str]]] = {
     "WARN forward mode": {"none": (image(lambda d, y, s: NoForwardMode.apply(d)), "derivative=jvp cannot be used")},
     "FAIL meaning": {
         "sign": (noise(lambda e, y, s: -e), "noise is the opposite of the noise"),
+        "sign, too small": (noise(lambda e, y, s: -e / 2), "noise is the opposite of the noise"),
         "noise as the image": (image(lambda d, y, s: (y - d) / s), "__call__ gives the noise"),
         "the image as noise": (noise(lambda e, y, s: y - s * e), "noise gives the clean image"),
     },

@@ -46,7 +46,8 @@ def check_meaning(probe: DenoiserProbe) -> DenoiserCheck:
     Otherwise growth would be shrinking, or would be that of something else.
     """
     y = probe.noisy(probe.high)
-    if rms(probe.noise(y, probe.high) + probe.e) < 0.5:
+    noise = probe.noise(y, probe.high)
+    if (noise.double() * probe.e.double()).mean().item() < -0.8 * rms(noise) * rms(probe.e):
         return failure("noise is the opposite of the noise", "expected y = x + noise_level * noise: turn its sign")
     if rms(probe.denoised(y, probe.high) - probe.e) < 0.2:
         return failure("__call__ gives the noise", "expected the clean image: call this `noise`, and subtract it")

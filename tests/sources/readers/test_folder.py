@@ -125,6 +125,8 @@ def test_a_split_is_a_folder_in_it(tmp_path, images):
     assert names(open_source(str(tmp_path), split="test")) == ["test/0000.png", "test/0001.png"]
     with pytest.raises(DataError, match=r"no split 'dev'.* it has: test, train"):
         open_source(str(tmp_path), split="dev")
+    with pytest.raises(DataError, match=r"no split 'dev'.* it has: none. Leave split \(--split\) out"):
+        open_source(str(tmp_path / "train"), split="dev")
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):

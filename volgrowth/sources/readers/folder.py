@@ -50,10 +50,10 @@ class FolderSource(FilesSource):
 
 
 def _refuse_empty(data: str, below: str, folders: set[str]) -> None:
-    if below and folders:
+    if below:
         raise DataError(
             f"{data} has no split {below[:-1]!r}: a split of an image folder is a folder in it with images, and it "
-            f"has: {', '.join(sorted(folders)[:20])}. Leave split (--split) out to take all images"
+            f"has: {', '.join(sorted(folders)[:20]) or 'none'}. Leave split (--split) out to take all images"
         )
     raise DataError(
         f"{data.rstrip('/')}/{below} holds no images: expected files ending in {', '.join(sorted(EXTENSIONS))}, "
