@@ -33,7 +33,7 @@ def folder(demo, ray_session, tmp_path_factory):
     shutil.copytree(demo, folder / "demo-output")
     for data in ("train", "holdout"):
         table = pq.read_table(demo / f"{data}.parquet")
-        pq.write_table(table.take(range(0, len(table), 4)), folder / f"demo-output/{data}.parquet")
+        pq.write_table(table.take(list(range(0, len(table), 4))), folder / f"demo-output/{data}.parquet")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for command in COMMANDS:
