@@ -29,21 +29,30 @@ hypothesis.settings.register_profile("volgrowth", deadline=None)
 hypothesis.settings.load_profile("volgrowth")
 install_import_hook(["volgrowth.numerics", "volgrowth.theory"], "beartype.beartype")
 
-# Files whose tests need the demo's output, which takes minutes to make. One makes it first of all; the others come
-# last, so that with several processes (`-n`) those that do not make it have other tests meanwhile; of these the longest
-# is the first, so that the processes end together.
+# Files whose tests need the demo's output, which takes minutes to make. One makes it first of all. The others come after
+# the long tests of the engine, so that with several processes (`-n`) the one that does not make it has other tests
+# meanwhile, and short ones are left for the end, where the processes wait for one another.
 MAKES_THE_DEMO = "tests/commands/test_demo.py"
 USE_THE_DEMO = (
     "tests/jobs/reproduce_paper/test_retraining.py",
     "tests/commands/test_verify.py",
     "tests/test_readme.py",
 )
+MEANWHILE = ("tests/analysis/", "tests/audit/")
+
+
+def _turn(item: pytest.Item) -> int:
+    file = item.nodeid.partition("::")[0]
+    if file == MAKES_THE_DEMO:
+        return 0
+    if file in USE_THE_DEMO:
+        return 2 + USE_THE_DEMO.index(file)
+    return 1 if file.startswith(MEANWHILE) else 2 + len(USE_THE_DEMO)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run first what makes the demo and last what else uses it."""
-    place = {MAKES_THE_DEMO: -1, **{file: number for number, file in enumerate(USE_THE_DEMO, 1)}}
-    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], 0))
+    """Run what makes the demo first, and what else uses it in the middle."""
+    items.sort(key=_turn)
 
 
 class FileScheduling(LoadScopeScheduling):
