@@ -29,9 +29,9 @@ hypothesis.settings.register_profile("volgrowth", deadline=None)
 hypothesis.settings.load_profile("volgrowth")
 install_import_hook(["volgrowth.numerics", "volgrowth.theory"], "beartype.beartype")
 
-# Files whose tests need the demo's output, which takes minutes to make. One makes it first of all. The others come after
-# the long tests of the engine, so that with several processes (`-n`) the one that does not make it has other tests
-# meanwhile, and short ones are left for the end, where the processes wait for one another.
+# Files whose tests need the demo's output, which takes minutes to make. One makes it first of all. The others come
+# after the long tests of the engine, so that with several processes (`-n`) the one that does not make it has other
+# tests meanwhile, and short ones are left for the end, where the processes wait for one another.
 MAKES_THE_DEMO = "tests/commands/test_demo.py"
 USE_THE_DEMO = (
     "tests/jobs/reproduce_paper/test_retraining.py",
