@@ -13,7 +13,7 @@ NOISE_FILE = "noise-floor.json"
 
 
 class NoiseFloor:
-    """Sees to it that the noise floor is measured once in a session, and not at all if the output has it already.
+    """The one measurement of the noise floor in a session, which is left out if the output has it already.
 
     A measurement that fails is recorded with its reason and not repeated: scores do not depend on it.
     """
