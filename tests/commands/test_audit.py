@@ -88,6 +88,31 @@ def test_held_out_sets_that_do_not_fit_are_said(tiny_model, digit_file, digits, 
     assert "With 1399 held-out images 1 would be enough" in said
 
 
+def test_what_was_opened_is_printed_and_noted_everywhere(tiny_model, digit_file, held, tmp_path, capsys):
+    command = ["audit", str(tiny_model), str(digit_file), "--output", str(tmp_path / "out"), "--engine", "local"]
+    command += ["--holdout", str(held), "--id-column", "name"]
+    assert run_command(command) == 0
+    said = "150 rows of 1 parquet file; images from column image, ids from column name"
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        f"opened: {said}",
+        "left aside: nothing",
+        "held out: 120 rows of 1 parquet file; images from column image",
+        "left aside: nothing",
+    ]
+    opened = {
+        "kind": "parquet file",
+        "files": 1,
+        "rows": 150,
+        "columns": {"image": "image", "id": "name"},
+        "left_aside": [],
+    }
+    for name in ("manifest.json", "summary.json"):
+        content = json.loads((tmp_path / "out" / name).read_text())
+        assert content["data"]["opened"] == opened
+        assert content["holdout"]["opened"]["rows"] == 120
+    assert (tmp_path / "out/report.html").read_text().count(said) == 2
+
+
 def test_a_report_of_an_older_version_is_refused_in_one_sentence(audit, tmp_path, capsys):
     store = audit(tmp_path / "out").store
     summary = store.read_json("summary.json")

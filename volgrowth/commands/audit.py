@@ -66,6 +66,8 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
         KeyboardInterrupt: passed on after an orderly end; the same call resumes.
     """
     store, inputs = Store(config.output), inspect_inputs(config)
+    if not quiet:
+        print_opened(inputs.manifest)
     if store.exists(SUCCESS) and not extend and not retry_failed:
         freeze(store, inputs)
         return open_audit(config.output)
@@ -90,6 +92,13 @@ def audit_lines(audit: Audit) -> list[str]:
     return [said, title(audit.summary), *cascade_sentences(audit.summary.get("cascade"))]
 
 
+def print_opened(manifest: Manifest) -> None:
+    """Print what was opened of the data set and of the held-out set, and what was left aside, two lines each."""
+    for name, data in (("opened", manifest.data), ("held out", manifest.holdout)):
+        if data and data.opened:
+            print("\n".join(data.opened.lines(name)), flush=True)
+
+
 def failed_share(audit: Audit) -> float:
     """Return the share of the audited rows that have no score."""
     counts = audit.summary["counts"]
@@ -111,12 +120,12 @@ def inspect_inputs(config: AuditConfig) -> FrozenAudit:
     condition = config.condition_column
     source = open_source(config.data, config.split, config.image_column, config.id_column, condition_column=condition)
     listings = {SCORES_FOLDER: source.listing}
-    data, holdout = DataInfo.of(config.data, config.split, source.listing), None
+    data, holdout = DataInfo.of(config.data, config.split, source.listing, source.opened), None
     if config.holdout:
         split = config.holdout_split
         held_out = open_source(config.holdout, split, config.image_column, condition_column=condition)
         listings[HOLDOUT_FOLDER] = held_out.listing
-        holdout = DataInfo.of(config.holdout, split, held_out.listing)
+        holdout = DataInfo.of(config.holdout, split, held_out.listing, held_out.opened)
         if holdout.fingerprint == data.fingerprint and config.holdout == config.data and split == config.split:
             raise DataError(
                 f"holdout {config.holdout} is the audited set itself: give images the model was not trained on"

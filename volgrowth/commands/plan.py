@@ -27,7 +27,7 @@ from volgrowth.audit.output.listings import write_listings
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.scoring.pilot import Piece, PilotWorker
-from volgrowth.commands.audit import inspect_inputs
+from volgrowth.commands.audit import inspect_inputs, print_opened
 from volgrowth.config import SCREEN_EVALUATIONS, AuditConfig
 from volgrowth.storage.store import Store
 
@@ -99,6 +99,8 @@ def plan_audit(config: AuditConfig, *, price: float | None = None, quiet: bool =
         VolgrowthError: model, data, output or engine failed; the message is one sentence.
     """
     inputs = inspect_inputs(config)
+    if not quiet:
+        print_opened(inputs.manifest)
     place = config.model_copy(update={"output": f"{config.output.rstrip('/')}/{PILOT_FOLDER}"})
     store = Store(place.output)
     with driving(store) as lock:

@@ -63,7 +63,7 @@ def _spans(source: WebDatasetSource, file: SourceFile, weighted: bool) -> Iterat
     Raises:
         DataError: the tar is damaged, or `weighted` and a sample has a weight already.
     """
-    with source.opened(file) as tar:
+    with source.open_file(file) as tar:
         before = None
         for sample in tar_samples(tar, None):
             if weighted and EXTENSION in sample.extensions:

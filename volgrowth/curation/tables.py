@@ -33,7 +33,7 @@ def write_kept_parquet(source: ParquetSource, stage: Path, kept: Kept) -> None:
     for file, first in source.listing.entries(0, source.num_rows):
         if not kept.mask[first : first + file.rows].any():
             continue
-        with source.opened(file) as parquet:
+        with source.open_file(file) as parquet:
             schema = parquet.schema_arrow
             if kept.weight is not None:
                 schema = _weighted(schema, source.place.url(file.name))

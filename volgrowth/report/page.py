@@ -24,7 +24,7 @@ from volgrowth.report.charts.plots import ReportCharts, draw_report_charts
 from volgrowth.report.gallery.cards import FILTERS, SORTS, Card, fit_cards, make_cards
 from volgrowth.report.gallery.exhibits import Shown
 from volgrowth.report.gallery.pictures import data_url
-from volgrowth.report.provenance import provenance_groups
+from volgrowth.report.provenance import opened_pairs, provenance_groups
 from volgrowth.report.words import Summary
 
 _HERE = Path(__file__).parent
@@ -120,6 +120,7 @@ def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: ReportChar
         "verdict": words.verdict_sentences(summary),
         "judged": words.has_error_rate(summary),
         "headline_numbers": words.headline_numbers(summary),
+        "opened": opened_pairs(summary["data"]),
         "provenance": provenance_groups(summary),
         "figures": drawn,
         "groups": groups,

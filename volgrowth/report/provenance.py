@@ -4,6 +4,7 @@ from typing import Any
 
 from volgrowth.report.formats import duration, moment, number, percent, plural, score
 from volgrowth.report.words import Summary
+from volgrowth.sources import Opened
 
 Pairs = list[tuple[str, Any]]
 
@@ -50,8 +51,18 @@ def _data(data: Summary) -> Pairs:
         ("Name", data["name"]),
         ("Split", data["split"]),
         ("Rows", number(data["rows"])),
+        *opened_pairs(data),
         ("Fingerprint", data["fingerprint"]),
     ]
+
+
+def opened_pairs(data: Summary) -> Pairs:
+    """Return what was opened of a data set and what was left aside; nothing for older audits, which did not note it."""
+    opened = data.get("opened")
+    if not opened:
+        return []
+    found = Opened.from_json(opened)
+    return [("Opened", found.said), *(("Left aside", str(each)) for each in found.left_aside or ("nothing",))]
 
 
 def _calibration(calibration: Summary | None) -> Pairs:

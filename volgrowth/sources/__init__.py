@@ -7,13 +7,16 @@ one row into pixels, and `features` turns these into the measures of complexity 
 
 from volgrowth.sources.base import Row, Source, content_id
 from volgrowth.sources.listing import Listing, SourceFile
+from volgrowth.sources.opened import LeftAside, Opened
 from volgrowth.sources.opening import open_source
 from volgrowth.sources.pixels.decoding import BadImage, decode_image, to_unit
 from volgrowth.sources.pixels.features import encode_png, features
 
 __all__ = [
     "BadImage",
+    "LeftAside",
     "Listing",
+    "Opened",
     "Row",
     "Source",
     "SourceFile",

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from volgrowth.sources.listing import Listing, SourceFile
-from volgrowth.storage.places import Found, Place
+from volgrowth.sources.opened import LeftAside, Opened
+from volgrowth.storage.places import Found, Place, printable
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,20 @@ class Row:
 
 
 class Source(ABC):
-    """Rows in a frozen order. A subclass sets `kind` and `listing` and writes `_read`.
+    """Rows in a frozen order. A subclass sets `kind`, `unit` and `listing`, and writes `_read` and `columns_by_role`.
 
     Attributes:
         kind: parquet, webdataset, folder, arrow or hub.
+        unit: one of its files in words, such as "parquet file".
         listing: the files, in their frozen order.
+        left_aside: what lies there and does not become rows; readers add to it by `leave_aside`.
         condition_names: names of the classes that integer conditions stand for, where the data set tells them.
     """
 
     kind: str
+    unit: str
     listing: Listing
+    left_aside: tuple[LeftAside, ...] = ()
     condition_names: tuple[str, ...] | None = None
 
     @property
@@ -80,6 +85,28 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """The sha256 over kind, file names, sizes and row counts, in the frozen order."""
         return self.listing.fingerprint
+
+    @property
+    def columns_by_role(self) -> dict[str, str]:
+        """The columns that are read, by role: "image", "id" or "condition"; in a webdataset extensions with dots."""
+        return {}
+
+    @property
+    def opened(self) -> Opened:
+        """What was opened and left aside, for people. It is complete where the data set was listed just now."""
+        return Opened(self.unit, self.num_files, self.num_rows, self.columns_by_role, self.left_aside)
+
+    def leave_aside(self, kind: str, count: int, why: str, example: str = "") -> None:
+        """Note what lies there and does not become rows; nothing is noted for a count of 0.
+
+        Args:
+            kind: what it is, in the singular, such as "tar file".
+            count: how many.
+            why: the reason, and what would take it in if anything does.
+            example: the name of one.
+        """
+        if count:
+            self.left_aside = (*self.left_aside, LeftAside(kind, count, why, printable(example)))
 
     def read(self, start: int, stop: int) -> Iterator[Row]:
         """Yield exactly the rows start..stop-1, in order, one `Row` each, whatever is wrong with them.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from volgrowth.audit.output.manifest import DataInfo, Manifest
 from volgrowth.config import EXECUTION, AuditConfig
 from volgrowth.records import ModelInfo
-from volgrowth.sources import Listing, SourceFile
+from volgrowth.sources import Listing, Opened, SourceFile
 
 MODEL = ModelInfo("m", "UNet2DModel", (1, 8, 8), "sha256:0123456789ab", 10)
 
@@ -60,6 +60,17 @@ def test_an_audit_frozen_with_the_setting_that_is_gone_goes_on():
     assert Manifest.from_json(content, "here").config == frozen.config
     content["config"]["adaptive"] = True
     assert Manifest.from_json(content, "here").config != frozen.config
+
+
+def test_what_was_opened_is_noted_and_decides_nothing():
+    """Manifests of the versions that did not note it go on as they are."""
+    frozen = manifest(10, 5)
+    noted = replace(frozen, data=replace(frozen.data, opened=Opened("tar file", 1, 10)))
+    assert (noted.digest, noted.config_digest) == (frozen.digest, frozen.config_digest)
+    content = json.loads(json.dumps(noted.to_json()))
+    assert Manifest.from_json(content, "here") == noted
+    assert content["data"].pop("opened")["kind"] == "tar file"
+    assert Manifest.from_json(content, "here") == frozen
 
 
 def test_a_manifest_survives_json():

@@ -74,7 +74,7 @@ def _grown(store: Store, frozen: Manifest, asked: FrozenAudit, extend: bool) -> 
             f"{listing.num_files - before.files}. Repeat the command with --extend to audit those into it, or choose "
             f"another output"
         )
-    data = before.extended(listing)
+    data = before.extended(listing, now.opened)
     write_listings(store, {SCORES_FOLDER: listing}, len(data.grown))
     store.delete(SUCCESS)
     extended = replace(frozen, data=data)

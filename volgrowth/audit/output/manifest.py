@@ -16,7 +16,7 @@ from typing import Any, Self
 from volgrowth.config import AuditConfig
 from volgrowth.errors import OutputError
 from volgrowth.records import SCHEMA_VERSION, ModelInfo
-from volgrowth.sources import Listing
+from volgrowth.sources import Listing, Opened
 from volgrowth.version import VERSION
 
 MANIFEST = "manifest.json"
@@ -69,6 +69,7 @@ class DataInfo:
         fingerprint: sha256 over its files.
         listing: facts about the listing of its files that the output holds: see `volgrowth.sources.Listing.describe`.
         grown: rows and fingerprint before each extension, oldest first.
+        opened: what was opened and left aside, for people; None in manifests of versions that did not note it.
     """
 
     name: str
@@ -79,22 +80,26 @@ class DataInfo:
     fingerprint: str
     listing: dict[str, Any]
     grown: tuple[tuple[int, str], ...] = ()
+    opened: Opened | None = None
 
     @classmethod
-    def of(cls, name: str, split: str | None, listing: Listing) -> Self:
+    def of(cls, name: str, split: str | None, listing: Listing, opened: Opened | None = None) -> Self:
         """Build a `DataInfo` from a listing."""
         facts = listing.describe()
-        return cls(name, split, listing.kind, listing.num_rows, listing.num_files, listing.fingerprint, facts)
+        rows, files, fingerprint = listing.num_rows, listing.num_files, listing.fingerprint
+        return cls(name, split, listing.kind, rows, files, fingerprint, facts, opened=opened)
 
-    def extended(self, listing: Listing) -> Self:
-        """Return the record of the same data set with the files it gained."""
+    def extended(self, listing: Listing, opened: Opened | None = None) -> Self:
+        """Return the record of the same data set with the files it gained, as it was `opened` with them."""
         grown = (*self.grown, (self.rows, self.fingerprint))
-        return replace(type(self).of(self.name, self.split, listing), grown=grown)
+        return replace(type(self).of(self.name, self.split, listing, opened), grown=grown)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """Return the record from its JSON values."""
-        return cls(**{**content, "grown": tuple((rows, fingerprint) for rows, fingerprint in content["grown"])})
+        grown = tuple((rows, fingerprint) for rows, fingerprint in content["grown"])
+        opened = content.get("opened")
+        return cls(**{**content, "grown": grown, "opened": opened and Opened.from_json(opened)})
 
 
 @dataclass(frozen=True)

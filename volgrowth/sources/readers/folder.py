@@ -23,6 +23,7 @@ class FolderSource(FilesSource):
     """
 
     kind = "folder"
+    unit = "image file"
 
     def __init__(
         self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None

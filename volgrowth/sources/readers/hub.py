@@ -26,6 +26,7 @@ class HubSource(DatasetSource):
     """
 
     kind = "hub"
+    unit = "arrow file"
 
     def __init__(self, request: Request, listing: Listing | None = None) -> None:
         self.where, self.place = request.data, LocalPlace(Path())

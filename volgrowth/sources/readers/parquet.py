@@ -38,6 +38,7 @@ class ParquetSource(FilesSource):
     """
 
     kind = "parquet"
+    unit = "parquet file"
 
     def __init__(
         self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
@@ -47,11 +48,15 @@ class ParquetSource(FilesSource):
             raise DataError(f"{request.data} is an empty data set: its {self.num_files} parquet files hold no rows")
         if listing is not None:
             file, _ = next(listing.entries(0, 1))
-            with self.opened(file) as parquet:
+            with self.open_file(file) as parquet:
                 self._choose(file.name, parquet.schema_arrow, lambda column: _NOTHING)
 
+    @property
+    def columns_by_role(self) -> dict[str, str]:
+        return self.columns.by_role
+
     @contextmanager
-    def opened(self, file: Found | SourceFile, **options: Any) -> Iterator[pq.ParquetFile]:
+    def open_file(self, file: Found | SourceFile, **options: Any) -> Iterator[pq.ParquetFile]:
         """Give a file of the data set, opened.
 
         Args:
@@ -80,7 +85,7 @@ class ParquetSource(FilesSource):
 
     def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
         name = printable(file.name)
-        with self.opened(file) as parquet:
+        with self.open_file(file) as parquet:
             # A listing may have been made without the condition column, or with another.
             self._check(file.name, parquet.schema_arrow)
             for group, begin, low, high in _overlaps(parquet.metadata, start, stop):
@@ -131,11 +136,11 @@ class ParquetSource(FilesSource):
             )
 
     def _footer(self, file: Found) -> tuple[SourceFile, pa.Schema]:
-        with self.opened(file) as parquet:
+        with self.open_file(file) as parquet:
             return SourceFile(file.name, file.size, parquet.metadata.num_rows), parquet.schema_arrow
 
     def _head(self, file: SourceFile, column: str, rows: int = 8) -> pa.ChunkedArray:
-        with self.opened(file, buffer_size=PAGE_BYTES) as parquet:
+        with self.open_file(file, buffer_size=PAGE_BYTES) as parquet:
             try:
                 batch = next(parquet.iter_batches(batch_size=rows, columns=[column]))
             except (pa.ArrowException, OSError):

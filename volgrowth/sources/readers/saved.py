@@ -9,6 +9,7 @@ import json
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from volgrowth.errors import DataError
 from volgrowth.sources.base import Request, Row, Source
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
+from volgrowth.sources.opened import Opened
 from volgrowth.sources.readers.splits import DEFAULT_SPLIT, choose_split
 from volgrowth.sources.readers.table_columns import BATCH_ROWS, Columns, choose_columns, rows_of
 from volgrowth.storage.failures import store_reason
@@ -45,6 +47,15 @@ class DatasetSource(Source):
     @abstractmethod
     def _load(self) -> Any:
         """Return the `datasets.Dataset`, or raise a DataError."""
+
+    @property
+    def columns_by_role(self) -> dict[str, str]:
+        return self.columns.by_role
+
+    @property
+    def opened(self) -> Opened:
+        """The first entry of the listing is no file: it holds the rows."""
+        return replace(super().opened, files=self.num_files - 1)
 
     def _read(self, start: int, stop: int) -> Iterator[Row]:
         if self._dataset is None:
@@ -96,6 +107,7 @@ class ArrowSource(DatasetSource):
     """
 
     kind = "arrow"
+    unit = "arrow file"
 
     def __init__(
         self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None

@@ -4,7 +4,7 @@ An image column is a struct of `bytes` and `path`, as the Hugging Face tools wri
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -37,7 +37,12 @@ class Columns:
     @property
     def names(self) -> list[str]:
         """The names, each once."""
-        return list(dict.fromkeys(name for name in (self.image, self.id, self.condition) if name is not None))
+        return list(dict.fromkeys(self.by_role.values()))
+
+    @property
+    def by_role(self) -> dict[str, str]:
+        """The names that are given, by role."""
+        return {role: name for role, name in asdict(self).items() if name is not None}
 
 
 def choose_columns(schema: pa.Schema, request: Request, peek: Peek) -> Columns:

@@ -54,6 +54,7 @@ class WebDatasetSource(FilesSource):
     """
 
     kind = "webdataset"
+    unit = "tar file"
 
     def __init__(
         self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
@@ -73,8 +74,14 @@ class WebDatasetSource(FilesSource):
         for file, first in self.listing.entries(start, stop):
             yield from self._read_file(file, first, max(start - first, 0), min(stop - first, file.rows))
 
+    @property
+    def columns_by_role(self) -> dict[str, str]:
+        named = {"image": self.extension, "condition": self.condition}
+        extensions = {role: f".{extension}" for role, extension in named.items() if extension}
+        return extensions | ({"id": _KEY} if self.keyed else {})
+
     @contextmanager
-    def opened(self, file: Found | SourceFile) -> Iterator[tarfile.TarFile]:
+    def open_file(self, file: Found | SourceFile) -> Iterator[tarfile.TarFile]:
         """Give a tar of the data set, opened to read its headers.
 
         Raises:
@@ -150,7 +157,7 @@ class WebDatasetSource(FilesSource):
     def _scan(self, file: Found) -> tuple[SourceFile, Counter[str], set[str]]:
         """Return a file's rows and offsets, how many have an image and how many a condition, and some extensions."""
         offsets, rows, held, extensions = list[int](), 0, Counter[str](), set[str]()
-        with self.opened(file) as tar:
+        with self.open_file(file) as tar:
             for sample in tar_samples(tar, self.extension):
                 if sample.index % STRIDE == 0:
                     offsets.append(sample.offset)
