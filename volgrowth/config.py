@@ -24,6 +24,8 @@ LOW_PRECISION = ("bfloat16", "float16")
 SCREEN_EVALUATIONS = 2
 BATCH_SIZE = 64
 AUTO = "auto"
+MAX_BYTES = 1 << 28
+"""Most bytes of an encoded image: those of one of the most pixels that are decoded, as RGB without compression."""
 # braces that stand for several names, as in train-{00000..00012}.tar or {train,test}.parquet
 BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 
@@ -192,6 +194,7 @@ class AuditConfig(Frozen):
     batch_size: Count | None = BATCH_SIZE
     compile: bool = False
     max_pixels: Annotated[int, Field(ge=1)] = 89_478_485
+    max_bytes: Annotated[int, Field(ge=1)] = MAX_BYTES
 
     output: str
     engine: Literal["ray", "local"] = "ray"

@@ -51,7 +51,7 @@ class Status(StrEnum):
     WRONG_SHAPE = "wrong_shape"
     """an image, but not one that the model could have been trained on"""
     TOO_LARGE = "too_large"
-    """the image has more pixels than a decoder should be asked for: a decompression bomb"""
+    """the image has more bytes, pixels or scans than a decoder should be asked for: a decompression bomb"""
     NON_FINITE = "non_finite"
     """the measurement gave NaN or infinity"""
     WRONG_CONDITION = "wrong_condition"

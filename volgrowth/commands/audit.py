@@ -117,13 +117,13 @@ def inspect_inputs(config: AuditConfig) -> FrozenAudit:
     """
     model = inspect_model(**config.model_arguments)
     _check_conditions(config, model)
-    condition = config.condition_column
-    source = open_source(config.data, config.split, config.image_column, config.id_column, condition_column=condition)
+    asked: dict[str, Any] = {"condition_column": config.condition_column, "max_bytes": config.max_bytes}
+    source = open_source(config.data, config.split, config.image_column, config.id_column, **asked)
     listings = {SCORES_FOLDER: source.listing}
     data, holdout = DataInfo.of(config.data, config.split, source.listing, source.opened), None
     if config.holdout:
         split = config.holdout_split
-        held_out = open_source(config.holdout, split, config.image_column, condition_column=condition)
+        held_out = open_source(config.holdout, split, config.image_column, **asked)
         listings[HOLDOUT_FOLDER] = held_out.listing
         holdout = DataInfo.of(config.holdout, split, held_out.listing, held_out.opened)
         if holdout.fingerprint == data.fingerprint and config.holdout == config.data and split == config.split:

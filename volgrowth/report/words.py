@@ -11,7 +11,7 @@ STATUS_MEANING = {
     Status.OK: "Scored.",
     Status.UNDECODABLE: "The bytes are missing, truncated or no image.",
     Status.WRONG_SHAPE: "An image, but not one this model could have been trained on.",
-    Status.TOO_LARGE: "More pixels than a decoder should be asked for (a decompression bomb).",
+    Status.TOO_LARGE: "More bytes, pixels or scans than a decoder should be asked for (a decompression bomb).",
     Status.NON_FINITE: "The measurement gave no finite number.",
     Status.WRONG_CONDITION: "A class or caption that the model cannot be given.",
     Status.CRASHED: "Scoring the image ended its process.",

@@ -9,7 +9,10 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from volgrowth.config import MAX_BYTES
+from volgrowth.records import Status
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.opened import LeftAside, Opened
 from volgrowth.storage.places import Found, Place, printable
@@ -25,6 +28,7 @@ class Request:
         image_column: the column, or in a webdataset the extension, that holds the images.
         id_column: the column that names the rows.
         condition_column: the column, or the extension, that holds classes or captions.
+        max_bytes: the most bytes of an encoded image; a larger one is not read.
     """
 
     data: str
@@ -32,6 +36,7 @@ class Request:
     image_column: str | None = None
     id_column: str | None = None
     condition_column: str | None = None
+    max_bytes: int = MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Row:
         source: the file and the row in it, for people.
         data: the encoded image; None if there is none, with the reason in `error`.
         condition: the class or the caption; None if the row has none, or no column was asked for.
+        status: the status of a row without data.
     """
 
     row: int
@@ -52,6 +58,7 @@ class Row:
     data: bytes | None
     error: str | None = None
     condition: str | int | None = None
+    status: Status = Status.UNDECODABLE
 
 
 class Source(ABC):
@@ -144,6 +151,19 @@ class FilesSource(Source):
     @abstractmethod
     def _scanned(self, files: Iterable[Found]) -> Iterable[SourceFile]:
         """Yield the files that belong to the data set, in order, with their rows."""
+
+
+class Encoded(NamedTuple):
+    """An encoded image, or None with the reason why there is none and the status that its row gets."""
+
+    data: bytes | None
+    error: str | None = None
+    status: Status = Status.UNDECODABLE
+
+
+def too_large(size: int, max_bytes: int) -> Encoded:
+    """Return what is known of an image of `size` encoded bytes, which is more than `max_bytes`: it is not read."""
+    return Encoded(None, f"{size} encoded bytes, more than the limit of {max_bytes} (max_bytes)", Status.TOO_LARGE)
 
 
 def content_id(data: bytes) -> str:

@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from volgrowth.config import BRACES
+from volgrowth.config import BRACES, MAX_BYTES
 from volgrowth.errors import DataError
 from volgrowth.sources.base import Request, Source
 from volgrowth.sources.listing import Listing
@@ -56,6 +56,7 @@ def open_source(
     id_column: str | None = None,
     listing: Listing | None = None,
     condition_column: str | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Source:
     """Return the data set of a name, opened by the rules of this module.
 
@@ -68,13 +69,14 @@ def open_source(
             what is read must be as it says. The columns may be others than it was made with.
         condition_column: gives `Row.condition`: integers, strings, or lists of strings, of which the first is taken;
             of a webdataset, the extension of the members that hold it, such as `cls` or `txt`.
+        max_bytes: the most bytes of an encoded image; a row with a larger one has the status `too_large`.
 
     Raises:
         DataError: nothing is there, or not what was expected; the message says which, and the fix.
     """
     if not data.strip():
         raise DataError(f"no data set was given (got {data!r}): expected {_EXPECTED}")
-    request = Request(data, split, image_column, id_column, condition_column)
+    request = Request(data, split, image_column, id_column, condition_column, max_bytes)
     if listing is not None and listing.kind == HubSource.kind:
         return HubSource(request, listing)
     found = locate(data)

@@ -55,6 +55,7 @@ def open_frozen_data(store: Store, manifest: Manifest, folder: str = SCORES_FOLD
         config["id_column"] if audited else None,
         stored_listing(store, folder, data),
         config["class_column"] or config["caption_column"],
+        config["max_bytes"],
     )
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Self
 
-from volgrowth.config import AuditConfig
+from volgrowth.config import MAX_BYTES, AuditConfig
 from volgrowth.errors import OutputError
 from volgrowth.records import SCHEMA_VERSION, ModelInfo
 from volgrowth.sources import Listing, Opened
@@ -170,8 +170,9 @@ class Manifest:
                 f"{SCHEMA_VERSION}): choose another output"
             )
         known = {name: content[name] for name in ("config_digest", "created", "versions")}
-        # a setting that is gone, where it was not used: such an audit is as any other
+        # a setting that is gone, where it was not used, and one that came later: such an audit is as any other
         config = {name: value for name, value in content["config"].items() if (name, value) != ("adaptive", False)}
+        config.setdefault("max_bytes", MAX_BYTES)
         model = dict(content["model"])
         for name in ("image_shape", "latent_shape"):
             model[name] = tuple(model[name]) if model.get(name) else None

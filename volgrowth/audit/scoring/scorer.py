@@ -135,7 +135,7 @@ class Scorer:
             return Prepared(row.row, None, {**known, "status": Status.CRASHED.value, "error": crashed})
         try:
             if row.data is None:
-                raise BadImage(Status.UNDECODABLE, row.error or "no image")
+                raise BadImage(row.status, row.error or "no image")
             shape = self.denoiser.pixel_shape
             assert shape is not None
             pixels = decode_image(row.data, (shape[0], shape[1], shape[2]), self.config.max_pixels)

@@ -43,6 +43,8 @@ FORMATS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf"),
     "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "TGA": (".tga",),
 }
 """Pillow's name of each format that is read, and the extensions of its files."""
 EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
