@@ -61,7 +61,7 @@ def test_without_held_out_images_flags_rest_on_an_assumption(demo, tmp_path):
     audit = vg.open_audit(str(demo / "audit"))
     known = {"model": str(demo / "model"), "data": str(demo / "train.parquet"), "id_column": "name", "engine": "local"}
     alone = vg.run_audit(vg.AuditConfig.build(**known, output=str(tmp_path), shard_size=512), quiet=True)
-    assert "the error rate is an assumption" in " ".join(alone.summary["detection"]["warnings"])
+    assert "the error rate is an assumption" in " ".join(alone.summary["caveats"])
     assert "on an assumption" in (tmp_path / "report.html").read_text()
     first = alone.findings["row"].to_numpy() == alone.findings["identical"].to_numpy()
     flags = alone.findings["memorized"].to_numpy(zero_copy_only=False)[first].astype(bool)

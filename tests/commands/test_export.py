@@ -109,7 +109,8 @@ def test_a_croissant_record_says_what_the_audit_promises(audit):
     record = exports.croissant_record(audit)
     assert record["conformsTo"] == [exports.CROISSANT, exports.RAI]
     assert any("false-discovery rate of 0.1" in said for said in record["rai:dataAnnotationAnalysis"])
-    assert set(audit.summary["detection"]["warnings"]) <= set(record["rai:dataLimitations"])
+    assert audit.summary["caveats"]
+    assert {*audit.summary["caveats"], *audit.summary["detection"]["warnings"]} <= set(record["rai:dataLimitations"])
     assert "license" not in record
     assert [field["name"] for field in record["recordSet"][0]["field"]] == audit.findings.column_names
 

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_floats
 from volgrowth.analysis.calibration.error_rates import fewest_flags, rows_needed
+from volgrowth.analysis.caveats import list_caveats
 from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import check_columns
-from volgrowth.analysis.summary import ASSUMPTION
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
 
@@ -132,7 +132,7 @@ def _most_certain(found: pa.Table) -> tuple[dict[str, Any], ...]:
 def _notes(audit: Audit, judged: int, fdr: float, max_flagged: float) -> list[str]:
     detection = audit.summary["detection"]
     if detection["null"] == "cross-fitted":
-        return [ASSUMPTION]
+        return list_caveats(audit.summary)
     held, allowed = detection["calibration_rows"], floor(max_flagged * judged)
     fewest = fewest_flags(judged, held, fdr)
     if fewest <= allowed + 1:

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.complexity import REGRESSORS
-from volgrowth.analysis.calibration.error_rates import FDR, TAIL, fewest_flags, rows_needed
+from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, rows_needed
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, Calibration
 from volgrowth.analysis.calibration.held_out import count_near_duplicates, most_different_regressor
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
+from volgrowth.analysis.caveats import with_caveats
 from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import Analysis
 from volgrowth.audit.output.result import Audit
@@ -22,11 +23,6 @@ METHOD = {
     "held-out": "cross-conformal p-values, Benjamini-Hochberg over distinct images",
     "cross-fitted": "p-values of an exponential tail, Benjamini-Hochberg over distinct images",
 }
-ASSUMPTION = (
-    f"Without held-out images the error rate is an assumption: that at least {TAIL[1]:.0%} of the images are not "
-    f"memorized, and that their excess falls off exponentially beyond its upper quartile. Rare kinds of images can "
-    f"break it; held-out images would tell."
-)
 
 
 def summarize_audit(
@@ -57,7 +53,7 @@ def summarize_audit(
     cascade = _cascade(audit, analysis, config, evaluations, sampled)
     if cascade and detection:
         detection["warnings"] += cascade["warnings"]
-    return {
+    summary = {
         "schema_version": frozen.schema_version,
         "volgrowth": frozen.versions["volgrowth"],
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -75,9 +71,10 @@ def summarize_audit(
         "detection": detection,
         "cascade": cascade,
         "duplicates": _duplicates(analysis),
-        "run": {**run, "evaluations": evaluations, "warnings": arithmetic},
+        "run": {**run, "evaluations": evaluations, "max_failed": config.max_failed, "warnings": arithmetic},
         "versions": frozen.versions,
     }
+    return with_caveats(summary)
 
 
 def _arithmetic(floor: dict[str, Any] | None) -> list[str]:
@@ -147,14 +144,14 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
         "expected_false": FDR * memorized,
     }
     if calibration.method == "cross-fitted":
-        return {**detection, "warnings": [ASSUMPTION, *_left_out(audit)]}
+        return {**detection, "warnings": _left_out(audit)}
     p_value = judged.column("p_value").to_numpy()
-    extreme = int((p_value <= 1 / (1 + calibration.rows)).sum())
     return {
         **detection,
         "calibration_rows": calibration.rows,
         "fewest_flags": fewest_flags(len(p_value), calibration.rows),
-        "warnings": _warnings(audit, calibration, memorized, extreme, len(p_value)),
+        "beyond_holdout": int((p_value <= 1 / (1 + calibration.rows)).sum()),
+        "warnings": _warnings(audit, calibration),
     }
 
 
@@ -209,19 +206,9 @@ def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
 
 
-def _warnings(audit: Audit, calibration: Calibration, memorized: int, extreme: int, tests: int) -> list[str]:
-    """Say why nothing could be flagged, and what is wrong with the held-out set.
-
-    `memorized` distinct images are flagged, `extreme` are beyond all held-out ones, and `tests` were judged.
-    """
+def _warnings(audit: Audit, calibration: Calibration) -> list[str]:
+    """Say what is wrong with the held-out set."""
     warnings = []
-    fewest = fewest_flags(tests, calibration.rows)
-    if not memorized and extreme < fewest:
-        warnings.append(
-            f"With {calibration.rows} held-out images no p-value is below {1 / (1 + calibration.rows):.2g}, which at "
-            f"least {fewest} of the {tests} images would have to reach for any flag, and {extreme} did. With "
-            f"{rows_needed(tests, extreme)} held-out images {max(extreme, 1)} would be enough."
-        )
     if calibration.shared:
         warnings.append(
             f"{calibration.shared} held-out images are in the audited set too and were left out of the comparison."

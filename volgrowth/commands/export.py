@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from volgrowth.analysis.caveats import list_caveats
 from volgrowth.audit.output.result import FINDINGS_FILE, Audit
 from volgrowth.errors import UsageError
 from volgrowth.records import FINDINGS
@@ -150,6 +151,7 @@ def _responsible(summary: dict[str, Any]) -> dict[str, Any]:
         "evaluations: growth of volume along the probability flow), less what images of its complexity show."
     ]
     analysis, limitations = [], [*LIMITATIONS]
+    limitations += list_caveats(summary)
     if detection:
         protocol.append(f"Flags: {detection['method']}.")
         limitations += detection["warnings"]

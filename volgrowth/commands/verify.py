@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from volgrowth.analysis.caveats import with_caveats
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.verification.proof import (
     NEIGHBOURS,
@@ -246,7 +247,7 @@ def _write(audit: Audit, chosen: _Chosen, groups: dict[str, np.ndarray], found: 
     if chosen.stop_level is not None:
         usual, early = count_copies(distance[:samples], hit[:samples]), count_copies(distance[end:], hit[end:])
         verification["stopped"] = {"level": chosen.stop_level, "usual": usual, "early": early}
-    store.write_json(SUMMARY_FILE, {**audit.summary, "verification": verification})
+    store.write_json(SUMMARY_FILE, with_caveats({**audit.summary, "verification": verification}))
 
 
 def _with_hits(findings: pa.Table, hits: np.ndarray, missing: pa.ChunkedArray) -> pa.Table:

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedErro
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from volgrowth.analysis.caveats import list_caveats
 from volgrowth.records import Mark, Status
 from volgrowth.report import formats, words
 from volgrowth.report.charts.figures import figure_files
@@ -117,6 +118,7 @@ def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: ReportChar
         "summary": summary,
         "version": summary["volgrowth"],
         "title": words.title(summary),
+        "caveats": list_caveats(summary),
         "verdict": words.verdict_sentences(summary),
         "judged": words.has_error_rate(summary),
         "headline_numbers": words.headline_numbers(summary),

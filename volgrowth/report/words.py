@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from volgrowth.analysis.caveats import list_caveats
 from volgrowth.records import Mark, Status
 from volgrowth.report.formats import approximate, number, percent, plural, score
 
@@ -52,6 +53,11 @@ def title(summary: Summary) -> str:
     if truth:
         return f"The model reproduces {plural(truth['reproduced_images'], 'training image')}"
     return f"{plural(counts['ok'], 'image')} ranked, none judged"
+
+
+def headline_lines(summary: Summary) -> list[str]:
+    """Return the verdict in one line, and a line for each caveat that changes what it means, for a terminal."""
+    return [title(summary), *(f"  but: {caveat}" for caveat in list_caveats(summary))]
 
 
 def verdict_sentences(summary: Summary) -> list[str]:

@@ -1,0 +1,112 @@
+"""Caveats: sentences that change what the verdict of an audit means, such as that nothing could have been flagged.
+
+A caveat stands in the headline of terminal, Markdown and page, beside the verdict. What only helps to read the numbers
+is a note, and belongs into the `warnings` of a part of the summary.
+
+To add a caveat, put its fact into the summary, write a function below that turns the summary into a sentence or into
+None, and name it in `CAVEATS`. An older summary may lack the fact: read it with `.get`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from volgrowth.analysis.calibration.error_rates import TAIL, rows_needed
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
+from volgrowth.analysis.calibration.screening import RECALL
+
+Summary = dict[str, Any]
+
+UNJUDGED = 0.01
+"""Share of the scored rows beyond which rows outside the calibration's range change what a verdict means."""
+
+
+def list_caveats(summary: Summary) -> list[str]:
+    """Return the caveats of an audit, the weightiest first, from the content of its `summary.json`."""
+    return [said for caveat in CAVEATS if (said := caveat(summary))]
+
+
+def with_caveats(summary: Summary) -> Summary:
+    """Return a summary with its `caveats` as its other parts are now."""
+    return {**summary, "caveats": list_caveats(summary)}
+
+
+def _counts(summary: Summary) -> tuple[int, int]:
+    """Return the number of rows, and of those with a score."""
+    return summary["counts"]["rows"] or 0, summary["counts"]["ok"] or 0
+
+
+def _empty(summary: Summary) -> str | None:
+    rows, scored = _counts(summary)
+    if not rows:
+        return "There was nothing to audit, which says nothing about the model."
+    return None if scored else f"Not one of {rows:,} rows could be scored, which says nothing about the model."
+
+
+def _failed(summary: Summary) -> str | None:
+    rows, scored = _counts(summary)
+    allowed = (summary.get("run") or {}).get("max_failed", 0.01)
+    if not scored or rows - scored <= allowed * rows:
+        return None
+    return f"{rows - scored:,} of {rows:,} rows have no score, more than the {allowed:.2%} allowed: none was judged."
+
+
+def _uncalibrated(summary: Summary) -> str | None:
+    if summary["detection"] or not summary["counts"]["ok"]:
+        return None
+    return f"Fewer than {MIN_IMAGES} distinct images could be used to calibrate: images are ranked, and none is judged."
+
+
+def _assumed(summary: Summary) -> str | None:
+    detection = summary["detection"]
+    if not detection or detection["null"] == "held-out":
+        return None
+    return (
+        f"Without {'enough ' if summary.get('holdout') else ''}held-out images the error rate is an assumption: that "
+        f"at least {TAIL[1]:.0%} of the images are not memorized, and that their excess falls off exponentially beyond "
+        f"its upper quartile. Rare kinds of images can break it."
+    )
+
+
+def _resolution(summary: Summary) -> str | None:
+    detection = summary["detection"]
+    if not detection or detection["memorized"] or (detection.get("fewest_flags") or 1) <= 1:
+        return None
+    held, fewest, tests = detection["calibration_rows"], detection["fewest_flags"], detection["tests"]
+    few = max(detection.get("beyond_holdout", 1), 1)
+    what = "nothing could be flagged" if fewest > tests else f"fewer than {fewest:,} memorized ones cannot be flagged"
+    return (
+        f"With {held:,} held-out images {what} at this rate: that no image is flagged does not show that there is "
+        f"none. It takes {rows_needed(tests, few, detection['fdr']):,} to flag {few:,}."
+    )
+
+
+def _unjudged(summary: Summary) -> str | None:
+    scored, outside = _counts(summary)[1], (summary["calibration"] or {}).get("outside_range") or 0
+    if outside <= UNJUDGED * scored:
+        return None
+    return (
+        f"{outside:,} of {scored:,} scored rows were not judged: they are simpler or more complex than the images that "
+        f"calibrated."
+    )
+
+
+def _screened(summary: Summary) -> str | None:
+    cascade = summary.get("cascade")
+    recall = cascade and cascade["recall_at_least"]
+    if not cascade or recall is None or recall >= RECALL:
+        return None
+    return (
+        f"The cascade's screen may have lost up to {cascade['flags_lost_at_most']:,} flags: only {recall:.0%} of those "
+        f"of a whole audit, or more, were found."
+    )
+
+
+CAVEATS: tuple[Callable[[Summary], str | None], ...] = (
+    _empty,
+    _uncalibrated,
+    _assumed,
+    _resolution,
+    _failed,
+    _unjudged,
+    _screened,
+)
