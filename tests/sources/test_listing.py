@@ -36,6 +36,16 @@ def test_entries_are_the_files_of_a_range(rows, chunk, cuts):
     assert (list(listing), listing.num_files, listing.num_rows) == (files(rows), len(rows), sum(rows))
 
 
+def test_a_listing_of_an_older_version_has_no_tags_and_the_same_fingerprint():
+    files = [SourceFile("a", 3, 2, (), "1"), SourceFile("b", 4, 1, (), "2")]
+    built = Listing.build("folder", files)
+    chunks = [chunk.drop_columns(["tag"]) for chunk in built.chunks()]
+    old = Listing.stored(built.describe(), chunks.__getitem__)
+    assert list(built) == files
+    assert list(old) == [file._replace(tag="") for file in files]
+    assert Listing.build("folder", old).fingerprint == built.fingerprint
+
+
 @given(rows=ROWS, chunk=st.integers(1, 5))
 def test_a_stored_listing_is_the_one_that_was_built(rows, chunk):
     built = Listing.build("webdataset", files(rows), chunk)

@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("rows", pa.int64()),
         ("offsets", pa.list_(pa.int64())),
+        ("tag", pa.string()),
     ]
 )
 _WHOLE = ("arrow", "hub")
@@ -49,12 +50,15 @@ class SourceFile(NamedTuple):
         size: in bytes.
         rows: rows that the file holds.
         offsets: bytes at which a reader may begin, if the kind of data set has such.
+        tag: what changes when the file is written again, as in `volgrowth.storage.places.Found`; "" if nothing tells.
+            It is no part of the fingerprint: a copy of the data set has other times and the same rows.
     """
 
     name: str
     size: int
     rows: int
     offsets: tuple[int, ...] = ()
+    tag: str = ""
 
 
 class Listing:
@@ -179,15 +183,17 @@ class _Built:
 
 
 def _table(files: list[SourceFile]) -> pa.Table:
-    names, sizes, rows, offsets = zip(*files, strict=True)
-    return pa.table([[os.fsencode(name) for name in names], sizes, rows, offsets], schema=SCHEMA)
+    names, *others = zip(*files, strict=True)
+    return pa.table([[os.fsencode(name) for name in names], *others], schema=SCHEMA)
 
 
 def _files(table: pa.Table) -> Iterator[SourceFile]:
     for start in range(0, table.num_rows, _SLICE):
         columns = table.slice(start, _SLICE).to_pydict()
-        for name, size, rows, offsets in zip(*(columns[name] for name in SCHEMA.names), strict=True):
-            yield SourceFile(os.fsdecode(name), size, rows, tuple(offsets))
+        # listings of older versions have no tags
+        columns.setdefault("tag", [""] * len(columns["name"]))
+        for name, size, rows, offsets, tag in zip(*(columns[name] for name in SCHEMA.names), strict=True):
+            yield SourceFile(os.fsdecode(name), size, rows, tuple(offsets), tag)
 
 
 def _gained(old: Listing, new: Listing) -> Iterator[SourceFile]:

@@ -99,7 +99,7 @@ def _open_file(place: Place, name: str, request: Request) -> Source:
         refuse_packed(request.data)
     if kind not in ("parquet", "webdataset"):
         raise DataError(f"{request.data} is a file, and neither parquet nor tar: expected {_EXPECTED}")
-    return _READERS[kind](place, request, [Found(name, place.size(name) or 0)])
+    return _READERS[kind](place, request, [place.find(name) or Found(name, 0)])
 
 
 def _open_folder(place: Place, request: Request) -> Source:
@@ -142,10 +142,10 @@ def _matches(place: Place, pattern: str, given: str) -> Iterator[Found]:
     def matches(name: str) -> list[Found]:
         if glob.has_magic(name):
             return list(place.matches(name))
-        size = place.size(name)
-        if size is None:
+        found = place.find(name)
+        if found is None:
             raise DataError(f"{place.url(name)} does not exist, and {given} stands for it: correct the braces")
-        return [Found(name, size)]
+        return [found]
 
     for found in read_ahead(matches, _expanded(pattern), place.threads):
         yield from found

@@ -28,7 +28,16 @@ class Remote(NamedTuple):
     @classmethod
     def of(cls, entry: dict[str, Any]) -> "Remote":
         """Return the file that an entry of `list_folder` describes."""
-        return cls(entry["name"], entry["size"], next((str(entry[key]) for key in _TAGS if entry.get(key)), ""))
+        return cls(entry["name"], entry["size"], tag_of(entry))
+
+
+def tag_of(entry: dict[str, Any]) -> str:
+    """Return what a store says of a file that changes with its content, such as its ETag; "" if it says nothing.
+
+    Args:
+        entry: the file as fsspec describes it.
+    """
+    return next((str(entry[key]).strip('"') for key in _TAGS if entry.get(key)), "")
 
 
 def list_folder(files: Any, path: str) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
 from volgrowth.errors import DataError
+from volgrowth.storage.copies import tag_of
 from volgrowth.storage.failures import explained, store_reason
 from volgrowth.storage.urls import filesystem, is_url
 
@@ -31,10 +32,17 @@ B = TypeVar("B")
 
 
 class Found(NamedTuple):
-    """A file that a listing shows: its name relative to the place, with slashes, and its size in bytes."""
+    """A file that a listing shows.
+
+    Attributes:
+        name: relative to the place, with slashes.
+        size: in bytes.
+        tag: what changes when the file is written again, if the place tells: its time on a disk, its ETag in a store.
+    """
 
     name: str
     size: int
+    tag: str = ""
 
 
 class Place(ABC):
@@ -64,8 +72,13 @@ class Place(ABC):
         """Return the files whose names match a pattern of `*`, `?`, `[...]` and `**`, in no particular order."""
 
     @abstractmethod
+    def find(self, name: str) -> Found | None:
+        """Return a file as a listing shows it now; None if there is no such file."""
+
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes; None if there is no such file."""
+        found = self.find(name)
+        return None if found is None else found.size
 
     @abstractmethod
     def read(self, name: str) -> tuple[bytes | None, str | None]:
@@ -139,11 +152,11 @@ class LocalPlace(Place):
     def matches(self, pattern: str) -> Iterator[Found]:
         for path in glob.iglob(f"{glob.escape(str(self.path))}/{pattern}", recursive=True):
             if os.path.isfile(path):
-                yield Found(os.path.relpath(path, self.path), os.path.getsize(path))
+                yield Found(os.path.relpath(path, self.path), *_size_and_tag(path))
 
-    def size(self, name: str) -> int | None:
+    def find(self, name: str) -> Found | None:
         path = self.path / name
-        return os.path.getsize(path) if os.path.isfile(path) else None
+        return Found(name, *_size_and_tag(path)) if os.path.isfile(path) else None
 
     def read(self, name: str) -> tuple[bytes | None, str | None]:
         path = self.path / name
@@ -229,15 +242,15 @@ class StorePlace(Place):
         return [self._found(info) for info in found.values() if info["type"] == "file"]
 
     def _found(self, info: dict[str, Any]) -> Found:
-        return Found(info["name"].removeprefix(f"{self.path}/"), info["size"])
+        return Found(info["name"].removeprefix(f"{self.path}/"), info["size"], tag_of(info))
 
-    def size(self, name: str) -> int | None:
+    def find(self, name: str) -> Found | None:
         try:
             with _answering(self.url(name)):
                 info = self.files.info(self._path(name))
         except FileNotFoundError:
             return None
-        return info["size"] if info["type"] == "file" else None
+        return Found(name, info["size"], tag_of(info)) if info["type"] == "file" else None
 
     def read(self, name: str) -> tuple[bytes | None, str | None]:
         if os.path.isabs(name):
@@ -368,13 +381,14 @@ def _below(folder: str, prefix: str, suffixes: frozenset[str], above: frozenset[
                     if os.path.realpath(entry.path) not in above:
                         yield from _below(entry.path, f"{prefix}{name}/", suffixes, above)
                 elif os.path.splitext(name)[1].lower() in suffixes:
-                    yield Found(prefix + name, _size(entry))
+                    yield Found(prefix + name, *_size_and_tag(entry))
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}. Check its permissions") from None
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def _size_and_tag(file: str | os.PathLike[str]) -> tuple[int, str]:
     try:
-        return entry.stat().st_size
+        facts = file.stat() if isinstance(file, os.DirEntry) else os.stat(file)
     except OSError:
-        return 0  # a broken link: a row, whose error says so
+        return 0, ""  # a broken link: a row, whose error says so
+    return facts.st_size, str(facts.st_mtime_ns)

@@ -36,7 +36,9 @@ class FolderSource(FilesSource):
             _refuse_empty(request.data, self._below, folders)
 
     def _scanned(self, files: Iterable[Found]) -> Iterable[SourceFile]:
-        return (SourceFile(file.name, file.size, 1) for file in files if file.name.startswith(self._below))
+        return (
+            SourceFile(file.name, file.size, 1, (), file.tag) for file in files if file.name.startswith(self._below)
+        )
 
     def _read(self, start: int, stop: int) -> Iterator[Row]:
         return read_ahead(self._row, self.listing.entries(start, stop), self.place.threads)

@@ -137,7 +137,7 @@ class ParquetSource(FilesSource):
 
     def _footer(self, file: Found) -> tuple[SourceFile, pa.Schema]:
         with self.open_file(file) as parquet:
-            return SourceFile(file.name, file.size, parquet.metadata.num_rows), parquet.schema_arrow
+            return SourceFile(file.name, file.size, parquet.metadata.num_rows, tag=file.tag), parquet.schema_arrow
 
     def _head(self, file: SourceFile, column: str, rows: int = 8) -> pa.ChunkedArray:
         with self.open_file(file, buffer_size=PAGE_BYTES) as parquet:

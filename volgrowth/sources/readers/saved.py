@@ -150,7 +150,7 @@ class ArrowSource(DatasetSource):
 
 def _files(dataset: Any, split: str) -> tuple[SourceFile, ...]:
     paths = [Path(file["filename"]) for file in dataset.cache_files]
-    files = [SourceFile(path.name, os.path.getsize(path), 0) for path in paths]
+    files = [SourceFile(path.name, os.path.getsize(path), 0, tag=str(path.stat().st_mtime_ns)) for path in paths]
     # A data set in memory has no files; its buffers stand in for them.
     return (SourceFile(split, 0 if files else dataset.data.nbytes, len(dataset)), *files)
 

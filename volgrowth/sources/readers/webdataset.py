@@ -166,7 +166,7 @@ class WebDatasetSource(FilesSource):
                 held["images"] += sample.image is not None
                 held["conditions"] += self.condition in sample.extensions
             _check_end(tar, self.place.url(file.name))
-        return SourceFile(file.name, file.size, rows, tuple(offsets)), held, extensions
+        return SourceFile(file.name, file.size, rows, tuple(offsets), file.tag), held, extensions
 
 
 @dataclass
