@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.policy import Action, list_digest
 from volgrowth.audit.output.result import Audit
-from volgrowth.curation.image_files import FILE_LIST, write_file_list, write_kept_tars
+from volgrowth.curation.image_files import FILE_LIST, write_file_list
 from volgrowth.curation.kept import Kept
 from volgrowth.curation.tables import INDICES_FILE, write_kept_dataset, write_kept_indices, write_kept_parquet
+from volgrowth.curation.tars import count_samples, write_kept_tars
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.sources import open_source
 from volgrowth.storage.failures import store_reason
@@ -199,6 +200,8 @@ def _count(form: str, stage: Path, audit: Audit) -> int:
     if form == INDICES:
         with pa.ipc.open_stream(stage / INDICES_FILE) as batches:
             return sum(batch.num_rows for batch in batches)
+    if form == "webdataset":
+        return count_samples(stage)
     config = audit.manifest["config"]
     return open_source(str(stage), audit.frozen.data.split, config["image_column"], config["id_column"]).num_rows
 

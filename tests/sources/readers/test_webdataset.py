@@ -46,9 +46,9 @@ def test_only_the_neighbourhood_of_the_rows_is_read(source, monkeypatch):
     wanted = []
     content = module._content
 
-    def watched(tar, member):
+    def watched(members, member, max_bytes):
         wanted.append(member.name)
-        return content(tar, member)
+        return content(members, member, max_bytes)
 
     monkeypatch.setattr(module, "_content", watched)
     monkeypatch.setattr(module, "STRIDE", 4)
@@ -84,15 +84,13 @@ def test_keys_are_what_webdataset_takes_them_for(tmp_path, images):
         (".hidden.png", images[0]),
         ("c/01.JPG", images[2]),
         ("c/01.jpg", images[3]),
-        ("c/02.seg.png", images[4]),
-        ("c/02.webp", images[5]),
-        ("c/02.png", images[6]),
-        ("c/03.txt", b"alone"),
+        ("/c/../02.seg.png", images[4]),
+        ("../02.txt", b"alone"),
     ]
     write_tar(tmp_path / "a.tar", members)
     rows = list(open_source(str(tmp_path / "a.tar"), id_column="__key__").read(0, 5))
-    assert [row.image_id for row in rows] == ["./a.b/01", "c/01", "c/01", "c/02", "c/03"]
-    assert [row.data for row in rows] == [images[1], images[2], images[3], images[6], None]
+    assert [row.image_id for row in rows] == ["./a.b/01", "c/01", "c/01", "/c/../02", "../02"]
+    assert [row.data for row in rows] == [images[1], images[2], images[3], images[4], None]
     assert rows[4].error == "the sample holds no image: txt"
 
 
@@ -101,7 +99,7 @@ def test_an_extension_is_chosen_like_a_column(tmp_path, images):
     write_tar(tmp_path / "a.tar", members)
     rows = list(open_source(str(tmp_path), image_column=".Right.png").read(0, 2))
     assert [row.data for row in rows] == [images[1], None]
-    with pytest.raises(DataError, match=r"no member of its tar files has \.up; they have left\.png, right\.png\."):
+    with pytest.raises(DataError, match=r"no member .* has \.up; they have left\.png, right\.png \(a key ends at"):
         open_source(str(tmp_path), image_column="up")
     with pytest.raises(DataError, match="id_column was 'txt': expected __key__"):
         open_source(str(tmp_path), id_column="txt")
@@ -237,7 +235,7 @@ def test_samples_keep_their_conditions_however_they_are_cut(tmp_path_factory, cu
         write_tar(root / f"{shard}.tar", members)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "STRIDE", stride)
-        rows = in_parts(open_source(str(root), condition_column="txt"), cuts)
+        rows = in_parts(open_source(str(root), image_column="png", condition_column="txt"), cuts)
     assert [row.condition for row in rows] == CAPTIONS[cuts[0] : cuts[2]]
     assert [row.data for row in rows] == images[cuts[0] : cuts[2]]
 
@@ -280,9 +278,9 @@ def test_a_link_is_no_condition_and_its_image_is_read(tmp_path, images):
 def test_only_the_members_that_are_needed_are_read(tmp_path, images, monkeypatch):
     wanted, content = [], module._content
 
-    def watched(tar, member):
+    def watched(members, member, max_bytes):
         wanted.append(member.name)
-        return content(tar, member)
+        return content(members, member, max_bytes)
 
     members = pairs(images[:9]) + [(f"{row:04}.json", b"{}") for row in range(9)]
     write_tar(tmp_path / "a.tar", sorted(members))
