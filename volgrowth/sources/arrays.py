@@ -11,6 +11,8 @@ import pyarrow as pa
 
 TEXT = frozenset({pa.string(), pa.large_string(), pa.string_view()})
 """The types of columns of strings."""
+BINARY = frozenset({pa.binary(), pa.large_binary(), pa.binary_view()})
+"""The types of columns of bytes, apart from those of one length."""
 
 
 def texts(column: pa.ChunkedArray) -> list[str | None]:

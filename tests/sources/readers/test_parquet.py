@@ -81,7 +81,9 @@ def test_paths_are_read_relative_to_the_data_set(tmp_path, images):
     pq.write_table(table.slice(0, 3), tmp_path / "a.parquet")
     rows = list(open_source(str(tmp_path)).read(0, 3))
     assert [row.data for row in rows] == [images[0], images[0], None]
-    assert rows[2].error == "the file does not exist"
+    assert rows[2].error == (
+        "the file does not exist; the table holds its path and no bytes: datasets.Image() and save_to_disk put them in"
+    )
     # Past the rows that are looked at when opening, a URL is a matter of its row.
     filler = pa.table({"image": pa.array([{"bytes": b"x", "path": "x"}] * 9)})
     typed = pa.table({"image": pa.array([{"bytes": None, "path": path} for path in paths], filler["image"].type)})
@@ -90,7 +92,7 @@ def test_paths_are_read_relative_to_the_data_set(tmp_path, images):
     assert errors == [
         "the value is a URL, which is not fetched; download first",
         "the value is null: neither bytes nor a path",
-        "not a regular file",
+        "not a regular file; the table holds its path and no bytes: datasets.Image() and save_to_disk put them in",
     ]
 
 

@@ -32,6 +32,7 @@ from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
 from volgrowth.records import Status
+from volgrowth.sources.pixels.other_content import describe_content
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -156,7 +157,7 @@ def _open(data: bytes) -> ImageFile:
     """Return an image of which the header was read and no pixels."""
     Image.init()
     stream = io.BytesIO(data)
-    reason = "not an image of a known format"
+    reason = describe_content(data) or "not an image of a known format"
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))
         accepted = accept(data[:16]) if accept else False

@@ -7,7 +7,6 @@ time. Of an object in a store, too, only the footer and the wanted columns of th
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,8 @@ from volgrowth.sources.base import FilesSource, Request, Row, content_id
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.readers.splits import files_of_split
-from volgrowth.sources.readers.table_columns import BATCH_ROWS, Peek, choose_columns, rows_of
+from volgrowth.sources.readers.table_columns import BATCH_ROWS, Columns, choose_columns, rows_of
+from volgrowth.sources.readers.table_types import is_untold, same_values
 from volgrowth.storage.places import Found, Place, printable, read_ahead
 
 PAGE_BYTES = 1 << 20
@@ -43,13 +43,12 @@ class ParquetSource(FilesSource):
     def __init__(
         self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
     ) -> None:
+        self._first: dict[str, tuple[str, pa.DataType]] = {}
         super().__init__(place, request, files, listing)
         if not self.num_rows:
             raise DataError(f"{request.data} is an empty data set: its {self.num_files} parquet files hold no rows")
         if listing is not None:
-            file, _ = next(listing.entries(0, 1))
-            with self.open_file(file) as parquet:
-                self._choose(file.name, parquet.schema_arrow, lambda column: _NOTHING)
+            self._choose_again(listing)
 
     @property
     def columns_by_role(self) -> dict[str, str]:
@@ -102,36 +101,81 @@ class ParquetSource(FilesSource):
                     yield Row(first + at, content_id(b""), f"{name}#{at}", None, reason)
 
     def _scanned(self, files: Iterable[Found]) -> Iterator[SourceFile]:
-        first = True
+        # Files whose columns cannot be chosen yet, since one is of nulls alone: one of each schema.
+        waiting: dict[pa.Schema, SourceFile] = {}
         chosen = files_of_split(files, self.request.split, self.request.data)
         for file, schema in read_ahead(self._footer, chosen, self.place.threads):
-            if file.rows and first:
-                first = False
-                self._choose(file.name, schema, partial(self._head, file))
-            elif file.rows:
+            if file.rows and self._first:
                 # A worker should not be the first to find that a later file is of another kind.
                 self._check(file.name, schema)
+            elif file.rows:
+                waiting.setdefault(_without_notes(schema), file)
+                if not _has_untold(schema):
+                    self._choose(waiting)
             yield file
+        if waiting and not self._first:
+            self._choose(waiting)
 
-    def _choose(self, name: str, schema: pa.Schema, peek: Peek) -> None:
-        self.columns = choose_columns(schema, self.request, peek)
-        self.condition_names = class_names(schema, self.columns.condition)
-        self._first = name, {column: schema.field(column).type for column in self.columns.names}
+    def _choose(self, files: dict[pa.Schema, SourceFile]) -> None:
+        """Choose the columns by the first files, of which a later one tells the type of what an earlier has as nulls.
+
+        Raises:
+            DataError: `choose_columns` refuses, or the files do not agree.
+        """
+        schema, origin = next(iter(files.items()))
+        origins = dict.fromkeys(schema.names, origin)
+        for later, file in files.items():
+            for index, field in enumerate(schema):
+                if is_untold(field.type) and later.names.count(field.name) == 1:
+                    schema = schema.set(index, field.with_type(later.field(field.name).type))
+                    origins[field.name] = file
+
+        def peek(column: str) -> pa.ChunkedArray:
+            return self._head(origins.get(column) or origins[column.removesuffix(".path")], column)
+
+        self._settle(schema, choose_columns(schema, self.request, peek), origins)
+        for later, file in files.items():
+            self._check(file.name, later)
+
+    def _choose_again(self, listing: Listing) -> None:
+        """Choose the columns by the first file in which each has a type; what they hold was looked at at first."""
+        refusal: DataError | None = None
+        for file, _ in listing.entries(0, listing.num_rows):
+            with self.open_file(file) as parquet:
+                schema = parquet.schema_arrow
+            try:
+                columns = choose_columns(schema, self.request, lambda column: _NOTHING)
+                return self._settle(schema, columns, dict.fromkeys(schema.names, file))
+            except DataError as error:
+                refusal = refusal or error
+            if not _has_untold(schema):
+                break
+        assert refusal is not None
+        raise refusal
+
+    def _settle(self, schema: pa.Schema, columns: Columns, origins: dict[str, SourceFile]) -> None:
+        self.columns = columns
+        self.condition_names = class_names(schema, columns.condition)
+        self._first = {column: (origins[column].name, schema.field(column).type) for column in columns.names}
 
     def _check(self, name: str, schema: pa.Schema) -> None:
-        """Raise a DataError unless the columns are as they are in the first file with rows."""
-        first, kinds = self._first
-        for column, kind in kinds.items():
-            got = schema.field(column).type if column in schema.names else "nothing"
-            if got != kind:
+        """Raise a DataError unless the columns hold what they do in the first file with rows, in whatever width."""
+        for column, (first, kind) in self._first.items():
+            count = schema.names.count(column)
+            got = schema.field(column).type if count == 1 else None
+            if got is None or not same_values(got, kind):
+                held = got or (f"{count} columns of this name" if count else "nothing")
                 raise DataError(
-                    f"column {column!r} holds {got} in {name} and {kind} in {first}: the files of one data set have "
+                    f"column {column!r} holds {held} in {name} and {kind} in {first}: the files of one data set have "
                     "the same columns; audit them apart"
                 )
-        names = class_names(schema, self.columns.condition)
+            if is_untold(kind):
+                self._first[column] = name, got
+        names, condition = class_names(schema, self.columns.condition), self.columns.condition
         if None not in (names, self.condition_names) and names != self.condition_names:
+            first, _ = self._first[condition or ""]
             raise DataError(
-                f"column {self.columns.condition!r} names its classes differently in {name} and {first}: the same "
+                f"column {condition!r} names its classes differently in {name} and {first}: the same "
                 "number would mean two classes; write the files with one datasets.ClassLabel, or audit them apart"
             )
 
@@ -141,12 +185,24 @@ class ParquetSource(FilesSource):
 
     def _head(self, file: SourceFile, column: str, rows: int = 8) -> pa.ChunkedArray:
         with self.open_file(file, buffer_size=PAGE_BYTES) as parquet:
+            schema = parquet.schema_arrow
+            name = column if column in schema.names else column.removesuffix(".path")
             try:
                 batch = next(parquet.iter_batches(batch_size=rows, columns=[column]))
             except (pa.ArrowException, OSError):
                 # The rows will say so one by one when they are read.
-                return pa.Table.from_batches([], parquet.schema_arrow).column(column.removesuffix(".path"))
-        return pa.chunked_array([batch.column(0)])
+                return pa.Table.from_batches([], schema).column(name)
+        return pa.chunked_array([batch.column(name)])
+
+
+def _has_untold(schema: pa.Schema) -> bool:
+    return any(is_untold(field.type) for field in schema)
+
+
+def _without_notes(schema: pa.Schema) -> pa.Schema:
+    """Return a schema without the notes of pandas and others, which differ from file to file."""
+    kept = {key: note for key, note in (schema.metadata or {}).items() if key == b"huggingface"}
+    return schema.with_metadata(kept or None)
 
 
 def _overlaps(metadata: pq.FileMetaData, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:

@@ -3,7 +3,7 @@
 An image column is a struct of `bytes` and `path`, as the Hugging Face tools write it, or plain binary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,19 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.errors import DataError
-from volgrowth.sources.arrays import TEXT, huggingface_features, texts
+from volgrowth.sources.arrays import huggingface_features, texts
 from volgrowth.sources.base import Request, Row, content_id
 from volgrowth.sources.conditions import FLAGS, OPTIONS, check_condition_column, conditions_of
+from volgrowth.sources.readers.other_columns import Peek, conversion, outward
+from volgrowth.sources.readers.table_types import image_fields, is_bytes, is_plain_image
 from volgrowth.storage.places import Place, read_ahead
 from volgrowth.storage.urls import is_url
 
 BATCH_ROWS = 64
 """Rows held in memory at a time: encoded photographs of some MB each must fit."""
-
-Peek = Callable[[str], pa.ChunkedArray]
-"""Returns the first few values of a column; of an image column without their bytes, if `.path` is after its name."""
-
-_BINARY = frozenset({pa.binary(), pa.large_binary(), pa.binary_view()})
+_EXPECTED = "an image column is a struct of bytes and path (datasets.Image) or binary"
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,15 @@ def choose_columns(schema: pa.Schema, request: Request, peek: Peek) -> Columns:
         ("id_column (--id-column)", request.id_column),
         (f"{OPTIONS} ({FLAGS})", request.condition_column),
     ):
-        if name is not None and name not in schema.names:
-            raise DataError(f"{where} has no column {name!r}; it has: {_listed(schema.names)}. Pass one as {option}")
+        if name is not None:
+            _check_present(schema, name, option, where)
     if request.id_column is not None and pa.types.is_nested(schema.field(request.id_column).type):
         kind = schema.field(request.id_column).type
         raise DataError(f"column {request.id_column!r} of {where} holds {kind}; an id column holds strings or integers")
     if request.condition_column is not None:
         check_condition_column(schema.field(request.condition_column), where)
     image = request.image_column or _only_image_column(schema, where, peek)
-    _check_image_column(schema.field(image), where, peek)
+    _check_image_column(schema, image, where, peek)
     return Columns(image, request.id_column, request.condition_column)
 
 
@@ -102,56 +100,72 @@ def rows_of(table: pa.Table, columns: Columns, place: Place, row: int, file: str
         yield Row(row + index, image_id, f"{file}#{position + index}", image, error, conditions[index])
 
 
+def _check_present(schema: pa.Schema, name: str, option: str, where: str) -> None:
+    """Raise a DataError unless the table has one column of this name."""
+    count = schema.names.count(name)
+    if count == 1:
+        return
+    if count > 1:
+        raise DataError(
+            f"{where} has {count} columns of the name {name!r}, and which one is meant cannot be told: give them names "
+            "of their own (pyarrow.Table.rename_columns) and write the table again"
+        )
+    outer, _, inner = name.partition(".")
+    nested = outer in schema.names and pa.types.is_struct(schema.field(outer).type)
+    inside = f"; what {outer!r} holds becomes a column by {outward(outer, inner)}" if nested else ""
+    raise DataError(f"{where} has no column {name!r}; it has: {_listed(schema.names)}{inside}. Pass one as {option}")
+
+
 def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
     found = _image_columns(schema)
-    if len(found) > 1:
-        raise DataError(
-            f"{where} has several image columns ({_listed(found)}): name one with image_column (--image-column)"
-        )
     if not found:
+        features = huggingface_features(schema)
         for field in schema:
-            if field.type in TEXT:
-                _refuse_urls(field, where, peek)
+            other = conversion(field, features.get(field.name), peek, named=False)
+            if other is not None:
+                raise DataError(f"column {field.name!r} of {where} holds {other}")
         raise DataError(
-            f"{where} is a data set without images; it has the columns {_listed(schema.names)}, and an image "
-            "column is a struct of bytes and path (datasets.Image) or binary"
+            f"{where} is a data set without images; it has the columns {_listed(schema.names)}, and {_EXPECTED}"
         )
+    option = "image_column (--image-column)"
+    if len(set(found)) > 1:
+        raise DataError(f"{where} has several image columns ({_listed(found)}): name one with {option}")
+    _check_present(schema, found[0], option, where)
     return found[0]
 
 
 def _image_columns(schema: pa.Schema) -> list[str]:
     """Return the columns that the Hugging Face metadata call images; without such, all that could hold images."""
-    found = [field.name for field in schema if _fields(field.type) or _is_binary(field.type)]
+    found = [field for field in schema if image_fields(field.type) or is_bytes(field.type)]
     features = huggingface_features(schema)
-    kinds = {name: features[name].get("_type") for name in found if isinstance(features.get(name), dict)}
-    marked = [name for name in found if kinds.get(name) == "Image"]
+    kinds = {name: feature.get("_type") for name, feature in features.items() if isinstance(feature, dict)}
+    marked = [field.name for field in found if kinds.get(field.name) == "Image"]
     # Sound and video are structs of bytes and path as well.
-    return marked or [name for name in found if kinds.get(name) in (None, "Value")]
+    unmarked = [field for field in found if kinds.get(field.name) in (None, "Value")]
+    plain = [field.name for field in unmarked if is_plain_image(field.type)]
+    return marked or plain or [field.name for field in unmarked]
 
 
-def _check_image_column(field: pa.Field, where: str, peek: Peek) -> None:
-    if _is_binary(field.type):
+def _check_image_column(schema: pa.Schema, name: str, where: str, peek: Peek) -> None:
+    field = schema.field(name)
+    if is_bytes(field.type):
         return
-    if field.type in TEXT or "path" in _fields(field.type):
-        _refuse_urls(field, where, peek)
-    if not _fields(field.type):
-        raise DataError(
-            f"column {field.name!r} of {where} holds {field.type}, not images; an image column is a struct "
-            "of bytes and path (datasets.Image) or binary: name another with image_column (--image-column)"
+    fields = image_fields(field.type)
+    if not fields:
+        other = conversion(field, huggingface_features(schema).get(name), peek, named=True)
+        said = other or (
+            f"{'nulls alone' if pa.types.is_null(field.type) else field.type}, not images; {_EXPECTED}: name another "
+            "with image_column (--image-column)"
         )
-
-
-def _refuse_urls(field: pa.Field, where: str, peek: Peek) -> None:
-    if field.type in TEXT:
-        found = any(is_url(text or "") for text in texts(peek(field.name)))
-    else:
-        # The bytes of eight photographs are looked at only if a path is a URL: it may be no more than a note.
-        found = any(is_url(path or "") for path in _values(peek(f"{field.name}.path"))[1]) and any(
-            data is None and is_url(path or "") for data, path in zip(*_values(peek(field.name)), strict=True)
-        )
-    if found:
+        raise DataError(f"column {name!r} of {where} holds {said}")
+    # The bytes of eight photographs are looked at only if a path is a URL: it may be no more than a note.
+    if (
+        "path" in fields
+        and any(is_url(path or "") for path in _values(peek(f"{name}.path"))[1])
+        and any(data is None and is_url(path or "") for data, path in zip(*_values(peek(name)), strict=True))
+    ):
         raise DataError(
-            f"column {field.name!r} of {where} holds URLs: a column of URLs is not fetched; download the images "
+            f"column {name!r} of {where} holds URLs: a column of URLs is not fetched; download the images "
             "first (for instance with img2dataset) and audit the files"
         )
 
@@ -163,33 +177,21 @@ def _encoded(data: bytes | None, path: str | None, place: Place) -> tuple[bytes 
         return None, "the value is null: neither bytes nor a path"
     if is_url(path):
         return None, "the value is a URL, which is not fetched; download first"
-    return place.read(path)
+    data, error = place.read(path)
+    if error is None:
+        return data, None
+    return data, f"{error}; the table holds its path and no bytes: datasets.Image() and save_to_disk put them in"
 
 
 def _values(column: pa.ChunkedArray) -> tuple[list[bytes | None], list[str | None]]:
     """Return the bytes and the paths in an image column, None where there is none."""
     nothing: list[Any] = [None] * len(column)
-    fields = _fields(column.type)
+    fields = image_fields(column.type)
     if not fields:
         return column.to_pylist(), nothing
     data = pc.struct_field(column, "bytes").to_pylist() if "bytes" in fields else nothing
     paths = texts(pc.struct_field(column, "path")) if "path" in fields else nothing
     return data, paths
-
-
-def _fields(kind: pa.DataType) -> dict[str, pa.DataType]:
-    """Return the fields `bytes` and `path`, or one of them, if the type is a struct of an image, else none."""
-    fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
-    for name, held in fields.items():
-        # A column of paths alone is written with bytes of type null.
-        fits = pa.types.is_null(held) or (name == "bytes" and _is_binary(held)) or (name == "path" and held in TEXT)
-        if name not in ("bytes", "path") or not fits:
-            return {}
-    return fields
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return kind in _BINARY or pa.types.is_fixed_size_binary(kind)
 
 
 def _listed(names: list[str], limit: int = 20) -> str:
