@@ -25,6 +25,9 @@ class ModelInfo:
         latent_shape: (channels, height, width) of the latents in which growth is measured; None for a model of pixels.
         condition: kind of condition that the model takes, `class` or `caption`; None if it takes none.
         has_null: whether the model supports unconditional input.
+        unknown_settings: entries of its configurations that nothing here knows, as `FILE: KEY=VALUE`.
+        notes: sentences about what was left aside or assumed when the model was opened.
+        source_hash: of a factory's name and source alone, which was its whole hash in older audits; else None.
     """
 
     name: str
@@ -35,6 +38,21 @@ class ModelInfo:
     latent_shape: tuple[int, ...] | None = None
     condition: str | None = None
     has_null: bool = True
+    unknown_settings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    source_hash: str | None = None
+
+    def is_model_of(self, recorded: "ModelInfo") -> bool:
+        """Return True if this is the model of a manifest; older manifests know a factory by its source alone."""
+        if recorded.source_hash is None and self.source_hash is not None:
+            return recorded.hash == self.source_hash
+        return recorded.hash == self.hash
+
+    def lines(self) -> list[str]:
+        """Return what the user must know about how the model was opened: nothing for most models."""
+        unknown = self.unknown_settings
+        settings = [f"model: settings that nothing knows were ignored: {', '.join(unknown)}"] if unknown else []
+        return settings + [f"model: {note}" for note in self.notes]
 
     @property
     def state_shape(self) -> tuple[int, ...]:

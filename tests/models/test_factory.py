@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from tests.support.checkpoints import problem
 from volgrowth.models import inspect_model, load_model
+from volgrowth.models.weight_digest import NOT_FOUND
 from volgrowth.numerics import EmpiricalDenoiser, GaussianDenoiser
 from volgrowth.numerics.growth import check_images
 
@@ -47,6 +49,29 @@ def listed(device, dtype):
 def network(device, dtype):
     return torch.nn.Identity()
 
+class Blank(vg.Denoiser):
+    image_shape = (1, 8, 8)
+
+    def __call__(self, y, noise_level):
+        return 0 * y
+
+def without_tensors(device, dtype):
+    return Blank()
+
+def a_class(device, dtype):
+    return vg.GaussianDenoiser
+
+def no_file(device, dtype):
+    torch.load("not-here.pt", weights_only=True)
+
+def ends(device, dtype):
+    raise SystemExit(0)
+
+def random_weights(device, dtype):
+    denoiser = build(device, dtype)
+    denoiser.network = torch.nn.Linear(2, 2)
+    return denoiser
+
 def without_arguments():
     return build(None, None)
 
@@ -69,6 +94,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "half_written.py").write_text("def build(device, dtype)\n    return 1\n")
     (tmp_path / "needs_more.py").write_text("import no_such_library\n")
     (tmp_path / "stops.py").write_text("raise RuntimeError('no GPU here')\n")
+    (tmp_path / "a_script.py").write_text("import sys\n\nsys.exit(0)\n")
     yield tmp_path
     sys.path[:] = path
     for name in set(sys.modules) - modules:
@@ -84,7 +110,7 @@ def test_a_users_denoiser_comes_back(name: str) -> None:
     assert denoiser.dtype == torch.float64
     assert denoiser.device == torch.device("cpu")
     info = inspect_model(name)
-    assert (info.name, info.kind, info.image_shape, info.parameters) == (name, "gaussian", (1, 8, 8), None)
+    assert (info.name, info.kind, info.image_shape, info.parameters) == (name, "gaussian", (1, 8, 8), 2)
 
 
 def test_an_installed_module_needs_no_working_directory() -> None:
@@ -95,6 +121,56 @@ def test_an_installed_module_needs_no_working_directory() -> None:
 
 def from_the_tests(device: torch.device, dtype: torch.dtype) -> EmpiricalDenoiser:
     return EmpiricalDenoiser(torch.zeros(2, 3, 8, 8, dtype=dtype, device=device))
+
+
+def test_weights_that_changed_under_the_same_name_are_another_model(here: Path) -> None:
+    """And a manifest from before weights were covered knows the factory by its source alone."""
+    (here / "from_file.py").write_text(
+        "import torch\nimport volgrowth as vg\n\ndef load(device, dtype):\n"
+        "    network = torch.nn.Conv2d(1, 1, 1)\n"
+        "    network.load_state_dict(torch.load('weights.pt', weights_only=True))\n"
+        "    levels = vg.Scheduled(vg.VPSchedule(0.1, 20.0), 'epsilon', (0.01, 100.0))\n"
+        "    return vg.NetworkDenoiser(lambda x, t: network(x), levels, (1, 8, 8))\n"
+    )
+    torch.save({"weight": torch.ones(1, 1, 1, 1), "bias": torch.zeros(1)}, here / "weights.pt")
+    before, again = (inspect_model("factory:from_file:load") for _ in range(2))
+    assert before == again
+    assert (before.parameters, before.notes) == (2, ())
+    torch.save({"weight": torch.ones(1, 1, 1, 1), "bias": torch.full((1,), 1e-7)}, here / "weights.pt")
+    after = inspect_model("factory:from_file:load")
+    assert after.hash != before.hash
+    assert not after.is_model_of(before)
+    assert again.is_model_of(before)
+    assert before.source_hash
+    of_an_older_audit = replace(before, hash=before.source_hash, source_hash=None)
+    assert after.is_model_of(of_an_older_audit)
+
+
+def test_a_factory_without_tensors_is_known_by_its_source_and_says_so() -> None:
+    assert inspect_model("factory:my_models:without_tensors").notes == (NOT_FOUND,)
+
+
+def test_a_factory_of_random_weights_is_another_model_each_time() -> None:
+    first, second = (inspect_model("factory:my_models:random_weights") for _ in range(2))
+    assert not second.is_model_of(first)
+
+
+def test_errors_name_the_line_of_the_users_file(here: Path) -> None:
+    """The user's own line, whether the error comes up there or in a library that is called there."""
+    line = 1 + MODULE.splitlines().index('    torch.load("not-here.pt", weights_only=True)')
+    said = problem(load_model, "factory:my_models:no_file")
+    assert f"failed with FileNotFoundError: [Errno 2] No such file or directory: 'not-here.pt' at {here}" in said
+    assert f"my_models.py, line {line}; it is called as" in said
+    assert f"at {here / 'half_written.py'}, line 1)" in problem(load_model, "factory:half_written:build")
+    assert f"at {here / 'needs_more.py'}, line 1)" in problem(load_model, "factory:needs_more:build")
+    assert f"at {here / 'a_script.py'}, line 3)" in problem(load_model, "factory:a_script:build")
+
+
+@pytest.mark.parametrize("setting", ["revision", "subfolder", "base", "lora"])
+@pytest.mark.parametrize("call", CALLS, ids=["load", "inspect"])
+def test_settings_that_a_factory_would_not_see_are_refused(call: Callable[..., object], setting: str) -> None:
+    said = problem(call, "factory:my_models:build", **{setting: "other"})
+    assert said == f"{setting} other was given, and a factory loads what it needs itself: leave it out"
 
 
 def test_the_digest_is_of_name_and_source(here: Path) -> None:
@@ -121,13 +197,16 @@ REFUSED = {
     "factory:no_such_module:build": "cannot be imported (No module named 'no_such_module'): expected a module",
     "factory:.my_models:build": "cannot be imported",
     "factory:my_models:biuld": "cannot be imported (module 'my_models' has no attribute 'biuld')",
-    "factory:needs_more:build": "cannot be imported (No module named 'no_such_library')",
+    "factory:needs_more:build": "cannot be imported (No module named 'no_such_library' at ",
     "factory:half_written:build": "cannot be imported (expected ':'",
-    "factory:stops:build": "cannot be imported (no GPU here)",
+    "factory:stops:build": "cannot be imported (no GPU here at ",
+    "factory:a_script:build": "cannot be imported (it ends the program when it is imported: put what it does under",
+    "factory:my_models:ends": "failed with SystemExit: 0 at ",
+    "factory:my_models:a_class": "returned the class GaussianDenoiser: expected a volgrowth.Denoiser",
     "factory:math:cos": "cannot be imported",
     "factory:sys:exit": "cannot be imported",
-    "factory:my_models:network": "returned Identity: expected a volgrowth.Denoiser",
-    "factory:my_models:broken": "failed with FileNotFoundError: weights.pt; it is called as function(device=",
+    "factory:my_models:network": "returned a Identity: expected a volgrowth.Denoiser, such as vg.NetworkDenoiser(...)",
+    "factory:my_models:broken": "failed with FileNotFoundError: weights.pt at ",
     "factory:my_models:without_arguments": "failed with TypeError: without_arguments() got an unexpected keyword",
     "factory:my_models:number": "failed with TypeError: 'int' object is not callable",
     "factory:my_models:shapeless": "images of shape None: expected (1 or 3, height, width)",

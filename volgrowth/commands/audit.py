@@ -70,12 +70,12 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
         print_opened(inputs.manifest)
     if store.exists(SUCCESS) and not extend and not retry_failed:
         freeze(store, inputs)
-        return open_audit(config.output)
+        return _finished_before(config.output, quiet)
     with driving(store) as lock:
         manifest = freeze(store, inputs, extend=extend)
         failed = _failed_shards(store, manifest) if retry_failed else []
         if store.exists(SUCCESS) and not failed:
-            return open_audit(config.output)
+            return _finished_before(config.output, quiet)
         store.delete(SUCCESS)
         with Session(config, manifest, store, lock) as session:
             _score(session, failed, quiet)
@@ -83,6 +83,15 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
             analysis = _analyse(audit, config)
         _write(audit, analysis, config)
     return open_audit(config.output)
+
+
+def _finished_before(output: str, quiet: bool) -> Audit:
+    """Open an audit that an earlier command finished, and say that this one measured nothing."""
+    audit = open_audit(output)
+    if not quiet:
+        day, _, time = audit.summary["created"].rstrip("Z").partition("T")
+        print(f"finished on {day} at {time} UTC, nothing was measured", flush=True)
+    return audit
 
 
 def audit_lines(audit: Audit) -> list[str]:

@@ -1,7 +1,5 @@
 """Load a model by the name that a user gives: a folder, URL, hub id or factory becomes a Denoiser."""
 
-import hashlib
-import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +12,15 @@ from volgrowth.errors import ModelError
 from volgrowth.models.checkpoint_files import PATTERNS, wanted_folders
 from volgrowth.models.downloads import local_folder
 from volgrowth.models.edm.model import EDMFolder, inspect_edm, is_edm
+from volgrowth.models.factories import FACTORY, inspect_factory, load_factory
 from volgrowth.models.pipelines.inspection import inspect_folder
 from volgrowth.models.pipelines.model_folder import DiffusersFolder, ModelOptions
-from volgrowth.models.user_code import import_function
 from volgrowth.numerics import Denoiser
 from volgrowth.records import ModelInfo
 from volgrowth.storage.urls import is_url
 
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DType)}
-FACTORY = "factory:"
 FACTORY_LOADS = "a factory loads what it needs itself"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -67,8 +64,10 @@ def load_model(
     precision, at = DTYPES[dtype], torch.device(device)
     states = torch.float64 if precision is torch.float64 else torch.float32
     if name.startswith(FACTORY):
-        _refuse_beside(FACTORY_LOADS, base=base, lora=lora, resolution=resolution)
-        return _from_factory(name, precision, states, at)
+        _refuse_beside(
+            FACTORY_LOADS, revision=revision, subfolder=subfolder, base=base, lora=lora, resolution=resolution
+        )
+        return load_factory(name, precision, states, at)
     with _inspected(name, revision, subfolder, base, lora, resolution) as model:
         return model.load(states, precision, at)
 
@@ -85,7 +84,7 @@ def inspect_model(
     """Return what the manifest records about a model, after every check that needs no weights in memory.
 
     It takes the arguments of `load_model`, except dtype and device. A factory is called, in float32 on the CPU, since
-    only the denoiser that it returns knows the shape of its images.
+    only the denoiser that it returns knows the shape of its images, and holds its weights.
 
     Returns:
         Name, kind, shapes, conditions and digest of the model.
@@ -94,14 +93,10 @@ def inspect_model(
         ModelError: one sentence that says what was given, what was expected, and the fix.
     """
     if name.startswith(FACTORY):
-        _refuse_beside(FACTORY_LOADS, base=base, lora=lora, resolution=resolution)
-        denoiser = _from_factory(name, torch.float32, torch.float32, torch.device("cpu"))
-        shape, latent = denoiser.pixel_shape, denoiser.image_shape
-        assert shape is not None
-        latent = None if latent == shape else latent
-        return ModelInfo(
-            name, denoiser.kind, shape, _factory_digest(name), None, latent, denoiser.condition, denoiser.has_null
+        _refuse_beside(
+            FACTORY_LOADS, revision=revision, subfolder=subfolder, base=base, lora=lora, resolution=resolution
         )
+        return inspect_factory(name)
     with _inspected(name, revision, subfolder, base, lora, resolution) as model:
         return model.info(name)
 
@@ -189,47 +184,3 @@ def _snapshot(name: str, revision: str | None, wanted: list[str]) -> Path:
 def _names(folder: Path) -> str:
     """Return the names of the folders in a folder, for an error."""
     return ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir())) or "no folders"
-
-
-def _factory(name: str) -> tuple[object, str]:
-    """Return the function behind factory:module:function, and the source of its module."""
-    parts = name.removeprefix(FACTORY).split(":")
-    if len(parts) != 2 or not all(parts):
-        raise ModelError(f"model {name!r} is no factory: expected factory:module:function")
-    function, module = import_function(parts[0], parts[1], ModelError, f"model {name!r}")
-    try:
-        return function, inspect.getsource(module)
-    except (OSError, TypeError) as error:
-        raise ModelError(
-            f"model {name!r} cannot be imported from source ({error}): expected a Python file, which stands for the "
-            f"weights in the manifest"
-        ) from None
-
-
-def _from_factory(name: str, precision: torch.dtype, states: torch.dtype, device: torch.device) -> Denoiser:
-    """Call a factory and check the denoiser that it returns."""
-    function, _ = _factory(name)
-    try:
-        denoiser = function(device=device, dtype=precision)  # type: ignore[operator]
-    except Exception as error:
-        raise ModelError(
-            f"{name} failed with {type(error).__name__}: {error}; it is called as "
-            f"function(device=torch.device, dtype=torch.dtype)"
-        ) from error
-    if not isinstance(denoiser, Denoiser):
-        raise ModelError(f"{name} returned {type(denoiser).__name__}: expected a volgrowth.Denoiser")
-    shape = denoiser.image_shape
-    if shape is not None and all(isinstance(n, int) for n in shape):
-        denoiser.image_shape = tuple(shape)
-        shape = denoiser.pixel_shape
-    if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or not all(isinstance(n, int) for n in shape):
-        raise ModelError(f"{name} returned a denoiser of images of shape {shape}: expected (1 or 3, height, width)")
-    denoiser.device, denoiser.dtype = device, states
-    denoiser.precision = precision
-    return denoiser
-
-
-def _factory_digest(name: str) -> str:
-    """Return a digest of a factory's name and source, which stand for its weights."""
-    _, source = _factory(name)
-    return "sha256:" + hashlib.sha256(f"{name}\n{source}".encode()).hexdigest()

@@ -43,6 +43,8 @@ def _model(model: Summary) -> Pairs:
         ("Parameters", number(model["parameters"])),
         ("Dtype", model["dtype"]),
         ("Hash", model["hash"]),
+        *([("Settings that nothing knows", ", ".join(unknown))] if (unknown := model.get("unknown_settings")) else []),
+        *(("Note", note) for note in model.get("notes", ())),
     ]
 
 

@@ -92,7 +92,7 @@ def _differences(frozen: Manifest, asked: Manifest, *, finished: bool) -> Iterat
         before, now = frozen.config.get(name), asked.config.get(name)
         if before != now:
             yield f"{name} was {before!r} there and is {now!r} now"
-    if frozen.model.hash != asked.model.hash:
+    if not asked.model.is_model_of(frozen.model):
         yield f"the model's weights changed ({frozen.model.hash[:19]} there, {asked.model.hash[:19]} now)"
     if frozen.holdout and asked.holdout and frozen.holdout.fingerprint != asked.holdout.fingerprint:
         yield _changed("holdout", frozen.holdout, asked.holdout)

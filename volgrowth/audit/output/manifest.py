@@ -176,6 +176,8 @@ class Manifest:
         model = dict(content["model"])
         for name in ("image_shape", "latent_shape"):
             model[name] = tuple(model[name]) if model.get(name) else None
+        for name in ("unknown_settings", "notes"):
+            model[name] = tuple(model.get(name, ()))
         holdout = content["holdout"]
         return cls(
             config=config,

@@ -70,10 +70,14 @@ class ModelWorker(DataWorker):
         """
         super().prepare()
         name = self.config.model_arguments
-        if inspect_model(**name).hash != self.manifest.model.hash:
+        here = inspect_model(**name)
+        if not here.is_model_of(self.manifest.model):
+            fix = "put the same model on every node"
+            if here.source_hash:
+                fix = "have the factory give the same weights each time it is called, and put its files on every node"
             raise ModelError(
                 f"model {self.config.model} has other weights on {platform.node()} than where the audit was started: "
-                f"expected {self.manifest.model.hash}; put the same model on every node"
+                f"expected {self.manifest.model.hash} and got {here.hash}; {fix}"
             )
         self.denoiser = self.load(self.config.dtype)
 
