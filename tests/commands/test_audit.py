@@ -156,3 +156,33 @@ def test_the_local_engine_works_where_ray_is_not_installed(tiny_model, digit_fil
     versions = json.loads((tmp_path / "out/manifest.json").read_text())["versions"]
     assert "ray" not in versions
     assert {"torch", "volgrowth"} <= set(versions)
+
+
+FROM_A_FILE = """
+import torch
+import volgrowth as vg
+
+def load(device, dtype):
+    denoiser = vg.GaussianDenoiser(0.0, 0.3)
+    denoiser.mean = torch.load("mean.pt", weights_only=True).to(device, dtype)
+    denoiser.image_shape = (1, 8, 8)
+    return denoiser
+"""
+
+
+def test_a_finished_audit_asked_for_again_says_so_and_notices_other_weights(digit_file, tmp_path, monkeypatch, capsys):
+    """Weights behind a factory that change under the same name are another model, with exit code 2."""
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "from_a_file.py").write_text(FROM_A_FILE)
+    torch.save(torch.zeros(1, 8, 8), tmp_path / "mean.pt")
+    command = ["audit", "factory:from_a_file:load", str(digit_file), "--output", "out", "--engine", "local"]
+    assert run_command(command) == 0
+    assert "nothing was measured" not in capsys.readouterr().out
+    finished = json.loads((tmp_path / "out/summary.json").read_text())["created"]
+    assert run_command(command) == 0
+    assert f"finished on {finished[:10]} at {finished[11:19]} UTC, nothing was measured\n" in capsys.readouterr().out
+    torch.save(torch.full((1, 8, 8), 1e-6), tmp_path / "mean.pt")
+    assert run_command(command) == 2
+    assert "holds another audit: the model's weights changed (sha256:" in capsys.readouterr().err

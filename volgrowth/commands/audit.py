@@ -102,7 +102,12 @@ def audit_lines(audit: Audit) -> list[str]:
 
 
 def print_opened(manifest: Manifest) -> None:
-    """Print what was opened of the data set and of the held-out set, and what was left aside, two lines each."""
+    """Print what was opened of the data set and of the held-out set, and what was left aside, two lines each.
+
+    Of the model only what its files hold beyond what was used.
+    """
+    for line in manifest.model.lines():
+        print(line, flush=True)
     for name, data in (("opened", manifest.data), ("held out", manifest.holdout)):
         if data and data.opened:
             print("\n".join(data.opened.lines(name)), flush=True)
