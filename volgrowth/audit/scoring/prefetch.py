@@ -1,16 +1,16 @@
 """Rows are read and decoded in threads ahead of the device: Pillow and its codecs release Python's lock.
 
 One thread reads, since a source is a stream. Others decode, a few rows at a time, since handing over a single row costs
-as much as decoding a small one. The decoded rows are taken in the order in which they were read.
+as much as decoding a small one; large ones are handed over before they are many. The decoded rows are taken in the
+order in which they were read.
 """
 
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import Generic, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AT_ONCE = 8
+AT_ONCE_BYTES = 1 << 24
 MOST_THREADS = 16
 
 
@@ -39,7 +40,8 @@ def decoding_threads(device: torch.device, workers_here: int = 1) -> int:
 class Ahead(Generic[T, R]):
     """Applies `work` to every item of `source` in threads, at most about `depth` items ahead of the taker.
 
-    Items of the source can be large: no more of them wait than the threads will work on next. Errors of `source` and of
+    Items of the source can be large: no more of them wait than the threads will work on next, and they are counted by
+    their bytes as well, which `weigh` tells: items that have more than `AT_ONCE_BYTES` together are not gathered. Errors of `source` and of
     `work` are raised to the taker.
 
     Attributes:
@@ -47,8 +49,15 @@ class Ahead(Generic[T, R]):
         held_up: seconds that the reader waited for room.
     """
 
-    def __init__(self, source: Iterable[T], work: Callable[[T], R], threads: int = 1, depth: int = 2 * AT_ONCE):
-        self.source, self.work, self.threads = source, work, threads
+    def __init__(
+        self,
+        source: Iterable[T],
+        work: Callable[[T], R],
+        threads: int = 1,
+        depth: int = 2 * AT_ONCE,
+        weigh: Callable[[T], int] = lambda item: 0,
+    ):
+        self.source, self.work, self.threads, self.weigh = source, work, threads, weigh
         self.starved = self.held_up = 0.0
         self._ready: queue.Queue[Future[list[R]] | None] = queue.Queue(-(-depth // AT_ONCE) + threads - 1)
         self._room, self._stopped = threading.Semaphore(threads + 1), threading.Event()
@@ -75,11 +84,11 @@ class Ahead(Generic[T, R]):
             self.starved += time.monotonic() - began
 
     def _read(self, pool: ThreadPoolExecutor) -> None:
-        items, some, failed = iter(self.source), list[T](), None
+        items, some, more, failed = iter(self.source), list[T](), True, None
         while not self._stopped.is_set():
             some = []
             try:
-                some.extend(islice(items, AT_ONCE))  # items that came before an error are kept
+                more = self._gather(items, some)  # items that came before an error are kept
             except BaseException as error:
                 failed = Future[list[R]]()
                 failed.set_exception(error)
@@ -87,9 +96,19 @@ class Ahead(Generic[T, R]):
                 began = time.monotonic()
                 self._put(pool.submit(self._work, some))
                 self.held_up += time.monotonic() - began
-            if failed or len(some) < AT_ONCE:
+            if failed or not more:
                 self._put(failed)
                 return
+
+    def _gather(self, items: Iterator[T], some: list[T]) -> bool:
+        """Add items to `some` until they are enough to be handed over. False if there are no more."""
+        size = 0
+        for item in items:
+            some.append(item)
+            size += self.weigh(item)
+            if len(some) == AT_ONCE or size > AT_ONCE_BYTES:
+                return True
+        return False
 
     def _work(self, some: list[T]) -> list[R]:
         try:

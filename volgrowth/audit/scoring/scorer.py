@@ -118,6 +118,7 @@ class Scorer:
             lambda row: self._prepare(row, crashed.get(row.row)),
             self._threads,
             2 * self.config.images_at_once,
+            weigh=lambda row: len(row.data or b""),
         )
         with closing(ahead.items()) as prepared:
             for group in _groups(prepared, self.config.images_at_once):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from volgrowth.errors import DataError
-from volgrowth.sources.base import FilesSource, Request, Row, content_id
+from volgrowth.sources.base import FilesSource, Request, Row, content_id, too_large
 from volgrowth.sources.conditions import OPTIONS
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.pixels.decoding import EXTENSIONS
@@ -45,11 +45,15 @@ class FolderSource(FilesSource):
 
     def _row(self, entry: tuple[SourceFile, int]) -> Row:
         file, row = entry
+        name, most = printable(file.name), self.request.max_bytes
+        if file.size > most:
+            data, error, status = too_large(file.size, most)
+            return Row(row, content_id(b""), name, data, error, status=status)
         data, error = self.place.read(file.name)
         size = len(data) if data is not None else self.place.size(file.name)
         if (size or 0) != file.size:
             self.place.changed(file.name, "nothing" if size is None else f"{size} bytes", f"{file.size}")
-        return Row(row, content_id(data or b""), printable(file.name), data, error)
+        return Row(row, content_id(data or b""), name, data, error)
 
 
 def _refuse_empty(data: str, below: str, folders: set[str]) -> None:

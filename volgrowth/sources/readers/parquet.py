@@ -1,8 +1,10 @@
 """Parquet files as rows: footers when opened, and only the row groups that overlap when read.
 
 A file's rows are known from its footer. A row group is the unit that Parquet can skip to, so a read costs at
-most one row group more than it asks for at its front; inside a group rows are streamed, `BATCH_ROWS` at a
-time. Of an object in a store, too, only the footer and the wanted columns of these row groups are fetched.
+most one row group more than it asks for at its front; inside a group rows are streamed, as many at a time as fit into
+`BATCH_BYTES`, `BATCH_ROWS` at most. A few kB can hold values of any size, packed or as a dictionary, so the rows of a
+group that might not fit are unpacked one by one. A page of a column is unpacked whole; the format ends it at 2 GiB.
+Of an object in a store, too, only the footer and the wanted columns of these row groups are fetched.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,6 +25,10 @@ from volgrowth.storage.places import Found, Place, printable, read_ahead
 
 PAGE_BYTES = 1 << 20
 """Bytes that are fetched at a time to look at the first rows: about one page."""
+BATCH_BYTES = 1 << 26
+"""Bytes of rows that are taken at a time, or a single row if it has more."""
+AHEAD_BYTES = 1 << 28
+"""Bytes of a row group as stored up to which its columns are fetched ahead, in one request; of larger ones, pages."""
 _NOTHING = pa.chunked_array([], pa.string())
 """A worker's look at a column, which was looked at when the data set was listed."""
 
@@ -60,7 +66,8 @@ class ParquetSource(FilesSource):
 
         Args:
             file: the file; one of the listing must hold the rows that the listing says.
-            options: passed to `pyarrow.parquet.ParquetFile`; without any, columns are fetched ahead.
+            options: passed to `pyarrow.parquet.ParquetFile`; without any, columns are fetched ahead
+                if they are not too large.
 
         Raises:
             DataError: the file has changed, or its footer cannot be read.
@@ -73,6 +80,8 @@ class ParquetSource(FilesSource):
                     f"{self.place.url(file.name)} cannot be read as parquet, its footer is corrupt or cut off "
                     f"({error}): write it again"
                 ) from None
+            if not options and _largest_group(parquet.metadata) > AHEAD_BYTES:
+                parquet = pq.ParquetFile(stream, metadata=parquet.metadata, buffer_size=PAGE_BYTES)
             rows = parquet.metadata.num_rows
             if isinstance(file, SourceFile) and rows != file.rows:
                 self.place.changed(file.name, f"{rows} rows", f"{file.rows}")
@@ -91,7 +100,9 @@ class ParquetSource(FilesSource):
                 position = low
                 try:
                     for at, table in _tables(parquet, group, begin, self.columns.names, (low, high)):
-                        for row in rows_of(table, self.columns, self.place, first + at, name, at):
+                        for row in rows_of(
+                            table, self.columns, self.place, first + at, name, at, self.request.max_bytes
+                        ):
                             yield row
                             position += 1
                     reason = "the row group ends early"
@@ -219,12 +230,50 @@ def _tables(
     parquet: pq.ParquetFile, group: int, first: int, columns: list[str], span: tuple[int, int]
 ) -> Iterator[tuple[int, pa.Table]]:
     """Yield the rows of `span` from the row group that begins at row `first`: tables, with their first rows."""
+    some, at, rows, size = list[pa.RecordBatch](), first, 0, 0
+    try:
+        for low, batch in _batches(parquet, group, first, columns, span):
+            if some and (rows + batch.num_rows > BATCH_ROWS or size + batch.nbytes > BATCH_BYTES):
+                yield at, pa.Table.from_batches(some)
+                some, rows, size = [], 0, 0
+            at = at if some else low
+            some.append(batch)
+            rows, size = rows + batch.num_rows, size + batch.nbytes
+    except (pa.ArrowException, OSError):
+        if some:  # what was read before the damage counts
+            yield at, pa.Table.from_batches(some)
+        raise
+    if some:
+        yield at, pa.Table.from_batches(some)
+
+
+def _batches(
+    parquet: pq.ParquetFile, group: int, first: int, columns: list[str], span: tuple[int, int]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
     start, stop = span
-    for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=columns):
+    size = _batch_size(parquet.metadata.row_group(group), columns)
+    for batch in parquet.iter_batches(batch_size=size, row_groups=[group], columns=columns):
         end = first + batch.num_rows
         low, high = max(start, first), min(stop, end)
         if low < high:
-            yield low, pa.Table.from_batches([batch.slice(low - first, high - low)])
+            yield low, batch.slice(low - first, high - low)
         first = end
         if first >= stop:
             return
+
+
+def _largest_group(metadata: pq.FileMetaData) -> int:
+    """Return the stored bytes of the largest row group, over all its columns."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    return max((sum(g.column(k).total_compressed_size for k in range(g.num_columns)) for g in groups), default=0)
+
+
+def _batch_size(group: pq.RowGroupMetaData, columns: list[str]) -> int:
+    """Return the rows to unpack at a time: `BATCH_ROWS` if they fit into `BATCH_BYTES` whatever they hold, else 1."""
+    total = 0
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if chunk.path_in_schema.partition(".")[0] in columns:
+            # a dictionary may stand for every value
+            total += chunk.total_uncompressed_size * (BATCH_ROWS if chunk.has_dictionary_page else 1)
+    return BATCH_ROWS if total <= BATCH_BYTES else 1

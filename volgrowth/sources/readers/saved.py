@@ -36,12 +36,14 @@ class DatasetSource(Source):
         split: the split that is read.
         place: the folder that relative paths in the image column start from.
         columns: the columns that are read.
+        max_bytes: the most bytes of an encoded image.
     """
 
     where: str
     split: str
     place: LocalPlace
     columns: Columns
+    max_bytes: int
     _dataset: Any
 
     @abstractmethod
@@ -63,11 +65,12 @@ class DatasetSource(Source):
         tables = self._dataset.select_columns(self.columns.names).with_format("arrow")
         for begin in range(start, stop, BATCH_ROWS):
             table = tables[begin : min(begin + BATCH_ROWS, stop)]
-            yield from rows_of(table, self.columns, self.place, begin, self.split, begin)
+            yield from rows_of(table, self.columns, self.place, begin, self.split, begin, self.max_bytes)
 
     def _open(self, dataset: Any, request: Request, listing: Listing | None) -> None:
         if not len(dataset):
             raise DataError(f"split {self.split!r} of {self.where} is an empty data set: it holds no rows")
+        self.max_bytes = request.max_bytes
         self.listing = listing or Listing.build(self.kind, _files(dataset, self.split))
         self._dataset = self._checked(dataset)
 

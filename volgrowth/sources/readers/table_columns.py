@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from volgrowth.errors import DataError
 from volgrowth.sources.arrays import huggingface_features, texts
-from volgrowth.sources.base import Request, Row, content_id
+from volgrowth.sources.base import Encoded, Request, Row, content_id, too_large
 from volgrowth.sources.conditions import FLAGS, OPTIONS, check_condition_column, conditions_of
 from volgrowth.sources.readers.other_columns import Peek, conversion, outward
 from volgrowth.sources.readers.table_types import image_fields, is_bytes, is_plain_image
@@ -20,7 +20,7 @@ from volgrowth.storage.places import Place, read_ahead
 from volgrowth.storage.urls import is_url
 
 BATCH_ROWS = 64
-"""Rows held in memory at a time: encoded photographs of some MB each must fit."""
+"""Rows of a table that are taken at a time, at most."""
 _EXPECTED = "an image column is a struct of bytes and path (datasets.Image) or binary"
 
 
@@ -73,8 +73,12 @@ def choose_columns(schema: pa.Schema, request: Request, peek: Peek) -> Columns:
     return Columns(image, request.id_column, request.condition_column)
 
 
-def rows_of(table: pa.Table, columns: Columns, place: Place, row: int, file: str, position: int) -> Iterator[Row]:
+def rows_of(
+    table: pa.Table, columns: Columns, place: Place, row: int, file: str, position: int, max_bytes: int
+) -> Iterator[Row]:
     """Yield one `Row` for each row of a table, which is a stretch of a file's rows.
+
+    Only the image of the row that is taken is copied out of the table.
 
     Args:
         table: has at least `columns.names`.
@@ -83,21 +87,22 @@ def rows_of(table: pa.Table, columns: Columns, place: Place, row: int, file: str
         row: number of the table's first row in the frozen order.
         file: name of the file that the rows come from.
         position: number of the table's first row in that file.
+        max_bytes: the most bytes of an encoded image.
     """
     data, paths = _values(table.column(columns.image))
-    nothing = [None] * len(data)
+    nothing = [None] * table.num_rows
     ids = texts(table.column(columns.id)) if columns.id else nothing
     conditions = conditions_of(table.column(columns.condition)) if columns.condition else nothing
 
-    def encoded(index: int) -> tuple[bytes | None, str | None]:
-        return _encoded(data[index], paths[index], place)
+    def encoded(value: tuple[pa.Scalar, str | None]) -> Encoded:
+        return _encoded(*value, place, max_bytes)
 
-    threads = place.threads if None in data else 1
-    for index, (image, error) in enumerate(read_ahead(encoded, range(table.num_rows), threads)):
+    values, threads = zip(data, paths, strict=True), place.threads if data.null_count else 1
+    for index, (image, error, status) in enumerate(read_ahead(encoded, values, threads)):
         image_id = ids[index]
         if image_id is None:
             image_id = content_id(image or b"")
-        yield Row(row + index, image_id, f"{file}#{position + index}", image, error, conditions[index])
+        yield Row(row + index, image_id, f"{file}#{position + index}", image, error, conditions[index], status)
 
 
 def _check_present(schema: pa.Schema, name: str, option: str, where: str) -> None:
@@ -162,7 +167,7 @@ def _check_image_column(schema: pa.Schema, name: str, where: str, peek: Peek) ->
     if (
         "path" in fields
         and any(is_url(path or "") for path in _values(peek(f"{name}.path"))[1])
-        and any(data is None and is_url(path or "") for data, path in zip(*_values(peek(name)), strict=True))
+        and any(not data.is_valid and is_url(path or "") for data, path in zip(*_values(peek(name)), strict=True))
     ):
         raise DataError(
             f"column {name!r} of {where} holds URLs: a column of URLs is not fetched; download the images "
@@ -170,26 +175,33 @@ def _check_image_column(schema: pa.Schema, name: str, where: str, peek: Peek) ->
         )
 
 
-def _encoded(data: bytes | None, path: str | None, place: Place) -> tuple[bytes | None, str | None]:
-    if data is not None:
-        return data, None if data else "the value holds no bytes"
+def _encoded(data: pa.Scalar, path: str | None, place: Place, max_bytes: int) -> Encoded:
+    if isinstance(data, pa.DictionaryScalar):
+        data = data.value
+    if data.is_valid:
+        size = data.as_buffer().size
+        if size > max_bytes:
+            return too_large(size, max_bytes)
+        return Encoded(data.as_py(), None if size else "the value holds no bytes")
     if not path:
-        return None, "the value is null: neither bytes nor a path"
+        return Encoded(None, "the value is null: neither bytes nor a path")
     if is_url(path):
-        return None, "the value is a URL, which is not fetched; download first"
-    data, error = place.read(path)
-    if error is None:
-        return data, None
-    return data, f"{error}; the table holds its path and no bytes: datasets.Image() and save_to_disk put them in"
+        return Encoded(None, "the value is a URL, which is not fetched; download first")
+    size = place.size(path) or 0
+    if size > max_bytes:
+        return too_large(size, max_bytes)
+    read, error = place.read(path)
+    advice = "; the table holds its path and no bytes: datasets.Image() and save_to_disk put them in"
+    return Encoded(read, error and error + advice)
 
 
-def _values(column: pa.ChunkedArray) -> tuple[list[bytes | None], list[str | None]]:
-    """Return the bytes and the paths in an image column, None where there is none."""
+def _values(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[str | None]]:
+    """Return the bytes, as Arrow holds them, and the paths in an image column; null or None where there is none."""
     nothing: list[Any] = [None] * len(column)
     fields = image_fields(column.type)
     if not fields:
-        return column.to_pylist(), nothing
-    data = pc.struct_field(column, "bytes").to_pylist() if "bytes" in fields else nothing
+        return column, nothing
+    data = pc.struct_field(column, "bytes") if "bytes" in fields else pa.chunked_array([pa.nulls(len(column))])
     paths = texts(pc.struct_field(column, "path")) if "path" in fields else nothing
     return data, paths
 
