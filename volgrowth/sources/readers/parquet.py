@@ -24,7 +24,8 @@ from volgrowth.sources.readers.table_types import is_untold, same_values
 from volgrowth.storage.places import Found, Place, printable, read_ahead
 
 PAGE_BYTES = 1 << 20
-"""Bytes that are fetched at a time to look at the first rows: about one page."""
+"""Bytes that are fetched at a time to look at the first rows, or to read large row groups: about one page."""
+_BY_PAGES: dict[str, Any] = {"buffer_size": PAGE_BYTES, "pre_buffer": False}
 BATCH_BYTES = 1 << 26
 """Bytes of rows that are taken at a time, or a single row if it has more."""
 AHEAD_BYTES = 1 << 28
@@ -74,14 +75,14 @@ class ParquetSource(FilesSource):
         """
         with self.place.open(file.name, file.size) as stream:
             try:
-                parquet = pq.ParquetFile(stream, **(options or {"pre_buffer": True}))
+                parquet = pq.ParquetFile(stream, **({"pre_buffer": True} | options))
             except (pa.ArrowException, OSError) as error:
                 raise DataError(
                     f"{self.place.url(file.name)} cannot be read as parquet, its footer is corrupt or cut off "
                     f"({error}): write it again"
                 ) from None
             if not options and _largest_group(parquet.metadata) > AHEAD_BYTES:
-                parquet = pq.ParquetFile(stream, metadata=parquet.metadata, buffer_size=PAGE_BYTES)
+                parquet = pq.ParquetFile(stream, metadata=parquet.metadata, **_BY_PAGES)
             rows = parquet.metadata.num_rows
             if isinstance(file, SourceFile) and rows != file.rows:
                 self.place.changed(file.name, f"{rows} rows", f"{file.rows}")
@@ -195,7 +196,7 @@ class ParquetSource(FilesSource):
             return SourceFile(file.name, file.size, parquet.metadata.num_rows, tag=file.tag), parquet.schema_arrow
 
     def _head(self, file: SourceFile, column: str, rows: int = 8) -> pa.ChunkedArray:
-        with self.open_file(file, buffer_size=PAGE_BYTES) as parquet:
+        with self.open_file(file, **_BY_PAGES) as parquet:
             schema = parquet.schema_arrow
             name = column if column in schema.names else column.removesuffix(".path")
             try:

@@ -2,8 +2,8 @@
 
 A sample is what consecutive members share as their key, see `tar_samples`. A sample's image is the member whose
 extension is `image_column` or, without one, the one member with the extension of an image. Its condition is the content
-of the member whose extension is `condition_column`; a sample without one, or with a link there, has none. Whatever else
-a tar holds is counted as left aside.
+of the member whose extension is `condition_column`; a sample without one, or with a link or more than `CONDITION_BYTES`
+there, has none. Whatever else a tar holds is counted as left aside.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,6 +23,8 @@ STRIDE = 64
 """Samples from one offset in the listing to the next. Stored listings are read by it: it never changes."""
 BLOCK_BYTES = 4 << 20
 """Bytes fetched from a store at a time: for members smaller than this, reading on is faster than another request."""
+CONDITION_BYTES = 1 << 20
+"""Most bytes of a class or a caption; a larger one is none."""
 _SCANS = 4
 """Local files that are scanned at a time."""
 _SHOWN = 20
@@ -101,7 +103,8 @@ class WebDatasetSource(FilesSource):
             def take(sample: TarSample, member: TarMember, found: str) -> None:
                 if sample.index + index < start:
                     return
-                content = _content(members, member, self.request.max_bytes)
+                most = self.request.max_bytes if found != self.condition else CONDITION_BYTES
+                content = _content(members, member, most)
                 if found != self.condition:
                     sample.content = content
                 elif content.data is not None:
