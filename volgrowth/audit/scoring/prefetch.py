@@ -40,9 +40,15 @@ def decoding_threads(device: torch.device, workers_here: int = 1) -> int:
 class Ahead(Generic[T, R]):
     """Applies `work` to every item of `source` in threads, at most about `depth` items ahead of the taker.
 
-    Items of the source can be large: no more of them wait than the threads will work on next, and they are counted by
-    their bytes as well, which `weigh` tells: items that have more than `AT_ONCE_BYTES` together are not gathered. Errors of `source` and of
-    `work` are raised to the taker.
+    Items of the source can be large: no more of them wait than the threads will work on next, and few of them are
+    gathered if they have more than `AT_ONCE_BYTES` together. Errors of `source` and of `work` are raised to the taker.
+
+    Args:
+        source: the items.
+        work: called with each item, in the threads.
+        threads: how many threads work.
+        depth: how many results wait for the taker, about.
+        weigh: the bytes of an item.
 
     Attributes:
         starved: seconds that the taker waited.
