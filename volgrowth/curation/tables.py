@@ -20,6 +20,7 @@ from volgrowth.sources.listing import SourceFile
 from volgrowth.sources.readers.parquet import ParquetSource
 from volgrowth.sources.readers.saved import ArrowSource, DatasetSource
 from volgrowth.sources.readers.table_columns import BATCH_ROWS
+from volgrowth.sources.readers.table_types import without_views
 from volgrowth.storage.failures import store_reason
 
 GROUP_BYTES = 64 << 20
@@ -76,7 +77,7 @@ def _batches(
         if batch is None:
             return
         mask = kept.mask[row : row + batch.num_rows]
-        table = pa.Table.from_batches([batch])
+        table = _selectable(pa.Table.from_batches([batch]))
         check_whole(table[source.columns.image], mask, source.place.url(file.name))
         table = table.filter(pa.array(mask))
         weights = kept.weights(row, row + batch.num_rows)
@@ -85,6 +86,11 @@ def _batches(
         row += batch.num_rows
         if table.num_rows:
             yield table
+
+
+def _selectable(table: pa.Table) -> pa.Table:
+    """Return a table in types from which Arrow can select rows; a cast to its schema undoes this."""
+    return table.cast(pa.schema([field.with_type(without_views(field.type)) for field in table.schema]))
 
 
 def _weighted(schema: pa.Schema, where: str) -> pa.Schema:
@@ -103,9 +109,9 @@ def _weighted(schema: pa.Schema, where: str) -> pa.Schema:
 
 def write_kept_dataset(source: ArrowSource, stage: Path, kept: Kept) -> None:
     """Write a `save_to_disk` folder with the rows that stay; of several splits, only the audited one."""
-    from datasets import DatasetDict, load_from_disk
+    from datasets import DatasetDict
 
-    dataset = load_from_disk(str(source.folder))
+    dataset = source.load()
     check_whole(dataset.data.column(source.columns.image), kept.mask, source.where)
     if kept.weight is not None:
         if WEIGHT in dataset.column_names:
@@ -141,6 +147,7 @@ def check_whole(column: pa.ChunkedArray, mask: np.ndarray, where: str) -> None:
     fields = {field.name for field in column.type} if pa.types.is_struct(column.type) else set()
     if "path" not in fields:
         return
+    column = column.cast(without_views(column.type))
     outside = pa.array(mask)
     if "bytes" in fields:
         outside = pc.and_(outside, pc.is_null(pc.struct_field(column, "bytes")))

@@ -31,13 +31,13 @@ class HubSource(DatasetSource):
     def __init__(self, request: Request, listing: Listing | None = None) -> None:
         self.where, self.place = request.data, LocalPlace(Path())
         self.split = request.split or ""
-        loaded = self._load()
+        loaded = self.load()
         if not request.split:
             self.split = choose_split(list(loaded), None, self.where)
             loaded = loaded[self.split]
         self._open(loaded, request, listing)
 
-    def _load(self) -> Any:
+    def load(self) -> Any:
         from datasets import load_dataset  # a second to import, and only some data sets need it
 
         try:

@@ -1,4 +1,5 @@
-"""Folders written by `datasets.Dataset.save_to_disk` as rows, and what they share with the hub.
+"""Folders of arrow files as rows, as `save_to_disk` and the cache of `datasets` have them, and what they share with the
+hub.
 
 Rows are taken from `datasets` as Arrow tables, so images stay encoded and an order made by `select` or
 `shuffle` is the order of rows. The files of such a data set do not tell how many rows they hold without being
@@ -20,14 +21,17 @@ from volgrowth.sources.base import Request, Row, Source
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.opened import Opened
+from volgrowth.sources.readers.arrow_files import described_splits, files_by_split, is_kept_result, load_arrow_files
 from volgrowth.sources.readers.splits import DEFAULT_SPLIT, choose_split
 from volgrowth.sources.readers.table_columns import BATCH_ROWS, Columns, choose_columns, rows_of
 from volgrowth.storage.failures import store_reason
 from volgrowth.storage.places import Found, LocalPlace, Place
 
+KEPT_RESULTS = "what map() or filter() of datasets kept: save such a result with save_to_disk to audit it"
+
 
 class DatasetSource(Source):
-    """Rows of a `datasets.Dataset`. A subclass writes `_load`, and calls `_open` when it is built.
+    """Rows of a `datasets.Dataset`. A subclass writes `load`, and calls `_open` when it is built.
 
     Pickled without the data set: a worker loads it again at its first read, and checks that it is the same.
 
@@ -47,7 +51,7 @@ class DatasetSource(Source):
     _dataset: Any
 
     @abstractmethod
-    def _load(self) -> Any:
+    def load(self) -> Any:
         """Return the `datasets.Dataset`, or raise a DataError."""
 
     @property
@@ -61,7 +65,7 @@ class DatasetSource(Source):
 
     def _read(self, start: int, stop: int) -> Iterator[Row]:
         if self._dataset is None:
-            self._dataset = self._checked(self._load())
+            self._dataset = self._checked(self.load())
         tables = self._dataset.select_columns(self.columns.names).with_format("arrow")
         for begin in range(start, stop, BATCH_ROWS):
             table = tables[begin : min(begin + BATCH_ROWS, stop)]
@@ -96,12 +100,12 @@ class DatasetSource(Source):
 
 
 class ArrowSource(DatasetSource):
-    """A folder written by `save_to_disk`, of a `Dataset` or a `DatasetDict`.
+    """A folder written by `save_to_disk`, of a `Dataset` or a `DatasetDict`, or one of the cache of `datasets`.
 
     Args:
         place: the folder.
         request: the split and the columns.
-        files: not looked at.
+        files: arrow files in it, where it was not written by `save_to_disk`; without any, all that lie in it.
         listing: the listing of this data set when it was opened before.
 
     Raises:
@@ -117,21 +121,52 @@ class ArrowSource(DatasetSource):
     ) -> None:
         if not isinstance(place, LocalPlace):
             raise DataError(
-                f"{request.data} was written by save_to_disk, which is read from local folders only: copy it to every "
-                "node, or write it as parquet (Dataset.to_parquet)"
+                f"{request.data} holds arrow files (save_to_disk), which are read from local folders only: copy it to "
+                "every node, or write it as parquet (Dataset.to_parquet)"
             )
         self.where, self.place = request.data, place
-        root = place.path
-        several = (root / "dataset_dict.json").is_file()
-        if several:
+        root = self.folder = place.path
+        self._names: list[str] = []
+        if (root / "dataset_dict.json").is_file():
             available = _json(root / "dataset_dict.json").get("splits") or []
-        else:
+            self.split = choose_split(available, request.split, self.where)
+            self.folder = root / self.split
+        elif (root / "state.json").is_file():
             available = [_json(root / "state.json").get("_split") or DEFAULT_SPLIT]
-        self.split = choose_split(available, request.split, self.where)
-        self.folder = root / self.split if several else root
-        self._open(self._load(), request, listing)
+            self.split = choose_split(available, request.split, self.where)
+        else:
+            self._choose_files(request, files, listing)
+        self._open(self.load(), request, listing)
 
-    def _load(self) -> Any:
+    def _choose_files(self, request: Request, files: Iterable[Found], listing: Listing | None) -> None:
+        """Choose the files of the split in a folder of the cache of `datasets`."""
+        if listing is not None:
+            first, *others = listing
+            self.split, self._names = first.name, [file.name for file in others]
+            return
+        names = [file.name for file in files] or [path.name for path in self.folder.glob("*.arrow")]
+        folders = sorted({name.rpartition("/")[0] or "." for name in names})
+        if not names:
+            raise DataError(
+                f"{self.where} holds no arrow files: expected a folder written by save_to_disk or one of the cache of "
+                "datasets"
+            )
+        if folders != ["."]:
+            raise DataError(
+                f"{self.where} holds arrow files in {', '.join(folders[:4])}: name the one folder whose files are the "
+                "data set"
+            )
+        kept = sorted(filter(is_kept_result, names))
+        self.leave_aside("arrow file", len(kept), KEPT_RESULTS, kept[0] if kept else "")
+        splits = files_by_split(names, described_splits(self.folder), self.where)
+        if not splits:
+            raise DataError(f"{self.where} holds no data set, only {len(kept)} arrow files that are {KEPT_RESULTS}")
+        self.split = choose_split(list(splits), request.split, self.where)
+        self._names = splits[self.split]
+
+    def load(self) -> Any:
+        if self._names:
+            return load_arrow_files(self.folder, self._names, self.split, described_splits(self.folder))
         from datasets import load_from_disk  # a second to import, and only some data sets need it
 
         state = _json(self.folder / "state.json")

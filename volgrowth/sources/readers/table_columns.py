@@ -122,7 +122,7 @@ def _check_present(schema: pa.Schema, name: str, option: str, where: str) -> Non
 
 
 def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
-    found = _image_columns(schema)
+    found = image_columns(schema)
     if not found:
         features = huggingface_features(schema)
         for field in schema:
@@ -139,7 +139,7 @@ def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
     return found[0]
 
 
-def _image_columns(schema: pa.Schema) -> list[str]:
+def image_columns(schema: pa.Schema) -> list[str]:
     """Return the columns that the Hugging Face metadata call images; without such, all that could hold images."""
     found = [field for field in schema if image_fields(field.type) or is_bytes(field.type)]
     features = huggingface_features(schema)

@@ -31,6 +31,25 @@ def without_dictionary(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
+def without_views(kind: pa.DataType) -> pa.DataType:
+    """Return a type with large strings and binaries in place of views, from which Arrow cannot select rows."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(without_views(field.type)) for field in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(without_views(kind.value_type)), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(without_views(kind.value_type)))
+    if pa.types.is_map(kind):
+        key, item = (field.with_type(without_views(field.type)) for field in (kind.key_field, kind.item_field))
+        return pa.map_(key, item, kind.keys_sorted)
+    return kind
+
+
 def image_fields(kind: pa.DataType) -> frozenset[str]:
     """Return which of the fields `bytes` and `path` a type has, if it is a struct that can hold an image, else none.
 
