@@ -176,6 +176,7 @@ class AuditConfig(Frozen):
     resolution: Annotated[int, Field(ge=1, le=16_384)] | None = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     data: str
+    data_config: str | None = None
     split: str | None = None
     image_column: str | None = None
     id_column: str | None = None
@@ -183,6 +184,7 @@ class AuditConfig(Frozen):
     caption_column: str | None = None
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
     holdout: str | None = None
+    holdout_config: str | None = None
     holdout_split: str | None = None
     measure: Measure = StandardMeasure()
     cascade: bool = False

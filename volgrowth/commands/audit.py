@@ -132,15 +132,21 @@ def inspect_inputs(config: AuditConfig) -> FrozenAudit:
     model = inspect_model(**config.model_arguments)
     _check_conditions(config, model)
     asked: dict[str, Any] = {"condition_column": config.condition_column, "max_bytes": config.max_bytes}
-    source = open_source(config.data, config.split, config.image_column, config.id_column, **asked)
+    source = open_source(
+        config.data, config.split, config.image_column, config.id_column, **asked, configuration=config.data_config
+    )
     listings = {SCORES_FOLDER: source.listing}
     data, holdout = DataInfo.of(config.data, config.split, source.listing, source.opened), None
     if config.holdout:
         split = config.holdout_split
-        held_out = open_source(config.holdout, split, config.image_column, **asked)
+        held_out = open_source(config.holdout, split, config.image_column, **asked, configuration=config.holdout_config)
         listings[HOLDOUT_FOLDER] = held_out.listing
         holdout = DataInfo.of(config.holdout, split, held_out.listing, held_out.opened)
-        if holdout.fingerprint == data.fingerprint and config.holdout == config.data and split == config.split:
+        named, audited = (
+            (config.holdout, config.holdout_config, split),
+            (config.data, config.data_config, config.split),
+        )
+        if holdout.fingerprint == data.fingerprint and named == audited:
             raise DataError(
                 f"holdout {config.holdout} is the audited set itself: give images the model was not trained on"
             )

@@ -29,6 +29,7 @@ class Request:
         id_column: the column that names the rows.
         condition_column: the column, or the extension, that holds classes or captions.
         max_bytes: the most bytes of an encoded image; a larger one is not read.
+        configuration: name of the configuration of a data set of the hub, if it has several.
     """
 
     data: str
@@ -37,6 +38,7 @@ class Request:
     id_column: str | None = None
     condition_column: str | None = None
     max_bytes: int = MAX_BYTES
+    configuration: str | None = None
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def open_source(
     listing: Listing | None = None,
     condition_column: str | None = None,
     max_bytes: int = MAX_BYTES,
+    configuration: str | None = None,
 ) -> Source:
     """Return the data set of a name, opened by the rules of this module.
 
@@ -70,14 +71,16 @@ def open_source(
         condition_column: gives `Row.condition`: integers, strings, or lists of strings, of which the first is taken;
             of a webdataset, the extension of the members that hold it, such as `cls` or `txt`.
         max_bytes: the most bytes of an encoded image; a row with a larger one has the status `too_large`.
+        configuration: which configuration of a data set of the hub, if it has several. A local copy of its repository
+            is then loaded as the hub's own tools do, too.
 
     Raises:
         DataError: nothing is there, or not what was expected; the message says which, and the fix.
     """
     if not data.strip():
         raise DataError(f"no data set was given (got {data!r}): expected {_EXPECTED}")
-    request = Request(data, split, image_column, id_column, condition_column, max_bytes)
-    if listing is not None and listing.kind == HubSource.kind:
+    request = Request(data, split, image_column, id_column, condition_column, max_bytes, configuration)
+    if configuration is not None or (listing is not None and listing.kind == HubSource.kind):
         return HubSource(request, listing)
     found = locate(data)
     if found is not None:

@@ -56,6 +56,7 @@ def open_frozen_data(store: Store, manifest: Manifest, folder: str = SCORES_FOLD
         stored_listing(store, folder, data),
         config["class_column"] or config["caption_column"],
         config["max_bytes"],
+        config.get("data_config" if audited else "holdout_config"),  # manifests of older versions have neither
     )
 
 

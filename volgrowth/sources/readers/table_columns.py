@@ -118,7 +118,9 @@ def _check_present(schema: pa.Schema, name: str, option: str, where: str) -> Non
     outer, _, inner = name.partition(".")
     nested = outer in schema.names and pa.types.is_struct(schema.field(outer).type)
     inside = f"; what {outer!r} holds becomes a column by {outward(outer, inner)}" if nested else ""
-    raise DataError(f"{where} has no column {name!r}; it has: {_listed(schema.names)}{inside}. Pass one as {option}")
+    raise DataError(
+        f"{where} has no column {name!r}; it has: {shown_names(schema.names)}{inside}. Pass one as {option}"
+    )
 
 
 def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
@@ -130,11 +132,11 @@ def _only_image_column(schema: pa.Schema, where: str, peek: Peek) -> str:
             if other is not None:
                 raise DataError(f"column {field.name!r} of {where} holds {other}")
         raise DataError(
-            f"{where} is a data set without images; it has the columns {_listed(schema.names)}, and {_EXPECTED}"
+            f"{where} is a data set without images; it has the columns {shown_names(schema.names)}, and {_EXPECTED}"
         )
     option = "image_column (--image-column)"
     if len(set(found)) > 1:
-        raise DataError(f"{where} has several image columns ({_listed(found)}): name one with {option}")
+        raise DataError(f"{where} has several image columns ({shown_names(found)}): name one with {option}")
     _check_present(schema, found[0], option, where)
     return found[0]
 
@@ -206,6 +208,7 @@ def _values(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[str | None]]
     return data, paths
 
 
-def _listed(names: list[str], limit: int = 20) -> str:
+def shown_names(names: list[str], limit: int = 20) -> str:
+    """Return names for a message, with the number of those beyond the limit."""
     shown = ", ".join(names[:limit]) or "none"
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
