@@ -43,7 +43,7 @@ class TarCensus:
 
     def __init__(self, image: str | None, condition: str | None) -> None:
         self.wanted = _Wanted(image, condition)
-        self.samples = self.several = self.without = self.outside = self.joined = 0
+        self.samples = self.several = self.without = self.outside = self.repeated = self.joined = 0
         self.extensions, self.examples = Counter[str](), dict[str, str]()
         # of every sample: hash of its key, number of its images; of every member: hash of its name, its sample
         self._keys, self._images = array("q"), array("q")
@@ -72,12 +72,13 @@ class TarCensus:
                 self.examples.setdefault("dotted", said)
         return begins
 
-    def close(self, archives: int, url: str) -> None:
+    def close(self, archives: int, name: str, url: str) -> None:
         """Finish counting a tar, and refuse it where its samples or images are ambiguous.
 
         Args:
             archives: how many archives were joined in it.
-            url: name of the tar.
+            name: the tar in its data set.
+            url: the tar with its place, for the refusal.
 
         Raises:
             DataError: samples hold more than one image and no extension was named, or members of one key lie apart.
@@ -85,11 +86,10 @@ class TarCensus:
         images = np.frombuffer(self._images, np.int64)
         self.joined = archives - 1
         self.without, self.several = int((images == 0).sum()), int((images > 1).sum())
-        if self.joined:
-            self.examples["joined"] = url
+        self.examples |= {"joined": name, "repeated": name}
         if self.several:
             raise DataError(self._several_images(url))
-        apart = self._apart()
+        self.repeated, apart = self._repeated_and_apart()
         if apart:
             raise DataError(
                 f"{url} has members of one key that do not follow each other, in {counted(apart, 'sample')}: readers "
@@ -103,6 +103,7 @@ class TarCensus:
         self.samples += other.samples
         self.without += other.without
         self.outside += other.outside
+        self.repeated += other.repeated
         self.joined += other.joined
         for extension, count in other.extensions.items():
             known = extension in self.extensions or len(self.extensions) < _MOST_EXTENSIONS
@@ -142,17 +143,20 @@ class TarCensus:
         for found in self.image_extensions:
             del beside[found]
         images = Counter({found: count for found, count in beside.items() if is_image(found, None)})
-        for kind, some in (("image of another extension", images), ("member beside the images", beside - images)):
+        for kind, some in (("unused image", images), ("other member", beside - images)):
             if some:
                 yield LeftAside(kind, some.total(), _listed(some))
         if self.outside:
-            why = "its name has no dot, begins with one, or is __meta__"
-            yield LeftAside("member without a key", self.outside, why, printable(self.examples["outside"]))
+            why = "no sample's: no dot in the name, or one at its beginning, or __meta__"
+            yield LeftAside("keyless member", self.outside, why, printable(self.examples["outside"]))
         if self.without:
-            yield LeftAside("sample without an image", self.without, "its row has no score")
+            yield LeftAside("imageless sample", self.without, "a row without a score each")
+        if self.repeated:
+            why = "each of its samples is a row, while unpacking keeps the last; in tars"
+            yield LeftAside("repeated key", self.repeated, why, printable(self.examples["repeated"]))
         if self.joined:
-            why = "archives were joined there, and all are read"
-            yield LeftAside("end mark inside a tar", self.joined, why, self.examples["joined"])
+            why = "archives were joined there, and all of them are read; in tars"
+            yield LeftAside("inner end mark", self.joined, why, printable(self.examples["joined"]))
 
     def _several_images(self, url: str) -> str:
         images = Counter({found: self.extensions[found] for found in self.image_extensions})
@@ -167,18 +171,24 @@ class TarCensus:
             "rename them so that the only dot stands before the ending"
         )
 
-    def _apart(self) -> int:
-        """Return how many samples are parts of another one: of its key, and not the same members once more."""
+    def _repeated_and_apart(self) -> tuple[int, int]:
+        """Return how many samples have the key of an earlier one, and how many are only a part of a sample.
+
+        A part shares its key with another sample and lacks an image that the other has, or holds nothing that the
+        other has as well. Otherwise both are whole, as where a member was added again or archives were joined.
+        """
         keys = np.frombuffer(self._keys, np.int64)
         _, of_key, counts = np.unique(keys, return_inverse=True, return_counts=True)
         if len(counts) == len(keys):
-            return 0
-        repeated, has_image = counts[of_key] > 1, np.frombuffer(self._images, np.int64) > 0
+            return 0, 0
+        shared, has_image = counts[of_key] > 1, np.frombuffer(self._images, np.int64) > 0
         imageless = ~has_image & (np.bincount(of_key, has_image)[of_key] > 0)
-        _, of_name, counts = np.unique(np.frombuffer(self._names, np.int64), return_inverse=True, return_counts=True)
+        _, of_name, counts_of_names = np.unique(
+            np.frombuffer(self._names, np.int64), return_inverse=True, return_counts=True
+        )
         twice = np.zeros(len(keys), bool)
-        twice[np.frombuffer(self._owners, np.int64)[counts[of_name] > 1]] = True
-        return int((repeated & (imageless | ~twice)).sum())
+        twice[np.frombuffer(self._owners, np.int64)[counts_of_names[of_name] > 1]] = True
+        return len(keys) - len(counts), int((shared & (imageless | ~twice)).sum())
 
 
 def _listed(extensions: Counter[str]) -> str:

@@ -145,7 +145,7 @@ class WebDatasetSource(FilesSource):
             for part in tar_parts(members):
                 if census.add(part) and (census.samples - 1) % STRIDE == 0:
                     offsets.append(part.member.start)
-            census.close(members.archives, self.place.url(file.name))
+            census.close(members.archives, file.name, self.place.url(file.name))
         return SourceFile(file.name, file.size, census.samples, tuple(offsets), file.tag), census
 
 
