@@ -23,9 +23,9 @@ def aside(source):
         (
             [f"{row}.{part}" for row in range(4) for part in ("depth.png", "image.png", "txt")],
             "4 of 4 samples in .*a.tar hold more than one image (depth.png 4, image.png 4): name the extension of "
-            "those to audit as image_column (--image-column); a key ends at the first dot of a name, so that 0.depth.png "
-            "is the image depth.png of the sample 0: if each image is a sample of its own, rename them so that the only "
-            "dot stands before the ending",
+            "those to audit as image_column (--image-column); a key ends at the first dot of a name, so that "
+            "0.depth.png is the image depth.png of the sample 0: if each image is a sample of its own, rename them so "
+            "that the only dot stands before the ending",
         ),
         (
             ["0.jpg", "0.png", "1.jpg", "2.jpg"],
