@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from volgrowth.analysis.as_numpy import as_mask
-from volgrowth.analysis.distinct import first_rows
+from volgrowth.analysis.judging import judge
 from volgrowth.audit.output.result import Audit, open_audit
 from volgrowth.config import AuditConfig
 from volgrowth.errors import DataError, ModelError, UsageError, VolgrowthError
@@ -123,9 +122,9 @@ def network_of(denoiser: Denoiser) -> torch.nn.Module:
 
 
 def most_suspicious_rows(audit: Audit) -> list[int]:
-    """Return the flagged rows of highest excess growth, one for each image."""
-    findings = audit.findings
-    found = findings.filter(pa.array(as_mask(findings["memorized"]) & first_rows(findings)))
+    """Return the flagged or reproduced rows of highest excess growth, one for each image."""
+    known = judge(audit.findings, audit.summary.get("verification"))
+    found = audit.findings.filter(pa.array(known.found & known.first))
     rows = found.sort_by([("excess_growth", "descending")])["row"].to_pylist()[:FLAGGED]
     if not rows:
         raise UsageError(f"{audit.store.url} has no flagged images: name rows (--rows) or files (--images)")

@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from tests.analysis.test_summary import summarized
 from tests.support.tables import failed, many, scores
-from volgrowth.analysis import gate
 from volgrowth.analysis.comparison.matching import match_images
 from volgrowth.analysis.distinct import first_of_each, first_rows, identical_rows
+from volgrowth.analysis.gate.limit import check_limit
 from volgrowth.report.charts.numbers import duplicate_groups
 
 
@@ -50,7 +50,7 @@ def test_an_image_whose_first_row_failed_is_counted_by_all(tmp_path: Path) -> No
     findings = analysis.findings
     assert findings["memorized"].to_pylist()[0] is None
     assert findings["memorized"].to_pylist()[5]
-    detection, found = summary["detection"], gate.check_limit(audit, 0.1, 1.0)
+    detection, found = summary["detection"], check_limit(audit, 0.1, 1.0)
     assert detection["memorized"] == found.flagged == 1
     assert detection["tests"] == found.judged == 199
     assert [image["row"] for image in found.images] == [5]

@@ -44,8 +44,11 @@ PICTURES: tuple[dict[str, Any], ...] = (
 )
 
 
-def decided(policy: CurationPolicy, *rows: dict[str, Any]) -> list[dict[str, Any]]:
-    table = decide_actions(*tables(*(rows or PICTURES)), policy, "digest")
+def decided(
+    policy: CurationPolicy, *rows: dict[str, Any], proven: tuple[int, ...] | None = None
+) -> list[dict[str, Any]]:
+    verification = None if proven is None else {"rows": list(proven)}
+    table = decide_actions(*tables(*(rows or PICTURES)), policy, "digest", verification)
     assert table.schema.equals(CURATION)
     assert set(table["audit"].to_pylist()) == {"digest"}
     return table.to_pylist()
@@ -92,11 +95,41 @@ def test_reasons_say_why():
         "q_value 0.01 <= 0.1; it has no copies to take away",
         "not judged: outside the range of the calibration",
         "not judged: it has no score (undecodable)",
-        "samples reproduced it, and it is not flagged",
+        "samples hit it, too few to prove a copy",
         "q_value 0.01 <= 0.1; one of 3 in its cluster",
     ]
     assert decided(CurationPolicy("top_k", 1))[3]["reason"] == "excess_growth 9, among the 1 highest"
     assert decided(CurationPolicy("max_score", 8.5))[3]["reason"] == "excess_growth 9 > 8.5"
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected", "reason"),
+    [
+        (CurationPolicy("fdr", 0.001), "kkkrrdd", "in the cluster of row 6: samples reproduced it"),
+        (CurationPolicy("fdr", 0.1), "kddrrdd", "in the cluster of row 6: samples reproduced it"),
+        (CurationPolicy("top_k", 0), "kkkrrrr", "samples reproduced it, and it is not flagged"),
+    ],
+)
+def test_what_samples_reproduced_is_found_without_a_flag(policy, expected, reason):
+    """Row 6 is reproduced and of one cluster with row 5; row 3 had a hit, but too few, and row 4 is outside."""
+    rows = [*PICTURES[:3], {"verified_hits": 1}, PICTURES[4], {}, {"verified_hits": 5, "cluster": 5}]
+    found = decided(policy, *rows, proven=(6,))
+    assert ("".join(row["action"][0] for row in found), found[5]["reason"]) == (expected, reason)
+    assert found[3]["reason"] == "samples hit it, too few to prove a copy"
+
+
+def test_flagged_and_reproduced_gives_both_reasons():
+    (row,) = decided(CurationPolicy("fdr", 0.1), HIGH, proven=(0,))
+    assert row["reason"] == "q_value 0.01 <= 0.1 and samples reproduced it"
+
+
+def test_a_proof_needs_no_calibration():
+    rows = [{**NO_SCORE, "growth": 3.0, "outside_range": None}] * 3
+    assert [row["action"] for row in decided(CurationPolicy("fdr", 0.1), *rows, proven=(1,))] == [
+        "keep",
+        "drop",
+        "keep",
+    ]
 
 
 def test_what_is_allowed_stays_and_what_opted_out_goes_with_its_cluster():

@@ -16,7 +16,7 @@ from volgrowth.analysis.findings import analyse
 from volgrowth.audit.output.fragments import publish_fragment
 from volgrowth.audit.output.freezing import FrozenAudit, freeze
 from volgrowth.audit.output.manifest import SCORES_FOLDER, SUCCESS, DataInfo, Manifest
-from volgrowth.audit.output.result import FINDINGS_FILE, Audit, open_audit
+from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit
 from volgrowth.commands.audit import run_audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import ModelInfo
@@ -58,6 +58,7 @@ def run() -> Run:
         for shard in manifest.shards:
             publish_fragment(store, manifest, shard, table.slice(shard.start, shard.rows), 1)
         store.write_table(FINDINGS_FILE, analyse(table).findings, {})
+        store.write_json(SUMMARY_FILE, {"detection": None})
         store.write(SUCCESS, b"")
         return open_audit(config.output)
 

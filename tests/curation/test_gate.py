@@ -1,4 +1,4 @@
-"""What `check` finds, and how it says so."""
+"""What `check` finds, when it cannot tell, and how it says so."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,17 +9,22 @@ import pyarrow as pa
 import pytest
 
 from tests.curation.conftest import ROWS
-from volgrowth.analysis import gate
-from volgrowth.analysis.caveats import list_caveats
+from volgrowth.analysis.gate.forms import gate_junit, gate_markdown, gate_text
+from volgrowth.analysis.gate.limit import Gate, check_limit
 from volgrowth.audit.output.result import Audit
-from volgrowth.errors import OutputError, UsageError
+from volgrowth.errors import UsageError
 
 
 @pytest.fixture
 def judged(audited: Audit) -> Callable[..., Audit]:
-    """The finished audit with other q-values; summary and scores stay."""
+    """The finished audit with other q-values, as if so many images were held out; scores stay."""
 
-    def judged(q_value: dict[int, float | None], **columns: Any) -> Audit:
+    def judged(
+        q_value: dict[int, float | None],
+        held: int | None = 100_000,
+        summary: dict[str, Any] | None = None,
+        **columns: Any,
+    ) -> Audit:
         findings = audited.findings
         values = [q_value.get(row, 1.0) for row in range(ROWS)]
         columns = {"q_value": values, "outside_range": [False] * ROWS, **columns}
@@ -28,6 +33,10 @@ def judged(audited: Audit) -> Callable[..., Audit]:
             findings = findings.set_column(index, findings.schema.field(name), pa.array(column, findings[name].type))
         audit = Audit(audited.store, audited.manifest)
         audit.__dict__["findings"] = findings
+        if held is not None:
+            detection = {**audited.summary["detection"], "null": "held-out", "calibration_rows": held}
+            summary = {"detection": detection, **(summary or {})}
+        audit.__dict__["summary"] = {**audited.summary, **(summary or {})}
         return audit
 
     return judged
@@ -35,33 +44,48 @@ def judged(audited: Audit) -> Callable[..., Audit]:
 
 # rows 60 to 63 are copies of row 3
 COPIES = dict.fromkeys([3, 60, 61, 62, 63], 0.01)
+PROOF = {"samples": 10_000, "rows": [3, 60, 61, 62, 63, 5]}
+
+
+def outcome(found: Gate) -> str:
+    return "passed" if found.passed else "failed" if found.decided else "cannot tell"
 
 
 def test_copies_count_once_and_the_rate_decides(judged):
-    found = gate.check_limit(judged({**COPIES, 7: 0.04, 8: 0.06}), 0.05, 0.1)
-    assert (found.flagged, found.judged, found.flagged_rows, found.unjudged_rows) == (2, 60, 6, 0)
+    found = check_limit(judged({**COPIES, 7: 0.04, 8: 0.06}), 0.05, 0.1)
+    assert (found.flagged, found.found, found.judged, found.found_rows, found.unjudged_rows) == (2, 2, 60, 6, 0)
     assert found.passed
     assert [image["row"] for image in found.images] == [3, 7]
-    assert gate.check_limit(judged({**COPIES, 7: 0.04, 8: 0.06}), 0.06, 0.1).flagged == 3
+    assert check_limit(judged({**COPIES, 7: 0.04, 8: 0.06}), 0.06, 0.1).flagged == 3
 
 
 def test_the_limit_itself_is_allowed(judged):
     audit = judged({**COPIES, 7: 0.04, 8: 0.04})
-    assert gate.check_limit(audit, 0.05, 3 / 60).passed
-    assert gate.check_limit(audit, 0.05, 0.05).passed
-    assert not gate.check_limit(audit, 0.05, 0.0499).passed
-    assert gate.check_limit(judged({}), 0.05, 0.0).passed
+    assert check_limit(audit, 0.05, 3 / 60).passed
+    assert check_limit(audit, 0.05, 0.05).passed
+    assert not check_limit(audit, 0.05, 0.0499).passed
+    assert check_limit(judged({}), 0.05, 0.0).passed
+
+
+def test_proven_images_are_found_whether_flagged_or_not(judged):
+    """The samples reproduced image 3, with its copies, and image 5, which is not flagged."""
+    found = check_limit(judged(COPIES, summary={"verification": PROOF}), 0.05, 0.02)
+    assert (found.flagged, found.proven, found.found, found.found_rows) == (1, 2, 2, 6)
+    assert outcome(found) == "failed"
+    assert "are flagged at a false-discovery rate of 0.05 (1) or reproduced by samples (2): more than" in found.sentence
+    none = check_limit(judged({}, held=60, summary={"verification": PROOF}), 0.05, 0.0)
+    assert (none.flagged, outcome(none)) == (0, "failed"), "no flag was possible, and the proof is enough"
+    unjudged = judged({5: None}, summary={"verification": PROOF})
+    assert check_limit(unjudged, 0.05, 0.0).found == 2, "a proven image needs no q-value"
 
 
 def test_rows_that_were_not_judged_do_not_dilute(judged):
     outside = [row in (7, 8) for row in range(ROWS)]
-    found = gate.check_limit(judged({9: None, 7: 0.01, 10: 0.01}, outside_range=outside), 0.05, 0.0)
+    found = check_limit(judged({9: None, 7: 0.01, 10: 0.01}, outside_range=outside), 0.05, 0.0)
     assert (found.flagged, found.judged, found.unjudged_rows) == (1, 57, 3)
 
 
-def test_what_cannot_be_told_is_refused(judged):
-    with pytest.raises(OutputError, match=r"no image of .* could be judged, so there is nothing to check"):
-        gate.check_limit(judged(dict.fromkeys(range(ROWS))), 0.05, 0.0)
+def test_a_limit_out_of_range_is_refused(judged):
     for fdr, allowed, option in (
         (0, 0, "--fdr 0"),
         (1, 0, "--fdr 1"),
@@ -69,18 +93,56 @@ def test_what_cannot_be_told_is_refused(judged):
         (0.1, 2, "share"),
     ):
         with pytest.raises(UsageError, match=option):
-            gate.check_limit(judged({}), fdr, allowed)
+            check_limit(judged({}), fdr, allowed)
 
 
-def test_too_few_held_out_images_are_said(judged):
-    audit = judged({})
-    assert gate.check_limit(audit, 0.05, 0.0).notes == tuple(list_caveats(audit.summary)) != ()
-    audit.__dict__["summary"] = {"detection": {"null": "held-out", "calibration_rows": 100}}
-    (note,) = gate.check_limit(audit, 0.05, 0.0).notes
-    # p >= 1/101, and k flags of 60 images need p <= 0.05 k / 60
-    assert note.startswith("With 100 held-out images fewer than 12 memorized ones cannot be flagged")
-    assert note.endswith("there are at most 0; 1199 held-out images would.")
-    assert gate.check_limit(audit, 0.05, 0.2).notes == ()
+def test_where_nothing_was_judged_the_gate_cannot_tell(judged):
+    found = check_limit(judged(dict.fromkeys(range(ROWS)), held=None), 0.05, 1.0)
+    assert outcome(found) == "cannot tell"
+    assert found.doubts[0] == "No image could be judged: audit again with --holdout."
+
+
+def test_an_assumed_rate_can_fail_but_not_pass(judged):
+    found = check_limit(judged({}, held=None), 0.05, 0.1)
+    assert outcome(found) == "cannot tell"
+    assert "audit again with --holdout" in found.doubts[0]
+    assert "`volgrowth verify` with 2,371 samples could prove" in found.doubts[-1]
+    assert outcome(check_limit(judged(COPIES, held=None), 0.05, 0.0)) == "failed"
+    assert outcome(check_limit(judged({}, held=None), 0.05, 1.0)) == "passed", "all images are allowed"
+
+
+def test_too_few_held_out_images_cannot_tell_and_what_it_says_would_do_does(judged):
+    """p >= 1/101, and k flags of 60 images need p <= 0.05 k / 60."""
+    found = check_limit(judged({}, held=100), 0.05, 0.1)
+    assert outcome(found) == "cannot tell"
+    assert found.doubts[0] == (
+        "With 100 held-out images fewer than 12 memorized ones cannot be flagged at --fdr 0.05, and 6 are allowed: "
+        "hold out 171 images, or check with --max-flagged 0.184, or with --fdr 0.0849."
+    )
+    assert outcome(check_limit(judged({}, held=170), 0.05, 0.1)) == "cannot tell"
+    assert outcome(check_limit(judged({}, held=171), 0.05, 0.1)) == "passed"
+    assert outcome(check_limit(judged({}, held=100), 0.05, 0.184)) == "passed"
+    assert outcome(check_limit(judged({}, held=100), 0.0849, 0.1)) == "passed"
+    assert outcome(check_limit(judged({}, held=100), 0.05, 0.2)) == "passed"
+
+
+def test_a_cascade_that_may_have_lost_more_than_is_allowed_cannot_tell(judged):
+    cascade = {"flags_lost_at_most": 4, "recall_at_least": 0.3}
+    found = check_limit(judged(COPIES, summary={"cascade": cascade}), 0.05, 0.07)
+    assert outcome(found) == "cannot tell"
+    assert found.doubts[0].startswith("The cascade's screen may have lost up to 4 flags")
+    assert outcome(check_limit(judged(COPIES, summary={"cascade": cascade}), 0.05, 0.09)) == "passed"
+
+
+def test_many_images_without_a_verdict_cannot_be_told_of_unless_they_do_not_matter(judged):
+    outside = [10 <= row < 14 for row in range(ROWS)]
+    audit = judged({20: None, 21: None}, outside_range=outside)
+    found = check_limit(audit, 0.05, 0.05)
+    assert outcome(found) == "cannot tell"
+    assert found.doubts[0].startswith("6 of 60 distinct images are not judged (2 without a score, 4 outside the")
+    assert outcome(check_limit(audit, 0.05, 0.1)) == "passed", "even if all of them were memorized"
+    audit.summary["run"]["max_failed"] = 0.1
+    assert outcome(check_limit(audit, 0.05, 0.05)) == "passed", "the user allowed so many"
 
 
 NASTY = '<script>|`*_[x](http://e)` \x00\n@team "&amp;" ﷐'
@@ -88,33 +150,46 @@ NASTY = '<script>|`*_[x](http://e)` \x00\n@team "&amp;" ﷐'
 
 def test_the_junit_file_says_what_was_found(judged):
     ids = ["bad " + NASTY if row == 3 else str(row) for row in range(ROWS)]
-    found = gate.check_limit(judged(COPIES, image_id=ids), 0.05, 0.0)
-    suites = ElementTree.fromstring(gate.gate_junit(found))
+    found = check_limit(judged(COPIES, image_id=ids), 0.05, 0.0)
+    suites = ElementTree.fromstring(gate_junit(found))
     assert (suites.get("tests"), suites.get("failures"), suites.get("errors")) == ("1", "1", "0")
     failure = suites.find("testsuite/testcase/failure")
     assert failure is not None
     assert "1 of 60 distinct images (1.667%) are flagged" in str(failure.get("message"))
-    assert '<script>|`*_[x](http://e)` \\x00\n@team "&amp;"' in str(failure.text)
-    passed = ElementTree.fromstring(gate.gate_junit(gate.check_limit(judged({}), 0.05, 0.0)))
+    passed = ElementTree.fromstring(gate_junit(check_limit(judged({}), 0.05, 0.0)))
     assert passed.get("failures") == "0"
     assert passed.find("testsuite/testcase/failure") is None
+    undecided = ElementTree.fromstring(gate_junit(check_limit(judged({}, held=None), 0.05, 0.0)))
+    assert (undecided.get("failures"), undecided.get("errors")) == ("0", "1")
+    error = undecided.find("testsuite/testcase/error")
+    assert error is not None
+    assert "Without held-out images" in str(error.text)
 
 
 def test_markdown_takes_names_as_they_are(judged):
     ids = [NASTY if row == 3 else str(row) for row in range(ROWS)]
-    said = gate.gate_markdown(gate.check_limit(judged(COPIES, image_id=ids), 0.05, 0.0))
+    said = gate_markdown(check_limit(judged(COPIES, image_id=ids), 0.05, 0.0))
     assert said.startswith("### ❌ volgrowth check: failed")
     (line,) = [line for line in said.splitlines() if line.startswith("| 3 |")]
     assert r"\<script\>\|\`\*\_\[x\]\(http\:\/\/e\)\`" in line
     assert r"\@team" in line
-    assert line.count(" | ") == 4
-    assert gate.gate_markdown(gate.check_limit(judged({}), 0.05, 0.0)).startswith("### ✅ volgrowth check: passed")
+    assert line.count(" | ") == 5
+    assert gate_markdown(check_limit(judged({}), 0.05, 0.0)).startswith("### ✅ volgrowth check: passed")
+
+
+def test_doubts_stand_before_all_else(judged):
+    found = check_limit(judged({}, held=None), 0.05, 0.0)
+    heading, verdict, doubt, *_ = gate_markdown(found).split("\n\n")
+    assert heading == "### ⚠️ volgrowth check: cannot tell"
+    assert "it cannot be told if more than the 0\\.000\\% allowed are memorized" in verdict
+    assert doubt.startswith("> ⚠️ Without held\\-out images")
+    assert gate_text(found).splitlines()[1].startswith("  but: Without held-out images")
 
 
 def test_the_most_certain_are_named_and_the_others_counted(judged):
     random = np.random.default_rng(0)
     q_value: dict[int, float | None] = {row: float(random.uniform(0, 0.05)) for row in range(20, 50)}
-    found = gate.check_limit(judged(q_value), 0.05, 0.0)
+    found = check_limit(judged(q_value), 0.05, 0.0)
     assert [image["row"] for image in found.images] == sorted(q_value, key=lambda row: q_value[row] or 0)[:20]
-    assert "and 10 more" in gate.gate_text(found)
-    assert "The 20 most certain of 30" in gate.gate_markdown(found)
+    assert "and 10 more" in gate_text(found)
+    assert "The 20 most certain of 30" in gate_markdown(found)

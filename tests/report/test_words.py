@@ -22,6 +22,16 @@ def test_every_status_and_mark_is_explained() -> None:
         (3, {"detection": {**DETECTION, "memorized": 0}}, "No images are flagged as memorized"),
         (3, {"detection": {**DETECTION, "memorized": 1}}, "1 image is flagged as memorized"),
         (3, {"detection": DETECTION, "verification": TRUTH}, "2 images are flagged as memorized"),
+        (
+            3,
+            {"detection": DETECTION, "verification": {**TRUTH, "reproduced_images": 4}},
+            "2 images are flagged as memorized, and the model reproduces 3 more",
+        ),
+        (
+            3,
+            {"detection": {**DETECTION, "memorized": 0}, "verification": {**TRUTH, "flagged_reproduced": 0}},
+            "The model reproduces 1 training image, and none is flagged as memorized",
+        ),
     ],
 )
 def test_the_verdict_in_one_line(rows: int, changes: dict[str, Any], said: str) -> None:
@@ -47,6 +57,7 @@ def card(**changes: Any) -> dict[str, Any]:
         "p": None,
         "copies": 1,
         "outside_range": None,
+        "reproduced": False,
     }
     return {**usual, **changes}
 
@@ -56,6 +67,7 @@ def card(**changes: Any) -> dict[str, Any]:
     [
         ({}, "Excess growth higher than 90% of distinct images."),
         ({"p": 0.2, "memorized": False}, "not enough to be flagged"),
+        ({"p": 0.2, "memorized": False, "reproduced": True}, "not enough to be flagged; samples reproduced it."),
         ({"p": 1.0, "memorized": False, "outside_range": True}, "not judged"),
         ({"p": 0.01, "memorized": True}, "flagged at a false discovery rate of 10%"),
         ({"excess": -1.0}, "no higher than its complexity explains"),

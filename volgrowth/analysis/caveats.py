@@ -25,6 +25,17 @@ def list_caveats(summary: Summary) -> list[str]:
     return [said for caveat in CAVEATS if (said := caveat(summary))]
 
 
+def gate_caveats(summary: Summary, exceeded: bool) -> list[str]:
+    """Return the caveats of a gate, which sees for itself, at its own rate, how few memorized images it could find.
+
+    Args:
+        summary: as in `list_caveats`.
+        exceeded: whether more was found than is allowed; then what may be missing does not matter.
+    """
+    seen = {_resolution, _screened} if exceeded else {_assumed, _resolution, _screened, _uncalibrated}
+    return [said for caveat in CAVEATS if caveat not in seen and (said := caveat(summary))]
+
+
 def with_caveats(summary: Summary) -> Summary:
     """Return a summary with its `caveats` as its other parts are now."""
     return {**summary, "caveats": list_caveats(summary)}

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.complexity import regressors
-from volgrowth.analysis.calibration.error_rates import FDR, q_values
+from volgrowth.analysis.calibration.error_rates import q_values
 from volgrowth.analysis.calibration.expected_scores import (
     MIN_IMAGES,
     Calibration,
@@ -25,6 +25,7 @@ from volgrowth.analysis.calibration.expected_scores import (
 from volgrowth.analysis.calibration.screening import Screening
 from volgrowth.analysis.distinct import identical_rows
 from volgrowth.analysis.duplicates import duplicate_clusters
+from volgrowth.analysis.judging import is_flagged
 from volgrowth.errors import DataError, OutputError
 from volgrowth.records import FINDINGS, Status
 
@@ -195,7 +196,7 @@ def _calibrated(
             columns[f"{prefix}p_value"] = audited.full(p_value)
             columns[f"{prefix}q_value"] = audited.full(q_value)
             columns[f"{prefix}q_value_by"] = audited.full(q_values(p_value, audited.content, "by"))
-            columns[name] = audited.full(q_value <= FDR)
+            columns[name] = audited.full(is_flagged(q_value))
     return columns
 
 

@@ -5,11 +5,12 @@ fits a row decides its action:
 
 1. The row is on the allow-list: `keep`.
 2. The row, or another of its cluster, is opted out: `drop`.
-3. The row is flagged. The policy's action `drop` drops it. `dedupe` keeps the smallest row of its cluster, or the
-   allowed rows instead, and drops the others. `downweight` gives each row of the cluster a weight of one over their
-   number: one effective copy. These two leave a picture without copies to `review`: there is no copy to take away.
-4. Samples reproduced the row and it is not flagged, or it was not judged (it has no score, or is outside the range of
-   the calibration): `review`.
+3. The row is flagged, or samples reproduced it and the policy goes by the rate. The policy's action `drop` drops it.
+   `dedupe` keeps the smallest row of its cluster, or the allowed rows instead, and drops the others. `downweight` gives
+   each row of the cluster a weight of one over their number: one effective copy. These two leave a picture without
+   copies to `review`: there is no copy to take away.
+4. Samples hit the row and it is not flagged, or it was not judged (it has no score, or is outside the range of the
+   calibration): `review`.
 5. Otherwise: `keep`.
 
 `review` changes nothing in an applied data set; it says that a person should look.
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.error_rates import FDR
+from volgrowth.analysis.judging import judge
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
@@ -67,8 +69,9 @@ class CurationPolicy:
     """Rule that decides which pictures are flagged, and the action on those that are.
 
     Attributes:
-        by: `fdr` flags pictures whose q_value is at most `limit`, `max_score` those whose excess_growth is above
-            `limit`, and `top_k` the `limit` highest in excess_growth, with those that tie with the last of them.
+        by: `fdr` flags pictures whose q_value is at most `limit` and those that samples reproduced, `max_score` those
+            whose excess_growth is above `limit`, and `top_k` the `limit` highest in excess_growth, with those that tie
+            with the last of them.
         limit: see `by`.
         action: `drop`, `dedupe` (keep one row of each group of near duplicates) or `downweight` (give the rows of a
             group together the weight of one).
@@ -105,7 +108,8 @@ def make_list(audit: Audit, policy: CurationPolicy) -> pa.Table:
         UsageError: no row has an allowed or opted-out id, or a row is both allowed and opted out.
         OutputError: no row was calibrated, so that the policy could flag none.
     """
-    return decide_actions(audit.findings, thin_scores(audit, "source", "status"), policy, list_digest(audit))
+    scores, verification = thin_scores(audit, "source", "status"), audit.summary.get("verification")
+    return decide_actions(audit.findings, scores, policy, list_digest(audit), verification)
 
 
 def list_digest(audit: Audit) -> str:
@@ -127,15 +131,29 @@ def store_of(file: str) -> tuple[Store, str]:
     return Store(folder or ("/" if file.startswith("/") else ".")), name
 
 
-def decide_actions(findings: pa.Table, scores: pa.Table, policy: CurationPolicy, audit: str) -> pa.Table:
-    """Make the list from findings and the columns `source` and `status` of the scores; raises as `make_list`."""
+def decide_actions(
+    findings: pa.Table,
+    scores: pa.Table,
+    policy: CurationPolicy,
+    audit: str,
+    verification: dict[str, Any] | None = None,
+) -> pa.Table:
+    """Make the list of an audit from its tables; raises as `make_list`.
+
+    Args:
+        findings: of all rows.
+        scores: their columns `source` and `status`.
+        policy: the rule.
+        audit: name of the audit in the list.
+        verification: part `verification` of the summary; None if no samples were drawn.
+    """
     names = scores["source"]
     allowed = _named(policy.allow, findings["image_id"], names, "--allow")
     opted_out = _named(policy.opt_out, findings["image_id"], names, "--opt-out")
     if (allowed & opted_out).any():
         row = int(np.argmax(allowed & opted_out))
         raise UsageError(f"row {row} ({findings['image_id'][row]}) is both in --allow and in --opt-out: remove one")
-    rows = _Rows(findings, scores, policy)
+    rows = _Rows(findings, scores, policy, verification)
     actions = np.full(len(findings), Action.KEEP.value, object)
     reasons = np.full(len(findings), "", object)
     left = np.ones(len(findings), bool)
@@ -158,8 +176,11 @@ def decide_actions(findings: pa.Table, scores: pa.Table, policy: CurationPolicy,
 class _Rows:
     """Arrays over all rows that the rules look at."""
 
-    def __init__(self, findings: pa.Table, scores: pa.Table, policy: CurationPolicy):
-        self.policy = policy
+    def __init__(
+        self, findings: pa.Table, scores: pa.Table, policy: CurationPolicy, verification: dict[str, Any] | None
+    ):
+        known = judge(findings, verification)
+        self.policy, self.judged, self.proven = policy, known.judged, known.proven
         self.outside = as_mask(findings["outside_range"])
         self.status = scores["status"]
         self.scored = as_mask(pc.equal(self.status, Status.OK.value))
@@ -171,7 +192,9 @@ class _Rows:
         self.size = sizes[self.group]
         self.value = findings["q_value" if policy.by == "fdr" else "excess_growth"].to_numpy()
         score = -self.value if policy.by == "fdr" else self.value
-        self.score = np.where(np.isfinite(score) & ~self.outside, score, -np.inf)
+        self.score = np.where(np.isfinite(score) & known.judged, score, -np.inf)
+        if policy.by == "fdr":
+            self.score[known.proven] = np.inf
         order = np.lexsort((-np.arange(len(findings)), self.score, self.group))
         self.best = order[np.searchsorted(self.group[order], np.arange(len(sizes)), "right") - 1][self.group]
         self.threshold = self._threshold()
@@ -182,7 +205,7 @@ class _Rows:
         limit, best = self.policy.limit, np.sort(self.score[self.best[self.first]])
         if self.policy.by == "top_k" and not limit:
             return np.inf
-        judged = best[np.isfinite(best)]
+        judged = best[best > -np.inf]
         if not len(judged):
             raise OutputError(
                 "no row of this audit has a calibrated score, so that nothing can be flagged: audit it with --holdout, "
@@ -208,11 +231,8 @@ class _Rows:
             (allowed, Action.KEEP, lambda _: "on the allow-list"),
             (self.any_of_cluster(opted_out), Action.DROP, departed),
             *((self.flagged & fits, action, why) for fits, action, why in self._flagged_rules(allowed)),
-            (
-                self.any_of_cluster(self.hits > 0),
-                Action.REVIEW,
-                lambda _: "samples reproduced it, and it is not flagged",
-            ),
+            (self.any_of_cluster(self.proven), Action.REVIEW, lambda _: "samples reproduced it, and it is not flagged"),
+            (self.any_of_cluster(self.hits > 0), Action.REVIEW, lambda _: "samples hit it, too few to prove a copy"),
             (~self.scored, Action.REVIEW, lambda row: f"not judged: it has no score ({self.status[row]})"),
             (self.outside, Action.REVIEW, lambda _: "not judged: outside the range of the calibration"),
         ]
@@ -243,7 +263,8 @@ class _Rows:
             return f"in the cluster of row {self.best[row]}: {self._why(int(self.best[row]))}"
         value, limit = self.value[row], self.policy.limit
         if self.policy.by == "fdr":
-            return f"q_value {value:.3g} <= {limit:g}"
+            reasons = [f"q_value {value:.3g} <= {limit:g}"] if value <= limit and self.judged[row] else []
+            return " and ".join([*reasons, *(["samples reproduced it"] if self.proven[row] else [])])
         if self.policy.by == "max_score":
             return f"excess_growth {value:.4g} > {limit:g}"
         return f"excess_growth {value:.4g}, among the {limit:g} highest"

@@ -13,8 +13,8 @@ from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, Calibrati
 from volgrowth.analysis.calibration.held_out import count_near_duplicates, most_different_regressor
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
 from volgrowth.analysis.caveats import with_caveats
-from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import Analysis
+from volgrowth.analysis.judging import judge
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, Status
@@ -126,9 +126,10 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
     calibration, findings = analysis.calibration, analysis.findings
     if calibration is None:
         return None
-    first = findings.filter(pa.array(first_rows(findings)))
-    judged = first.filter(pc.invert(first.column("outside_range")))
-    flagged = first.filter(first.column("memorized"))
+    known = judge(findings)
+    first, judged, flagged = (
+        findings.filter(pa.array(known.first & rows)) for rows in (known.tested, known.judged, known.flagged)
+    )
     memorized, duplicated = len(flagged), int((flagged.column("copies").to_numpy() > 1).sum())
     detection = {
         "fdr": FDR,
@@ -137,7 +138,7 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
         "memorized": memorized,
         "memorized_duplicated": duplicated,
         "memorized_intrinsic": memorized - duplicated,
-        "memorized_rows": _sum(findings["memorized"]),
+        "memorized_rows": int(known.flagged.sum()),
         "memorized_any_dependence": int((flagged.column("q_value_by").to_numpy() <= FDR).sum()),
         "precursors": _sum(first["precursor"]),
         "tests": len(judged),
@@ -149,7 +150,7 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
     return {
         **detection,
         "calibration_rows": calibration.rows,
-        "fewest_flags": fewest_flags(len(p_value), calibration.rows),
+        "fewest_flags": fewest_flags(len(first), calibration.rows),
         "beyond_holdout": int((p_value <= 1 / (1 + calibration.rows)).sum()),
         "warnings": _warnings(audit, calibration),
     }

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.caveats import list_caveats
+from volgrowth.analysis.judging import Judgement, judge
 from volgrowth.audit.output.result import FINDINGS_FILE, Audit
 from volgrowth.errors import UsageError
 from volgrowth.records import FINDINGS
@@ -20,10 +22,13 @@ from volgrowth.storage.urls import is_url
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TAGS: "dict[str, Callable[[pa.Table], pa.ChunkedArray]]" = {
-    "memorized": lambda findings: findings["memorized"],
-    "precursor": lambda findings: findings["precursor"],
-    "near-duplicate": lambda findings: pc.greater(findings["copies"], 1),
+    import numpy as np
+
+TAGS: "dict[str, Callable[[Judgement], np.ndarray]]" = {
+    "memorized": lambda known: known.flagged,
+    "reproduced": lambda known: known.proven,
+    "precursor": lambda known: as_mask(known.findings["precursor"]),
+    "near-duplicate": lambda known: as_mask(pc.greater(known.findings["copies"], 1)),
 }
 FIELDS = ("excess_growth", "p_value", "q_value", "cluster", "verified_hits")
 PREFIX = "volgrowth_"
@@ -61,9 +66,10 @@ LIMITATIONS = (
 def fiftyone_tags(audit: Audit, dataset: Any, *, id_field: str | None = None) -> dict[str, int]:
     """Tag the samples of a FiftyOne data set with the findings of the audit.
 
-    Samples that are rows of the audit get the tags `memorized`, `precursor` and `near-duplicate` as they apply, in
-    place of those set before, and the fields `volgrowth_excess_growth`, `volgrowth_p_value`, `volgrowth_q_value`,
-    `volgrowth_cluster` and `volgrowth_verified_hits`. Other samples, tags and fields stay as they are.
+    Samples that are rows of the audit get the tags `memorized`, `reproduced` (by samples of `volgrowth verify`),
+    `precursor` and `near-duplicate` as they apply, in place of those set before, and the fields
+    `volgrowth_excess_growth`, `volgrowth_p_value`, `volgrowth_q_value`, `volgrowth_cluster` and
+    `volgrowth_verified_hits`. Other samples, tags and fields stay as they are.
 
     Args:
         audit: a finished audit.
@@ -88,9 +94,9 @@ def fiftyone_tags(audit: Audit, dataset: Any, *, id_field: str | None = None) ->
         )
     found = audit.findings.take(pa.array(rows.values(), pa.int64()))
     dataset.select(list(rows)).untag_samples(list(TAGS))
-    counts = {}
+    known, counts = judge(found, audit.summary.get("verification")), {}
     for tag, chosen in TAGS.items():
-        samples = [sample for sample, yes in zip(rows, chosen(found).to_pylist(), strict=True) if yes]
+        samples = [sample for sample, yes in zip(rows, chosen(known).tolist(), strict=True) if yes]
         dataset.select(samples).tag_samples(tag)
         counts[tag] = len(samples)
     for name in FIELDS:
@@ -162,8 +168,9 @@ def _responsible(summary: dict[str, Any]) -> dict[str, Any]:
     if proof := summary.get("verification"):
         low, high = proof["precision_interval"]
         analysis.append(
-            f"{proof['samples']} samples of the model reproduce {proof['flagged_reproduced']} of the "
-            f"{proof['flagged']} flagged images (95% interval of the share {low:.3f} to {high:.3f})."
+            f"{proof['samples']} samples of the model reproduce {proof['reproduced_images']} images, "
+            f"{proof['flagged_reproduced']} of them among the {proof['flagged']} flagged ones (95% interval of the "
+            f"share of flags {low:.3f} to {high:.3f})."
         )
     return {
         "rai:machineAnnotationTools": [f"volgrowth {summary['volgrowth']}"],

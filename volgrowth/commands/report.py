@@ -8,8 +8,8 @@ from math import prod
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from volgrowth.analysis.judging import judge
 from volgrowth.audit.output.listings import read_rows
 from volgrowth.audit.output.result import REPORT_FILE, SUMMARY_FILE, Audit, open_audit
 from volgrowth.audit.sampling.drawing import AT_ONCE as DRAWN_AT_ONCE
@@ -76,7 +76,8 @@ def write_report(audit: Audit, redact: bool = False) -> None:
 def _shown(audit: Audit, redact: bool) -> Shown:
     """Return the images of the gallery, with as many pictures as the page has room for."""
     samples = audit.store.read_table(SAMPLES_FILE) if audit.store.exists(SAMPLES_FILE) else None
-    chosen = choose_exhibits(audit.scores, audit.findings, _gallery_rows(audit.findings), samples)
+    known = judge(audit.findings, audit.summary.get("verification"))
+    chosen = choose_exhibits(audit.scores, audit.findings, _gallery_rows(audit.findings, known.found), samples)
     if redact:
         return Shown(chosen, redacted=True)
     drawn: dict[int, bytes] = {}
@@ -94,15 +95,19 @@ def _shown(audit: Audit, redact: bool) -> Shown:
     return Shown(chosen, rows, drawn)
 
 
-def _gallery_rows(findings: pa.Table) -> list[int]:
-    """Return the highest row of each distinct image, by excess growth, or by growth if nothing was calibrated."""
+def _gallery_rows(findings: pa.Table, found: np.ndarray) -> list[int]:
+    """Return the highest row of each distinct image, by excess growth, or by growth if nothing was calibrated.
+
+    Of images beyond the highest ones only those are shown that the mask `found` (rows,) has, scored or not.
+    """
     excess = findings.column("excess_growth").to_numpy()
     score = excess if np.isfinite(excess).any() else findings.column("growth").to_numpy()
-    ranked = np.argsort(-score, kind="stable")[: np.isfinite(score).sum()]
+    ranked = np.argsort(-score, kind="stable")
+    ranked = ranked[(np.isfinite(score) | found)[ranked]]
     _, highest = np.unique(findings.column("identical").to_numpy()[ranked], return_index=True)
     distinct = ranked[np.sort(highest)]
-    flagged = pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)[distinct]
-    return distinct[(np.arange(len(distinct)) < GALLERY) | (flagged & (np.cumsum(flagged) <= MOST_CARDS))].tolist()
+    shown = found[distinct]
+    return distinct[(np.arange(len(distinct)) < GALLERY) | (shown & (np.cumsum(shown) <= MOST_CARDS))].tolist()
 
 
 def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:

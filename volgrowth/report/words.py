@@ -46,10 +46,13 @@ def title(summary: Summary) -> str:
     if not counts["ok"]:
         return "No image could be scored"
     if summary["detection"]:
-        flagged = summary["detection"]["memorized"] or 0
+        flagged, more = summary["detection"]["memorized"] or 0, proven_unflagged(truth)
         verb = "is" if flagged == 1 else "are"
         assumed = "" if has_error_rate(summary) else ", on an assumption"
-        return f"{plural(flagged, 'image') if flagged else 'No images'} {verb} flagged as memorized{assumed}"
+        if more and not flagged:
+            return f"The model reproduces {plural(more, 'training image')}, and none is flagged as memorized{assumed}"
+        said = f"{plural(flagged, 'image') if flagged else 'No images'} {verb} flagged as memorized{assumed}"
+        return f"{said}, and the model reproduces {number(more)} more" if more else said
     if truth:
         return f"The model reproduces {plural(truth['reproduced_images'], 'training image')}"
     return f"{plural(counts['ok'], 'image')} ranked, none judged"
@@ -58,6 +61,11 @@ def title(summary: Summary) -> str:
 def headline_lines(summary: Summary) -> list[str]:
     """Return the verdict in one line, and a line for each caveat that changes what it means, for a terminal."""
     return [title(summary), *(f"  but: {caveat}" for caveat in list_caveats(summary))]
+
+
+def proven_unflagged(verification: Summary | None) -> int:
+    """Return the number of images that samples reproduced though they are not flagged."""
+    return verification["reproduced_images"] - verification["flagged_reproduced"] if verification else 0
 
 
 def verdict_sentences(summary: Summary) -> list[str]:
@@ -169,6 +177,11 @@ def proof_sentences(verification: Summary) -> list[str]:
             f"{score(calibrated['auroc'])}); raw growth finds {percent(raw['tpr_at_1_fpr'])} (AUROC "
             f"{score(raw['auroc'])})."
         )
+    if more := proven_unflagged(verification):
+        said.append(
+            f"{plural(more, 'image')} of these {'is' if more == 1 else 'are'} not flagged: samples prove what growth "
+            f"does not show at this rate."
+        )
     if flagged:
         low, high = verification["precision_interval"]
         unhit = len(verification["unhit_rows"])
@@ -238,4 +251,4 @@ def card_reason(card: dict[str, Any], fdr: float | None) -> str:
         said = f"{place}, but not judged: no held-out image is as simple, or as complex"
     else:
         said = place if card["p"] is None else f"{place}, not enough to be flagged"
-    return said + "."
+    return f"{said}; samples reproduced it." if card["reproduced"] and not card["memorized"] else f"{said}."

@@ -67,6 +67,8 @@ def test_what_samples_prove_is_counted_over_distinct_images() -> None:
             "row": [0, 1, 2, 3, 4, 5],
             "identical": [0, 0, 2, 3, 4, 5],
             "memorized": [True, True, True, False, False, None],
+            "q_value": [0.01, 0.01, 0.05, 0.5, 0.5, None],
+            "outside_range": [False, False, False, False, False, None],
             "verified_hits": [5, 5, 0, 3, 1, None],
             "growth": [1.0, 1.0, 2.0, 3.0, 4.0, None],
             "p_value": [0.0, 0.0, 0.0, 0.5, 0.5, None],

@@ -1,15 +1,15 @@
 """Two finished audits, image by image: check that they can be compared, and match their distinct images by content."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
-from volgrowth.analysis.distinct import first_rows
 from volgrowth.analysis.findings import check_columns
+from volgrowth.analysis.judging import judge
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
 
@@ -27,8 +27,8 @@ class Distinct:
         row: that row.
         copies: number of rows of the image.
         z: excess growth in units of the audit's residual spread; NaN without a score.
-        outside: mask of the images outside the calibration's range.
-        flagged: mask of the images that the audit flags.
+        outside: mask of the images that are not judged.
+        flagged: mask of the images that the audit flags, or that its samples reproduced.
     """
 
     content: np.ndarray
@@ -105,7 +105,9 @@ def match_images(a: Audit, b: Audit) -> Matched:
         UsageError: there is no image in both.
         OutputError: one was not calibrated, or its tables do not fit each other.
     """
-    all_a, all_b = (_distinct(audit, audit.scores, audit.findings) for audit in (a, b))
+    all_a, all_b = (
+        _distinct(audit, audit.scores, audit.findings, audit.summary.get("verification")) for audit in (a, b)
+    )
     one, other = _common(all_a, all_b)
     if not len(one):
         raise UsageError(
@@ -128,7 +130,9 @@ def match_images(a: Audit, b: Audit) -> Matched:
     )
 
 
-def _distinct(audit: Audit, scores: pa.Table, findings: pa.Table) -> Distinct:
+def _distinct(
+    audit: Audit, scores: pa.Table, findings: pa.Table, verification: dict[str, Any] | None = None
+) -> Distinct:
     """Return each image once, with the values of the row that stands for it."""
     url = audit.store.url
     check_columns(findings, url, "outside_range", "memorized", "identical")
@@ -140,15 +144,16 @@ def _distinct(audit: Audit, scores: pa.Table, findings: pa.Table) -> Distinct:
     known = scores.column("content_hash").is_valid()
     scores, findings = scores.filter(known), findings.filter(known)
     _, image, copies = np.unique(findings["identical"].to_numpy(), return_inverse=True, return_counts=True)
-    chosen = first_rows(findings)
+    judgement = judge(findings, verification)
+    chosen = judgement.first
     return Distinct(
         content=scores["content_hash"].to_numpy()[chosen],
         image_id=findings["image_id"].to_numpy()[chosen],
         row=findings["row"].to_numpy()[chosen],
         copies=copies[image][chosen],
         z=findings["excess_growth"].to_numpy()[chosen] / _spread(audit),
-        outside=as_mask(findings["outside_range"])[chosen],
-        flagged=as_mask(findings["memorized"])[chosen],
+        outside=~judgement.judged[chosen],
+        flagged=judgement.found[chosen],
     )
 
 

@@ -26,8 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import binom, binomtest
 
-from volgrowth.analysis.as_numpy import as_mask
-from volgrowth.analysis.distinct import first_rows
+from volgrowth.analysis.judging import judge
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 
 RATIO = 0.4
@@ -123,9 +122,9 @@ def summarize_proof(findings: pa.Table, images: np.ndarray, reproduced: Reproduc
     Returns:
         Part `verification` of `summary.json`.
     """
-    first = findings.filter(pa.array(first_rows(findings)))
-    truth = np.isin(first["identical"].to_numpy(), images)
-    flagged = as_mask(first["memorized"])
+    rows = findings["row"].to_numpy()[np.isin(findings["identical"].to_numpy(), images)].tolist()
+    known = judge(findings, {"rows": rows})
+    first, truth, flagged = findings.filter(known.first), known.proven[known.first], known.flagged[known.first]
     hits = pc.fill_null(first["verified_hits"], 0).to_numpy()
     proved = int((flagged & truth).sum())
     return {
@@ -137,7 +136,7 @@ def summarize_proof(findings: pa.Table, images: np.ndarray, reproduced: Reproduc
         "holdout_hits": int(reproduced.holdout_hits.sum()),
         "holdout_reproduced": int((reproduced.holdout_hits >= reproduced.min_hits).sum()),
         "reproduced_images": int(truth.sum()),
-        "rows": findings["row"].to_numpy()[np.isin(findings["identical"].to_numpy(), images)].tolist(),
+        "rows": rows,
         "flagged": int(flagged.sum()),
         "flagged_reproduced": proved,
         "precision_interval": list(clopper_pearson(proved, int(flagged.sum()))),

@@ -125,9 +125,11 @@ def _findings(summary: dict[str, Any]) -> dict[str, str]:
         )
     if proof:
         known["Verified"] = (
-            f"{proof['flagged_reproduced']:,} of {proof['flagged']:,} flagged images reproduced by "
-            f"{proof['samples']:,} samples"
+            f"{proof['reproduced_images']:,} images reproduced by {proof['samples']:,} samples, "
+            f"{proof['flagged_reproduced']:,} of them among the {proof['flagged']:,} flagged ones"
         )
+    if caveats := summary.get("caveats"):
+        known["Caveats"] = " ".join(caveats)
     return known
 
 

@@ -113,7 +113,8 @@ def _controls(scores: pa.Table, findings: pa.Table, flagged: Sequence[int]) -> d
     """Return a control for each flagged row: the row of an unflagged image of the same complexity; none twice."""
     if not flagged:
         return {}
-    free = findings["excess_growth"].is_valid().to_numpy() & ~as_mask(findings["memorized"])
+    hit = pc.greater(findings["verified_hits"], 0)
+    free = findings["excess_growth"].is_valid().to_numpy() & ~(as_mask(findings["memorized"]) | as_mask(hit))
     allowed = findings["row"].to_numpy()[first_rows(findings) & free]
     if len(allowed) > CONTROLS_AMONG:
         allowed = np.sort(np.random.default_rng(0).choice(allowed, CONTROLS_AMONG, replace=False))

@@ -1,0 +1,1 @@
+"""A gate for continuous integration: it passes, fails, or says that it cannot tell."""
