@@ -158,7 +158,9 @@ def test_options_files_and_exit_code_three(tiny_model, tmp_path, digits, capsys,
         "--set", "measure.num_noises=1", "--shard-size", "30", "--engine", "local",
     ]  # fmt: skip
     assert run_command(command) == 3
-    assert "more than --max-failed 0.01" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "more than --max-failed 0.01" in captured.err
+    assert "no score: 1 row undecodable, such as row 3 (d.parquet#3): not an image of a known format" in captured.out
     assert run_command([*command, "--max-failed", "0.5"]) == 0
     assert "59 of 60 images scored" in capsys.readouterr().out
     audit = open_audit("out")

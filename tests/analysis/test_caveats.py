@@ -57,6 +57,13 @@ def test_what_was_not_judged_is_said(tmp_path: Path, audited: list[dict[str, Any
     assert any(caveat.startswith(said) for caveat in caveats_of(tmp_path, audited, many(400, seed=9)))
 
 
+def test_held_out_images_that_failed_are_said(tmp_path: Path) -> None:
+    held = many(400, seed=9)
+    assert caveats_of(tmp_path / "few", flagged(60), [*held, *[failed()] * 4]) == []
+    (said,) = caveats_of(tmp_path / "more", flagged(60), [*held, *[failed()] * 5])
+    assert said == "5 of 405 held-out rows have no score: they did not calibrate."
+
+
 def test_too_few_images_are_said(tmp_path: Path) -> None:
     assert caveats_of(tmp_path, many(20))[0].startswith("Fewer than 50 distinct images could be used to calibrate")
 

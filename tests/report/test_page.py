@@ -254,6 +254,17 @@ def test_failures_of_every_status_are_shown_and_cut() -> None:
     page = parse(full_page())
     assert "worker died" in page.visible
     assert page.visible.count("cannot identify image") == EXAMPLES // 2
+    facts, records = summary(3), [record(k) for k in range(3)]
+    facts["failures"] = {
+        "audited": {
+            "rows": 2,
+            "reasons": [{"rows": 2, "status": "undecodable", "row": 1, "source": "a#1", "error": "why <b>"}],
+            "other_rows": 0,
+        },
+        "held_out": None,
+    }
+    said = parse(html_of(facts, tables(records), [0])).visible
+    assert "2 rows undecodable, such as row 1 (a#1): why <b>" in said
 
 
 def test_the_tables_may_be_ordered_differently() -> None:

@@ -274,8 +274,9 @@ def test_a_folder_of_images_has_no_conditions_and_what_the_error_advises_works(t
         assert str(caught.value) == (
             f"{data} holds no table, so class_column or caption_column 'label' has no meaning there: expected a folder "
             "with parquet files, tars, or one written by save_to_disk, or leave class_column or caption_column out for "
-            "a folder of images; datasets.load_dataset('imagefolder', data_dir=...) takes class folders or "
-            "metadata.csv into columns, and save_to_disk writes them"
+            "a folder of images; a table metadata.csv or metadata.jsonl beside the images, with their names in the "
+            "column file_name, would give it, and datasets.load_dataset('imagefolder', data_dir=...) takes class "
+            "folders into the column label, which save_to_disk writes"
         )
     datasets.load_dataset("imagefolder", data_dir=data).save_to_disk(str(tmp_path / "saved"))
     source = open_source(str(tmp_path / "saved"), condition_column="label")

@@ -61,6 +61,14 @@ def _failed(summary: Summary) -> str | None:
     return f"{rows - scored:,} of {rows:,} rows have no score, more than the {allowed:.2%} allowed: none was judged."
 
 
+def _held_out_failed(summary: Summary) -> str | None:
+    failures, holdout = (summary.get("failures") or {}).get("held_out"), summary.get("holdout")
+    allowed = (summary.get("run") or {}).get("max_failed", 0.01)
+    if not failures or not holdout or failures["rows"] <= allowed * holdout["rows"]:
+        return None
+    return f"{failures['rows']:,} of {holdout['rows']:,} held-out rows have no score: they did not calibrate."
+
+
 def _uncalibrated(summary: Summary) -> str | None:
     if summary["detection"] or not summary["counts"]["ok"]:
         return None
@@ -118,6 +126,7 @@ CAVEATS: tuple[Callable[[Summary], str | None], ...] = (
     _assumed,
     _resolution,
     _failed,
+    _held_out_failed,
     _unjudged,
     _screened,
 )

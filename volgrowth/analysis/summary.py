@@ -13,6 +13,7 @@ from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, Calibrati
 from volgrowth.analysis.calibration.held_out import count_near_duplicates, most_different_regressor
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
 from volgrowth.analysis.caveats import with_caveats
+from volgrowth.analysis.failures import count_failures
 from volgrowth.analysis.findings import Analysis
 from volgrowth.analysis.judging import judge
 from volgrowth.audit.output.result import Audit
@@ -66,6 +67,10 @@ def summarize_audit(
             "evaluations": config.evaluations(audit.frozen.model.has_null),
         },
         "counts": {"rows": len(scores), **{status.value: statuses.get(status, 0) for status in Status}},
+        "failures": {
+            "audited": count_failures(scores),
+            "held_out": None if audit.holdout_scores is None else count_failures(audit.holdout_scores),
+        },
         "marks": {mark.value: marks.get(mark, 0) for mark in Mark},
         "calibration": _calibration(analysis, config),
         "detection": detection,

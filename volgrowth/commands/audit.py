@@ -43,7 +43,7 @@ from volgrowth.config import AuditConfig, PaperMeasure
 from volgrowth.errors import DataError, UsageError
 from volgrowth.models import inspect_model
 from volgrowth.records import ModelInfo, Status
-from volgrowth.report.words import cascade_sentences, headline_lines
+from volgrowth.report.words import cascade_sentences, failure_sentences, headline_lines
 from volgrowth.sources import open_source
 from volgrowth.storage.store import Store
 
@@ -98,7 +98,8 @@ def audit_lines(audit: Audit) -> list[str]:
     """Return what `volgrowth audit` prints about a finished audit."""
     counts, report = audit.summary["counts"], audit.store.path(REPORT_FILE)
     said = f"{counts['ok']} of {counts['rows']} images scored; report: {report}"
-    return [said, *headline_lines(audit.summary), *cascade_sentences(audit.summary.get("cascade"))]
+    failures = [f"no score: {why}" for why in failure_sentences(audit.summary)]
+    return [said, *failures, *headline_lines(audit.summary), *cascade_sentences(audit.summary.get("cascade"))]
 
 
 def print_opened(manifest: Manifest) -> None:

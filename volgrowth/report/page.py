@@ -132,6 +132,7 @@ def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: ReportChar
         "statuses": [(s.value, summary["counts"][s.value], words.STATUS_MEANING[s]) for s in Status],
         "marks": [(m.value, summary["marks"][m.value], words.MARK_MEANING[m]) for m in Mark],
         "failures": _failures(scores),
+        "reasons": words.failure_sentences(summary),
     }
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from volgrowth.analysis.caveats import list_caveats
 from volgrowth.records import Mark, Status
-from volgrowth.report.formats import approximate, number, percent, plural, score
+from volgrowth.report.formats import approximate, number, percent, plural, score, visible
 
 Summary = dict[str, Any]
 
@@ -89,6 +89,24 @@ def verdict_sentences(summary: Summary) -> list[str]:
     if summary.get("verification"):
         sentences += proof_sentences(summary["verification"])
     return sentences
+
+
+def failure_sentences(summary: Summary) -> list[str]:
+    """Say why rows have no score, the most frequent reason first; the empty list if all have one."""
+    said = []
+    for whose, name in (("", "audited"), ("held-out ", "held_out")):
+        failures = (summary.get("failures") or {}).get(name) or {"reasons": [], "other_rows": 0}
+        for reason in failures["reasons"]:
+            why = visible(reason["error"] or STATUS_MEANING.get(reason["status"], "no reason given"), 400)
+            said.append(
+                f"{plural(reason['rows'], f'{whose}row')} {reason['status'].replace('_', ' ')}, such as row "
+                f"{reason['row']} ({visible(reason['source'])}): {why}"
+            )
+        if failures["other_rows"]:
+            said.append(
+                f"{plural(failures['other_rows'], f'{whose}row')} for rarer reasons, which scores have as error"
+            )
+    return said
 
 
 def cascade_sentences(cascade: Summary | None) -> list[str]:
