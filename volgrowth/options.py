@@ -39,7 +39,9 @@ def _shared(
     base: Annotated[str | None, option("Pipeline that supplies what MODEL lacks, if MODEL is a bare network.")] = None,
     lora: Annotated[str | None, option("LoRA weights on top of the model: a file, folder, URL or hub id.")] = None,
     split: Annotated[str | None, option("Split of the data set, if it has several.")] = None,
-    image_column: Annotated[str | None, option("Column with the images, if there are several.")] = None,
+    image_column: Annotated[
+        str | None, option("Column with the images, or their extension in tars, if there are several.")
+    ] = None,
     id_column: Annotated[str | None, option("Column with your own ids; by default a hash of the image.")] = None,
     class_column: Annotated[str | None, option("Column with the classes, for a model that takes a class.")] = None,
     caption_column: Annotated[str | None, option("Column with the captions, for a model that takes text.")] = None,

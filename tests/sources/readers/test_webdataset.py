@@ -117,7 +117,7 @@ def test_members_without_bytes_are_rows(tmp_path, images):
     rows = list(open_source(str(tmp_path / "a.tar")).read(0, 3))
     assert [row.data for row in rows] == [None, b"", images[0]]
     assert [row.error for row in rows] == [
-        "the image is a link in the tar, which is not followed",
+        "the image is a link in the tar, which is not followed (pack it with tar --hard-dereference -h)",
         "the image is empty",
         None,
     ]

@@ -160,7 +160,9 @@ def refuse_packed(url: str, packed: str = "compression") -> None:
 def _content(members: TarMembers, member: TarMember, max_bytes: int) -> Encoded:
     """Return the data of a member, or the reason why it has none."""
     if member.kind in ("hard link", "symbolic link"):
-        return Encoded(None, "the image is a link in the tar, which is not followed")
+        return Encoded(
+            None, "the image is a link in the tar, which is not followed (pack it with tar --hard-dereference -h)"
+        )
     if member.kind != "file":
         return Encoded(None, f"the image is no regular member of the tar ({member.kind}), which is not expanded")
     if member.size > max_bytes:
