@@ -19,6 +19,7 @@ from volgrowth.curation.tars import count_samples, write_kept_tars
 from volgrowth.errors import DataError, OutputError
 from volgrowth.sources import open_source
 from volgrowth.sources.readers.tar_members import TarMembers
+from volgrowth.sources.readers.webdataset import WebDatasetSource
 
 
 def raw(path: Path) -> list[bytes]:
@@ -37,6 +38,7 @@ def curated(tmp_path):
         before, after = tmp_path / f"{next(number)}.tar", tmp_path / str(next(number))
         before.write_bytes(content)
         source = open_source(str(before))
+        assert isinstance(source, WebDatasetSource)
         mask = ~np.isin(np.arange(source.num_rows), drop)
         write_kept_tars(source, after, Kept(mask, weights and np.array(weights)))
         assert count_samples(after) == mask.sum()
