@@ -1,9 +1,11 @@
+import base64
 import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
+from pyarrow.parquet.encryption import CryptoFactory, EncryptionConfiguration, KmsClient, KmsConnectionConfig
 
 from tests.support.samples import CUTS, digits, in_parts, values, write_parquet
 from volgrowth.errors import DataError
@@ -131,6 +133,7 @@ def test_a_corrupt_row_group_costs_only_its_own_rows(tmp_path, broken):
     assert [row.source for row in rows] == [f"a.parquet#{row}" for row in range(2, 12)]
     assert [row.row // 4 for row in rows if row.data is None] == [broken] * (2 if broken == 0 else 4)
     assert all("row group cannot be read" in (row.error or "") for row in rows if row.data is None)
+    assert not any("\n" in (row.error or "") for row in rows)
 
 
 def test_the_fingerprint_follows_names_sizes_and_rows(tmp_path, images):
@@ -170,6 +173,44 @@ def test_a_corrupt_footer_is_said(tmp_path, images):
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
     with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet, its footer"):
         open_source(str(tmp_path))
+
+
+class Keys(KmsClient):
+    """Keys that are stored as they are."""
+
+    def __init__(self, config: KmsConnectionConfig) -> None:
+        KmsClient.__init__(self)
+
+    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64decode(wrapped_key)
+
+
+@pytest.mark.parametrize("plain_footer", [False, True])
+def test_an_encrypted_file_is_refused_and_python_lives_on(tmp_path, images, plain_footer):
+    columns = {"column_keys": {"key": ["image.bytes"]}} if plain_footer else {"uniform_encryption": True}
+    keys = CryptoFactory(Keys).file_encryption_properties(
+        KmsConnectionConfig(), EncryptionConfiguration("key", plaintext_footer=plain_footer, **columns)
+    )
+    table = pa.table({"image": values(images)})
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema, encryption_properties=keys) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match=r"a\.parquet is encrypted, and keys are not taken: write it again without"):
+        open_source(str(tmp_path))
+
+
+def test_columns_that_folders_tell_are_refused_with_the_fix_which_works(tmp_path, images):
+    for label in range(2):
+        write_parquet(tmp_path / f"data/label={label}/0.parquet", images[label * 3 : label * 3 + 3])
+    data = str(tmp_path / "data")
+    assert [row.data for row in open_source(data).read(0, 6)] == images[:6]
+    with pytest.raises(DataError, match=r"column 'label' .* is told by names of folders \(label=0\), which"):
+        open_source(data, condition_column="label")
+    pq.write_table(pq.read_table(data), tmp_path / "all.parquet")
+    source = open_source(str(tmp_path / "all.parquet"), condition_column="label")
+    assert [(row.condition, row.data) for row in source.read(0, 6)] == [(k // 3, images[k]) for k in range(6)]
 
 
 def test_a_pipe_does_not_block(tmp_path):

@@ -15,6 +15,9 @@ from volgrowth.sources.readers.splits import split_of
         ("data/val-00000-of-00002.parquet", "validation"),
         ("train/part-00000-of-00002.parquet", "train"),
         ("art-00000-of-00002.parquet", "art"),
+        ("split=test/part-0.parquet", "test"),
+        ("Split=valid/train-0.parquet", "train"),
+        ("label=test/part-0.parquet", "train"),
         ("test_hard-00000-of-00002.parquet", "test_hard"),
     ],
 )

@@ -7,6 +7,7 @@ group that might not fit are unpacked one by one. A page of a column is unpacked
 Of an object in a store, too, only the footer and the wanted columns of these row groups are fetched.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,8 @@ BATCH_BYTES = 1 << 26
 """Bytes of rows that are taken at a time, or a single row if it has more."""
 AHEAD_BYTES = 1 << 28
 """Bytes of a row group as stored up to which its columns are fetched ahead, in one request; of larger ones, pages."""
+_TAIL = 8
+"""Bytes at the end of a file: the length of its footer, and PAR1."""
 _NOTHING = pa.chunked_array([], pa.string())
 """A worker's look at a column, which was looked at when the data set was listed."""
 
@@ -77,10 +80,14 @@ class ParquetSource(FilesSource):
             try:
                 parquet = pq.ParquetFile(stream, **({"pre_buffer": True} | options))
             except (pa.ArrowException, OSError) as error:
+                where = self.place.url(file.name)
+                if "encrypted" in str(error):
+                    raise _encrypted(where) from None
                 raise DataError(
-                    f"{self.place.url(file.name)} cannot be read as parquet, its footer is corrupt or cut off "
-                    f"({error}): write it again"
+                    f"{where} cannot be read as parquet, its footer is corrupt or cut off ({error}): write it again"
                 ) from None
+            if isinstance(file, Found) and _has_signature(stream, parquet.metadata):
+                raise _encrypted(self.place.url(file.name))
             if not options and _largest_group(parquet.metadata) > AHEAD_BYTES:
                 parquet = pq.ParquetFile(stream, metadata=parquet.metadata, **_BY_PAGES)
             rows = parquet.metadata.num_rows
@@ -108,7 +115,7 @@ class ParquetSource(FilesSource):
                             position += 1
                     reason = "the row group ends early"
                 except (pa.ArrowException, OSError) as error:
-                    reason = f"the row group cannot be read: {error}"
+                    reason = f"the row group cannot be read: {' '.join(str(error).split())}"
                 for at in range(position, high):
                     yield Row(first + at, content_id(b""), f"{name}#{at}", None, reason)
 
@@ -145,9 +152,22 @@ class ParquetSource(FilesSource):
         def peek(column: str) -> pa.ChunkedArray:
             return self._head(origins.get(column) or origins[column.removesuffix(".path")], column)
 
+        self._refuse_folder_names(schema, origin.name)
         self._settle(schema, choose_columns(schema, self.request, peek), origins)
         for later, file in files.items():
             self._check(file.name, later)
+
+    def _refuse_folder_names(self, schema: pa.Schema, name: str) -> None:
+        """Raise a DataError if a column that was asked for is told by names of folders, such as `label=3`, alone."""
+        asked = (self.request.image_column, self.request.id_column, self.request.condition_column)
+        for column in asked:
+            folder = next((part for part in name.split("/")[:-1] if part.startswith(f"{column}=")), None)
+            if folder is not None and column not in schema.names:
+                raise DataError(
+                    f"column {column!r} of {self.request.data} is told by names of folders ({printable(folder)}), "
+                    "which are not read: write it into a file, pyarrow.parquet.write_table("
+                    "pyarrow.parquet.read_table(folder), ...), and audit that"
+                )
 
     def _choose_again(self, listing: Listing) -> None:
         """Choose the columns by the first file in which each has a type; what they hold was looked at at first."""
@@ -205,6 +225,16 @@ class ParquetSource(FilesSource):
                 # The rows will say so one by one when they are read.
                 return pa.Table.from_batches([], schema).column(name)
         return pa.chunked_array([batch.column(name)])
+
+
+def _has_signature(stream: Any, metadata: pq.FileMetaData) -> bool:
+    """Return whether a footer is signed, as it is where columns are encrypted. To look at such a column ends Python."""
+    stream.seek(-_TAIL, os.SEEK_END)
+    return int.from_bytes(stream.read(4), "little") > metadata.serialized_size
+
+
+def _encrypted(where: str) -> DataError:
+    return DataError(f"{where} is encrypted, and keys are not taken: write it again without encryption")
 
 
 def _has_untold(schema: pa.Schema) -> bool:

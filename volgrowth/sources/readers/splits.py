@@ -63,7 +63,8 @@ def split_of(name: str) -> str:
     match = _SHARD.match(path.name)
     shard = match["split"] if match else None
     for part in reversed(path.parts):
-        word = re.match(r"[a-z]*", part.lower())
+        # Hive and Spark write a folder for each value of a column: split=test
+        word = re.match(r"[a-z]*", part.lower().removeprefix("split="))
         if word and word[0] in _SYNONYMS:
             # `test_hard-00000-of-00001` is a split of its own.
             return shard if shard and part == path.name and shard not in _SYNONYMS else _SYNONYMS[word[0]]
