@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.support.tars import ordinary
 from volgrowth.sources import Listing, Row, Source, open_source
 
 CUTS = st.tuples(*[st.integers(0, 57)] * 3).map(sorted)
@@ -59,11 +60,7 @@ def dataset(images: list[bytes], **columns: list[Any]) -> Any:
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], format_: int = tarfile.USTAR_FORMAT) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=format_) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    path.write_bytes(ordinary(members, format_))
 
 
 def pairs(images: list[bytes], first: int = 0) -> list[tuple[str, bytes]]:

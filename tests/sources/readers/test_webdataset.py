@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.samples import CAPTIONS, CUTS, again, conditions, digits, in_parts, pairs, write_parquet, write_tar
+from tests.support.tars import ordinary
 from volgrowth.errors import DataError
 from volgrowth.sources import Listing, content_id, open_source
 from volgrowth.sources.readers import webdataset as module
@@ -332,3 +333,14 @@ def test_tars_in_a_store_give_their_conditions(bucket, images, tmp_path):
     source = open_source(url, condition_column="cls")
     assert conditions(source) == list(range(9))
     assert conditions(again(source, url, condition_column="cls")) == list(range(9))
+
+
+def test_joined_tars_in_a_store_are_read_to_the_end(bucket, images, tmp_path):
+    content = ordinary(pairs(images[:9])) + bytes(3 << 19) + ordinary(pairs(images[9:57], 9)) + bytes(5 << 20)
+    (tmp_path / "0.tar").write_bytes(content)
+    url = bucket.upload(tmp_path, "x")
+    source = open_source(url)
+    assert [row.data for row in again(source, url).read(0, 57)] == images[:57]
+    (tmp_path / "0.tar").write_bytes(content + b"x")
+    with pytest.raises(DataError, match=r"x/0\.tar holds 1 bytes after its end mark"):
+        open_source(bucket.upload(tmp_path, "x"))
