@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from volgrowth.errors import UsageError
 
+DataKind = Literal["parquet", "webdataset", "folder", "arrow"]
 NoiseLevel = Annotated[float, Field(gt=0, le=1000)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 LOW_PRECISION = ("bfloat16", "float16")
@@ -157,6 +158,8 @@ EXECUTION = frozenset(
         "ray_address",
         "max_failed",
         "log_json",
+        "data_kind",
+        "holdout_kind",
     }
 )
 
@@ -207,6 +210,8 @@ class AuditConfig(Frozen):
     ray_address: str | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.01
     log_json: str | None = None
+    data_kind: DataKind | None = None
+    holdout_kind: DataKind | None = None
 
     @field_validator("model", "base", "lora", "data", "holdout", "reference", "output")
     @classmethod

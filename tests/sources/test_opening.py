@@ -127,7 +127,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match="is a file, and neither parquet nor tar"):
         open_source(str(tmp_path / "images.zip"))
-    with pytest.raises(DataError, match=r"matches images\.zip: make it match parquet"):
+    with pytest.raises(DataError, match=r"\* holds no images: it holds 1 \.zip file; expected parquet files"):
         open_source(str(tmp_path / "*"))
 
 

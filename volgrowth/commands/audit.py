@@ -134,13 +134,20 @@ def inspect_inputs(config: AuditConfig) -> FrozenAudit:
     _check_conditions(config, model)
     asked: dict[str, Any] = {"condition_column": config.condition_column, "max_bytes": config.max_bytes}
     source = open_source(
-        config.data, config.split, config.image_column, config.id_column, **asked, configuration=config.data_config
+        config.data,
+        config.split,
+        config.image_column,
+        config.id_column,
+        **asked,
+        configuration=config.data_config,
+        kind=config.data_kind,
     )
     listings = {SCORES_FOLDER: source.listing}
     data, holdout = DataInfo.of(config.data, config.split, source.listing, source.opened), None
     if config.holdout:
         split = config.holdout_split
-        held_out = open_source(config.holdout, split, config.image_column, **asked, configuration=config.holdout_config)
+        asked |= {"configuration": config.holdout_config, "kind": config.holdout_kind}
+        held_out = open_source(config.holdout, split, config.image_column, **asked)
         listings[HOLDOUT_FOLDER] = held_out.listing
         holdout = DataInfo.of(config.holdout, split, held_out.listing, held_out.opened)
         named, audited = (

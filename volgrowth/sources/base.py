@@ -30,6 +30,7 @@ class Request:
         condition_column: the column, or the extension, that holds classes or captions.
         max_bytes: the most bytes of an encoded image; a larger one is not read.
         configuration: name of the configuration of a data set of the hub, if it has several.
+        kind: the kind of files that are the data set, where several lie together: parquet, webdataset, folder or arrow.
     """
 
     data: str
@@ -39,6 +40,7 @@ class Request:
     condition_column: str | None = None
     max_bytes: int = MAX_BYTES
     configuration: str | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)

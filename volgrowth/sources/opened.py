@@ -16,6 +16,7 @@ from typing import Any, Self
 
 SHOWN_KINDS = 8
 """Kinds of files that a sentence names, at most."""
+NAMELESS = "extensionless file"
 _ROLES = {"image": "images", "id": "ids", "condition": "conditions"}
 
 
@@ -36,7 +37,8 @@ class LeftAside:
     example: str = ""
 
     def __str__(self) -> str:
-        named = f", such as {self.example}" if self.example else ""
+        example = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in self.example)
+        named = f", such as {example}" if example else ""
         return f"{counted(self.count, self.kind)} ({self.why}{named})"
 
 
@@ -91,8 +93,8 @@ def kinds_counted(names: Iterable[str]) -> str:
 
 def file_kind(name: str) -> str:
     """Return the kind of a file by the end of its name, in the singular: ".csv file", or "extensionless file"."""
-    ending = os.path.splitext(name)[1].lower()
-    return f"{ending} file" if ending[1:].isalnum() else "extensionless file"
+    ending = os.path.splitext(name.partition("?")[0])[1].lower()
+    return f"{ending} file" if ending[1:].isalnum() else NAMELESS
 
 
 def _named(column: str) -> str:

@@ -2,16 +2,19 @@
 
 A path or URL (`s3://`, `gs://`, `az://`, `hf://`) that exists decides by what it holds, the first of these that fits:
 
-1. a `.parquet` file: its rows
-2. a `.tar` file: the samples of a webdataset
-3. a folder with `state.json` or `dataset_dict.json`: a data set written by `save_to_disk`; not by URL
-4. a folder with parquet files in it or below: their rows, by the split their names tell. Where each has a tar of the
-   same name beside it, it holds what img2dataset notes of that tar, and the tars are read
-5. a folder with tar files in it or below: their samples, by the split their names tell
-6. a folder with image files in it or below: one row a file
+1. a file that ends in `.parquet`, `.pq` or `.parq`: its rows; in `.tar`: the samples of a webdataset; in the ending of
+   an image: one row
+2. a folder with `state.json` or `dataset_dict.json`: a data set written by `save_to_disk`; not by URL
+3. a folder with files of one of these kinds in it or below: the rows of parquet files or the samples of tars, by the
+   split that their names tell, or image files, one row each
 
-Otherwise a pattern such as `data/*.parquet` or `{000..012}.tar` takes the files it stands for, all parquet or all tar,
-and `name` or `org/name` is loaded from the Hugging Face hub.
+Where files of several kinds lie in a folder, tables without an image column are notes on the others and are left aside,
+and so are those that img2dataset writes beside tars, under their names. Image files to which a table leads by paths
+belong to the table. All else is refused with the counts of each kind, unless the request says which kind is meant
+(`kind`). A pattern such as `data/**/*.png` or `{000..012}.tar` stands for files, to which the same rules apply. Other
+names, `name` or `org/name`, are loaded from the Hugging Face hub.
+
+What is left aside is noted with the source: see `volgrowth.sources.opened`.
 """
 
 import glob
@@ -24,9 +27,9 @@ from pathlib import Path
 from volgrowth.config import BRACES, MAX_BYTES
 from volgrowth.errors import DataError
 from volgrowth.sources.base import Request, Source
+from volgrowth.sources.choosing import choose_kind, describing_tables, refuse_several_splits
+from volgrowth.sources.contents import UNITS, Contents, data_kind
 from volgrowth.sources.listing import Listing
-from volgrowth.sources.ordering import Sorted
-from volgrowth.sources.pixels.decoding import EXTENSIONS
 from volgrowth.sources.readers.folder import FolderSource
 from volgrowth.sources.readers.hub import HubSource
 from volgrowth.sources.readers.parquet import ParquetSource
@@ -36,13 +39,13 @@ from volgrowth.storage.places import Found, Place, locate, read_ahead
 from volgrowth.storage.urls import is_url
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_PACKED = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst"})
-_SUFFIXES = EXTENSIONS | _PACKED | {".parquet", ".tar"}
-_FILES = _SUFFIXES | {".arrow", ".csv", ".json", ".jsonl", ".zip", ".npz", ".txt"}
+_FILES = (".csv", ".json", ".jsonl", ".zip", ".npz", ".txt")
 _EXPECTED = (
     "parquet files, webdataset tars, a save_to_disk folder, a folder of images, or an id on the Hugging Face hub"
 )
 _SAVED = ("state.json", "dataset_dict.json")
+_ASKED = re.compile(r"(?:^|[/{,])[._]")
+"""A part of a pattern that names hidden files or drafts."""
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _READERS: dict[str, Callable[..., Source]] = {
     reader.kind: reader for reader in (ParquetSource, WebDatasetSource, FolderSource, ArrowSource)
@@ -58,6 +61,7 @@ def open_source(
     condition_column: str | None = None,
     max_bytes: int = MAX_BYTES,
     configuration: str | None = None,
+    kind: str | None = None,
 ) -> Source:
     """Return the data set of a name, opened by the rules of this module.
 
@@ -73,13 +77,15 @@ def open_source(
         max_bytes: the most bytes of an encoded image; a row with a larger one has the status `too_large`.
         configuration: which configuration of a data set of the hub, if it has several. A local copy of its repository
             is then loaded as the hub's own tools do, too.
+        kind: the kind of files that are the data set, "parquet", "webdataset", "folder" or "arrow"; needed where files
+            of several kinds lie together and nothing tells which are meant.
 
     Raises:
         DataError: nothing is there, or not what was expected; the message says which, and the fix.
     """
     if not data.strip():
         raise DataError(f"no data set was given (got {data!r}): expected {_EXPECTED}")
-    request = Request(data, split, image_column, id_column, condition_column, max_bytes, configuration)
+    request = Request(data, split, image_column, id_column, condition_column, max_bytes, configuration, kind)
     if configuration is not None or (listing is not None and listing.kind == HubSource.kind):
         return HubSource(request, listing)
     found = locate(data)
@@ -91,33 +97,45 @@ def open_source(
     pattern = os.path.expanduser(data)
     if glob.has_magic(pattern) or BRACES.search(pattern):
         return _open_pattern(pattern, request, listing)
-    if listing is None and not is_url(data) and _HUB_ID.fullmatch(data) and Path(data).suffix.lower() not in _FILES:
+    if listing is None and not is_url(data) and _HUB_ID.fullmatch(data) and not _names_a_file(data):
         return HubSource(request)
     raise _missing(data)
 
 
 def _open_file(place: Place, name: str, request: Request) -> Source:
-    kind = _kind(name)
+    kind = data_kind(name)
     if kind == "packed":
         refuse_packed(request.data)
-    if kind not in ("parquet", "webdataset"):
-        raise DataError(f"{request.data} is a file, and neither parquet nor tar: expected {_EXPECTED}")
+    if kind not in _READERS:
+        raise DataError(f"{request.data} is a file, and neither parquet nor tar nor an image: expected {_EXPECTED}")
+    if request.kind not in (None, kind):
+        raise DataError(f"{request.data} is a {UNITS[kind]}, and data_kind was {request.kind}: leave data_kind out")
     return _READERS[kind](place, request, [place.find(name) or Found(name, 0)])
 
 
 def _open_folder(place: Place, request: Request) -> Source:
-    if any(place.size(name) is not None for name in _SAVED):
+    saved = any(place.size(name) is not None for name in _SAVED)
+    if request.kind == ArrowSource.kind or (saved and request.kind is None):
         return ArrowSource(place, request)
-    files = {kind: Sorted[Found]() for kind in ("parquet", "webdataset", "folder", "packed", "other")}
-    for file in place.walk(_SUFFIXES):
-        files[_kind(file.name)].add(file)
-    if files["parquet"] and not _beside_tars(files["parquet"], files["webdataset"]):
-        return ParquetSource(place, request, files["parquet"])
-    if files["webdataset"]:
-        return WebDatasetSource(place, request, files["webdataset"])
-    if files["packed"] and not files["folder"]:
-        refuse_packed(place.url(next(iter(files["packed"])).name))
-    return FolderSource(place, request, files["folder"])
+    contents = Contents()
+    for file in place.walk(contents.add_repeated):
+        contents.add(file)
+    refuse_several_splits(request, contents.files["folder"])
+    return _open_contents(place, request, contents)
+
+
+def _open_contents(place: Place, request: Request, contents: Contents) -> Source:
+    """Open the files of the kind that is meant among those of a folder or a pattern."""
+    contents.settle()
+    kind, notes = choose_kind(place, request, contents)
+    contents.refuse_parts(request.data, kind)
+    tables = describing_tables(request, contents, kind)
+    described = {"tables": tables} if tables else {}
+    source = _READERS[kind](place, request, contents.files[kind], **described)
+    for each in (*notes, *contents.aside()):
+        if not (tables and each[0] == UNITS["parquet"]):  # the source says which tables it does not use
+            source.leave_aside(*each)
+    return source
 
 
 def _open_pattern(pattern: str, request: Request, listing: Listing | None) -> Source:
@@ -126,19 +144,19 @@ def _open_pattern(pattern: str, request: Request, listing: Listing | None) -> So
     found = locate(head or ".")
     if found is None or found[1] is not None:
         raise _missing(pattern)
-    place = found[0]
+    place, tail = found[0], pattern[len(head) :].lstrip("/")
     if listing is not None:
         return _READERS[listing.kind](place, request, listing=listing)
-    files = Sorted.of(dict.fromkeys(_matches(place, pattern[len(head) :].lstrip("/"), pattern)))
+    files = {file.name: file for file in _matches(place, tail, pattern)}
     if not files:
         raise _missing(pattern)
-    kind = _kind(next(iter(files)).name)
-    for file in files:
-        if _kind(file.name) == "packed":
-            refuse_packed(place.url(file.name))
-        if kind not in ("parquet", "webdataset") or _kind(file.name) != kind:
-            raise DataError(f"{pattern} matches {file.name}: make it match parquet files only, or tar files only")
-    return _READERS[kind](place, request, files)
+    contents, asked = Contents(), bool(_ASKED.search(tail))
+    for name, file in files.items():
+        if name.endswith("/"):
+            contents.leave("folder", f"the pattern stands for files; {pattern}/* takes those in it", name)
+        else:
+            contents.add(file, asked)
+    return _open_contents(place, request, contents)
 
 
 def _matches(place: Place, pattern: str, given: str) -> Iterator[Found]:
@@ -169,17 +187,8 @@ def _alternatives(braces: str) -> Iterable[str]:
     return (str(number).zfill(len(low)) for number in range(int(low), int(high) + 1))
 
 
-def _beside_tars(tables: Iterable[Found], tars: Iterable[Found]) -> bool:
-    """Return whether every table lies beside a tar of its name."""
-    names = {os.path.splitext(file.name)[0] for file in tars}
-    return bool(names) and all(os.path.splitext(file.name)[0] in names for file in tables)
-
-
-def _kind(name: str) -> str:
-    stem, suffix = os.path.splitext(name.lower())
-    if suffix in _PACKED:
-        return "packed" if suffix == ".tgz" or stem.endswith(".tar") else "other"
-    return {".parquet": "parquet", ".tar": "webdataset"}.get(suffix, "folder" if suffix in EXTENSIONS else "other")
+def _names_a_file(name: str) -> bool:
+    return data_kind(name) != "" or Path(name).suffix.lower() in _FILES
 
 
 def _missing(data: str) -> DataError:

@@ -6,11 +6,13 @@ A source asks a `Place` for everything it reads, so that every kind of data set 
 
 import glob
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from heapq import heappop, heappush
 from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from volgrowth.errors import DataError
 from volgrowth.storage.copies import tag_of
@@ -35,14 +38,18 @@ class Found(NamedTuple):
     """A file that a listing shows.
 
     Attributes:
-        name: relative to the place, with slashes.
+        name: relative to the place, with slashes; a folder that a pattern stands for has one at its end.
         size: in bytes.
         tag: what changes when the file is written again, if the place tells: its time on a disk, its ETag in a store.
+        identity: what two names of one file have in common (device and inode); None in a store, and of a dangling link.
+        link: "soft" for a name that leads through a symbolic link, "hard" for one of several names, else empty.
     """
 
     name: str
     size: int
     tag: str = ""
+    identity: tuple[int, int] | None = None
+    link: str = ""
 
 
 class Place(ABC):
@@ -57,19 +64,26 @@ class Place(ABC):
     threads: int
 
     @abstractmethod
-    def walk(self, suffixes: frozenset[str]) -> Iterator[Found]:
-        """Yield the files in the folder and below, hidden ones left out, in no particular order.
+    def walk(self, repeated: Callable[[str], None] = lambda name: None) -> Iterator[Found]:
+        """Yield the files in the folder and below, hidden ones too, in no particular order.
 
         Args:
-            suffixes: the ends of names that are wanted, in lower case, such as ".png"; case is ignored.
+            repeated: called with the name of each link to a folder that is walked anyway, or that holds this one.
 
         Raises:
             DataError: the folder, or one in it, cannot be listed.
         """
 
-    @abstractmethod
     def matches(self, pattern: str) -> Iterable[Found]:
-        """Return the files whose names match a pattern of `*`, `?`, `[...]` and `**`, in no particular order."""
+        """Return what matches a pattern of `*`, `?`, `[...]` and `**`, folders too, in no particular order."""
+        if "**" not in pattern:
+            return self._globbed(pattern)
+        # `**` of glob follows links in circles, and that of fsspec holds everything in memory
+        wanted = re.compile(glob_translate(pattern))
+        return (file for file in self.walk() if wanted.match(file.name))
+
+    @abstractmethod
+    def _globbed(self, pattern: str) -> Iterable[Found]: ...
 
     @abstractmethod
     def find(self, name: str) -> Found | None:
@@ -139,24 +153,27 @@ class Place(ABC):
 
 
 class LocalPlace(Place):
-    """A local folder. Links to files and folders are followed, except to a folder that contains the link."""
+    """A local folder. Links are followed, and each folder is walked once, under its own name if it has one here."""
 
     threads = 1
 
     def __init__(self, path: Path) -> None:
         self.where, self.path = str(path), path.resolve()
 
-    def walk(self, suffixes: frozenset[str]) -> Iterator[Found]:
-        return _below(str(self.path), "", suffixes, frozenset())
+    def walk(self, repeated: Callable[[str], None] = lambda name: None) -> Iterator[Found]:
+        return _walked(str(self.path), repeated)
 
-    def matches(self, pattern: str) -> Iterator[Found]:
-        for path in glob.iglob(f"{glob.escape(str(self.path))}/{pattern}", recursive=True):
-            if os.path.isfile(path):
-                yield Found(os.path.relpath(path, self.path), *_size_and_tag(path))
+    def _globbed(self, pattern: str) -> Iterator[Found]:
+        for path in glob.iglob(f"{glob.escape(str(self.path))}/{pattern}"):
+            name = os.path.relpath(path, self.path)
+            if os.path.isdir(path):
+                yield Found(f"{name}/", 0)
+            else:
+                yield _found(path, name, os.path.realpath(path) != path)
 
     def find(self, name: str) -> Found | None:
         path = self.path / name
-        return Found(name, *_size_and_tag(path)) if os.path.isfile(path) else None
+        return _found(path, name, os.path.realpath(path) != os.fspath(path)) if os.path.isfile(path) else None
 
     def read(self, name: str) -> tuple[bytes | None, str | None]:
         path = self.path / name
@@ -190,15 +207,12 @@ class StorePlace(Place):
     def __init__(self, where: str, files: Any, path: str) -> None:
         self.where, self.files, self.path = where, files, path.rstrip("/")
 
-    def walk(self, suffixes: frozenset[str]) -> Iterator[Found]:
+    def walk(self, repeated: Callable[[str], None] = lambda name: None) -> Iterator[Found]:
         paged = "s3" in self.files.protocol and hasattr(self.files, "_iterdir")
         try:
             with _answering(self.where):
                 self.files.invalidate_cache()  # hf:// keeps listings whatever it is told
-                for file in self._paged() if paged else self._folders():
-                    hidden = file.name.startswith(".") or "/." in file.name
-                    if not hidden and os.path.splitext(file.name)[1].lower() in suffixes:
-                        yield file
+                yield from self._paged() if paged else self._folders()
         except FileNotFoundError as error:
             raise DataError(
                 f"{self.where} is not there any more ({store_reason(error)}): it was a moment ago"
@@ -236,13 +250,14 @@ class StorePlace(Place):
         except Exception as error:
             raise translate_boto_error(error) from None
 
-    def matches(self, pattern: str) -> list[Found]:
+    def _globbed(self, pattern: str) -> list[Found]:
         with _answering(self.where):
             found = self.files.glob(f"{self.path}/{pattern}", detail=True)
-        return [self._found(info) for info in found.values() if info["type"] == "file"]
+        return [self._found(info) for info in found.values()]
 
     def _found(self, info: dict[str, Any]) -> Found:
-        return Found(info["name"].removeprefix(f"{self.path}/"), info["size"], tag_of(info))
+        name = info["name"].removeprefix(f"{self.path}/")
+        return Found(f"{name}/", 0) if info["type"] == "directory" else Found(name, info["size"], tag_of(info))
 
     def find(self, name: str) -> Found | None:
         try:
@@ -369,26 +384,65 @@ def _answering(url: str) -> AbstractContextManager[None]:
     return explained(DataError, f"{url} cannot be read", url, "run the same again", passed)
 
 
-def _below(folder: str, prefix: str, suffixes: frozenset[str], above: frozenset[str]) -> Iterator[Found]:
-    above = above | {os.path.realpath(folder)}
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    if os.path.realpath(entry.path) not in above:
-                        yield from _below(entry.path, f"{prefix}{name}/", suffixes, above)
-                elif os.path.splitext(name)[1].lower() in suffixes:
-                    yield Found(prefix + name, *_size_and_tag(entry))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error.strerror}. Check its permissions") from None
+def _walked(root: str, repeated: Callable[[str], None]) -> Iterator[Found]:
+    """Yield the files of `LocalPlace.walk`: first those below real folders, then those behind links, by their names."""
+    links: list[tuple[str, str]] = []
+    seen = {root}
+    yield from _below(root, "", root, seen, links, repeated)
+    while links:
+        name, path = heappop(links)
+        real = os.path.realpath(path)
+        if real in seen or f"{root}/".startswith(f"{real.rstrip('/')}/"):
+            repeated(name)
+        else:
+            seen.add(real)
+            yield from _below(path, f"{name}/", real, seen, links, repeated)
 
 
-def _size_and_tag(file: str | os.PathLike[str]) -> tuple[int, str]:
+def _below(
+    folder: str, prefix: str, real: str, seen: set[str], links: list[tuple[str, str]], repeated: Callable[[str], None]
+) -> Iterator[Found]:
+    """Yield the files in a folder and below, and put links to folders on a heap.
+
+    Args:
+        folder: the folder's path.
+        prefix: what names of files in it begin with.
+        real: its path without links.
+        seen: the real paths of folders that were walked, to which those below this one are added.
+        links: name and path of each link to a folder.
+        repeated: called with the name of each folder that was walked already.
+    """
+    waiting = [(folder, prefix, real)]
+    while waiting:
+        folder, prefix, real = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name = prefix + entry.name
+                    if not _is_folder(entry):
+                        yield _found(entry.path, name, entry.is_symlink() or folder != real)
+                    elif entry.is_symlink():
+                        heappush(links, (name, entry.path))
+                    elif (below := f"{real.rstrip('/')}/{entry.name}") in seen:
+                        repeated(name)
+                    else:
+                        seen.add(below)
+                        waiting.append((entry.path, f"{name}/", below))
+        except OSError as error:
+            raise DataError(f"{folder} cannot be listed: {error.strerror}. Check its permissions") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        facts = file.stat() if isinstance(file, os.DirEntry) else os.stat(file)
+        return entry.is_dir()
     except OSError:
-        return 0, ""  # a broken link: a row, whose error says so
-    return facts.st_size, str(facts.st_mtime_ns)
+        return False  # links that lead to each other
+
+
+def _found(path: str | Path, name: str, linked: bool) -> Found:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return Found(name, 0)  # a broken link: a row, whose error says so
+    link = "soft" if linked else "hard" if stat.st_nlink > 1 else ""
+    return Found(name, stat.st_size, str(stat.st_mtime_ns), (stat.st_dev, stat.st_ino), link)

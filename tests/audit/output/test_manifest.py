@@ -90,6 +90,8 @@ def test_how_an_audit_runs_does_not_change_its_digest_and_what_it_measures_does(
         "gpus_per_worker": 0.5,
         "ray_address": "a:1",
         "max_failed": 0.5,
+        "data_kind": "folder",
+        "holdout_kind": "parquet",
         "log_json": "log",
     }
     assert running.keys() | {"output"} == EXECUTION

@@ -38,7 +38,9 @@ def test_links_are_followed_but_not_in_circles(tmp_path, images):
     (tmp_path / "data" / "circle").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "file.png").symlink_to(tmp_path / "elsewhere" / "0000.png")
     source = open_source(str(tmp_path / "data"))
-    assert names(source) == ["0000.png", "file.png", "linked/0000.png", "linked/0001.png"]
+    # the file behind file.png and linked/0000.png is one
+    assert names(source) == ["0000.png", "file.png", "linked/0001.png"]
+    assert [(each.kind, each.count, each.example) for each in source.left_aside] == [("link", 2, "circle")]
 
 
 def test_files_that_cannot_be_read_are_rows(tmp_path, images):
@@ -78,7 +80,7 @@ def test_a_huge_folder_is_walked_in_bounded_memory(tmp_path):
         for number in range(count):
             os.mknod(tmp_path / folder / f"{number * 7919 % count:06}-{'x' * 40}.png")
         tracemalloc.start()
-        files = Sorted.of(LocalPlace(tmp_path / folder).walk(frozenset({".png"})), 750)
+        files = Sorted.of(LocalPlace(tmp_path / folder).walk(), 750)
         listing = Listing.build("folder", (SourceFile(file.name, file.size, 1) for file in files), 750)
         assert all(row == first for row, (_, first) in enumerate(listing.entries(0, count)))
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -121,7 +123,13 @@ def test_the_fingerprint_follows_every_file(tmp_path, images):
 def test_a_split_is_a_folder_in_it(tmp_path, images):
     write_folder(tmp_path / "train", images[:3])
     write_folder(tmp_path / "test", images[:2])
-    assert open_source(str(tmp_path)).num_rows == 5
+    with pytest.raises(DataError, match=r"has several splits \(test, train\): name the one .*/\*\*/\*"):
+        open_source(str(tmp_path))
+    assert names(open_source(f"{tmp_path}/**/*")) == [
+        "test/0000.png",
+        "test/0001.png",
+        *(f"train/000{n}.png" for n in range(3)),
+    ]
     assert names(open_source(str(tmp_path), split="test")) == ["test/0000.png", "test/0001.png"]
     with pytest.raises(DataError, match=r"no split 'dev'.* it has: test, train"):
         open_source(str(tmp_path), split="dev")
@@ -131,7 +139,7 @@ def test_a_split_is_a_folder_in_it(tmp_path, images):
 
 def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match=r"holds no images: expected files ending in .*\.png"):
+    with pytest.raises(DataError, match=r"holds no images: it holds 1 \.txt file; expected .*\.png"):
         open_source(str(tmp_path))
 
 

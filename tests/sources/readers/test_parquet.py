@@ -90,7 +90,7 @@ def test_paths_are_read_relative_to_the_data_set(tmp_path, images):
     filler = pa.table({"image": pa.array([{"bytes": b"x", "path": "x"}] * 9)})
     typed = pa.table({"image": pa.array([{"bytes": None, "path": path} for path in paths], filler["image"].type)})
     pq.write_table(pa.concat_tables([filler, typed]), tmp_path / "a.parquet")
-    errors = [row.error for row in open_source(str(tmp_path)).read(12, 15)]
+    errors = [row.error for row in open_source(str(tmp_path / "a.parquet")).read(12, 15)]
     assert errors == [
         "the value is a URL, which is not fetched; download first",
         "the value is null: neither bytes nor a path",

@@ -197,9 +197,11 @@ def test_splits_are_told_by_names(tmp_path, images):
 def test_what_img2dataset_notes_beside_a_tar_is_not_the_data_set(tmp_path, images):
     write_tar(tmp_path / "00000.tar", pairs(images[:2]))
     write_parquet(tmp_path / "00000.parquet", images[:5])
-    assert open_source(str(tmp_path)).kind == "webdataset"
+    source = open_source(str(tmp_path))
+    assert (source.kind, [each.kind for each in source.left_aside]) == ("webdataset", ["parquet file"])
     write_parquet(tmp_path / "more.parquet", images[:5])
-    assert open_source(str(tmp_path)).kind == "parquet"
+    with pytest.raises(DataError, match=r"more than one kind, 2 parquet files and 1 tar file \(00000\.tar\)"):
+        open_source(str(tmp_path))
 
 
 def test_a_tar_that_changed_is_an_error(tmp_path, images):

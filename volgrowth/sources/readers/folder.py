@@ -8,7 +8,6 @@ from volgrowth.sources.base import FilesSource, Request, Row, content_id, too_la
 from volgrowth.sources.conditions import OPTIONS
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.opened import Opened
-from volgrowth.sources.pixels.decoding import EXTENSIONS
 from volgrowth.sources.readers.folder_metadata import Described, FolderMetadata, Note
 from volgrowth.storage.places import Found, Place, printable, read_ahead
 
@@ -45,7 +44,11 @@ class FolderSource(FilesSource):
         super().__init__(place, request, files, listing)
         if not self.num_rows:
             folders = {file.name.partition("/")[0] for file in files if "/" in file.name}
-            _refuse_empty(request.data, self._below, folders)
+            raise DataError(
+                f"{request.data} has no split {request.split!r}: a split of an image folder is a folder in it with "
+                f"images, and it has: {', '.join(sorted(folders)[:20]) or 'none'}. Leave split (--split) out to take "
+                "all images"
+            )
 
         if self._metadata is not None and listing is None:
             names = (file.name for file in self.listing if file.rows)
@@ -83,18 +86,6 @@ class FolderSource(FilesSource):
         if (size or 0) != file.size:
             self.place.changed(file.name, "nothing" if size is None else f"{size} bytes", f"{file.size}")
         return Row(row, told.id or content_id(data or b""), name, data, error, told.condition)
-
-
-def _refuse_empty(data: str, below: str, folders: set[str]) -> None:
-    if below:
-        raise DataError(
-            f"{data} has no split {below[:-1]!r}: a split of an image folder is a folder in it with images, and it "
-            f"has: {', '.join(sorted(folders)[:20]) or 'none'}. Leave split (--split) out to take all images"
-        )
-    raise DataError(
-        f"{data.rstrip('/')}/{below} holds no images: expected files ending in {', '.join(sorted(EXTENSIONS))}, "
-        "in it or in folders below"
-    )
 
 
 def _metadata(

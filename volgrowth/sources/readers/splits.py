@@ -15,7 +15,9 @@ DEFAULT_SPLIT = "train"
 """The name that the Hugging Face tools give the rows of a data set without splits."""
 
 _WORDS = {"train": "train training", "test": "test testing eval evaluation", "validation": "validation valid val dev"}
-_SYNONYMS = {word: split for split, words in _WORDS.items() for word in words.split()}
+SPLIT_WORDS = {word: split for split, words in _WORDS.items() for word in words.split()}
+"""The split that a word in a file's or folder's name stands for."""
+
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
 
 
@@ -65,7 +67,7 @@ def split_of(name: str) -> str:
     for part in reversed(path.parts):
         # Hive and Spark write a folder for each value of a column: split=test
         word = re.match(r"[a-z]*", part.lower().removeprefix("split="))
-        if word and word[0] in _SYNONYMS:
+        if word and word[0] in SPLIT_WORDS:
             # `test_hard-00000-of-00001` is a split of its own.
-            return shard if shard and part == path.name and shard not in _SYNONYMS else _SYNONYMS[word[0]]
+            return shard if shard and part == path.name and shard not in SPLIT_WORDS else SPLIT_WORDS[word[0]]
     return shard or DEFAULT_SPLIT
