@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.curation.conftest import ROWS
-from tests.support.samples import dataset, pairs, values, write_folder, write_tar
+from tests.support.samples import dataset, pairs, values, write_folder, write_parquet, write_tar
 from volgrowth.analysis.policy import CurationPolicy, make_list
 from volgrowth.audit.output.listings import write_listings
 from volgrowth.audit.output.manifest import MANIFEST, SCORES_FOLDER, DataInfo
@@ -431,3 +431,32 @@ def test_an_undo_removes_only_what_was_written(parquet, tmp_path):
     for nothing in (new, Path(parquet.frozen.data.name)):
         with pytest.raises(OutputError, match=f"holds no {RECEIPT}"):
             undo_list(str(nothing))
+
+
+def test_what_was_opened_is_written_whatever_its_names_are(run, images, tmp_path):
+    """Drafts that a pattern names, other endings of parquet, one image, images beside what is left aside, links."""
+    root = tmp_path / "data"
+    write_parquet(root / "_draft.parquet", images[:6])
+    write_parquet(root / "x.pq", images[:6])
+    write_folder(root / "pictures", images[:6])
+    write_folder(root / "pictures" / "@eaDir", images[:6])
+    (root / "pictures" / "link.png").symlink_to("0000.png")
+    (root / "pictures" / "notes.txt").write_text("text")
+    expected = {
+        "_*.parquet": ["_draft.parquet"],
+        "x.pq": ["x.pq"],
+        "pictures": [f"000{row}.png" for row in range(6) if row != 2],
+        "pictures/**/*.png": [f"000{row}.png" for row in range(6) if row != 2],
+        "pictures/000[3-5].png": ["0003.png", "0004.png"],
+    }
+    for number, (data, names) in enumerate(expected.items()):
+        audit = run(root / data, tmp_path / f"out{number}")
+        receipt = apply_list(audit, edited(audit, [2]), str(tmp_path / f"curated{number}"))
+        assert receipt.rows == audit.frozen.data.rows - 1
+        written = tmp_path / f"curated{number}"
+        if audit.frozen.data.kind == "folder":
+            assert (written / "files.txt").read_text().splitlines() == names
+        else:
+            assert list(receipt.files) == names
+            kept = [data for row, data in enumerate(images[:6]) if row != 2]
+            assert [value["bytes"] for value in pq.read_table(written / names[0])["image"].to_pylist()] == kept

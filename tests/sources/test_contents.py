@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.samples import IMAGE, pairs, write_parquet, write_tar
+from tests.support.samples import IMAGE, write_parquet, write_tar
 from volgrowth.errors import DataError
 from volgrowth.sources import open_source
 
@@ -25,7 +25,7 @@ def fill(folder: Path, images: list[bytes], *names: str) -> Path:
         elif name.endswith((".parquet", ".pq", ".parq", ".PARQUET")):
             write_parquet(path, images[number : number + 1])
         elif name.endswith(".tar"):
-            write_tar(path, pairs(images[:2]))
+            write_tar(path, [(f"{row}.png", data) for row, data in enumerate(images[:2])])
         elif "png" in name or "jpg" in name or "noending" in name:
             path.write_bytes(images[number])
         else:

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from volgrowth.analysis.policy import Action, list_digest
 from volgrowth.audit.output.result import Audit
@@ -202,6 +203,8 @@ def _count(form: str, stage: Path, audit: Audit) -> int:
             return sum(batch.num_rows for batch in batches)
     if form == "webdataset":
         return count_samples(stage)
+    if form == "parquet":  # by name they need not be what a folder is opened by
+        return sum(pq.read_metadata(path).num_rows for path in stage.rglob("*") if path.is_file())
     config = audit.manifest["config"]
     return open_source(str(stage), audit.frozen.data.split, config["image_column"], config["id_column"]).num_rows
 
