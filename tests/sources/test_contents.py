@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.samples import IMAGE, write_parquet, write_tar
+from tests.support.samples import IMAGE, dataset, write_parquet, write_tar
 from volgrowth.errors import DataError
 from volgrowth.sources import open_source
 
@@ -314,3 +314,13 @@ def test_names_of_any_bytes_are_said_in_one_line(tmp_path, images):
     source = open_source(str(tmp_path))
     assert source.num_rows == 2
     assert "\n" not in "".join(source.opened.lines())
+
+
+def test_what_save_to_disk_wrote_is_told_from_the_state_of_a_trainer(tmp_path, images):
+    fill(tmp_path / "trained", images, "a.png")
+    (tmp_path / "trained" / "state.json").write_text('{"epoch": 3}')
+    assert opened(tmp_path / "trained")[::2] == ("folder", [(".json file", 1, "state.json")])
+    dataset(images[:3]).save_to_disk(str(tmp_path / "saved"))
+    fill(tmp_path / "saved", images, "a.png")
+    assert opened(tmp_path / "saved")[::2] == ("arrow", [("image file", 1, "a.png")])
+    assert opened(tmp_path / "saved", kind="folder")[0] == "folder"

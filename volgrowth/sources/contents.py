@@ -149,6 +149,14 @@ class Contents:
         """Return the first file by name of a kind that is left aside; "" if there is none."""
         return min((tally.example for (each, _), tally in self._aside.items() if each == kind), default="")
 
+    def counted_but(self, chosen: str, why: str) -> list[tuple[str, int, str, str]]:
+        """Return kind, count, the reason and an example of the files of each kind but the chosen one."""
+        return [
+            (UNITS[kind], len(files), why, next(iter(files)).name)
+            for kind, files in self.files.items()
+            if files and kind != chosen
+        ]
+
     def counts(self, kinds: Iterable[str] = UNITS) -> str:
         """Return how many files of each kind there are, in words, with the name of one where there is but one."""
         said = []

@@ -9,6 +9,7 @@ manifest, the summary and the report carry the same record.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, Self
 
 SHOWN_KINDS = 8
 """Kinds of files that a sentence names, at most."""
+_ENDING = re.compile(r"\.[a-z0-9]+")  # of shards, such as a.tfrecord-00000-of-00002, what they share
 NAMELESS = "extensionless file"
 _ROLES = {"image": "images", "id": "ids", "condition": "conditions"}
 
@@ -93,8 +95,8 @@ def kinds_counted(names: Iterable[str]) -> str:
 
 def file_kind(name: str) -> str:
     """Return the kind of a file by the end of its name, in the singular: ".csv file", or "extensionless file"."""
-    ending = os.path.splitext(name.partition("?")[0])[1].lower()
-    return f"{ending} file" if ending[1:].isalnum() else NAMELESS
+    ending = _ENDING.match(os.path.splitext(name.partition("?")[0])[1].lower())
+    return f"{ending[0]} file" if ending else NAMELESS
 
 
 def _named(column: str) -> str:

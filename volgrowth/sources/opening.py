@@ -4,7 +4,7 @@ A path or URL (`s3://`, `gs://`, `az://`, `hf://`) that exists decides by what i
 
 1. a file that ends in `.parquet`, `.pq` or `.parq`: its rows; in `.tar`: the samples of a webdataset; in the ending of
    an image: one row
-2. a folder with `state.json` or `dataset_dict.json`: a data set written by `save_to_disk`; not by URL
+2. a folder with the `state.json` or `dataset_dict.json` of `save_to_disk`: the data set that it wrote; not by URL
 3. a folder with files of one of these kinds in it or below: the rows of parquet files or the samples of tars, by the
    split that their names tell, or image files, one row each
 
@@ -19,6 +19,7 @@ What is left aside is noted with the source: see `volgrowth.sources.opened`.
 
 import glob
 import itertools
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +44,6 @@ _FILES = (".csv", ".json", ".jsonl", ".zip", ".npz", ".txt")
 _EXPECTED = (
     "parquet files, webdataset tars, a save_to_disk folder, a folder of images, or an id on the Hugging Face hub"
 )
-_SAVED = ("state.json", "dataset_dict.json")
 _ASKED = re.compile(r"(?:^|[/{,])[._]")
 """A part of a pattern that names hidden files or drafts."""
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -114,14 +114,29 @@ def _open_file(place: Place, name: str, request: Request) -> Source:
 
 
 def _open_folder(place: Place, request: Request) -> Source:
-    saved = any(place.size(name) is not None for name in _SAVED)
-    if request.kind == ArrowSource.kind or (saved and request.kind is None):
-        return ArrowSource(place, request)
+    saved = _is_saved(place) and request.kind in (None, ArrowSource.kind)
     contents = Contents()
     for file in place.walk(contents.add_repeated):
         contents.add(file)
+    if saved:
+        source = ArrowSource(place, request)
+        for note in contents.counted_but("arrow", "the folder is one data set, which save_to_disk wrote"):
+            source.leave_aside(*note)
+        return source
     refuse_several_splits(request, contents.files["folder"])
     return _open_contents(place, request, contents)
+
+
+def _is_saved(place: Place) -> bool:
+    """Return whether `save_to_disk` wrote a folder; others write a state.json too, without the keys of `datasets`."""
+    if place.size("dataset_dict.json") is not None:
+        return True
+    data, _ = place.read("state.json") if place.size("state.json") is not None else (None, None)
+    try:
+        content = json.loads(data or "null")
+    except ValueError:
+        return True
+    return data is not None and (not isinstance(content, dict) or any(key.startswith("_") for key in content))
 
 
 def _open_contents(place: Place, request: Request, contents: Contents) -> Source:

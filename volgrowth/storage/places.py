@@ -12,11 +12,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from heapq import heappop, heappush
 from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
@@ -25,6 +24,7 @@ from fsspec.utils import glob_translate
 from volgrowth.errors import DataError
 from volgrowth.storage.copies import tag_of
 from volgrowth.storage.failures import explained, store_reason
+from volgrowth.storage.local_files import Found, found_file, walk_folder
 from volgrowth.storage.urls import filesystem, is_url
 
 PAGE = 1000
@@ -32,24 +32,6 @@ PAGE = 1000
 
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-class Found(NamedTuple):
-    """A file that a listing shows.
-
-    Attributes:
-        name: relative to the place, with slashes; a folder that a pattern stands for has one at its end.
-        size: in bytes.
-        tag: what changes when the file is written again, if the place tells: its time on a disk, its ETag in a store.
-        identity: what two names of one file have in common (device and inode); None in a store, and of a dangling link.
-        link: "soft" for a name that leads through a symbolic link, "hard" for one of several names, else empty.
-    """
-
-    name: str
-    size: int
-    tag: str = ""
-    identity: tuple[int, int] | None = None
-    link: str = ""
 
 
 class Place(ABC):
@@ -161,7 +143,7 @@ class LocalPlace(Place):
         self.where, self.path = str(path), path.resolve()
 
     def walk(self, repeated: Callable[[str], None] = lambda name: None) -> Iterator[Found]:
-        return _walked(str(self.path), repeated)
+        return walk_folder(str(self.path), repeated)
 
     def _globbed(self, pattern: str) -> Iterator[Found]:
         for path in glob.iglob(f"{glob.escape(str(self.path))}/{pattern}"):
@@ -169,11 +151,11 @@ class LocalPlace(Place):
             if os.path.isdir(path):
                 yield Found(f"{name}/", 0)
             else:
-                yield _found(path, name, os.path.realpath(path) != path)
+                yield found_file(path, name, os.path.realpath(path) != path)
 
     def find(self, name: str) -> Found | None:
         path = self.path / name
-        return _found(path, name, os.path.realpath(path) != os.fspath(path)) if os.path.isfile(path) else None
+        return found_file(path, name, os.path.realpath(path) != os.fspath(path)) if os.path.isfile(path) else None
 
     def read(self, name: str) -> tuple[bytes | None, str | None]:
         path = self.path / name
@@ -382,67 +364,3 @@ def _answering(url: str) -> AbstractContextManager[None]:
     """Raise what a store raises as a DataError, but not that a file is missing or a folder."""
     passed = (FileNotFoundError, IsADirectoryError)
     return explained(DataError, f"{url} cannot be read", url, "run the same again", passed)
-
-
-def _walked(root: str, repeated: Callable[[str], None]) -> Iterator[Found]:
-    """Yield the files of `LocalPlace.walk`: first those below real folders, then those behind links, by their names."""
-    links: list[tuple[str, str]] = []
-    seen = {root}
-    yield from _below(root, "", root, seen, links, repeated)
-    while links:
-        name, path = heappop(links)
-        real = os.path.realpath(path)
-        if real in seen or f"{root}/".startswith(f"{real.rstrip('/')}/"):
-            repeated(name)
-        else:
-            seen.add(real)
-            yield from _below(path, f"{name}/", real, seen, links, repeated)
-
-
-def _below(
-    folder: str, prefix: str, real: str, seen: set[str], links: list[tuple[str, str]], repeated: Callable[[str], None]
-) -> Iterator[Found]:
-    """Yield the files in a folder and below, and put links to folders on a heap.
-
-    Args:
-        folder: the folder's path.
-        prefix: what names of files in it begin with.
-        real: its path without links.
-        seen: the real paths of folders that were walked, to which those below this one are added.
-        links: name and path of each link to a folder.
-        repeated: called with the name of each folder that was walked already.
-    """
-    waiting = [(folder, prefix, real)]
-    while waiting:
-        folder, prefix, real = waiting.pop()
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    name = prefix + entry.name
-                    if not _is_folder(entry):
-                        yield _found(entry.path, name, entry.is_symlink() or folder != real)
-                    elif entry.is_symlink():
-                        heappush(links, (name, entry.path))
-                    elif (below := f"{real.rstrip('/')}/{entry.name}") in seen:
-                        repeated(name)
-                    else:
-                        seen.add(below)
-                        waiting.append((entry.path, f"{name}/", below))
-        except OSError as error:
-            raise DataError(f"{folder} cannot be listed: {error.strerror}. Check its permissions") from None
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False  # links that lead to each other
-
-
-def _found(path: str | Path, name: str, linked: bool) -> Found:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return Found(name, 0)  # a broken link: a row, whose error says so
-    link = "soft" if linked else "hard" if stat.st_nlink > 1 else ""
-    return Found(name, stat.st_size, str(stat.st_mtime_ns), (stat.st_dev, stat.st_ino), link)
