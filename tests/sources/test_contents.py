@@ -144,10 +144,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "notes beside both": (["0.tar", "a.png", "notes.parquet"], r"data_kind=webdataset or data_kind=folder"),
     "Delta": (
         ["a.parquet", "_delta_log/00.json"],
-        r"is a Delta table \(it has _delta_log/00\.json\), .* present rows as",
+        r"is a table of Delta \(it has _delta_log/00\.json\), .* present rows as",
     ),
-    "Iceberg": (["data/a.parquet", "metadata/v1.metadata.json"], r"is a Iceberg table"),
-    "Hudi": (["a.parquet", ".hoodie/hoodie.properties"], r"is a Hudi table"),
+    "Iceberg": (["data/a.parquet", "metadata/v1.metadata.json"], r"is a table of Iceberg"),
+    "Hudi": (["a.parquet", ".hoodie/hoodie.properties"], r"is a table of Hudi"),
     "two snapshots of the hub": (
         [f"snapshots/{revision}/a.png" for revision in REVISIONS],
         r"hub with 2 snapshots \(snapshots/a+, snapshots/b+\), .* name one of them; refs/main",
@@ -191,6 +191,15 @@ def test_a_store_decides_as_a_disk_does(bucket, images, tmp_path):
             open_source(f"{url}/{number}")
 
 
+def test_files_of_a_managed_table_are_refused_by_their_names_too(tmp_path, images, bucket):
+    fill(tmp_path, images, "a.parquet", "_delta_log/0.json", "b.png")
+    for root in (tmp_path, bucket.upload(tmp_path, "x")):
+        for name in ("a.parquet", "*.parquet"):
+            with pytest.raises(DataError, match="is a table of Delta"):
+                open_source(f"{root}/{name}")
+        assert opened(f"{root}/*.png")[1] == ["b.png"]
+
+
 def test_an_empty_folder_says_so(tmp_path):
     with pytest.raises(DataError, match="holds no images: it holds nothing; expected"):
         open_source(str(tmp_path))
@@ -210,6 +219,8 @@ def test_the_setting_says_which_kind_is_meant(tmp_path, images):
     with pytest.raises(DataError, match=r"backup\.tar is a tar file, and data_kind was folder"):
         open_source(f"{tmp_path}/backup.tar", kind="folder")
     assert opened(tmp_path / "backup.tar", kind="webdataset")[0] == "webdataset"
+    with pytest.raises(DataError, match=r"org/name is not here, and .* hub has no data_kind \(got folder\)"):
+        open_source("org/name", kind="folder")
 
 
 def test_a_named_image_column_tells_that_image_files_are_not_meant(tmp_path, images):

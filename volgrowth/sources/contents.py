@@ -30,7 +30,7 @@ NOT_DATA = frozenset({"@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX"})
 _ENDINGS = dict.fromkeys((".parquet", ".pq", ".parq"), "parquet") | {".tar": "webdataset", ".arrow": "arrow"}
 _PACKED = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst"})
 _HIDDEN = "names that begin with ., thumbnails and deleted files are no data"
-_DRAFT = "names that begin with _ are no data where it is in tables or tars"
+_DRAFT = "tables and tars below names that begin with _ are no data"
 _TWICE = "the same file is there under another name, and one file counts once"
 _NOT_READ = "of no kind that is read"
 _NAMELESS = "names without an ending tell no kind; end those of images in .png or the like"
@@ -44,6 +44,8 @@ _MANAGED = {
     "Iceberg": re.compile(r"(?:^|/)metadata/[^/]*\.metadata\.json$"),
 }
 """What only a table of files has that lists which of its files hold rows; the others hold rows that were deleted."""
+MARKS = ("_delta_log/*.json", ".hoodie/*", "metadata/*.metadata.json")
+"""Patterns of the same in a folder."""
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Contents:
 
     def add(self, file: Found, asked: bool = False) -> None:
         """Add a file; `asked` says that the user named hidden files and drafts, which are data then."""
-        self._note_marks(file.name)
+        self.note_marks(file.name)
         kind = data_kind(file.name)
         *folders, _ = parts = file.name.split("/")
         hidden = any(part.startswith(".") for part in parts) or not NOT_DATA.isdisjoint(folders)
@@ -177,8 +179,8 @@ class Contents:
         """
         for table, name in self.managed.items() if kind == "parquet" else ():
             raise DataError(
-                f"{where} is a {table} table (it has {printable(name)}), whose files may hold rows that were deleted "
-                f"or replaced: write its present rows as parquet by a reader of {table} tables, and audit those files"
+                f"{where} is a table of {table} (it has {printable(name)}), whose files may hold rows that were deleted "
+                f"or replaced: write its present rows as parquet by a reader of {table}, and audit those files"
             )
         if len(self.snapshots) > 1:
             shown = ", ".join(sorted(self.snapshots)[:4])
@@ -187,7 +189,8 @@ class Contents:
                 "hold the same rows more than once: name one of them; refs/main holds the name of the present one"
             )
 
-    def _note_marks(self, name: str) -> None:
+    def note_marks(self, name: str) -> None:
+        """Note a file by whose name a managed table or a snapshot of the hub is told."""
         for kind, mark in _MANAGED.items():
             if mark.search(name):
                 self.managed.setdefault(kind, name)

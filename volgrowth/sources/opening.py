@@ -29,7 +29,7 @@ from volgrowth.config import BRACES, MAX_BYTES
 from volgrowth.errors import DataError
 from volgrowth.sources.base import Request, Source
 from volgrowth.sources.choosing import choose_kind, describing_tables, refuse_several_splits
-from volgrowth.sources.contents import UNITS, Contents, data_kind
+from volgrowth.sources.contents import MARKS, UNITS, Contents, data_kind
 from volgrowth.sources.listing import Listing
 from volgrowth.sources.readers.folder import FolderSource
 from volgrowth.sources.readers.hub import HubSource
@@ -98,6 +98,10 @@ def open_source(
     if glob.has_magic(pattern) or BRACES.search(pattern):
         return _open_pattern(pattern, request, listing)
     if listing is None and not is_url(data) and _HUB_ID.fullmatch(data) and not _names_a_file(data):
+        if kind is not None:
+            raise DataError(
+                f"{data} is not here, and a data set of the hub has no data_kind (got {kind}): leave it out"
+            )
         return HubSource(request)
     raise _missing(data)
 
@@ -110,6 +114,8 @@ def _open_file(place: Place, name: str, request: Request) -> Source:
         raise DataError(f"{request.data} is a file, and neither parquet nor tar nor an image: expected {_EXPECTED}")
     if request.kind not in (None, kind):
         raise DataError(f"{request.data} is a {UNITS[kind]}, and data_kind was {request.kind}: leave data_kind out")
+    if kind == "parquet":
+        _refuse_part_of_table(place, request, Contents())
     return _READERS[kind](place, request, [place.find(name) or Found(name, 0)])
 
 
@@ -137,6 +143,14 @@ def _is_saved(place: Place) -> bool:
     except ValueError:
         return True
     return data is not None and (not isinstance(content, dict) or any(key.startswith("_") for key in content))
+
+
+def _refuse_part_of_table(place: Place, request: Request, contents: Contents) -> None:
+    """Raise a DataError if files that were named lie in a folder that is a managed table, which does not list them."""
+    for pattern in MARKS:
+        for file in place.matches(pattern):
+            contents.note_marks(file.name)
+    contents.refuse_parts(request.data, "parquet")
 
 
 def _open_contents(place: Place, request: Request, contents: Contents) -> Source:
@@ -171,6 +185,8 @@ def _open_pattern(pattern: str, request: Request, listing: Listing | None) -> So
             contents.leave("folder", f"the pattern stands for files; {pattern}/* takes those in it", name)
         else:
             contents.add(file, asked)
+    if contents.files["parquet"]:
+        _refuse_part_of_table(place, request, contents)
     return _open_contents(place, request, contents)
 
 
