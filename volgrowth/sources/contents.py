@@ -179,8 +179,8 @@ class Contents:
         """
         for table, name in self.managed.items() if kind == "parquet" else ():
             raise DataError(
-                f"{where} is a table of {table} (it has {printable(name)}), whose files may hold rows that were deleted "
-                f"or replaced: write its present rows as parquet by a reader of {table}, and audit those files"
+                f"{where} is a table of {table} (it has {printable(name)}), whose files may hold deleted or replaced "
+                f"rows: write its present rows as parquet by a reader of {table}, and audit those files"
             )
         if len(self.snapshots) > 1:
             shown = ", ".join(sorted(self.snapshots)[:4])
