@@ -10,13 +10,13 @@ from functools import partial
 from typing import NoReturn
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from volgrowth.errors import DataError
 from volgrowth.sources.base import Request
 from volgrowth.sources.contents import UNITS, Contents
 from volgrowth.sources.opened import NAMELESS
 from volgrowth.sources.pixels.decoding import EXTENSIONS
+from volgrowth.sources.readers.parquet import PAGE_BYTES, open_parquet
 from volgrowth.sources.readers.splits import SPLIT_WORDS
 from volgrowth.sources.readers.table_columns import image_columns
 from volgrowth.sources.readers.webdataset import refuse_packed
@@ -126,15 +126,17 @@ def _beside_tars(tables: Iterable[Found], tars: Iterable[Found]) -> bool:
 
 def _role(place: Place, file: Found) -> str:
     """Return what a table is beside other files: "images" if it holds some, "paths" if it leads to some, or "notes"."""
-    with place.open(file.name, file.size) as stream:
+    with open_parquet(place, file, buffer_size=PAGE_BYTES) as parquet:
+        schema = parquet.schema_arrow
+        found = image_columns(schema)
+        if not found or not parquet.metadata.num_rows:
+            return "notes"
+        if any(schema.names.count(name) > 1 or not pa.types.is_struct(schema.field(name).type) for name in found):
+            return "images"
         try:
-            parquet = pq.ParquetFile(stream)
-            found = image_columns(parquet.schema_arrow)
-            if not found or not parquet.metadata.num_rows:
-                return "notes"
-            if not all(pa.types.is_struct(parquet.schema_arrow.field(name).type) for name in found):
-                return "images"
             rows = next(parquet.iter_batches(batch_size=_PEEKED, columns=found)).to_pylist()
+        except UnicodeDecodeError:
+            return "images"  # nothing tells, so it is asked
         except (pa.ArrowException, OSError) as error:
             raise DataError(
                 f"{place.url(file.name)} cannot be read as parquet ({error}): write it again, or move it away"

@@ -9,7 +9,7 @@ Of an object in a store, too, only the footer and the wanted columns of these ro
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -64,36 +64,9 @@ class ParquetSource(FilesSource):
     def columns_by_role(self) -> dict[str, str]:
         return self.columns.by_role
 
-    @contextmanager
-    def open_file(self, file: Found | SourceFile, **options: Any) -> Iterator[pq.ParquetFile]:
-        """Give a file of the data set, opened.
-
-        Args:
-            file: the file; one of the listing must hold the rows that the listing says.
-            options: passed to `pyarrow.parquet.ParquetFile`; without any, columns are fetched ahead
-                if they are not too large.
-
-        Raises:
-            DataError: the file has changed, or its footer cannot be read.
-        """
-        with self.place.open(file.name, file.size) as stream:
-            try:
-                parquet = pq.ParquetFile(stream, **({"pre_buffer": True} | options))
-            except (pa.ArrowException, OSError) as error:
-                where = self.place.url(file.name)
-                if "encrypted" in str(error):
-                    raise _encrypted(where) from None
-                raise DataError(
-                    f"{where} cannot be read as parquet, its footer is corrupt or cut off ({error}): write it again"
-                ) from None
-            if isinstance(file, Found) and _has_signature(stream, parquet.metadata):
-                raise _encrypted(self.place.url(file.name))
-            if not options and _largest_group(parquet.metadata) > AHEAD_BYTES:
-                parquet = pq.ParquetFile(stream, metadata=parquet.metadata, **_BY_PAGES)
-            rows = parquet.metadata.num_rows
-            if isinstance(file, SourceFile) and rows != file.rows:
-                self.place.changed(file.name, f"{rows} rows", f"{file.rows}")
-            yield parquet
+    def open_file(self, file: Found | SourceFile, **options: Any) -> AbstractContextManager[pq.ParquetFile]:
+        """Return the context that gives a file of the data set, opened: see `open_parquet`."""
+        return open_parquet(self.place, file, **options)
 
     def _read(self, start: int, stop: int) -> Iterator[Row]:
         for file, first in self.listing.entries(start, stop):
@@ -225,6 +198,39 @@ class ParquetSource(FilesSource):
                 # The rows will say so one by one when they are read.
                 return pa.Table.from_batches([], schema).column(name)
         return pa.chunked_array([batch.column(name)])
+
+
+@contextmanager
+def open_parquet(place: Place, file: Found | SourceFile, **options: Any) -> Iterator[pq.ParquetFile]:
+    """Give a parquet file, opened.
+
+    Args:
+        place: the folder of the data set.
+        file: the file; one of the listing must hold the rows that the listing says.
+        options: passed to `pyarrow.parquet.ParquetFile`; without any, columns are fetched ahead
+            if they are not too large.
+
+    Raises:
+        DataError: the file has changed, or its footer cannot be read.
+    """
+    with place.open(file.name, file.size) as stream:
+        try:
+            parquet = pq.ParquetFile(stream, **({"pre_buffer": True} | options))
+        except (pa.ArrowException, OSError) as error:
+            where = place.url(file.name)
+            if "encrypted" in str(error):
+                raise _encrypted(where) from None
+            raise DataError(
+                f"{where} cannot be read as parquet, its footer is corrupt or cut off ({error}): write it again"
+            ) from None
+        if isinstance(file, Found) and _has_signature(stream, parquet.metadata):
+            raise _encrypted(place.url(file.name))
+        if not options and _largest_group(parquet.metadata) > AHEAD_BYTES:
+            parquet = pq.ParquetFile(stream, metadata=parquet.metadata, **_BY_PAGES)
+        rows = parquet.metadata.num_rows
+        if isinstance(file, SourceFile) and rows != file.rows:
+            place.changed(file.name, f"{rows} rows", f"{file.rows}")
+        yield parquet
 
 
 def _has_signature(stream: Any, metadata: pq.FileMetaData) -> bool:
