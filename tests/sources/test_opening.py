@@ -55,7 +55,7 @@ def test_a_pickled_source_is_small_and_reads_the_same(root, name):
 def test_a_listing_is_enough_to_read_again(root, name, monkeypatch):
     source = open_source(str(root / name))
     chunks = list(source.listing.chunks())
-    monkeypatch.setattr("volgrowth.storage.places._below", None)
+    monkeypatch.setattr("volgrowth.storage.places.walk_folder", None)
     again = open_source(str(root / name), listing=Listing.stored(source.listing.describe(), chunks.__getitem__))
     assert list(again.read(15, 25)) == list(source.read(15, 25))
     assert (again.fingerprint, again.num_files) == (source.fingerprint, source.num_files)

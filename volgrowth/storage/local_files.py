@@ -1,7 +1,9 @@
 """Files on a local disk: folders are walked once, and a file is known under whatever name leads to it."""
 
+import fnmatch
 import os
 from collections.abc import Callable, Iterator
+from glob import has_magic
 from heapq import heappop, heappush
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +54,33 @@ def walk_folder(root: str, repeated: Callable[[str], None]) -> Iterator[Found]:
             yield from _below(path, f"{name}/", real, seen, links, repeated)
 
 
+def matching_paths(folder: str, pattern: str) -> Iterator[str]:
+    """Yield the paths in a folder that match a pattern of `*`, `?` and `[...]`, hidden ones if it names them.
+
+    Raises:
+        DataError: a folder that the pattern leads to cannot be listed; `glob` of Python would leave it out.
+    """
+    part, _, rest = pattern.partition("/")
+    if not has_magic(part):
+        found = [os.path.join(folder, part)] if os.path.lexists(os.path.join(folder, part)) else []
+    else:
+        hidden = part.startswith(".")
+        try:
+            names = [name for name in os.listdir(folder) if hidden or not name.startswith(".")]
+        except OSError as error:
+            raise _unlisted(folder, error) from None
+        found = [os.path.join(folder, name) for name in fnmatch.filter(names, part)]
+    for path in found:
+        if not rest:
+            yield path
+        elif os.path.isdir(path):
+            yield from matching_paths(path, rest)
+
+
+def _unlisted(folder: str, error: OSError) -> DataError:
+    return DataError(f"{folder} cannot be listed: {error.strerror}. Check its permissions")
+
+
 def _below(
     folder: str, prefix: str, real: str, seen: set[str], links: list[tuple[str, str]], repeated: Callable[[str], None]
 ) -> Iterator[Found]:
@@ -82,7 +111,7 @@ def _below(
                         seen.add(below)
                         waiting.append((entry.path, f"{name}/", below))
         except OSError as error:
-            raise DataError(f"{folder} cannot be listed: {error.strerror}. Check its permissions") from None
+            raise _unlisted(folder, error) from None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

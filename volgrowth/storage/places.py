@@ -4,7 +4,6 @@ A source asks a `Place` for everything it reads, so that every kind of data set 
 (no rights, no network) are never taken for bad images: they end the run, which can be resumed.
 """
 
-import glob
 import os
 import re
 from abc import ABC, abstractmethod
@@ -24,7 +23,7 @@ from fsspec.utils import glob_translate
 from volgrowth.errors import DataError
 from volgrowth.storage.copies import tag_of
 from volgrowth.storage.failures import explained, store_reason
-from volgrowth.storage.local_files import Found, found_file, walk_folder
+from volgrowth.storage.local_files import Found, found_file, matching_paths, walk_folder
 from volgrowth.storage.urls import filesystem, is_url
 
 PAGE = 1000
@@ -146,7 +145,7 @@ class LocalPlace(Place):
         return walk_folder(str(self.path), repeated)
 
     def _globbed(self, pattern: str) -> Iterator[Found]:
-        for path in glob.iglob(f"{glob.escape(str(self.path))}/{pattern}"):
+        for path in matching_paths(str(self.path), pattern):
             name = os.path.relpath(path, self.path)
             if os.path.isdir(path):
                 yield Found(f"{name}/", 0)

@@ -144,7 +144,9 @@ def test_a_folder_without_images_is_an_error(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
-def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path):
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, images):
+    write_folder(tmp_path / "open", images[:1])
     (tmp_path / "closed").mkdir(mode=0)
-    with pytest.raises(DataError, match="closed cannot be listed"):
-        open_source(str(tmp_path))
+    for data in (tmp_path, f"{tmp_path}/*/*.png", f"{tmp_path}/**/*.png"):
+        with pytest.raises(DataError, match="closed cannot be listed"):
+            open_source(str(data))
