@@ -5,6 +5,7 @@ import random
 import pytest
 
 from tests.support.samples import digits, pairs, write_tar
+from tests.support.tars import ordinary
 from volgrowth.cli import run_command
 from volgrowth.errors import DataError
 from volgrowth.sources import open_source
@@ -95,12 +96,23 @@ def test_what_is_left_aside_is_counted(tmp_path):
     assert aside(open_source(str(tmp_path), condition_column="txt"))["other member"] == (1, "json 1")
 
 
-def test_extensions_are_counted_up_to_a_number(tmp_path, monkeypatch):
+def test_extensions_are_told_apart_up_to_a_number(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_census, "_MOST_EXTENSIONS", 3)
     for part in "ab":
-        write_tar(tmp_path / f"{part}.tar", [("0.png", IMAGES[0]), *[(f"0.{part}{row}", b"") for row in range(9)]])
-    left = aside(open_source(str(tmp_path)))
-    assert left["other member"] == (18, "other 16, a0 1, a1 1")
+        others = [(f"{row}.{part}{row}", b"") for row in range(9)]
+        images = [(f"{row}.{part}{row}.png", IMAGES[0]) for row in range(9)]
+        write_tar(tmp_path / f"{part}.tar", sorted([*others, *images, ("9.cls", b"7")]))
+    source = open_source(str(tmp_path), condition_column="cls")
+    assert aside(source)["other member"][0] == 18
+    assert source.num_rows == 20
+    assert source.opened.columns["image"].startswith(".*.png")
+
+
+def test_the_tar_is_named_of_which_something_is_said(tmp_path):
+    write_tar(tmp_path / "a.tar", pairs(IMAGES))
+    (tmp_path / "b.tar").write_bytes(ordinary(pairs(IMAGES)) * 2)
+    said = {each.kind: (each.count, each.example) for each in open_source(str(tmp_path)).opened.left_aside}
+    assert (said["inner end mark"], said["repeated key"]) == ((1, "b.tar"), (8, "b.tar"))
 
 
 def shuffled(members, seed=1):

@@ -63,13 +63,12 @@ class TarCensus:
             self._images.append(0)
         self._names.append(hash((part.key, part.extension)))
         self._owners.append(part.sample)
-        known = part.extension in self.extensions or len(self.extensions) < _MOST_EXTENSIONS
-        self.extensions[part.extension if known else _OTHER] += 1
+        self.extensions[self._label(part.extension)] += 1
         if is_image(part.extension, self.wanted.image):
             self._images[-1] += 1
-            if "." in part.extension:
+            if "." in part.extension and "dotted" not in self.examples:
                 said = f"{part.member.name} is the image {part.extension} of the sample {part.key}"
-                self.examples.setdefault("dotted", said)
+                self.examples["dotted"] = said
         return begins
 
     def close(self, archives: int, name: str, url: str) -> None:
@@ -86,10 +85,10 @@ class TarCensus:
         images = np.frombuffer(self._images, np.int64)
         self.joined = archives - 1
         self.without, self.several = int((images == 0).sum()), int((images > 1).sum())
-        self.examples |= {"joined": name, "repeated": name}
         if self.several:
             raise DataError(self._several_images(url))
         self.repeated, apart = self._repeated_and_apart()
+        self.examples |= {what: name for what in ("joined", "repeated") if getattr(self, what)}
         if apart:
             raise DataError(
                 f"{url} has members of one key that do not follow each other, in {counted(apart, 'sample')}: readers "
@@ -106,8 +105,7 @@ class TarCensus:
         self.repeated += other.repeated
         self.joined += other.joined
         for extension, count in other.extensions.items():
-            known = extension in self.extensions or len(self.extensions) < _MOST_EXTENSIONS
-            self.extensions[extension if known else _OTHER] += count
+            self.extensions[self._label(extension)] += count
         self.examples = {**other.examples, **self.examples}
 
     @property
@@ -157,6 +155,12 @@ class TarCensus:
         if self.joined:
             why = "archives were joined there, and all of them are read; in tars"
             yield LeftAside("inner end mark", self.joined, why, printable(self.examples["joined"]))
+
+    def _label(self, extension: str) -> str:
+        """Return the name under which an extension is counted: its own, or one for all that came too late."""
+        if extension in self.extensions or extension in self.wanted or len(self.extensions) < _MOST_EXTENSIONS:
+            return extension
+        return f"*.{extension.rpartition('.')[2]}" if is_image(extension, None) else _OTHER
 
     def _several_images(self, url: str) -> str:
         images = Counter({found: self.extensions[found] for found in self.image_extensions})
