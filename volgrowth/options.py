@@ -36,6 +36,7 @@ def _shared(
         ),
     ],
     output: Annotated[str, option("Folder or URL for the audit; repeat the command to resume it.")],
+    subfolder: Annotated[str | None, option("Folder in MODEL that holds the network, such as unet_ema.")] = None,
     base: Annotated[str | None, option("Pipeline that supplies what MODEL lacks, if MODEL is a bare network.")] = None,
     lora: Annotated[str | None, option("LoRA weights on top of the model: a file, folder, URL or hub id.")] = None,
     split: Annotated[str | None, option("Split of the data set, if it has several.")] = None,

@@ -59,6 +59,7 @@ def list_config(folder: Path) -> None:
 
 def no_index(folder: Path) -> None:
     (folder / "model_index.json").unlink()
+    network_config(folder).unlink()
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -124,7 +125,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "_class_name 'LCMScheduler': expected one of DDPMScheduler, DDIMScheduler",
     ),
     "a scheduler of other networks": (
-        lambda f: edit(scheduler_config(f), _class_name="ScoreSdeVeScheduler"),
+        lambda f: edit(scheduler_config(f), "prediction_type", _class_name="ScoreSdeVeScheduler"),
         "lacks the fourier time embedding that goes with a ScoreSdeVeScheduler",
     ),
     "flow prediction on a table": (
@@ -180,12 +181,18 @@ def fewer_layers(folder: Path) -> None:
 
 UNLOADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing tensor": (drop_a_tensor, r"lack 1 tensors .* conv_out\.weight .*: they belong to another config\.json"),
-    "other shapes": (lambda f: edit(network_config(f), block_out_channels=[8, 16]), "cannot be loaded .*: download"),
+    "other shapes": (
+        lambda f: edit(network_config(f), block_out_channels=[8, 16]),
+        "asks for another network .* use the config",
+    ),
     "a network of fewer layers": (
         fewer_layers,
         r"tensors .*: they belong to another config\.json",
     ),
-    "an unknown block": (lambda f: edit(network_config(f), down_block_types=["A", "B"]), "cannot be loaded .*A"),
+    "an unknown block": (
+        lambda f: edit(network_config(f), down_block_types=["A", "B"]),
+        "config.json makes no UNet2DModel .*A",
+    ),
     "betas above 1": (lambda f: edit(scheduler_config(f), beta_end=2.0), "scheduler.*: expected"),
     "no noise at all": (lambda f: edit(scheduler_config(f), beta_start=0.0), "scheduler.*: expected"),
 }

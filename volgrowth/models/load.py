@@ -1,20 +1,22 @@
 """Load a model by the name that a user gives: a folder, URL, hub id or factory becomes a Denoiser."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 
-from volgrowth.errors import ModelError
+from volgrowth.errors import ModelError, kind_and_line
 from volgrowth.models.checkpoint_files import PATTERNS, wanted_folders
 from volgrowth.models.downloads import local_folder
 from volgrowth.models.edm.model import EDMFolder, inspect_edm, is_edm
 from volgrowth.models.factories import FACTORY, inspect_factory, load_factory
 from volgrowth.models.pipelines.inspection import inspect_folder
 from volgrowth.models.pipelines.model_folder import DiffusersFolder, ModelOptions
+from volgrowth.models.recognition import no_folder
 from volgrowth.numerics import Denoiser
 from volgrowth.records import ModelInfo
 from volgrowth.storage.urls import is_url
@@ -22,6 +24,7 @@ from volgrowth.storage.urls import is_url
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DType)}
 FACTORY_LOADS = "a factory loads what it needs itself"
+T = TypeVar("T")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -117,19 +120,29 @@ def _inspected(
     try:
         if is_edm(folder):
             _refuse_beside("an EDM network is whole and of one size", base=base, lora=lora, resolution=resolution)
-            yield inspect_edm(folder)
+            yield _checked(name, lambda: inspect_edm(folder))
         else:
             options = ModelOptions(
                 base=_folder(base, None, None) if base else None,
                 lora=_lora_file(lora) if lora else None,
                 resolution=resolution,
             )
-            yield inspect_folder(folder, options)
+            yield _checked(name, lambda: inspect_folder(folder, options))
     except ModelError as error:
         if not is_url(name):
             raise
         given = "/".join(part.strip("/") for part in (name, subfolder) if part)
         raise ModelError(str(error).replace(str(folder), given)) from None
+
+
+def _checked(name: str, inspect: Callable[[], T]) -> T:
+    """Return what `inspect` returns; a configuration may hold anything, also what no class of diffusers would write."""
+    try:
+        return inspect()
+    except (TypeError, KeyError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise ModelError(
+            f"the configuration of {name} is not as diffusers writes it ({kind_and_line(error)}): save the model again"
+        ) from error
 
 
 def _folder(name: str, revision: str | None, subfolder: str | None) -> Path:
@@ -138,7 +151,9 @@ def _folder(name: str, revision: str | None, subfolder: str | None) -> Path:
         raise ModelError(f"revision {revision!r} was given for the folder {name}: expected a hub id, or no revision")
     path = local_folder(name, subfolder) if is_url(name) else Path(name).expanduser()
     if path.is_file():
-        raise ModelError(f"{name} is a file: expected the diffusers folder it belongs to")
+        raise no_folder(path, name)
+    if path.is_symlink() and not path.exists():
+        raise ModelError(f"{name} is a link to {path.readlink()}, which is not there: name the folder itself")
     if not path.is_dir():
         wanted = [f"{place}/{file}".lstrip("/") for place in wanted_folders(subfolder) for file in PATTERNS]
         path = _snapshot(name, revision, wanted)
@@ -165,7 +180,7 @@ def _snapshot(name: str, revision: str | None, wanted: list[str]) -> Path:
     """Download files of a hub id whose paths match one of the patterns, and return their folder."""
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelError(
-            f"model {name} does not exist: expected a diffusers folder, a hub id such as "
+            f"model {name} does not exist{_near(name)}: expected a diffusers folder, a hub id such as "
             f"google/ddpm-cifar10-32, or factory:module:function"
         )
     from huggingface_hub import snapshot_download
@@ -176,9 +191,19 @@ def _snapshot(name: str, revision: str | None, wanted: list[str]) -> Path:
         reason = type(error).__name__
         at = f" at revision {revision}" if revision else ""
         raise ModelError(
-            f"model {name} is no local folder, and the hub did not give it{at} ({reason}): check the "
+            f"model {name} is no local folder{_near(name)}, and the hub did not give it{at} ({reason}): check the "
             f"name, the revision, your network and, for private models, `hf auth login`"
         ) from None
+
+
+def _near(name: str) -> str:
+    """Return ` (there is OTHER)` if a folder beside the one that was named has nearly that name, else nothing."""
+    path = Path(name).expanduser()
+    if not path.parent.is_dir():
+        return ""
+    here = {other.name.lower(): other.name for other in path.parent.iterdir() if other.is_dir()}
+    found = get_close_matches(path.name.lower(), here, 1, 0.8)
+    return f" (there is {path.parent / here[found[0]]})" if found else ""
 
 
 def _names(folder: Path) -> str:

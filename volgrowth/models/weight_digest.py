@@ -88,14 +88,14 @@ def _check_values(name: str, tensor: Tensor, called: str) -> None:
             f"{called} returned a denoiser whose tensor {name} has no values yet (it is "
             f"{'lazy' if is_lazy(tensor) else 'on the meta device'}): load the weights in the factory"
         )
-    if isinstance(tensor, torch.nn.Parameter) and not _is_finite(tensor):  # a mask may hold -inf, weights may not
+    if isinstance(tensor, torch.nn.Parameter) and not is_finite(tensor):  # a mask may hold -inf, weights may not
         raise ModelError(
             f"{called} returned a denoiser whose tensor {name} holds NaN or infinity: give a checkpoint from before "
             f"its training diverged"
         )
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Return False if an entry is NaN or infinite; kinds of tensors that cannot tell count as finite."""
     try:
         tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -28,11 +28,20 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from volgrowth.errors import ModelError
-from volgrowth.models.checkpoint_files import Component, model_digest, read_json, unreadable
+from volgrowth.models.checkpoint_files import (
+    LARGEST_IMAGE,
+    Component,
+    check_finite,
+    model_digest,
+    read_json,
+    unreadable,
+)
 from volgrowth.models.conditioning import ClassConditioner
 from volgrowth.models.edm.preconditioning import PRECONDITIONINGS, Preconditioning
 from volgrowth.models.edm.unets import ARCHITECTURES, Architecture, UNet
 from volgrowth.models.network import NetworkDenoiser
+from volgrowth.models.recognition import is_training_state, pickles
+from volgrowth.models.tensor_names import plain_name
 from volgrowth.numerics.denoisers import Condition
 from volgrowth.records import ModelInfo
 
@@ -115,6 +124,7 @@ class EDMFolder:
             parameters=self.component.num_parameters,
             condition="class" if self.interface.label_dim else None,
             has_null=self.has_null,
+            notes=tuple(self.component.notes()),
         )
 
     def empty_network(self) -> UNet:
@@ -145,6 +155,7 @@ class EDMFolder:
             network.load_state_dict(_own_names(tensors), assign=True)
         except Exception as error:  # safetensors and torch each raise their own kinds
             raise unreadable(self.component.folder, error) from None
+        check_finite(self.component.folder, network)
         for name, part in network.named_children():
             # random frequencies are large, so rounding them to a low precision would change the embedding
             part.to(device, dtype if name == "map_noise" else precision)
@@ -175,7 +186,7 @@ class EDMFolder:
 def is_edm(folder: Path) -> bool:
     """Return True if `inspect_edm` reads this folder: an EDM config.json, or nothing but a pickle."""
     if not (folder / "config.json").is_file():
-        return not (folder / "model_index.json").is_file() and any(folder.glob("*.pkl"))
+        return not (folder / "model_index.json").is_file() and bool(pickles(folder)) and not is_training_state(folder)
     config = read_json(folder / "config.json")
     return "img_resolution" in config or str(config.get("_class_name")).endswith("Precond")
 
@@ -200,16 +211,32 @@ def inspect_edm(folder: Path) -> EDMFolder:
     )
     try:
         model.preconditioning.parameterization()
+        _check_counts(model, where)
         network = model.empty_network()
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, RuntimeError, OverflowError, TypeError) as error:
         raise ModelError(f"{where} makes no network ({error}): expected the arguments it was trained with") from None
     _check_weights(component, network)
     return model
 
 
+def _check_counts(model: EDMFolder, where: Path) -> None:
+    """Check numbers that decide how many layers are made, since layers without weights cost time and memory too."""
+    architecture, tensors = model.architecture.model_dump(), len(model.component.shapes())
+    blocks, levels = architecture.get("num_blocks", 1), len(architecture.get("channel_mult", ()))
+    if model.interface.img_resolution > LARGEST_IMAGE:
+        raise ModelError(
+            f"{where} has img_resolution {model.interface.img_resolution}: expected at most {LARGEST_IMAGE} pixels"
+        )
+    if blocks * max(levels, 1) > tensors:
+        raise ModelError(
+            f"{where} asks for {blocks} blocks on each of {levels} levels, and the weights beside it hold {tensors} "
+            f"tensors: use the config.json that they were saved with"
+        )
+
+
 def _refuse_pickles(folder: Path) -> None:
     """Raise ModelError, with the command that converts it, if a folder has a pickle and no safetensors."""
-    pickle = next(iter(sorted(folder.glob("*.pkl"))), None)
+    pickle = next(iter(pickles(folder)), None)
     if pickle and not any(folder.glob(f"{STEM}*.safetensors")):
         raise ModelError(
             f"{folder} holds the pickle {pickle.name}, which can run code when opened, and no {STEM}.safetensors: "
@@ -250,7 +277,7 @@ def _part(kind: type[M], values: dict[str, Any], where: Path, rest: bool = False
 
 def _own_names(tensors: dict[str, T]) -> dict[str, T]:
     """Return tensors by their names in the network alone, whichever of the two state dicts they come from."""
-    found = {name: tensor for name, tensor in tensors.items() if name != TABLE}
+    found = {plain_name(name): tensor for name, tensor in tensors.items() if plain_name(name) != TABLE}
     if not all(name.startswith(PREFIX) for name in found):
         return found
     return {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}

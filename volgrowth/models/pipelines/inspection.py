@@ -5,17 +5,19 @@ model_index.json names the parts of a pipeline. A network alone takes the rest (
 from the pipeline that its folder lies in, such as `unet_ema` beside `unet`, or from the `base` that the user names.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from volgrowth.errors import ModelError
-from volgrowth.models.checkpoint_files import DIFFUSERS_WEIGHTS, NETWORKS, Component, read_json
+from volgrowth.models.checkpoint_files import DIFFUSERS_WEIGHTS, NETWORKS, Component, class_name, read_json
 from volgrowth.models.pipelines.families import FAMILIES, TextFamily
 from volgrowth.models.pipelines.latents import AUTOENCODER_KINDS
 from volgrowth.models.pipelines.lora import check_lora
 from volgrowth.models.pipelines.model_folder import DiffusersFolder, ModelOptions
 from volgrowth.models.pipelines.schedulers import SchedulerConfig
 from volgrowth.models.pipelines.text import OPTIONS, TextEncoders
+from volgrowth.models.recognition import is_training_state, no_model
 
 PIPELINES = (
     "DDPMPipeline",
@@ -32,6 +34,13 @@ PIPELINES = (
 AUTOENCODERS = ("vae", "vqvae")
 LIBRARIES = ("diffusers", "transformers")
 FACTORY_HINT = "for any other model write factory:module:function"
+_AVERAGED = "a moving average of the weights, which diffusers' scripts draw their samples from"
+_PLAIN = "the weights of that step"
+_HINTS = {
+    "ControlNetModel": "it only steers another network: audit that one",
+    "AutoencoderKL": "it is an autoencoder: audit the pipeline around it",
+    "StableDiffusionXLImg2ImgPipeline": "a refiner knows only the last steps: audit the base model that it refines",
+}
 _READ = frozenset((*NETWORKS, *AUTOENCODERS, "scheduler", "text_encoder", "text_encoder_2", "text_encoder_3"))
 """Parts of a pipeline that something is read from."""
 
@@ -46,38 +55,75 @@ def inspect_folder(folder: Path, options: ModelOptions) -> DiffusersFolder:
     Raises:
         ModelError: something is missing or not supported; the sentence names it and the fix.
     """
-    network_folder = folder
+    network_folder, pipeline, notes = _find_parts(folder, options)
+    index = _checked_index(pipeline) if pipeline else {}
+    network = _checked_network(network_folder or _component(folder, next(name for name in NETWORKS if name in index)))
+    text = _checked_text(network, pipeline, index)
+    if options.lora:
+        if text is None:
+            raise ModelError(f"{network.folder} holds {network.kind}, which takes no lora: expected none (--lora)")
+        check_lora(options.lora)
+    scheduler_file = _scheduler_file(network.folder, pipeline)
+    scheduler = SchedulerConfig(scheduler_file)
+    if network_folder and scheduler_file.parent.parent == network_folder.parents[1]:
+        notes.append(f"the scheduler is that of {network_folder.parents[1]}, above {network_folder.name}")
+    vae = None
+    if pipeline and (name := next((name for name in AUTOENCODERS if index.get(name)), None)):
+        vae = Component.of(_component(pipeline, name), DIFFUSERS_WEIGHTS, AUTOENCODER_KINDS)
+    model = DiffusersFolder(network, scheduler, vae, pipeline, text, options, tuple(notes))
+    _check_fit(model)
+    model.check_sizes()
+    return model
+
+
+def _find_parts(folder: Path, options: ModelOptions) -> tuple[Path | None, Path | None, list[str]]:
+    """Return the folder of a network alone, that of the pipeline around it, and what the user must know about both.
+
+    The network's folder is None if `folder` is a whole pipeline. One folder above a training state is looked at too,
+    since training scripts write the pipeline there.
+    """
     if (folder / "model_index.json").is_file():
         if options.base:
             raise ModelError(
                 f"base was given, and {folder} is a whole pipeline: leave it out, or name the network in it "
-                f"(--set subfolder=unet)"
+                f"(--subfolder unet)"
             )
-        pipeline: Path | None = folder
-        index = _checked_index(folder)
-        network_folder = _component(folder, next(name for name in NETWORKS if name in index))
-    elif (folder / "config.json").is_file():
-        around = options.base or folder.parent
-        pipeline = around if (around / "model_index.json").is_file() else None
-        index = _checked_index(pipeline) if pipeline else {}
-    else:
-        raise ModelError(
-            f"{folder} is no diffusion model: it has neither model_index.json (a diffusers pipeline) nor config.json "
-            f"(a diffusers network); save one with pipeline.save_pretrained(...)"
-        )
-    network = _checked_network(network_folder)
-    text = _checked_text(network, pipeline, index)
-    if options.lora:
-        if text is None:
-            raise ModelError(f"{network_folder} holds {network.kind}, which takes no lora: expected none (--lora)")
-        check_lora(options.lora)
-    scheduler = SchedulerConfig(_scheduler_file(network_folder, pipeline))
-    vae = None
-    if pipeline and (name := next((name for name in AUTOENCODERS if index.get(name)), None)):
-        vae = Component.of(_component(pipeline, name), DIFFUSERS_WEIGHTS, AUTOENCODER_KINDS)
-    model = DiffusersFolder(network, scheduler, vae, pipeline, text, options)
-    _check_fit(model)
-    return model
+        others = [name for name in _network_folders(folder) if name not in NETWORKS]
+        beside = f"beside the pipeline's network these were left aside: {', '.join(others)} (--subfolder takes one)"
+        return None, folder, [beside] if others else []
+    notes: list[str] = []
+    if not (folder / "config.json").is_file():
+        folder = folder / _only_network(folder)
+        notes.append(f"{folder.parent} has no model_index.json: the network in its {folder.name} is measured")
+    around = [folder.parent, *([folder.parents[1]] if is_training_state(folder.parent) else [])]
+    places = [options.base] if options.base else around
+    return folder, next((place for place in places if (place / "model_index.json").is_file()), None), notes
+
+
+def _only_network(folder: Path) -> str:
+    """Return the name of the one network in the folder of a training state.
+
+    Raises:
+        ModelError: there is none, or several.
+    """
+    names = _network_folders(folder)
+    if not names:
+        raise no_model(folder, str(folder))
+    if len(names) > 1:
+        ways = " or ".join(f"`volgrowth audit {folder} DATA --output OUT --subfolder {name}`" for name in names)
+        kinds = " and ".join(f"{name} ({_AVERAGED if name.endswith('_ema') else _PLAIN})" for name in names)
+        raise ModelError(f"{folder} holds several networks, {kinds}: choose one with {ways}")
+    return names[0]
+
+
+def _network_folders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder that hold networks."""
+    found = []
+    for path in sorted(folder.glob("*/config.json")):
+        with suppress(ModelError):
+            if class_name(read_json(path)) in FAMILIES:
+                found.append(path.parent.name)
+    return found
 
 
 def _checked_index(folder: Path) -> dict[str, Any]:
@@ -92,7 +138,8 @@ def _checked_index(folder: Path) -> dict[str, Any]:
             f"pipelines; {FACTORY_HINT}"
         )
     if name not in PIPELINES:
-        raise ModelError(f"{folder} holds a {name}: expected one of {', '.join(PIPELINES)}; {FACTORY_HINT}")
+        hint = f" ({_HINTS[name]})" if name in _HINTS else ""
+        raise ModelError(f"{folder} holds a {name}{hint}: expected one of {', '.join(PIPELINES)}; {FACTORY_HINT}")
     if not any(key in parts for key in NETWORKS):
         raise ModelError(f"{folder}/model_index.json names no unet and no transformer: save the pipeline again")
     return {**parts, "_class_name": name, **{key: index[key] for key in OPTIONS if key in index}}
@@ -106,6 +153,8 @@ def _component(folder: Path, name: str) -> Path:
 def _scheduler_file(network_folder: Path, pipeline: Path | None) -> Path:
     """Find scheduler_config.json: with the network, below it, beside it, or in the pipeline."""
     places = [network_folder, network_folder / "scheduler", network_folder.parent / "scheduler"]
+    if is_training_state(network_folder.parent):
+        places.append(network_folder.parents[1] / "scheduler")
     if pipeline:
         places.append(_component(pipeline, "scheduler"))
     found = next((place for place in places if (place / "scheduler_config.json").is_file()), None)
@@ -119,7 +168,7 @@ def _scheduler_file(network_folder: Path, pipeline: Path | None) -> Path:
 
 def _checked_network(folder: Path) -> Component:
     """Check the network's class and settings, and fill in the number of channels that old configurations omit."""
-    network = Component.of(folder, DIFFUSERS_WEIGHTS, FAMILIES)
+    network = Component.of(folder, DIFFUSERS_WEIGHTS, FAMILIES, _HINTS)
     family = FAMILIES[network.kind]
     network.config.setdefault("in_channels", family.in_channels)
     family.check(network)

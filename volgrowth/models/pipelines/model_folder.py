@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from volgrowth.errors import ModelError
-from volgrowth.models.checkpoint_files import Component, from_pretrained, model_digest
+from volgrowth.models.checkpoint_files import Component, from_pretrained, model_digest, read_json
 from volgrowth.models.conditioning import ClassConditioner, Conditioner
 from volgrowth.models.network import NetworkDenoiser
 from volgrowth.models.pipelines.families import FAMILIES, NetworkFamily, TextFamily
 from volgrowth.models.pipelines.latents import Latents, downsampling, load_autoencoder
 from volgrowth.models.pipelines.lora import add_lora
 from volgrowth.models.pipelines.schedulers import SchedulerConfig
-from volgrowth.models.pipelines.text import TextConditioner, TextEncoders, quiet, readers
+from volgrowth.models.pipelines.settings import OF_AVERAGES, arguments, unknown_settings
+from volgrowth.models.pipelines.sizes import check_encoder_size, check_image_size, check_network_size
+from volgrowth.models.pipelines.text import OPTIONS, TextConditioner, TextEncoders, quiet, readers
 from volgrowth.records import ModelInfo
 
 
@@ -46,6 +48,7 @@ class DiffusersFolder:
         pipeline: the folder with model_index.json; None for a network without one.
         text: the text encoders; None for a network that takes no captions.
         options: what the user asked for.
+        notes: sentences about how its parts were found.
     """
 
     network: Component
@@ -54,6 +57,7 @@ class DiffusersFolder:
     pipeline: Path | None
     text: TextEncoders | None
     options: ModelOptions
+    notes: tuple[str, ...] = ()
 
     @property
     def family(self) -> NetworkFamily:
@@ -78,9 +82,11 @@ class DiffusersFolder:
                     f"{where} has no sample_size: set it to the size of the training images, or give resolution "
                     f"(--set resolution=512)"
                 )
-            if not isinstance(size, int) and len(size) != 2:
-                raise ModelError(f"{where} has sample_size {size}: expected one number, or height and width")
-            height, width = (factor * n for n in ((size, size) if isinstance(size, int) else size))
+            sides = size if isinstance(size, list | tuple) else (size, size)
+            if len(sides) != 2 or not all(isinstance(n, int) for n in sides):
+                raise ModelError(f"{where} has sample_size {size!r}: expected one number, or height and width")
+            height, width = (factor * n for n in sides)
+        check_image_size(where, height, width)
         step = factor * self.family.patch(config)
         if height % step or width % step:
             raise ModelError(f"images of {height} x {width} pixels do not fit {where}: expected multiples of {step}")
@@ -126,7 +132,43 @@ class DiffusersFolder:
             latent_shape=None if self.state_shape == self.image_shape else self.state_shape,
             condition=self.family.condition(self.network.config),
             has_null=self.family.has_null(self.network.config),
+            unknown_settings=tuple(self._unknown_settings()),
+            notes=(*self.notes, *(note for part in self._modules for note in part.notes())),
         )
+
+    @property
+    def _modules(self) -> tuple[Component, ...]:
+        """The network, and the autoencoder if there is one."""
+        return (self.network, self.vae) if self.vae else (self.network,)
+
+    def check_sizes(self) -> None:
+        """Check that the sizes in all configurations are those of their weights, and that of the images a usual one.
+
+        Raises:
+            ModelError: they are not.
+        """
+        import diffusers
+
+        for part in self._modules:
+            check_network_size(part, getattr(diffusers, part.kind))
+        for _, encoder in self.text.encoders.values() if self.text else ():
+            check_encoder_size(encoder)
+
+    def _unknown_settings(self) -> list[str]:
+        """Return the entries of all configurations that nothing knows, as `FOLDER/FILE: KEY=VALUE`."""
+        import diffusers
+
+        found = self.scheduler.unknown_settings()
+        for part in self._modules:
+            kinds = [getattr(diffusers, name) for name in {part.kind, str(part.config.get("_class_name"))}]
+            known = arguments(*kinds) | {*OF_AVERAGES, "quantization_config"}
+            found += unknown_settings(part.folder / "config.json", part.config, known)
+        if self.pipeline:
+            path = self.pipeline / "model_index.json"
+            index = read_json(path)
+            known = arguments(getattr(diffusers, index["_class_name"])) | set(OPTIONS)
+            found += unknown_settings(path, index, known)
+        return found
 
     def load(self, dtype: torch.dtype, precision: torch.dtype, device: torch.device) -> NetworkDenoiser:
         """Load the weights, frozen, and return the denoiser.

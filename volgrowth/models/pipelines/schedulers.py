@@ -6,7 +6,6 @@ range of noise levels or one straight path, and that decides the measurement. It
 `volgrowth verify` draws samples.
 """
 
-import inspect
 from math import log
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,14 @@ from volgrowth.errors import ModelError, first_line
 from volgrowth.models.checkpoint_files import read_json
 from volgrowth.models.network import Levels
 from volgrowth.models.parameterizations import EDM, Parameterization, PredictionType, Scheduled
+from volgrowth.models.pipelines.settings import (
+    MEANING,
+    OLD_NAMES,
+    SAMPLING,
+    arguments,
+    scheduler_settings,
+    unknown_settings,
+)
 from volgrowth.numerics import DDPMSchedule, FlowMatchingSchedule, VESchedule
 
 TABLES = (
@@ -42,6 +49,7 @@ VE_SCHEDULERS = ("ScoreSdeVeScheduler",)
 SCHEDULERS = (*TABLES, *EDM_SCHEDULERS, *FLOW_SCHEDULERS, *VE_SCHEDULERS)
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
+FLOW = "flow_prediction"
 LAST_TIME = 0.999
 """Last time of a straight path that is used; at time 1 only noise is left, and the noise level is infinite."""
 
@@ -54,6 +62,7 @@ class SchedulerConfig:
 
     Attributes:
         values: the content of the file.
+        settings: the same under today's names.
         name: class name of the scheduler.
         num_steps: how many time steps the network was trained on.
         parameterization: how the network is evaluated.
@@ -64,16 +73,17 @@ class SchedulerConfig:
 
     def __init__(self, path: Path):
         self.path, self.values = path, read_json(path)
-        self.name = self.values.get("_class_name", "DDPMScheduler")
-        self._choice("_class_name", "DDPMScheduler", SCHEDULERS)
-        self.scheduler = self._scheduler()
+        self.settings = self.values
+        self.name = self._choice("_class_name", "DDPMScheduler", SCHEDULERS)
+        kind = self._class()
+        known = arguments(kind) | ({"prediction_type"} if self.name in FLOW_SCHEDULERS else set())
+        self.settings = scheduler_settings(path, self.name, self.values, known)
+        self.scheduler = self._scheduler(kind)
         config = self.scheduler.config
         self.is_flow = self.name in FLOW_SCHEDULERS or bool(config.get("use_flow_sigmas"))
         if config.get("invert_sigmas"):
             raise ModelError(f"{path} has invert_sigmas: expected time 1 to be noise; use factory:module:function")
         self.num_steps: int = config["num_train_timesteps"]
-        if not isinstance(self.num_steps, int) or self.num_steps < 2:
-            raise ModelError(f"{path} has num_train_timesteps {self.num_steps!r}: expected a number of 2 or more steps")
         self.parameterization = self._parameterization()
 
     def sampling_levels(self, image_tokens: int) -> Levels:
@@ -115,17 +125,25 @@ class SchedulerConfig:
         share = (image_tokens - few) / (many - few)
         return {"mu": config["base_shift"] + share * (config["max_shift"] - config["base_shift"])}
 
-    def _scheduler(self) -> Any:
-        """Make the scheduler itself, which knows the defaults of settings that the file omits."""
+    def unknown_settings(self) -> list[str]:
+        """Return the entries of the file that nothing knows, as `FOLDER/FILE: KEY=VALUE`."""
+        return unknown_settings(self.path, self.values, (*MEANING, *OLD_NAMES, *SAMPLING, *arguments(self._class())))
+
+    def _class(self) -> Any:
+        """Return the class of the scheduler in diffusers."""
         import diffusers
 
         kind = getattr(diffusers, self.name, None)
         if kind is None:
             raise ModelError(f"{self.path} asks for {self.name}, which this diffusers lacks: install a newer one")
-        self._choice("prediction_type", "epsilon", (*PREDICTIONS, "flow_prediction"))
-        known = inspect.signature(kind.__init__).parameters
+        return kind
+
+    def _scheduler(self, kind: Any) -> Any:
+        """Make the scheduler itself, which knows the defaults of settings that the file omits."""
+        self._choice("prediction_type", "epsilon", (*PREDICTIONS, FLOW))
+        known = arguments(kind)
         try:
-            settings = {key: value for key, value in self.values.items() if key in known}
+            settings = {key: value for key, value in self.settings.items() if key in known}
             if "skip_prk_steps" in known:  # the first steps of PNDM, by Runge-Kutta, lie between the others
                 settings["skip_prk_steps"] = True
             return kind(**settings)
@@ -140,8 +158,7 @@ class SchedulerConfig:
         if self.name in VE_SCHEDULERS:
             return Scheduled(VESchedule(), "score", (config["sigma_min"], config["sigma_max"]))
         if self.is_flow:
-            if self.name in TABLES:
-                self._choice("prediction_type", "epsilon", ("flow_prediction",))
+            self._choice("prediction_type", "epsilon" if self.name in TABLES else FLOW, (FLOW,))
             first = 1 / self.num_steps
             levels = first / (1 - first), LAST_TIME / (1 - LAST_TIME)
             return Scheduled(FlowMatchingSchedule(), "flow_prediction", levels, lambda time: self.num_steps * time)
@@ -172,7 +189,7 @@ class SchedulerConfig:
 
     def _choice(self, key: str, default: str, known: tuple[str, ...]) -> Any:
         """Return a setting that must be one of the known values."""
-        value = self.values.get(key, default)
+        value = self.settings.get(key, default)
         if value not in known:
             raise ModelError(f"{self.path} has {key} {value!r}: expected one of {', '.join(known)}")
         return value
