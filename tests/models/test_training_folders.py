@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import accelerate  # type: ignore[import-untyped]
 import pytest
@@ -28,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     optimizer = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
-    def save(models: list[torch.nn.Module], weights: list[object], folder: str) -> None:
+    def save(models: list[Any], weights: list[object], folder: str) -> None:
         average.save_pretrained(f"{folder}/unet_ema")
         for model in models:
             model.save_pretrained(f"{folder}/unet")

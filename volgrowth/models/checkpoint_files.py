@@ -305,7 +305,7 @@ def from_pretrained(
                 f"the weights in {folder} {problem.format(len(names))}, {min(names)} among them: they belong to "
                 f"another config.json"
             )
-    check_finite(folder, module)
+    check_weights_finite(folder, module)
     return module.eval().requires_grad_(False)
 
 
@@ -319,7 +319,7 @@ def _load_unwrapped(kind: Any, component: Component) -> tuple[Any, list[str], li
     return module, missing, unexpected
 
 
-def check_finite(folder: Path, module: torch.nn.Module) -> None:
+def check_weights_finite(folder: Path, module: torch.nn.Module) -> None:
     """Raise ModelError if a weight of a loaded module is NaN or infinite."""
     bad = [name for name, tensor in module.named_parameters() if not is_finite(tensor)]
     if bad:

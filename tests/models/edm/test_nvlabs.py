@@ -244,7 +244,10 @@ OTHER: dict[str, tuple[Callable[[], Any], str]] = {
     "no modules": (lambda: without(content(), "_modules"), "_modules"),
     "endless": (recursive, "RecursionError"),
     "other arguments": (lambda: {"ema": persistent({}, "EDMPrecond", _init_kwargs={"a": 1})}, "lacks img_resolution"),
-    "no weights": (lambda: {"ema": persistent({}, "EDMPrecond", _init_kwargs={**TINY, **TINY_NETWORK})}, "lack"),
+    "no weights": (
+        lambda: {"ema": persistent({}, "EDMPrecond", _init_kwargs={**TINY, **TINY_NETWORK})},
+        "hold 0 tensors",
+    ),
 }
 
 

@@ -31,7 +31,7 @@ from volgrowth.errors import ModelError
 from volgrowth.models.checkpoint_files import (
     LARGEST_IMAGE,
     Component,
-    check_finite,
+    check_weights_finite,
     model_digest,
     read_json,
     unreadable,
@@ -155,7 +155,7 @@ class EDMFolder:
             network.load_state_dict(_own_names(tensors), assign=True)
         except Exception as error:  # safetensors and torch each raise their own kinds
             raise unreadable(self.component.folder, error) from None
-        check_finite(self.component.folder, network)
+        check_weights_finite(self.component.folder, network)
         for name, part in network.named_children():
             # random frequencies are large, so rounding them to a low precision would change the embedding
             part.to(device, dtype if name == "map_noise" else precision)
