@@ -136,11 +136,20 @@ FINDINGS = pa.schema(
         column("growth", pa.float64(), "main score of the preset, as in scores"),
         column("expected_growth", pa.float64(), "growth that an image of this complexity shows anyway"),
         column("excess_growth", pa.float64(), "growth - expected_growth"),
-        column(
-            "p_value", pa.float64(), "p-value by held-out images or an assumed tail; 1 if outside_range or screened out"
-        ),
+        column("evidence", pa.float64(), "sum of the parts of the evidence, in units of the held-out images' spread"),
+        column("evidence_growth", pa.float64(), "part of growth, in units of the held-out images' spread"),
+        column("evidence_loss", pa.float64(), "part of a low denoising loss, in the same units; null if not measured"),
+        column("evidence_noise_norm", pa.float64(), "part of little expected noise, likewise"),
+        column("p_value", pa.float64(), "p-value of the evidence, tail included; 1 if outside_range or screened out"),
+        column("p_value_conformal", pa.float64(), "the same without a tail: by counting held-out images; else null"),
         column("q_value", pa.float64(), "p_value adjusted by Benjamini and Hochberg"),
-        column("memorized", pa.bool_(), "the image is flagged by growth: q_value is at most the rate"),
+        column(
+            "false_bound",
+            pa.float32(),
+            "largest share of false flags among all images at least as suspicious, at 90% confidence for every cut at "
+            "once; null without held-out images",
+        ),
+        column("memorized", pa.bool_(), "the image is flagged by its evidence: q_value is at most the rate"),
         column("precursor", pa.bool_(), "the image is flagged by a low loss: loss_q_value is at most the rate"),
         column("cluster", pa.int64(), "smallest row of the image's group of near duplicates and copies"),
         column("copies", pa.int32(), "number of rows in that group"),

@@ -5,7 +5,7 @@ test, so that only that row is ever measured, and the image's other rows share i
 the screen has the p-value 1 in growth and in loss, and so has a sampled row, which is measured only to bound the loss.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.calibration.error_rates import q_values
+from volgrowth.analysis.calibration.evidence import Calibration, calibrate, part_p_values
 from volgrowth.analysis.calibration.expected_scores import (
     MIN_IMAGES,
-    Calibration,
     Passing,
     ScoredImages,
-    calibrate,
     pass_screen,
 )
+from volgrowth.analysis.calibration.false_bounds import false_bounds
 from volgrowth.analysis.calibration.screening import Screening
 from volgrowth.analysis.distinct import identical_rows
 from volgrowth.analysis.duplicates import duplicate_clusters
@@ -31,6 +31,11 @@ from volgrowth.records import FINDINGS, Status
 
 Columns = dict[str, pa.Array]
 
+PARTS = ("growth", "loss", "noise_norm")
+"""Columns of scores that make the evidence: growth as it is, the others as minus their logarithm."""
+SMALLEST = 1e-12
+"""Losses and lengths of noise below this count as this: their logarithm has an end."""
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -39,7 +44,7 @@ class Analysis:
     Attributes:
         findings: of the audited images, with the columns of `records.FINDINGS`.
         holdout: the same of the held-out images; None without any.
-        calibration: of growth; None if there are too few images to calibrate.
+        calibration: of the evidence; None if there are too few images to calibrate.
         screening: of a cascade; None of a whole audit.
     """
 
@@ -82,21 +87,18 @@ def analyse(
     if holdout_scores is not None:
         holdout = _Scored(holdout_scores, reference.holdout if reference else None)
     passed = None if screen_share is None else _screen(audited, holdout, screen_share)
-    growth = _calibrate(audited, holdout, "growth", 1, passed)
-    whole = holdout if passed and holdout else audited  # a cascade measures few of the audited rows
-    loss = _calibrate(audited, holdout, "loss", -1, passed) if whole.measured("loss") else None
+    calibration = _calibrate(audited, holdout, passed)
     held_findings = None
     if holdout is not None:
-        expected = growth.holdout_expected if growth else None
-        held_findings = _findings(holdout, {} if expected is None else _expectation(holdout, expected))
-    findings = _findings(audited, _calibrated(audited, growth, loss, passed))
-    screening = _screening(audited, findings, growth, passed) if growth and passed else None
-    return Analysis(findings, held_findings, growth, screening)
+        held_findings = _findings(holdout, _held_out(holdout, calibration) if calibration else {})
+    findings = _findings(audited, _calibrated(audited, calibration, passed) if calibration else {})
+    screening = _screening(audited, findings, calibration, passed) if calibration and passed else None
+    return Analysis(findings, held_findings, calibration, screening)
 
 
 def _screen(audited: "_Scored", holdout: "_Scored | None", share: float) -> Passing:
     """Decide which images pass the screen."""
-    passed = None if holdout is None else pass_screen(audited.images("screen", 1), holdout.images("screen", 1), share)
+    passed = None if holdout is None else pass_screen(audited.screen(), holdout.screen(), share)
     if passed is None:
         raise DataError(
             f"fewer than {MIN_IMAGES} held-out images could be scored and are not audited themselves, too few for a "
@@ -105,18 +107,18 @@ def _screen(audited: "_Scored", holdout: "_Scored | None", share: float) -> Pass
     return passed
 
 
-def _screening(audited: "_Scored", findings: pa.Table, growth: Calibration, passed: Passing) -> Screening:
+def _screening(audited: "_Scored", findings: pa.Table, calibration: Calibration, passed: Passing) -> Screening:
     """Describe the screening of the distinct images within the calibration's range, by their first rows."""
-    assert growth.unscreened_p_value is not None
+    assert calibration.unscreened_p_value is not None
     first = audited.first
-    judged = first[~growth.outside[first]]
+    judged = first[~calibration.outside[first]]
     flagged = as_mask(findings.filter(pa.array(audited.mask))["memorized"])
     return Screening(
         row=audited.table["row"].to_numpy()[judged],
         passed=passed.audited[judged],
         measured=audited.table["growth"].is_valid().to_numpy()[judged],
         flagged=flagged[judged],
-        p_value=growth.unscreened_p_value[judged],
+        p_value=calibration.unscreened_p_value[judged],
         tests=len(first),
     )
 
@@ -155,49 +157,100 @@ class _Scored:
     def measured(self, column: str) -> bool:
         return self.table.num_rows > 0 and self.table.column(column).null_count == 0
 
-    def images(self, column: str, sign: int) -> ScoredImages:
-        """Return the scored rows with sign * column as the score, so that high is suspicious; NaN where it is null."""
+    def screen(self) -> ScoredImages:
+        """Return the scored rows with a cascade's screen as the score."""
+        return self._images("screen", self.table.column("screen").to_numpy())
+
+    def part(self, column: str) -> ScoredImages:
+        """Return the scored rows with a part of the evidence as the score; NaN where the column is null."""
+        values = self.table.column(column).to_numpy().astype(float)
+        return self._images(column, values if column == "growth" else -np.log(np.maximum(values, SMALLEST)))
+
+    def _images(self, column: str, score: np.ndarray) -> ScoredImages:
         features = regressors(self.table)
         if self.reference is not None:
             features = np.column_stack([features, self.reference.column(column).to_numpy()])
-        return ScoredImages(features, sign * self.table.column(column).to_numpy(), self.content)
+        return ScoredImages(features, score, self.content)
 
     def full(self, values: np.ndarray) -> pa.Array:
         """Return values of the scored rows as a column of all rows; null in the other rows, and where they are NaN."""
         return pa.array(values, from_pandas=True).take(pa.array(np.cumsum(self.mask) - 1, mask=~self.mask))
 
 
-def _calibrate(
-    audited: _Scored, holdout: _Scored | None, column: str, sign: int, passed: Passing | None
-) -> Calibration | None:
-    images = audited.images(column, sign)
-    if passed:
-        images = replace(images, score=np.where(np.isnan(images.score), -np.inf, images.score))
-    return calibrate(images, holdout.images(column, sign) if holdout else None, passed)
+def _calibrate(audited: _Scored, holdout: _Scored | None, passed: Passing | None) -> Calibration | None:
+    """Calibrate the evidence from the parts that were measured in every image; in every held-out one of a cascade."""
+    whole = [images for images in (holdout, None if passed else audited) if images is not None]
+    names = [name for name in PARTS if name == "growth" or all(images.measured(name) for images in whole)]
+    parts = {name: audited.part(name) for name in names}
+    if passed:  # the rows that do not pass were not measured
+        for images in parts.values():
+            images.score[np.isnan(images.score)] = -np.inf
+    found = calibrate(parts, holdout and {name: holdout.part(name) for name in names}, passed)
+    if found is not None:
+        found.left_out.update({name: "the preset does not measure it" for name in PARTS if name not in names})
+    return found
 
 
-def _calibrated(
-    audited: _Scored, growth: Calibration | None, loss: Calibration | None, passed: Passing | None
-) -> Columns:
+def _calibrated(audited: _Scored, calibration: Calibration, passed: Passing | None) -> Columns:
     """Return the columns of the audited images' findings that calibration gives."""
-    if growth is None:
-        return {}
-    columns = _expectation(audited, growth.expected)
-    columns["outside_range"] = audited.full(growth.outside)
-    if loss is not None:
-        columns["excess_loss"] = audited.full(audited.images("loss", 1).score + loss.expected)
-    for name, prefix, calibration in (("memorized", "", growth), ("precursor", "loss_", loss)):
-        if calibration is not None:
-            # images outside the range get p = 1 before the adjustment: afterwards they would loosen it for all others
-            p_value = np.where(growth.outside, 1.0, calibration.p_value)
-            if passed:
-                p_value = p_value[audited.first][audited.copy_of]
-            q_value = q_values(p_value, audited.content)
-            columns[f"{prefix}p_value"] = audited.full(p_value)
-            columns[f"{prefix}q_value"] = audited.full(q_value)
-            columns[f"{prefix}q_value_by"] = audited.full(q_values(p_value, audited.content, "by"))
-            columns[name] = audited.full(is_flagged(q_value))
+    columns = {
+        **_expectation(audited, calibration.main.expected),
+        "outside_range": audited.full(calibration.outside),
+        "evidence": audited.full(_measured(calibration.evidence)),
+    }
+    for name, part in calibration.parts.items():
+        columns[f"evidence_{name}"] = audited.full(_measured(part.excess.mean / (part.residual_spread or 1.0)))
+    p_values = {"": calibration.p_value}
+    if "loss" in calibration.parts:
+        expected_loss = np.exp(-calibration.parts["loss"].expected)  # the median of a logarithm is that of the loss
+        columns["excess_loss"] = audited.full(audited.table["loss"].to_numpy() - expected_loss)
+        p_values["loss_"] = part_p_values(calibration, "loss", passed)
+    for prefix, p_value in p_values.items():
+        tested = _tested(audited, calibration, passed, p_value)
+        q_value = q_values(tested, audited.content)
+        columns[f"{prefix}p_value"] = audited.full(tested)
+        columns[f"{prefix}q_value"] = audited.full(q_value)
+        columns[f"{prefix}q_value_by"] = audited.full(q_values(tested, audited.content, "by"))
+        columns["precursor" if prefix else "memorized"] = audited.full(is_flagged(q_value))
+    if calibration.method == "held-out":
+        conformal = _tested(audited, calibration, passed, calibration.p_values.conformal)
+        columns["p_value_conformal"] = audited.full(conformal)
+        columns["false_bound"] = audited.full(_false_bounds(audited, calibration, conformal)).cast(pa.float32())
     return columns
+
+
+def _tested(audited: _Scored, calibration: Calibration, passed: Passing | None, p_value: np.ndarray) -> np.ndarray:
+    """Return the p-values that are adjusted.
+
+    Images outside the range get 1 before the adjustment: afterwards they would loosen it for all others. In a cascade
+    all rows of an image share the p-value of its first, which alone is measured.
+    """
+    tested = np.where(calibration.outside, 1.0, p_value)
+    return tested[audited.first][audited.copy_of] if passed else tested
+
+
+def _false_bounds(audited: _Scored, calibration: Calibration, conformal: np.ndarray) -> np.ndarray:
+    """Return the bound on false flags of each row, over the distinct images that were judged; 1 for the others."""
+    held = len(calibration.rows)
+    first = audited.first[~calibration.outside[audited.first]]
+    bound = np.ones(len(conformal))
+    bound[first] = false_bounds(np.rint(conformal[first] * (1 + held)).astype(int) - 1, held)
+    return bound[audited.first][audited.copy_of]
+
+
+def _measured(values: np.ndarray) -> np.ndarray:
+    """Return values with NaN for images that a cascade did not measure."""
+    return np.where(np.isneginf(values), np.nan, values)
+
+
+def _held_out(holdout: _Scored, calibration: Calibration) -> Columns:
+    """Return the columns of the held-out images' findings; those that are audited as well have no evidence."""
+    expected, evidence = calibration.main.holdout_expected, calibration.holdout_evidence
+    if expected is None or evidence is None:
+        return {}
+    known = dict(zip(holdout.content[calibration.rows].tolist(), evidence.tolist(), strict=True))
+    shown = np.array([known.get(content, np.nan) for content in holdout.content.tolist()])
+    return {**_expectation(holdout, expected), "evidence": holdout.full(shown)}
 
 
 def _expectation(images: _Scored, expected: np.ndarray) -> Columns:
