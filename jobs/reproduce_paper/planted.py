@@ -16,7 +16,7 @@ from jobs.charts import outlines
 from jobs.experiments import Outcome, say
 from jobs.reproduce_paper.workshop import Workshop
 from volgrowth.analysis.calibration.error_rates import FDR, q_values
-from volgrowth.analysis.calibration.expected_scores import Calibration, calibrate
+from volgrowth.analysis.calibration.evidence import Calibration, calibrate
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
@@ -96,7 +96,7 @@ def _calibrated(shop: Workshop, name: str) -> tuple[np.ndarray, Calibration]:
 def excess_score(shop: Workshop, name: str) -> np.ndarray:
     """Return (families,) a score of the bench less what is expected of images so complex."""
     score, calibration = _calibrated(shop, name)
-    return score - calibration.expected
+    return score - calibration.main.expected
 
 
 def audit_flags(shop: Workshop) -> np.ndarray:

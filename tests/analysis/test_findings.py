@@ -35,7 +35,7 @@ def test_excess_is_growth_less_what_was_expected() -> None:
     assert excess.argmax() == 17
     assert growth.argmax() == 17 or excess[17] > 20
     assert found.calibration is not None
-    assert expected.tolist() == found.calibration.expected.tolist()
+    assert expected.tolist() == found.calibration.main.expected.tolist()
     assert found.holdout is None
 
 

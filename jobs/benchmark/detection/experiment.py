@@ -23,7 +23,8 @@ from jobs.benchmark.detection.suite import Setup, Trained, train_or_load
 from jobs.experiments import say
 from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.calibration.error_rates import q_values
-from volgrowth.analysis.calibration.expected_scores import Calibration, ScoredImages, calibrate
+from volgrowth.analysis.calibration.evidence import Calibration, calibrate
+from volgrowth.analysis.calibration.expected_scores import ScoredImages
 from volgrowth.analysis.ranking import auroc
 from volgrowth.analysis.verification.proof import Reproduced
 from volgrowth.demo.cases import LabelledSet, to_tensor
@@ -186,8 +187,8 @@ def judge_score(subject: Subject, score: Score, values: np.ndarray) -> list[Resu
     families, holdout = subject.images(values)
     results = [_result(subject, score, families.score, holdout.score, None)]
     calibration = calibrate(families, holdout)
-    if calibration is not None and calibration.holdout_expected is not None:
-        excess = families.score - calibration.expected, holdout.score - calibration.holdout_expected
+    if calibration is not None and calibration.main.holdout_expected is not None:
+        excess = families.score - calibration.main.expected, holdout.score - calibration.main.holdout_expected
         results.append(_result(subject, score, *excess, calibration))
     return results
 
@@ -211,7 +212,7 @@ def _result(
         # images beyond the held-out ones' complexity are not judged, as in `analysis.findings`
         p_value = np.where(calibration.outside, 1.0, calibration.p_value)
         values |= realised(q_values(p_value, subject.content[: len(positive)]), positive, case.copies > 1)
-        values |= {"r2": calibration.r2, "outside": float(calibration.outside.sum())}
+        values |= {"r2": calibration.main.r2, "outside": float(calibration.outside.sum())}
     setup = subject.trained.setup
     return Result(setup.name, subject.trained.seed, score, calibration is not None, values, replicates)
 

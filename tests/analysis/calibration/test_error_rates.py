@@ -5,7 +5,8 @@ from scipy.stats import kstest
 
 from volgrowth.analysis.calibration import expected_scores
 from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, q_values, rows_needed, tail_p_values
-from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, ScoredImages, calibrate
+from volgrowth.analysis.calibration.evidence import calibrate
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, ScoredImages
 from volgrowth.analysis.findings import analyse
 from volgrowth.records import SCORES
 
@@ -69,7 +70,7 @@ def test_without_held_out_images_p_values_are_those_of_the_tail():
     images = exchangeable(200, np.random.default_rng(0))
     calibration = calibrate(images)
     assert calibration is not None
-    expected = tail_p_values(images.score - calibration.expected, np.arange(200))
+    expected = tail_p_values(images.score - calibration.main.expected, np.arange(200))
     assert calibration.p_value.tolist() == expected.tolist()
 
 

@@ -5,7 +5,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from volgrowth.analysis.calibration import expected_scores as calibration
-from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, Calibration, ScoredImages, calibrate
+from volgrowth.analysis.calibration.evidence import Calibration, calibrate
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, ScoredImages
 
 
 def images(count: int, noise: float = 0.3, seed: int = 0) -> ScoredImages:
@@ -31,33 +32,33 @@ def test_growth_that_follows_complexity_is_expected() -> None:
     audited = images(600, noise=0.0)
     found = calibrated(audited)
     assert found.method == "cross-fitted"
-    assert found.holdout_expected is None
-    assert found.rows == 600
-    assert found.r2 > 0.95
-    assert found.residual_spread < 0.1 * audited.score.std()
+    assert found.main.holdout_expected is None
+    assert len(found.rows) == 600
+    assert found.main.r2 > 0.95
+    assert found.main.residual_spread < 0.1 * audited.score.std()
 
 
 def test_growth_that_does_not_is_not() -> None:
     audited = images(400)
     random = np.random.default_rng(1).normal(size=400)
     found = calibrated(replace(audited, score=random))
-    assert -0.4 < found.r2 < 0.1
-    assert found.residual_spread == pytest.approx(1, rel=0.3)
+    assert -0.4 < found.main.r2 < 0.1
+    assert found.main.residual_spread == pytest.approx(1, rel=0.3)
 
 
 def test_the_quality_is_that_of_its_own_excess() -> None:
     audited = images(300)
     found = calibrated(audited)
-    excess = audited.score - found.expected
-    assert found.r2 == pytest.approx(1 - excess.var() / audited.score.var())
+    excess = audited.score - found.main.expected
+    assert found.main.r2 == pytest.approx(1 - excess.var() / audited.score.var())
     deviation = np.abs(excess - np.median(excess))
-    assert found.residual_spread == pytest.approx(1.4826 * np.median(deviation))
+    assert found.main.residual_spread == pytest.approx(1.4826 * np.median(deviation))
 
 
 def test_constant_growth_has_no_variance_to_explain() -> None:
     found = calibrated(replace(images(80), score=np.full(80, 3.0)))
-    assert_allclose(found.expected, 3.0)
-    assert (found.r2, found.residual_spread) == (0, 0)
+    assert_allclose(found.main.expected, 3.0)
+    assert (found.main.r2, found.main.residual_spread) == (0, 0)
 
 
 def test_copies_of_an_outlier_keep_their_excess() -> None:
@@ -68,7 +69,7 @@ def test_copies_of_an_outlier_keep_their_excess() -> None:
     others = images(300)
     planted = ScoredImages(np.full((100, 6), 0.5), np.full(100, 40.0), np.full(100, 12345, np.uint64))
     audited = joined(others, planted)
-    excess = audited.score - calibrated(audited).expected
+    excess = audited.score - calibrated(audited).main.expected
     usual = 10 * np.sin(2.0) + 2.5
     assert_allclose(excess[300:], 40 - usual, atol=2.5)
     assert len(set(excess[300:])) == 1
@@ -80,20 +81,20 @@ def test_copies_count_once() -> None:
     once = images(200)
     repeated = joined(once, *[once[np.arange(20)]] * 5)
     first, second = calibrated(once), calibrated(repeated)
-    assert second.rows == first.rows == 200
-    assert_array_equal(second.expected[:200], first.expected)
-    assert_array_equal(second.expected[200:220], first.expected[:20])
-    assert (second.r2, second.residual_spread) == (first.r2, first.residual_spread)
+    assert len(second.rows) == len(first.rows) == 200
+    assert_array_equal(second.main.expected[:200], first.main.expected)
+    assert_array_equal(second.main.expected[200:220], first.main.expected[:20])
+    assert (second.main.r2, second.main.residual_spread) == (first.main.r2, first.main.residual_spread)
 
 
 def test_an_image_is_predicted_by_a_regression_that_did_not_see_it() -> None:
     """Changing the growth of one image, however much, leaves its own expectation as it was, to the bit."""
     audited = images(120)
-    before = calibrated(audited).expected
+    before = calibrated(audited).main.expected
     for row in (0, 57, 119):
         growth = audited.score.copy()
         growth[row] += 1000
-        after = calibrated(replace(audited, score=growth)).expected
+        after = calibrated(replace(audited, score=growth)).main.expected
         assert after[row] == before[row]
 
 
@@ -104,8 +105,8 @@ def test_the_order_of_rows_does_not_matter(with_holdout: bool) -> None:
     order = np.random.default_rng(3).permutation(180)
     shuffled = holdout and holdout[np.random.default_rng(4).permutation(90)]
     before, after = calibrated(audited, holdout), calibrated(audited[order], shuffled)
-    assert_allclose(after.expected, before.expected[order], rtol=1e-12)
-    assert (after.rows, after.r2) == (before.rows, pytest.approx(before.r2, rel=1e-12))
+    assert_allclose(after.main.expected, before.main.expected[order], rtol=1e-12)
+    assert (len(after.rows), after.main.r2) == (len(before.rows), pytest.approx(before.main.r2, rel=1e-12))
 
 
 def test_held_out_images_decide_where_there_are_any() -> None:
@@ -114,25 +115,25 @@ def test_held_out_images_decide_where_there_are_any() -> None:
     audited = replace(audited, score=audited.score + 7)
     found = calibrated(audited, holdout)
     assert found.method == "held-out"
-    assert found.rows == 300
-    assert np.median(audited.score - found.expected) == pytest.approx(7, abs=0.5)
-    assert np.median(audited.score - calibrated(audited).expected) == pytest.approx(0, abs=0.3)
+    assert len(found.rows) == 300
+    assert np.median(audited.score - found.main.expected) == pytest.approx(7, abs=0.5)
+    assert np.median(audited.score - calibrated(audited).main.expected) == pytest.approx(0, abs=0.3)
 
 
 def test_audited_growth_does_not_touch_what_held_out_images_say() -> None:
     holdout, audited = images(100, seed=1), images(80, seed=2)
     before = calibrated(audited, holdout)
     after = calibrated(replace(audited, score=audited.score[::-1] * 3), holdout)
-    assert_array_equal(after.expected, before.expected)
-    assert (after.r2, after.residual_spread) == (before.r2, before.residual_spread)
+    assert_array_equal(after.main.expected, before.main.expected)
+    assert (after.main.r2, after.main.residual_spread) == (before.main.r2, before.main.residual_spread)
 
 
 def test_held_out_images_are_cross_fitted_among_themselves() -> None:
     holdout, audited = images(150, seed=1), images(80, seed=2)
     found = calibrated(audited, holdout)
-    assert found.holdout_expected is not None
-    assert_array_equal(found.holdout_expected, calibrated(holdout).expected)
-    assert len(found.expected) == 80
+    assert found.main.holdout_expected is not None
+    assert_array_equal(found.main.holdout_expected, calibrated(holdout).main.expected)
+    assert len(found.main.expected) == 80
 
 
 def test_held_out_copies_of_audited_images_teach_nothing() -> None:
@@ -144,10 +145,10 @@ def test_held_out_copies_of_audited_images_teach_nothing() -> None:
     holdout, audited = joined(images(300, seed=1), shared), joined(images(100, seed=2), shared)
     found = calibrated(audited, holdout)
     usual = 10 * np.sin(2.0) + 2.5
-    assert_allclose(audited.score[100:] - found.expected[100:], 40 - usual, atol=3)
-    assert found.rows == 300
-    assert found.holdout_expected is not None
-    assert len(found.holdout_expected) == 360
+    assert_allclose(audited.score[100:] - found.main.expected[100:], 40 - usual, atol=3)
+    assert len(found.rows) == 300
+    assert found.main.holdout_expected is not None
+    assert len(found.main.holdout_expected) == 360
 
 
 def test_too_few_images_to_learn_from() -> None:
@@ -165,7 +166,7 @@ def test_too_few_held_out_images_leave_it_to_the_audited_ones() -> None:
         found = calibrated(audited, holdout)
         assert found.method == "cross-fitted"
         assert found.p_value.tolist() == alone.p_value.tolist()
-        np.testing.assert_array_equal(found.expected, alone.expected)
+        np.testing.assert_array_equal(found.main.expected, alone.expected)
     assert calibrated(audited, enough).method == "held-out"
     assert calibrate(few, few) is None
 
@@ -174,7 +175,7 @@ def test_no_images_at_all() -> None:
     nothing = images(3)[np.arange(0)]
     assert calibrate(nothing) is None
     found = calibrated(nothing, images(60))
-    assert found.expected.shape == found.outside.shape == (0,)
+    assert found.main.expected.shape == found.outside.shape == (0,)
 
 
 def test_images_outside_the_range_that_was_fitted_are_told() -> None:
@@ -200,7 +201,7 @@ def test_a_choice_of_the_rows_is_fitted_where_there_are_very_many(monkeypatch: p
     audited = images(400)
     found = calibrated(audited)
     assert seen == [120] * 5
-    assert found.rows == 400
-    assert found.r2 > 0.8
+    assert len(found.rows) == 400
+    assert found.main.r2 > 0.8
     order = np.random.default_rng(3).permutation(400)  # the choice is by content, not by row
-    assert_allclose(calibrated(audited[order]).expected, found.expected[order], rtol=1e-12)
+    assert_allclose(calibrated(audited[order]).main.expected, found.main.expected[order], rtol=1e-12)

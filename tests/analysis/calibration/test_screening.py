@@ -11,7 +11,8 @@ from scipy.stats import false_discovery_control, hypergeom
 from tests.support.tables import failed, many, scores
 from volgrowth.analysis.calibration import expected_scores as calibration
 from volgrowth.analysis.calibration.error_rates import FDR, q_values
-from volgrowth.analysis.calibration.expected_scores import ScoredImages, calibrate, pass_screen
+from volgrowth.analysis.calibration.evidence import calibrate
+from volgrowth.analysis.calibration.expected_scores import ScoredImages, pass_screen
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, Screening, bound_loss, most_among, sample_size
 from volgrowth.analysis.findings import analyse
 from volgrowth.errors import DataError
