@@ -138,10 +138,21 @@ def test_calibration_says_how_good_it_is(tmp_path: Path, with_holdout: bool) -> 
         "reference": None,
         "rows": 90 if with_holdout else 67,
         "shared": 0,
-        "r2": analysis.calibration.r2,
-        "residual_spread": analysis.calibration.residual_spread,
+        "r2": analysis.calibration.main.r2,
+        "residual_spread": analysis.calibration.main.residual_spread,
         "outside_range": int(np.sum(analysis.calibration.outside)),
+        "evidence": {
+            "parts": {
+                name: {"r2": part.r2, "residual_spread": part.residual_spread}
+                for name, part in analysis.calibration.parts.items()
+            },
+            "left_out": analysis.calibration.left_out,
+        },
+        "tail": None,  # it takes 300 held-out images
     }
+    assert list(summary["calibration"]["evidence"]["parts"]) == ["growth"]
+    assert "no spread" in summary["calibration"]["evidence"]["left_out"]["loss"]  # it is the same in all these rows
+    assert "does not measure" in summary["calibration"]["evidence"]["left_out"]["noise_norm"]
     assert summary["calibration"]["r2"] > 0.8
     assert (summary["holdout"] is None) != with_holdout
 

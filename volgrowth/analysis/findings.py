@@ -185,7 +185,8 @@ def _calibrate(audited: _Scored, holdout: _Scored | None, passed: Passing | None
     if passed:  # the rows that do not pass were not measured
         for images in parts.values():
             images.score[np.isnan(images.score)] = -np.inf
-    found = calibrate(parts, holdout and {name: holdout.part(name) for name in names}, passed)
+    held = None if holdout is None else {name: holdout.part(name) for name in names}
+    found = calibrate(parts, held, passed)
     if found is not None:
         found.left_out.update({name: "the preset does not measure it" for name in PARTS if name not in names})
     return found

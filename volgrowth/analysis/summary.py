@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.complexity import REGRESSORS
 from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, rows_needed
-from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, Calibration
+from volgrowth.analysis.calibration.evidence import Calibration
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.calibration.held_out import count_near_duplicates, most_different_regressor
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
 from volgrowth.analysis.caveats import with_caveats
@@ -22,6 +23,7 @@ from volgrowth.records import Mark, Status
 
 METHOD = {
     "held-out": "cross-conformal p-values, Benjamini-Hochberg over distinct images",
+    "tail": "p-values of the held-out images' generalized Pareto tail, Benjamini-Hochberg over distinct images",
     "cross-fitted": "p-values of an exponential tail, Benjamini-Hochberg over distinct images",
 }
 
@@ -118,11 +120,39 @@ def _calibration(analysis: Analysis, config: AuditConfig) -> dict[str, Any] | No
         "method": calibration.method,
         "features": [*REGRESSORS, *(["reference"] if config.reference else [])],
         "reference": config.reference,
-        "rows": calibration.rows,
+        "rows": len(calibration.rows),
         "shared": calibration.shared,
-        "r2": calibration.r2,
-        "residual_spread": calibration.residual_spread,
+        "r2": calibration.main.r2,
+        "residual_spread": calibration.main.residual_spread,
         "outside_range": int(calibration.outside.sum()),
+        "evidence": {
+            "parts": {
+                name: {"r2": part.r2, "residual_spread": part.residual_spread}
+                for name, part in calibration.parts.items()
+            },
+            "left_out": calibration.left_out,
+        },
+        "tail": _tail(calibration),
+    }
+
+
+def _tail(calibration: Calibration) -> dict[str, Any] | None:
+    """Describe the tail that p-values come from, and how far they extrapolate; None without one."""
+    tail = calibration.tail
+    if tail is None:
+        return None
+    farthest = float(np.max(calibration.excess.held))
+    beyond = calibration.evidence[calibration.evidence > farthest]
+    return {
+        "threshold": tail.threshold,
+        "fits": [
+            {"above": fit.above, "threshold": fit.threshold, "shape": fit.shape, "scale": fit.scale, "fit": fit.fit}
+            for fit in tail.fits
+        ],
+        "refused": list(tail.refused),
+        "farthest_held_out": farthest,
+        "rows_beyond": len(beyond),
+        "farthest": float(calibration.evidence.max(initial=farthest)),
     }
 
 
@@ -139,7 +169,7 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
     detection = {
         "fdr": FDR,
         "null": calibration.method,
-        "method": METHOD[calibration.method],
+        "method": METHOD[calibration.method if calibration.tail is None else "tail"],
         "memorized": memorized,
         "memorized_duplicated": duplicated,
         "memorized_intrinsic": memorized - duplicated,
@@ -151,12 +181,13 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
     }
     if calibration.method == "cross-fitted":
         return {**detection, "warnings": _left_out(audit)}
-    p_value = judged.column("p_value").to_numpy()
+    p_value, held = judged.column("p_value_conformal").to_numpy(), len(calibration.rows)
     return {
         **detection,
-        "calibration_rows": calibration.rows,
-        "fewest_flags": fewest_flags(len(first), calibration.rows),
-        "beyond_holdout": int((p_value <= 1 / (1 + calibration.rows)).sum()),
+        "calibration_rows": held,
+        "smallest_p_value": calibration.smallest_p_value,
+        "fewest_flags": fewest_flags(len(first), calibration.smallest_p_value),
+        "beyond_holdout": int((p_value <= 1 / (1 + held) * (1 + 1e-9)).sum()),
         "warnings": _warnings(audit, calibration),
     }
 

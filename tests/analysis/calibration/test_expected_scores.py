@@ -166,7 +166,7 @@ def test_too_few_held_out_images_leave_it_to_the_audited_ones() -> None:
         found = calibrated(audited, holdout)
         assert found.method == "cross-fitted"
         assert found.p_value.tolist() == alone.p_value.tolist()
-        np.testing.assert_array_equal(found.main.expected, alone.expected)
+        np.testing.assert_array_equal(found.main.expected, alone.main.expected)
     assert calibrated(audited, enough).method == "held-out"
     assert calibrate(few, few) is None
 

@@ -170,6 +170,7 @@ def tables(memorized: int = 20) -> tuple[pa.Table, pa.Table, list[dict[str, Any]
         rows = many(count, seed)
         for row in rows:
             row["screen"] = row["growth"] + float(random.normal(0, 0.5))
+            row["loss"] = float(0.1 * np.exp(random.normal(0, 0.1)))
         sets.append(rows)
     for row in sets[0][:memorized]:
         row["growth"] += 30

@@ -54,14 +54,17 @@ def tail_p_values(excess: np.ndarray, distinct: np.ndarray) -> np.ndarray:
     return np.where(excess <= low, 1.0, (1 - TAIL[0]) * np.exp(-np.maximum(excess - low, 0) / scale))
 
 
-def fewest_flags(tests: int, calibration_rows: int, fdr: float = FDR) -> int:
-    """Return how many of `tests` images must have the smallest possible p-value before any of them is flagged.
+def fewest_flags(tests: int, p_value: float, fdr: float = FDR) -> int:
+    """Return how many of `tests` images must have a p-value as small as this before any of them is flagged.
 
-    The smallest p-value is 1 / (1 + calibration_rows), and k flags need p <= fdr k / tests.
+    k flags need p <= fdr k / tests. With m held-out images and no tail p is at least 1 / (1 + m).
     """
-    return max(1, ceil(tests / (fdr * (1 + calibration_rows))))
+    return max(1, ceil(tests * p_value / fdr * (1 - 1e-12)))
 
 
 def rows_needed(tests: int, flags: int, fdr: float = FDR) -> int:
-    """Return how many held-out images it takes to flag `flags` of `tests` images, if those exceed all of them."""
+    """Return how many held-out images it takes to flag `flags` of `tests` images that exceed all of them.
+
+    So many are enough whatever the tail; where one can be fitted, fewer may be.
+    """
     return max(0, ceil(tests / (fdr * max(flags, 1))) - 1)

@@ -31,6 +31,9 @@ from volgrowth.analysis.calibration.expected_scores import (
 from volgrowth.analysis.calibration.p_values import PValues, held_out_p_values
 from volgrowth.analysis.calibration.tails import Tail, fit_tail
 
+REPRODUCED = 5.0
+"""Evidence that three quarters of the images that samples reproduce had, or more, in every case of the bench."""
+
 Parts = Mapping[str, ScoredImages]
 
 
@@ -77,6 +80,14 @@ class Calibration:
     def p_value(self) -> np.ndarray:
         """The p-values that decide, (n,)."""
         return self.p_values.used
+
+    @property
+    def smallest_p_value(self) -> float:
+        """The p-value of a clearly memorized image: one of evidence `REPRODUCED`, or beyond all held-out ones."""
+        beyond_all = 1 / (1 + len(self.rows))
+        return (
+            beyond_all if self.tail is None else min(beyond_all, float(self.tail.p_values(np.array([REPRODUCED]))[0]))
+        )
 
     @cached_property
     def holdout_evidence(self) -> np.ndarray | None:

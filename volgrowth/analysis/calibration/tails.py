@@ -129,11 +129,12 @@ def fit_tail(excess: np.ndarray) -> Tail | None:
 
 
 def _fit(threshold: float, beyond: np.ndarray) -> TailFit | None:
-    """Fit the tail of the values beyond a threshold; None if they are all at it."""
-    y, above = beyond - threshold, len(beyond)
-    mean = float(y.mean())
-    if not 0 < mean < np.inf:
+    """Fit the tail of the values beyond a threshold; None if it is -infinity, or most of them are ties."""
+    above = len(beyond)
+    if not np.isfinite(threshold) or 2 * len(np.unique(beyond[beyond > threshold])) < above:
         return None
+    y = beyond - threshold
+    mean = float(y.mean())
     scales = mean * _SCALES
     likelihood = np.stack([_log_likelihood(y, shape, scales) for shape in _SHAPES])
     best = np.unravel_index(likelihood.argmax(), likelihood.shape)

@@ -271,7 +271,7 @@ def _about_size(p_value: np.ndarray, q_value: np.ndarray, null_rows: int, fdr: f
     if (q_value <= fdr).any():
         return []
     smallest, tests = 1 / (1 + null_rows), 2 * int(np.isfinite(q_value).sum())
-    fewest, extreme = fewest_flags(tests, null_rows, fdr), int((p_value <= smallest).sum())
+    fewest, extreme = fewest_flags(tests, 1 / (1 + null_rows), fdr), int((p_value <= smallest).sum())
     if extreme >= fewest:
         return []
     enough = rows_needed(tests, extreme, fdr)

@@ -1,0 +1,111 @@
+"""Evidence from several scores."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from volgrowth.analysis.calibration.evidence import Calibration, calibrate, part_p_values
+from volgrowth.analysis.calibration.expected_scores import ScoredImages
+
+Both = tuple[Calibration, dict[str, ScoredImages], dict[str, ScoredImages]]
+
+
+def sets(count: int, seed: int, memorized: int = 0) -> dict[str, ScoredImages]:
+    """Two scores that follow complexity, with independent noise; memorized images stand out a little in each."""
+    random = np.random.default_rng(seed)
+    features, content = random.uniform(size=(count, 6)), random.integers(2**63, size=count).astype(np.uint64)
+    scores = {name: k * features[:, k] + random.normal(size=count) for k, name in ((1, "growth"), (3, "loss"))}
+    for score in scores.values():
+        score[:memorized] += 3
+    return {name: ScoredImages(features, score, content) for name, score in scores.items()}
+
+
+def calibrated(audited: dict[str, ScoredImages], holdout: dict[str, ScoredImages] | None) -> Calibration:
+    found = calibrate(audited, holdout)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def both() -> Both:
+    audited, holdout = sets(400, 1, memorized=20), sets(500, 2)
+    return calibrated(audited, holdout), audited, holdout
+
+
+def test_evidence_is_the_sum_of_the_parts_in_units_of_the_held_out_spread(both: Both) -> None:
+    found = both[0]
+    parts = [part.excess.mean / part.residual_spread for part in found.parts.values()]
+    ratio = found.evidence / np.sum(parts, 0)
+    assert_allclose(ratio, ratio[0], rtol=1e-9)
+    held = found.holdout_evidence
+    assert held is not None
+    assert 1.4826 * np.median(np.abs(held - np.median(held))) == pytest.approx(1)
+
+
+def test_parts_together_find_more_than_each_alone(both: Both) -> None:
+    found, audited, holdout = both
+    memorized = np.arange(400) < 20
+    reach = {
+        name: (one.evidence[memorized, None] > one.evidence[~memorized]).mean()
+        for name, one in {
+            "both": found,
+            **{name: calibrated({name: audited[name]}, {name: holdout[name]}) for name in audited},
+        }.items()
+    }
+    assert reach["both"] > max(reach["growth"], reach["loss"])
+
+
+def test_a_part_alone_has_the_p_values_of_that_score(both: Both) -> None:
+    found, audited, holdout = both
+    alone = calibrated({"loss": audited["loss"]}, {"loss": holdout["loss"]})
+    assert_allclose(part_p_values(found, "loss"), alone.p_value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda score: np.where(np.arange(len(score)) == 7, np.nan, score), "not measured in every image"),
+        (np.zeros_like, "no spread"),
+    ],
+    ids=["missing in one image", "saturated"],
+)
+@pytest.mark.parametrize("with_holdout", [False, True])
+def test_a_part_that_says_nothing_is_left_out_with_the_reason(
+    change: Callable[[np.ndarray], np.ndarray], why: str, with_holdout: bool
+) -> None:
+    audited, holdout = sets(300, 1), sets(200, 2) if with_holdout else None
+    alone = calibrated({"growth": audited["growth"]}, holdout and {"growth": holdout["growth"]})
+    for some in (audited, holdout):
+        if some:
+            some["loss"] = replace(some["loss"], score=change(some["loss"].score))
+    found = calibrated(audited, holdout)
+    assert list(found.parts) == ["growth"]
+    assert why in found.left_out["loss"]
+    assert_array_equal(found.evidence, alone.evidence)
+    assert_array_equal(found.p_value, alone.p_value)
+
+
+def test_growth_without_spread_leaves_the_verdict_to_the_loss() -> None:
+    audited, holdout = sets(300, 1, memorized=10), sets(400, 2)
+    for some in (audited, holdout):
+        some["growth"] = replace(some["growth"], score=np.full(len(some["growth"].score), 5.0))
+    found = calibrated(audited, holdout)
+    assert np.median(found.evidence[:10]) > np.quantile(found.evidence[10:], 0.9)
+    assert_array_equal(found.main.expected, 5.0)
+
+
+def test_the_tail_reaches_below_what_counting_can() -> None:
+    audited, holdout = sets(400, 1), sets(500, 2)
+    for images in audited.values():
+        images.score[0] += 20
+    found = calibrated(audited, holdout)
+    assert found.tail is not None
+    assert found.p_values.conformal[0] == pytest.approx(1 / 501)
+    assert found.p_value[0] < 1e-4
+    assert found.smallest_p_value < 1 / 501
+    quiet = found.evidence < found.tail.threshold - 1  # nor does any other fold put these beyond it
+    assert_array_equal(found.p_value[quiet], found.p_values.conformal[quiet])
+    assert calibrated(audited, sets(200, 2)).tail is None

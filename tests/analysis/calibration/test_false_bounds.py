@@ -1,0 +1,60 @@
+"""Bounds on false flags for every cut at once."""
+
+import numpy as np
+import pytest
+
+from volgrowth.analysis.calibration.false_bounds import CONFIDENCE, false_bounds, null_counts
+
+
+def held_above(excess: np.ndarray, held: np.ndarray) -> np.ndarray:
+    return len(held) - np.searchsorted(np.sort(held), excess, side="left")
+
+
+def false_shares(above: np.ndarray, innocent: np.ndarray) -> np.ndarray:
+    """The true share of innocent images among all with as few held-out ones above them."""
+    return np.array([innocent[above <= count].mean() for count in above])
+
+
+@pytest.mark.parametrize(("tests", "held", "memorized"), [(300, 300, 0), (300, 1000, 40), (2000, 200, 100)])
+def test_all_bounds_hold_at_once_as_often_as_promised(tests: int, held: int, memorized: int) -> None:
+    random, kept, draws = np.random.default_rng(tests + held), 0, 300
+    for _ in range(draws):
+        excess = random.normal(size=tests)
+        excess[:memorized] += random.uniform(0, 8, memorized)
+        above = held_above(excess, random.normal(size=held))
+        kept += bool((false_bounds(above, held) >= false_shares(above, np.arange(tests) >= memorized) - 1e-9).all())
+    assert kept / draws >= CONFIDENCE - 3 * np.sqrt(CONFIDENCE * (1 - CONFIDENCE) / draws)
+
+
+def test_clear_flags_have_a_small_bound_and_doubtful_ones_a_large_one() -> None:
+    random = np.random.default_rng(0)
+    held, excess = random.normal(size=5000), random.normal(size=1000)
+    excess[:60] += 20
+    bound = false_bounds(held_above(excess, held), 5000)
+    assert bound[:60].max() < 0.1
+    assert np.median(bound[60:]) > 0.8
+    assert ((bound >= 0) & (bound <= 1)).all()
+
+
+def test_a_larger_set_never_has_fewer_false_flags() -> None:
+    random = np.random.default_rng(1)
+    held, excess = random.normal(size=500), random.normal(size=800)
+    excess[:30] += 6
+    above = held_above(excess, held)
+    bound = false_bounds(above, 500)
+    order = np.argsort(above, kind="stable")
+    sizes = np.searchsorted(above[order], above[order], side="right")
+    counts = np.rint(bound[order] * sizes)
+    assert (np.diff(counts) >= 0).all()
+
+
+def test_what_the_held_out_images_cannot_tell_is_not_bounded() -> None:
+    """A hundred tests for each held-out image: as many innocent ones may lie beyond all of them."""
+    assert false_bounds(np.zeros(40, int), 10).tolist() == [1.0] * 40 or len(null_counts(40, 10)[0])
+    few = false_bounds(np.concatenate([np.zeros(20, int), np.full(1980, 15)]), 20)
+    assert few[:20].min() == 1
+
+
+def test_nothing_to_bound() -> None:
+    assert false_bounds(np.empty(0, int), 100).shape == (0,)
+    assert false_bounds(np.zeros(3, int), 0).tolist() == [1, 1, 1]
