@@ -152,7 +152,7 @@ def _doubts(audit: Audit, known: Judgement, fdr: float, max_flagged: float) -> l
     if detection.get("null") != "held-out":
         doubts = ["Without held-out images the rate is an assumption: audit again with --holdout."]
     else:
-        doubts = _resolution(detection["calibration_rows"], known.images(known.tested), judged, allowed, fdr)
+        doubts = _resolution(detection, known.images(known.tested), judged, allowed, fdr)
     doubts += _screened(audit.summary.get("cascade"), known, allowed)
     doubts += _unjudged(audit, known, judged, max_flagged)
     proof = audit.summary.get("verification") or {"samples": 0}
@@ -161,15 +161,17 @@ def _doubts(audit: Audit, known: Judgement, fdr: float, max_flagged: float) -> l
     return doubts
 
 
-def _resolution(held: int, tests: int, judged: int, allowed: int, fdr: float) -> list[str]:
-    """Doubt if one image more than is `allowed` could not be flagged, though it exceeds all held-out images."""
-    fewest = fewest_flags(tests, held, fdr)
+def _resolution(detection: dict[str, Any], tests: int, judged: int, allowed: int, fdr: float) -> list[str]:
+    """Doubt if one clearly memorized image more than is `allowed` could not be flagged."""
+    held = detection["calibration_rows"]
+    smallest = detection.get("smallest_p_value") or 1 / (1 + held)  # a version without tails did not write it
+    fewest = fewest_flags(tests, smallest, fdr)
     if fewest <= allowed + 1:
         return []
     fixes = [f"hold out {rows_needed(tests, allowed + 1, fdr):,} images"]
     if fewest <= judged:
         fixes.append(f"check with --max-flagged {_rounded_up((fewest - 1) / judged)}")
-    if (rate := tests / ((allowed + 1) * (1 + held))) < 0.5:
+    if (rate := tests * smallest / (allowed + 1)) < 0.5:
         fixes.append(f"with --fdr {_rounded_up(rate)}")
     return [
         f"With {held:,} held-out images fewer than {fewest:,} memorized ones cannot be flagged at --fdr {fdr:g}, and "
