@@ -71,6 +71,23 @@ VOLGROWTH = Path(sys.executable).parent / "volgrowth"
 
 
 @pytest.fixture(scope="session", autouse=True)
+def trusted_models() -> Iterator[None]:
+    """Let audits in the tests' own process go on with models that fail their check: most have random weights.
+
+    A test of that check gives `trust_model=False`; a test that starts a process gives `--trust-model`.
+    """
+    from volgrowth.config import AuditConfig
+
+    def build_trusting(**settings: Any) -> AuditConfig:
+        return build(**{"trust_model": True, **settings})
+
+    build = AuditConfig.build
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AuditConfig, "build", build_trusting)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def ray_folder() -> Iterator[Path]:
     """A folder for the files of every Ray of the tests; its name is short, since the paths of sockets have to be."""
     folder = Path(tempfile.mkdtemp(prefix="vg-"))

@@ -157,6 +157,7 @@ EXECUTION = frozenset(
         "gpus_per_worker",
         "ray_address",
         "max_failed",
+        "trust_model",
         "log_json",
         "data_kind",
         "holdout_kind",
@@ -209,6 +210,7 @@ class AuditConfig(Frozen):
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     ray_address: str | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.01
+    trust_model: bool = False
     log_json: str | None = None
     data_kind: DataKind | None = None
     holdout_kind: DataKind | None = None

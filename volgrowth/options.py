@@ -51,6 +51,9 @@ def _shared(
     holdout_split: Annotated[str | None, option("Split of the held-out images, if there are several.")] = None,
     preset: Annotated[str | None, option("Measure standard (default), paper (as published) or volume.")] = None,
     shard_size: Annotated[int | None, option("Rows per shard, the unit of work that a worker takes (1024).")] = None,
+    trust_model: Annotated[
+        bool, option("Go on although the model failed its check; the report says so.", "--trust-model")
+    ] = False,
     engine: EngineName = None,
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,

@@ -133,16 +133,17 @@ def test_a_network_asked_with_the_label_of_another_level_is_named() -> None:
         return NetworkDenoiser(network, Scheduled(schedule, "epsilon", (0.01, 80.0), label), SHAPE)
 
     images = (variance / VARIANCE) ** 0.5 * IMAGES
-    assert statuses(check_denoiser(denoiser(lambda time: time), images=images))["reading"] == "ok"
+    assert statuses(check_denoiser(denoiser(lambda time: time), images=images))["orthogonal"] == "ok"
     wrong = check_denoiser(denoiser(lambda time: schedule.time(schedule.noise_level(time) / 4)), images=images)
-    assert "with the label of 4 times the noise level its error is" in line(wrong, "reading")
-    assert statuses(wrong)["reading"] == "WARN"
+    assert "its label stands for 0.25 times the noise level that there is" in line(wrong, "orthogonal")
+    assert not wrong.ok
 
 
 def test_without_images_a_wrong_level_stays_hidden_and_the_report_says_so() -> None:
-    report = check_denoiser(FAULTS["WARN reading"]["half the level"][0])
+    report = check_denoiser(FAULTS["FAIL orthogonal"]["half the level"][0])
+    assert report.ok
     assert report.named("WARN") == []
-    assert line(report, "reading").startswith("skip  reading       whether noise levels and range of pixels")
+    assert line(report, "orthogonal").startswith("skip  orthogonal    whether output, noise levels and range of")
 
 
 # conditions
@@ -193,7 +194,8 @@ class Ignored(Conditional):
 
 
 def test_conditions_pass_where_they_are_right() -> None:
-    report = check_denoiser(Conditional(), conditions=[1, 2], images=IMAGES)
+    shown = IMAGES + torch.tensor([0.5, 1.0]).repeat(3).reshape(-1, 1, 1, 1)
+    report = check_denoiser(Conditional(), conditions=[1, 2], images=shown)
     assert report.ok, report
     assert line(report, "conditions").startswith("ok    conditions    noise changes by")
     assert statuses(check_denoiser(Conditional(), images=IMAGES))["conditions"] == "skip"
@@ -258,7 +260,7 @@ def test_the_verdict_is_a_line_a_check_and_one_for_all() -> None:
     report = check_denoiser(FAULTS["FAIL meaning"]["sign"][0], images=IMAGES)
     *lines, last = str(report).splitlines()
     assert [text.split()[0] for text in lines] == [check.status for check in report.checks]
-    assert last.startswith("not fit for an audit: meaning; look at ")
+    assert last.startswith("not fit for an audit: meaning, orthogonal; look at ")
     assert all(": " in check.mend or check.mend == "" or check.status == "skip" for check in report.checks)
 
 
@@ -281,7 +283,7 @@ def test_it_costs_about_as_much_as_it_says() -> None:
             return super().__call__(y, noise_level)
 
     check_denoiser(Counted(), images=IMAGES[:4])
-    assert 80 <= sum(evaluated) / 4 <= 130
+    assert 130 <= sum(evaluated) / 4 <= 170
 
 
 # the page
@@ -324,7 +326,7 @@ def test_the_model_of_the_page_prints_the_verdict_of_the_page(trained: tuple[Any
 
     assert isinstance(model, NetworkDenoiser)
     model.parameterization = Scheduled(module.Cosine(), "epsilon", (0.016, 63.0))
-    assert {"denoising", "reading"} <= set(check_denoiser(model, images=images).named("WARN"))
+    assert "is read as the noise (epsilon)" in line(check_denoiser(model, images=images), "orthogonal")
     model.network = module.Network().requires_grad_(False)
     assert "denoising" in check_denoiser(model, images=images).named("WARN")
 

@@ -69,6 +69,18 @@ def _held_out_failed(summary: Summary) -> str | None:
     return f"{failures['rows']:,} of {holdout['rows']:,} held-out rows have no score: they did not calibrate."
 
 
+def _misunderstood(summary: Summary) -> str | None:
+    checked = summary.get("model_check")
+    if not checked or checked["verdict"] == "right":
+        return None
+    if checked["verdict"] == "untested":
+        return f"The model was not checked against these images: {checked['cause']}."
+    return (
+        f"The model failed its check and was trusted: {checked['cause']}. Scores of a model that is not understood "
+        f"mean little."
+    )
+
+
 def _uncalibrated(summary: Summary) -> str | None:
     if summary["detection"] or not summary["counts"]["ok"]:
         return None
@@ -122,6 +134,7 @@ def _screened(summary: Summary) -> str | None:
 
 CAVEATS: tuple[Callable[[Summary], str | None], ...] = (
     _empty,
+    _misunderstood,
     _uncalibrated,
     _assumed,
     _resolution,

@@ -37,13 +37,15 @@ def summarize_audit(
         audit: its scores and findings.
         analysis: the calibration behind the findings.
         config: settings of the audit.
-        run: record of how the scores were made: seconds, workers, device.
+        run: record of how the scores were made: seconds, workers, device, the check of the model.
         sampled: rows of a cascade that were measured to bound the loss of its screen.
 
     Returns:
         The content of `summary.json`.
     """
     frozen, scores = audit.frozen, audit.scores
+    run, checked = dict(run), run.get("model_check")
+    run.pop("model_check", None)
     statuses = _value_counts(scores.column("status"))
     marks = _value_counts(pc.list_flatten(scores.column("marks")))
     evaluations = _sum(scores.column("nfe"))
@@ -74,6 +76,7 @@ def summarize_audit(
             "held_out": None if audit.holdout_scores is None else count_failures(audit.holdout_scores),
         },
         "marks": {mark.value: marks.get(mark, 0) for mark in Mark},
+        "model_check": checked,
         "calibration": _calibration(analysis, config),
         "detection": detection,
         "cascade": cascade,

@@ -8,6 +8,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -18,6 +19,7 @@ from volgrowth.analysis.findings import Analysis, Reference, analyse
 from volgrowth.analysis.summary import summarize_audit
 from volgrowth.audit.engine.batch_size import BATCH_FILE, settle_batch
 from volgrowth.audit.engine.ledger import Task
+from volgrowth.audit.engine.model_check import MODEL_CHECK_FILE, check_model_tasks
 from volgrowth.audit.engine.noise_floor import NOISE_FILE, NoiseFloor
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
@@ -229,7 +231,8 @@ def _score(session: Session, failed: list[Shard], quiet: bool) -> None:
     todo = [shard for shard in shards if shard.name not in done]
     rows, left = (sum(shard.rows for shard in some) for some in (shards, todo))
     progress = AuditProgress(rows, len(shards), rows - left, len(shards) - len(todo), quiet=quiet)
-    _score_shards(session, floor, ((shard, None) for shard in todo), len(todo), progress)
+    first = check_model_tasks(session) if todo else []
+    _score_shards(session, floor, ((shard, None) for shard in todo), len(todo), progress, first)
     rows = sum(int(done[shard.name]["failed"]) for shard in failed)
     progress = AuditProgress(rows, len(failed), quiet=quiet, doing="retrying")
     _score_shards(session, floor, ((shard, _failed_rows(store, shard)) for shard in failed), len(failed), progress)
@@ -243,11 +246,12 @@ def _score_shards(
     shards: Iterable[tuple[Shard, Sequence[int] | None]],
     count: int,
     progress: AuditProgress,
+    first: Sequence[Task] = (),
 ) -> None:
-    """Score the given rows of each shard, all of them for None."""
+    """Do the tasks of `first`, and score the given rows of each shard, all of them for None."""
     report = _reporter(session, floor, progress)
     tasks = (ShardTasks(shard, report, rows).task() for shard, rows in shards)
-    run_tasks(session, ScoringWorker, tasks, count, progress)
+    run_tasks(session, ScoringWorker, chain(first, tasks), count, progress)
 
 
 def _complete_cascade(session: Session, floor: NoiseFloor, retried: bool, quiet: bool) -> None:
@@ -333,7 +337,8 @@ def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
 
 
 def _run_facts(store: Store, config: AuditConfig) -> dict[str, Any]:
-    """Describe how the scores were made: time and devices, the noise floor, the batch size."""
+    """Describe how the scores were made: time and devices, the model's check, the noise floor, the batch size."""
+    checked = store.read_json(MODEL_CHECK_FILE) if store.exists(MODEL_CHECK_FILE) else None
     floor = store.read_json(NOISE_FILE) if store.exists(NOISE_FILE) else None
     batch = store.read_json(BATCH_FILE)["batch_size"] if config.batch_size is None else config.batch_size
-    return {**total_effort(store), "noise_floor": floor, "batch_size": batch}
+    return {**total_effort(store), "model_check": checked, "noise_floor": floor, "batch_size": batch}

@@ -10,7 +10,7 @@ memorized.
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from heapq import heapreplace
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from scipy import stats
 from volgrowth.analysis.calibration.screening import MOST_SAMPLED
 from volgrowth.audit.engine.batch_size import choose_batch
 from volgrowth.audit.engine.ledger import Task
+from volgrowth.audit.engine.model_check import check_model_tasks
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
 from volgrowth.audit.engine.session import Session
@@ -213,7 +214,7 @@ def _choose_batch(session: Session) -> int:
 
 
 def _pilot(session: Session, manifest: Manifest, batch: int, quiet: bool) -> list[Piece]:
-    """Have workers measure the stretches."""
+    """Have workers check the model and measure the stretches."""
     pieces: list[Piece] = []
     stretches = list(_stretches(manifest, session.config.seed, 2 * batch))
     progress = AuditProgress(sum(s.rows for s in stretches), len(stretches), quiet=quiet, doing="measuring")
@@ -226,7 +227,7 @@ def _pilot(session: Session, manifest: Manifest, batch: int, quiet: bool) -> lis
 
         return Task(f"the pilot of {stretch.name}", "pilot", (stretch, batch), done)
 
-    run_tasks(session, PilotWorker, map(task, stretches), len(stretches), progress)
+    run_tasks(session, PilotWorker, chain(check_model_tasks(session), map(task, stretches)), len(stretches), progress)
     return pieces
 
 

@@ -31,7 +31,7 @@ CHECKS: dict[str, Callable[[DenoiserProbe], DenoiserCheck]] = {
     "forward mode": contract.check_forward_mode,
     "meaning": meaning.check_meaning,
     "denoising": meaning.check_denoising,
-    "reading": meaning.check_reading,
+    "orthogonal": meaning.check_orthogonality,
     "conditions": meaning.check_conditions,
     "sampling": meaning.check_sampling,
 }

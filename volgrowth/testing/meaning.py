@@ -1,43 +1,19 @@
 """Checks of what the numbers mean: sign, scale, noise level, range of pixels, conditions."""
 
 from collections.abc import Callable
-from functools import partial
-from math import prod
 
 import torch
 from torch import Tensor
 
+from volgrowth.audit.scoring.understanding import FEWEST, NoisyStates, examine
+from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.errors import kind_and_line
 from volgrowth.numerics.denoisers import Denoiser
 from volgrowth.testing.probe import DenoiserProbe, level_tensor, relative_distance, rms
 from volgrowth.testing.verdict import DenoiserCheck, failure, judged
 
-# another way to read the noise at y and level out of a model
-Reading = Callable[[DenoiserProbe, Tensor, float], Tensor]
-
-
-def _told(probe: DenoiserProbe, y: Tensor, level: float, factor: float) -> Tensor:
-    """Return the noise of y if the model is told that there is `factor` times as much of it."""
-    return factor * probe.noise(y, factor * level)
-
-
-def _labelled(probe: DenoiserProbe, y: Tensor, level: float, factor: float) -> Tensor:
-    """Return the noise of y if a variance-preserving network gets the same input with the label of another level."""
-    return probe.noise(y * ((1 + (factor * level) ** 2) / (1 + level**2)) ** 0.5, factor * level)
-
-
-FACTORS = (0.25, 0.5, 2.0, 4.0)
-READINGS: dict[str, Reading] = {
-    **{f"told {factor:g} times the noise level": partial(_told, factor=factor) for factor in FACTORS},
-    **{f"with the label of {factor:g} times the noise level": partial(_labelled, factor=factor) for factor in FACTORS},
-    "shown images in [0, 1]": lambda probe, y, level: probe.noise((y + 1) / 2, level / 2),
-    "shown images in [0, 255]": lambda probe, y, level: probe.noise((y + 1) * 127.5, level * 127.5),
-}
-# Another reading counts if it is better at every level, which does not happen to an untrained model by accident, and if
-# the mean of its error is at most this share of the error as it is.
-BETTER = 0.9
-# added to losses, so that two that are next to nothing compare as equal
-SMALL = 1e-3
+# of the noises that images get
+SEED = 20_250_322
 
 
 def check_meaning(probe: DenoiserProbe) -> DenoiserCheck:
@@ -91,31 +67,21 @@ def _loss(probe: DenoiserProbe, level: float, noise: Callable[[Tensor, float], T
     return rms(noise(probe.noisy(level), level) - probe.e) ** 2
 
 
-def check_reading(probe: DenoiserProbe) -> DenoiserCheck:
-    """Check that the model denoises worse when noise levels or pixels are converted in another way.
+def check_orthogonality(probe: DenoiserProbe) -> DenoiserCheck:
+    """Check that the error of the noise is orthogonal to the answer and to the input, as that of a posterior mean is.
 
-    A trained denoiser is the best there is, also in comparison with itself under another noise level or range of
-    pixels. A model that is better in another way gets wrong labels, or images in a wrong range, and its scores are
-    those of blurred or clipped images. Made-up blobs are easier to denoise than the images of training, so that a sound
-    model would seem to be better if told of more noise: this check needs the user's images.
+    A model that is read wrongly (another output, sign, label, schedule or range of images) fails, whatever its loss.
+    `volgrowth audit` does the same before it scores. The check needs images of training, over which the mean is taken.
     """
-    if not probe.given or probe.denoiser.pixel_shape != probe.denoiser.image_shape:
-        seen = "whether noise levels and range of pixels are those of training"
-        return DenoiserCheck("skip", seen, "give images= in pixels")
-    as_it_is = [_loss(probe, level, probe.noise) + SMALL for level in probe.middle]
-    gains = {}
-    for other, noise in READINGS.items():
-        losses = [_loss(probe, level, partial(noise, probe)) + SMALL for level in probe.middle]
-        ratios = [new / old for new, old in zip(losses, as_it_is, strict=True)]
-        if max(ratios) < 1:
-            gains[other] = prod(ratios) ** (1 / len(ratios))
-    best = min(gains, key=lambda other: gains[other], default="")
-    return judged(
-        gains.get(best, 1.0) > BETTER,
-        f"{best} its error is {gains[best]:.2g} times what it is" if best else "best as it is",
-        "expected more: convert the label, or the range of images, to that of training",
-        "WARN",
-    )
+    if not probe.given:
+        return DenoiserCheck("skip", "whether output, noise levels and range of pixels are those of training", GIVE)
+    found = examine(NoisyStates(probe.denoiser, probe.clean, probe.conditions, SEED, BatchSize(len(probe.clean))))
+    if found.verdict == "untested":
+        return DenoiserCheck("skip", found.cause, GIVE)
+    return judged(found.verdict == "right", found.seen, f"{found.cause}: {found.fix}")
+
+
+GIVE = f"give images= of {FEWEST} or more images that the model was trained on"
 
 
 def check_conditions(probe: DenoiserProbe) -> DenoiserCheck:

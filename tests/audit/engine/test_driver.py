@@ -142,7 +142,7 @@ def typed(tmp_path, digit_file):
     (tmp_path / "held_model.py").write_text(HELD_MODEL)
     return [
         "audit", "factory:held_model:make", digit_file, "--output", "out", "--shard-size", "6", "--workers", "2",
-        "--set", "batch_size=6",
+        "--set", "batch_size=6", "--trust-model",
     ]  # fmt: skip
 
 

@@ -140,7 +140,8 @@ def run(machines: Machines, digit_file: Path, tmp_path: Path) -> Run:
 def arguments(machines: Machines, out: Path, data: Path, model: str = "make_known", *more: Any) -> list[Any]:
     return [
         "audit", f"factory:held_model:{model}", data, "--output", out, "--shard-size", 6, "--set", "batch_size=6",
-        "--ray-address", machines.cluster.address, "--log-json", out.with_suffix(".jsonl"), *more,
+        "--ray-address", machines.cluster.address, "--log-json", out.with_suffix(".jsonl"), "--trust-model",
+        *more,
     ]  # fmt: skip
 
 

@@ -189,7 +189,7 @@ main(sys.argv[1:])
 
 def test_a_full_disk_stops_it_and_it_resumes(reference, tiny_model, digit_file, tmp_path):
     command = ["audit", tiny_model, digit_file, "--output", tmp_path / "out", "--engine", "local"]
-    command += ["--shard-size", "40", "--set", "batch_size=16"]
+    command += ["--shard-size", "40", "--set", "batch_size=16", "--trust-model"]
     process = subprocess.run(
         [sys.executable, "-c", LIMITED, *map(str, command)], capture_output=True, text=True, check=False
     )
@@ -204,7 +204,14 @@ def test_a_full_disk_stops_it_and_it_resumes(reference, tiny_model, digit_file, 
 def test_what_happened_is_logged_for_machines(tiny_model, digit_file, tmp_path):
     finished = audit(tiny_model, digit_file, tmp_path / "out", log_json=str(tmp_path / "log"))
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["started", "shard", "self_check", *["shard"] * 3, "ended"]
+    assert [event["event"] for event in events] == [
+        "started",
+        "model_check",
+        "shard",
+        "self_check",
+        *["shard"] * 3,
+        "ended",
+    ]
     assert [event["images"] for event in events if event["event"] == "shard"] == [40, 40, 40, 30]
     assert events[-1]["images"] == 150
     assert events[-1]["evaluations"] == finished.summary["run"]["evaluations"] == 150 * 15

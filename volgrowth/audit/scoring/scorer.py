@@ -115,7 +115,7 @@ class Scorer:
         flying: deque[tuple[list[Prepared], list[Chunk]]] = deque()
         ahead = Ahead(
             rows,
-            lambda row: self._prepare(row, crashed.get(row.row)),
+            lambda row: self.prepare(row, crashed.get(row.row)),
             self._threads,
             2 * self.config.images_at_once,
             weigh=lambda row: len(row.data or b""),
@@ -130,7 +130,8 @@ class Scorer:
         self.decode_wait, self.device_wait = ahead.starved, ahead.held_up
         return pa.Table.from_pylist(records, schema=SCORES)
 
-    def _prepare(self, row: Row, crashed: str | None) -> Prepared:
+    def prepare(self, row: Row, crashed: str | None = None) -> Prepared:
+        """Decode a row, or note why it has no pixels that the model can be shown."""
         known = {"row": row.row, "image_id": row.image_id, "source": row.source}
         if crashed:
             return Prepared(row.row, None, {**known, "status": Status.CRASHED.value, "error": crashed})

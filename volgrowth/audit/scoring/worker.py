@@ -18,6 +18,8 @@ from volgrowth.audit.output.runs import Tally
 from volgrowth.audit.scoring.cascade import MEASURE, STAGES, Screener, rows_mark, with_screen
 from volgrowth.audit.scoring.derivatives import derivative_deviation
 from volgrowth.audit.scoring.scorer import Scorer
+from volgrowth.audit.scoring.understanding import ModelCheck, NoisyStates, examine, untested
+from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.audit.workers.loading import ModelWorker
 from volgrowth.config import LOW_PRECISION, AuditConfig, PaperMeasure
 from volgrowth.errors import VolgrowthError, kind_and_line
@@ -102,6 +104,20 @@ class ScoringWorker(ModelWorker):
         known = {name: footer[name] for name in STAGES if name in footer}
         self._replace(shard, with_screen(table, screens), **{**known, stage: rows_mark(list(rows))})
         return tally
+
+    def check_model(self, shard: Shard, rows: Sequence[int]) -> ModelCheck:
+        """Measure on some rows of a shard whether the model's answer is the expected noise of these images."""
+        try:
+            read = [self.scorer.prepare(row) for row in self._rows(shard, rows)]
+            items, states = [item for item in read if item.pixels is not None], list[torch.Tensor]()
+            batch = BatchSize(self.config.images_at_once)
+            batch.each(items, lambda some: states.append(self.scorer.images(list(some)).cpu()))
+            conditions = [item.condition for item in items] if self.config.condition_column else None
+            if not items:
+                return untested(0)
+            return examine(NoisyStates(self.denoiser, torch.cat(states), conditions, self.config.seed, batch))
+        except VolgrowthError as error:  # scoring meets it again, and ends the audit or records the row
+            return ModelCheck("untested", 0, (), kind_and_line(error))
 
     def noise_floor(self, shard: Shard) -> dict[str, Any]:
         """Measure how far growth moves with the arithmetic alone, on a few rows of a published shard.
