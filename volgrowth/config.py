@@ -14,8 +14,18 @@ import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from volgrowth.credentials import Credentials, hide, known_credentials, remember
 from volgrowth.errors import UsageError
 
 DataKind = Literal["parquet", "webdataset", "folder", "arrow"]
@@ -214,17 +224,23 @@ class AuditConfig(Frozen):
     log_json: str | None = None
     data_kind: DataKind | None = None
     holdout_kind: DataKind | None = None
+    _credentials: dict[str, Credentials] = PrivateAttr(default_factory=known_credentials)
 
     @field_validator("model", "base", "lora", "data", "holdout", "reference", "output")
     @classmethod
     def _findable(cls, value: str | None, info: ValidationInfo) -> str | None:
-        """Make local paths and patterns absolute, so that workers and later commands find them from any folder."""
+        """Make local paths absolute, so that workers and later commands find them, and take credentials out of URLs."""
         if value is None or "://" in value:
-            return value
+            return value and hide(value)
         path = os.path.expanduser(value)
         pattern = glob.has_magic(path) or BRACES.search(path)
         local = info.field_name == "output" or os.path.exists(path) or pattern
         return os.path.abspath(path) if local else value
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Have the process of a worker know the credentials of the URLs."""
+        super().__setstate__(state)
+        remember(self._credentials)
 
     @model_validator(mode="after")
     def _screenable(self) -> Self:

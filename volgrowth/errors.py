@@ -1,5 +1,7 @@
 """Errors that a person reads: one sentence with what was given, what was expected, and the fix."""
 
+from volgrowth.credentials import redacted
+
 
 class VolgrowthError(Exception):
     """Something the user can mend. The command line prints it without a traceback and exits with 2."""
@@ -27,10 +29,10 @@ class EngineError(VolgrowthError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message without its full stop, or the name of its class if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip(" .")
+    return redacted((str(error).strip().splitlines() or [type(error).__name__])[0].strip(" ."))
 
 
 def kind_and_line(error: BaseException) -> str:
     """Return the class of an error and the first line of its message, such as `ValueError: no such file`."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return redacted(f"{type(error).__name__}: {lines[0]}") if lines else type(error).__name__

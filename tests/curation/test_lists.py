@@ -146,3 +146,17 @@ def test_a_list_from_before_an_extension_is_of_another_audit(run, images, tmp_pa
     write_parquet(tmp_path / "data/b.parquet", images[:5])
     grown = audit.frozen.data.extended(open_source(str(tmp_path / "data")).listing)
     assert list_digest(Audit(audit.store, replace(audit.frozen, data=grown).to_json())) != list_digest(audit)
+
+
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+1", "-3", "@SUM(A1)", "\t=1", "\r=1", "＝1", "'=1", "''-3", "'quoted'", "a=b"]
+)
+def test_cells_that_a_spreadsheet_would_evaluate_are_quoted_and_read_back(parquet, made, tmp_path, cell):
+    table = made.set_column(2, CURATION.field("source"), pa.array([cell] * ROWS))
+    file = tmp_path / "list.csv"
+    file.write_bytes(encode_list(table, "list.csv"))
+    with open(file, newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert not any(row["source"].startswith(("=", "+", "-", "@", "\t", "\r", "＝")) for row in rows)
+    assert any(row["excess_growth"].startswith("-") for row in rows), "a number stays a number"
+    assert read_list(parquet, str(file)).equals(table)

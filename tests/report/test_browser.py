@@ -15,7 +15,17 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from tests.support.report_data import CALIBRATION, DETECTION, TRUTH, full_report, many, record, summary, tables
+from tests.support.report_data import (
+    CALIBRATION,
+    DETECTION,
+    NO_COUNTS,
+    TRUTH,
+    full_report,
+    many,
+    record,
+    summary,
+    tables,
+)
 from volgrowth.report import Exhibit, NearestSample, ReportPage, Shown, render_report, thumbnail
 from volgrowth.report.page import CAP
 
@@ -284,6 +294,23 @@ def test_names_that_look_like_markup_stay_text(opens: Opens, gallery: ReportPage
     assert "<script>window.hacked = 1</script>" in cards(page).first.inner_text()
     assert page.evaluate("window.hacked") is None
     assert page.locator("script").count() == 1
+
+
+def test_what_limits_the_verdict_is_seen_beside_it(opens: Opens) -> None:
+    """Without scrolling, beside the title on a wide screen and below it on a phone; evil names in it stay text."""
+    scores, findings = tables([record(row) for row in range(4)])
+    asked = summary(4, counts={**NO_COUNTS, "rows": 8, "ok": 4}, detection={**DETECTION, "null": "cross-fitted"})
+    page, _ = opens(render_report(asked, scores, findings, Shown()))
+    title, caveats = page.get_by_role("heading", level=1), page.get_by_role("list", name="What limits this verdict")
+    assert "the error rate is an assumption" in caveats.inner_text()
+    assert "4 of 8 rows have no score" in caveats.inner_text()
+    for width, beside in ((1200, True), (390, False)):
+        page.set_viewport_size({"width": width, "height": 900})
+        head, limits = title.bounding_box(), caveats.bounding_box()
+        assert head is not None
+        assert limits is not None
+        assert limits["y"] + limits["height"] < 900
+        assert (limits["x"] >= head["x"] + head["width"]) == beside
 
 
 def test_without_scripts_the_first_cards_are_there(opens: Opens, gallery: ReportPage) -> None:

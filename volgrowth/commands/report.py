@@ -1,6 +1,5 @@
 """`volgrowth report`: write the page for people from the tables of a finished audit."""
 
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import groupby
@@ -15,6 +14,7 @@ from volgrowth.audit.output.result import REPORT_FILE, SUMMARY_FILE, Audit, open
 from volgrowth.audit.sampling.drawing import AT_ONCE as DRAWN_AT_ONCE
 from volgrowth.audit.sampling.drawing import FOLDER, SAMPLE
 from volgrowth.errors import DataError, OutputError, UsageError
+from volgrowth.plain import plain, say
 from volgrowth.report import Shown, choose_exhibits, render_report, thumbnail
 from volgrowth.report.charts.numbers import duplicate_groups
 from volgrowth.report.page import CAP, FRAME
@@ -90,7 +90,7 @@ def _shown(audit: Audit, redact: bool) -> Shown:
             if sum(map(len, [*rows.values(), *drawn.values()])) > ROOM:
                 break
     except (DataError, OutputError) as error:
-        print(f"the report shows no pictures: {error}", file=sys.stderr)
+        say(f"the report shows no pictures: {plain(str(error))}", error=True)
         return Shown(chosen)
     return Shown(chosen, rows, drawn)
 

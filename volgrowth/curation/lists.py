@@ -21,6 +21,8 @@ from volgrowth.storage.store import Store, arrow_file
 
 CURATION_FILE = "curation.parquet"
 NEEDED = ("row", "image_id", "action", "weight", "audit")
+# beginnings of a formula, of their wide forms too, and of what spreadsheets skip before one
+_EVALUATED = "=+\\-@\t\r\n＝＋－＠"
 AGAIN = "make the list again with `volgrowth curate OUT --fdr RATE`"
 
 
@@ -39,10 +41,27 @@ def encode_list(table: pa.Table, name: str) -> bytes:
     """Encode a list as the bytes of a file, CSV or Parquet by the end of its name."""
     buffer = BytesIO()
     if name.endswith(".csv"):
-        csv.write_csv(table, buffer)
+        csv.write_csv(_cells(table, _quoted), buffer)
     else:
         pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _cells(table: pa.Table, change: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> pa.Table:
+    """Return a table with its columns of strings changed."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            table = table.set_column(index, field, change(table[field.name]))
+    return table
+
+
+def _quoted(cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Put an apostrophe before cells that a spreadsheet would evaluate, and before those that seem to have one."""
+    return pc.replace_substring_regex(cells, f"\\A('*[{_EVALUATED}])", "'\\1")
+
+
+def _unquoted(cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.replace_substring_regex(cells, f"\\A'('*[{_EVALUATED}])", "\\1")
 
 
 def read_list(audit: Audit, file: str) -> pa.Table:
@@ -88,6 +107,7 @@ def _table(file: str) -> pa.Table:
             table = csv.read_csv(
                 arrow_file(data), parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options
             )
+            table = _cells(table, _unquoted)
         else:
             table = pq.read_table(arrow_file(data))
         if missing := [name for name in NEEDED if name not in table.column_names]:

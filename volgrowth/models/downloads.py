@@ -6,6 +6,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from volgrowth.credentials import hide
 from volgrowth.errors import ModelError
 from volgrowth.models.checkpoint_files import PATTERNS, wanted_folders
 from volgrowth.storage.copies import Remote, copy_here, list_folder
@@ -28,6 +29,7 @@ def local_folder(url: str, subfolder: str | None = None) -> Path:
     Raises:
         ModelError: the folder is not there, or cannot be read.
     """
+    url = hide(url)
     try:
         files, root = filesystem(url)
         if isinstance(files, LocalFileSystem):

@@ -1,18 +1,16 @@
 """Values as text for a reader: a missing one becomes a dash, and a hostile string stays harmless text."""
 
 import math
-import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup, escape
 
+from volgrowth.credentials import redacted
+from volgrowth.plain import is_hidden
+
 MISSING = "–"
 LONGEST = 400
-
-# Joiners are format characters too, but part of how Persian or a family emoji is spelled.
-_JOINERS = frozenset("\u200c\u200d")
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def missing(value: Any) -> bool:
@@ -89,7 +87,7 @@ def visible(value: Any, longest: int = LONGEST) -> str:
     """
     if missing(value):
         return MISSING
-    text = str(value)
+    text = redacted(str(value))
     if len(text) > longest:
         text = text[: longest // 2] + " … " + text[-longest // 2 :]
     return "".join(_spelled(character) for character in text)
@@ -101,8 +99,7 @@ def untrusted(value: Any, longest: int = LONGEST) -> Markup:
 
 
 def _spelled(character: str) -> str:
-    hidden = unicodedata.category(character) in _HIDDEN_CATEGORIES and character not in _JOINERS
-    return f"[U+{ord(character):04X}]" if hidden else character
+    return f"[U+{ord(character):04X}]" if is_hidden(character) else character
 
 
 def plural(count: float | None, noun: str) -> str:

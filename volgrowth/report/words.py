@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from volgrowth.analysis.caveats import list_caveats
+from volgrowth.plain import plain
 from volgrowth.records import Mark, Status
 from volgrowth.report.formats import approximate, number, percent, plural, score, visible
 
@@ -60,7 +61,7 @@ def title(summary: Summary) -> str:
 
 def headline_lines(summary: Summary) -> list[str]:
     """Return the verdict in one line, and a line for each caveat that changes what it means, for a terminal."""
-    return [title(summary), *(f"  but: {caveat}" for caveat in list_caveats(summary))]
+    return [title(summary), *(f"  but: {plain(caveat)}" for caveat in list_caveats(summary))]
 
 
 def proven_unflagged(verification: Summary | None) -> int:

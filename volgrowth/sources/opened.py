@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from volgrowth.plain import plain
+
 SHOWN_KINDS = 8
 """Kinds of files that a sentence names, at most."""
 _ENDING = re.compile(r"\.[a-z0-9]+")  # of shards, such as a.tfrecord-00000-of-00002, what they share
@@ -39,8 +41,7 @@ class LeftAside:
     example: str = ""
 
     def __str__(self) -> str:
-        example = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in self.example)
-        named = f", such as {example}" if example else ""
+        named = f", such as {plain(self.example)}" if self.example else ""
         return f"{counted(self.count, self.kind)} ({self.why}{named})"
 
 

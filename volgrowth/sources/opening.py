@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from volgrowth.config import BRACES, MAX_BYTES
+from volgrowth.credentials import hide
 from volgrowth.errors import DataError
 from volgrowth.sources.base import Request, Source
 from volgrowth.sources.choosing import choose_kind, describing_tables, refuse_several_splits
@@ -85,6 +86,7 @@ def open_source(
     """
     if not data.strip():
         raise DataError(f"no data set was given (got {data!r}): expected {_EXPECTED}")
+    data = hide(data)
     request = Request(data, split, image_column, id_column, condition_column, max_bytes, configuration, kind)
     if configuration is not None or (listing is not None and listing.kind == HubSource.kind):
         return HubSource(request, listing)

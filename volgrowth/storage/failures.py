@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from volgrowth.credentials import redacted
 from volgrowth.errors import VolgrowthError
 from volgrowth.storage.urls import EXTRAS, is_url
 
@@ -56,7 +57,7 @@ def store_reason(error: BaseException) -> str:
     line = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
     name = type(error).__name__
     said = f"{name} {line}".strip() if not line or isinstance(error, KeyError) else re.sub(r"^\[Errno \d+\] ", "", line)
-    return textwrap.shorten(said.rstrip(" .:"), 200, placeholder=" ...")
+    return textwrap.shorten(redacted(said).rstrip(" .:"), 200, placeholder=" ...")
 
 
 def is_absent(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
+from volgrowth.credentials import hide, signed
 from volgrowth.errors import DataError
 from volgrowth.storage.copies import tag_of
 from volgrowth.storage.failures import explained, store_reason
@@ -266,7 +267,7 @@ class StorePlace(Place):
             return _StoreStream(self.files.open(self._path(name), "rb", **cache), self, name)
 
     def _path(self, name: str) -> str:
-        return f"{self.path}/{os.path.normpath(name) if '..' in name.split('/') else name}"
+        return signed(f"{self.path}/{os.path.normpath(name) if '..' in name.split('/') else name}")
 
 
 class _StoreStream(BufferedIOBase):
@@ -311,6 +312,7 @@ def locate(data: str) -> tuple[Place, str | None] | None:
     Raises:
         DataError: the store cannot be asked, or has no such bucket.
     """
+    data = hide(data)
     try:
         files, path = filesystem(data)
     except ValueError as error:
@@ -329,7 +331,7 @@ def locate(data: str) -> tuple[Place, str | None] | None:
         return None
     if info["type"] == "directory":
         return StorePlace(data, files, info["name"]), None
-    folder, _, name = info["name"].rpartition("/")
+    folder, _, name = hide(info["name"]).rpartition("/")
     return StorePlace(data.rstrip("/").rpartition("/")[0], files, folder), name
 
 

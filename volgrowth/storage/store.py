@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from volgrowth.credentials import hide
 from volgrowth.errors import OutputError
 from volgrowth.storage.failures import explained, is_absent, store_reason
 from volgrowth.storage.urls import filesystem
@@ -32,7 +33,7 @@ class Store:
     """
 
     def __init__(self, url: str):
-        self.url = url
+        self.url = url = hide(url)
         expected = "expected a folder or a URL such as s3://bucket/prefix"
         with explained(OutputError, f"output {url} cannot be opened", url, expected):  # clients look for credentials
             self.files, self.root = filesystem(url)

@@ -1,7 +1,9 @@
 """A path or a URL (`s3://`, `gs://`, `az://`, `hf://`) becomes a file system of fsspec.
 
 Endpoint, region and credentials come from the environment variables that the clients of each store read themselves
-(for S3: `AWS_ENDPOINT_URL`, `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID`, ..., profiles and instance roles).
+(for S3: `AWS_ENDPOINT_URL`, `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID`, ..., profiles and instance roles). A user name
+and a password in a URL of S3 or HTTP, and a signature in one of HTTP, go to the client and nowhere else: see
+`volgrowth.credentials`.
 
 The retry rule of the whole package: a request is repeated by the store's client and by nothing else. For S3 that is
 three attempts of five seconds each to connect (`AWS_MAX_ATTEMPTS`), and five times as many where the store asks to slow
@@ -9,11 +11,14 @@ down or breaks a connection off (s3fs around botocore). The error that is left i
 (`volgrowth.storage.failures`); it ends the command or the engine's task, and both can be repeated.
 """
 
+import base64
 import copy
 import os
 from typing import Any
 
 import fsspec
+
+from volgrowth.credentials import credentials_of, hide, signed
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 """The extra of volgrowth that installs the client, by protocol."""
@@ -43,19 +48,20 @@ def filesystem(name: str) -> tuple[Any, str]:
         `bucket/key` in an object store.
 
     Raises:
-        ValueError: no such protocol, or its package is missing.
+        ValueError: no such protocol, its package is missing, or its client takes no credentials from a URL.
     """
     if not is_url(name):
         return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(name))
+    name = hide(name)
     protocol = name.partition("://")[0]
     try:
         _forget_old_environment(protocol)
-        files, path = fsspec.core.url_to_fs(name, **_options(protocol))
+        files, path = fsspec.core.url_to_fs(name, **_options(protocol), **_credentials(name, protocol))
     except ImportError as error:
         extra = EXTRAS.get(protocol)
         fix = f"pip install 'volgrowth[{extra}]'" if extra else "install the package that reads it"
         raise ValueError(f"{protocol}:// needs a package that is not installed ({error}): {fix}") from None
-    return files, path.rstrip("/")
+    return files, signed(path.rstrip("/"))
 
 
 def _options(protocol: str) -> dict[str, Any]:
@@ -65,6 +71,24 @@ def _options(protocol: str) -> dict[str, Any]:
     # a copy, since botocore writes into the settings that it is given
     ours = copy.deepcopy(_OPTIONS.get(protocol, {}))
     return {"use_listings_cache": False, **ours, **fsspec.config.conf.get(protocol, {})}
+
+
+def _credentials(name: str, protocol: str) -> dict[str, Any]:
+    """Return what the client is made with for the user name and password that a URL held."""
+    known = credentials_of(name)
+    if known is None:
+        return {}
+    if known.user is not None and protocol in ("s3", "s3a"):
+        return {"key": known.user, "secret": known.password}
+    if protocol not in ("http", "https"):
+        raise ValueError(
+            f"{protocol}:// takes no user name, key or signature in its URL: leave it out, and set the environment "
+            f"variables of the store's client"
+        )
+    if known.user is None:
+        return {}
+    basic = base64.b64encode(f"{known.user}:{known.password}".encode()).decode()
+    return {"client_kwargs": {"headers": {"Authorization": f"Basic {basic}"}}}
 
 
 def _forget_old_environment(protocol: str) -> None:

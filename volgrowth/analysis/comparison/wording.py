@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.comparison.changes import ChangeVerdict, Comparison
+from volgrowth.plain import plain
 
 # most images that are listed of each verdict
 LISTED = 20
@@ -73,7 +74,7 @@ def _images(comparison: Comparison, verdict: ChangeVerdict) -> Iterator[str]:
     yield f"{_name(verdict)}" + (f" (the first {LISTED} of {of}; --table FILE has all)" if of else "")
     yield f"  {'image':<{ID_WIDTH}}  {'row':>18}  {'copies':>14}  {'z':>18}  {'q':>8}"
     for image in listed:
-        name = image["image_id"]
+        name = plain(image["image_id"])
         name = name if len(name) <= ID_WIDTH else f"{name[: ID_WIDTH - 1]}…"
         row, copies = (f"{image[f'{n}_a']} -> {image[f'{n}_b']}" for n in ("row", "copies"))
         z = f"{image['z_a']:.2f} -> {image['z_b']:.2f}"

@@ -4,6 +4,7 @@ import re
 from xml.etree import ElementTree
 
 from volgrowth.analysis.gate.limit import LISTED, Gate
+from volgrowth.plain import plain
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
@@ -12,7 +13,7 @@ _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 def gate_text(gate: Gate) -> str:
     """Write the result for a terminal: the verdict first, then what limits it, then what was found."""
     images = [
-        f"  row {image['row']}: {image['image_id']}, excess growth {_figure(image['excess_growth'], '.3g')}, "
+        f"  row {image['row']}: {plain(image['image_id'])}, excess growth {_figure(image['excess_growth'], '.3g')}, "
         f"q {_figure(image['q_value'], '.2g')}, {image['copies']} in its cluster{_hits(image['verified_hits'])}"
         for image in gate.images
     ]
@@ -59,7 +60,7 @@ def gate_junit(gate: Gate) -> bytes:
     counts = {"tests": "1", "failures": str(int(failed)), "errors": str(int(undecided)), "skipped": "0"}
     suites = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(suites, "testsuite", {"name": "volgrowth check", **counts})
-    case = ElementTree.SubElement(suite, "testcase", {"classname": "volgrowth.check", "name": _xml(gate.data)})
+    case = ElementTree.SubElement(suite, "testcase", {"classname": "volgrowth.check", "name": _xml(plain(gate.data))})
     said = _xml(gate_text(gate))
     if gate.passed:
         ElementTree.SubElement(case, "system-out").text = said
@@ -85,4 +86,4 @@ def _xml(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Escape punctuation, so that Markdown and HTML take every character as it is."""
-    return _PUNCTUATION.sub(r"\\\1", " ".join(text.split()))
+    return _PUNCTUATION.sub(r"\\\1", plain(" ".join(text.split())))

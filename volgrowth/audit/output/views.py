@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from volgrowth.audit.output.listings import open_frozen_data, read_rows
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.errors import UsageError, VolgrowthError
+from volgrowth.plain import plain
 from volgrowth.storage.store import Store
 from volgrowth.version import VERSION
 
@@ -136,7 +137,7 @@ def _findings(summary: dict[str, Any]) -> dict[str, str]:
 def one_line(known: dict[str, str], url: str) -> str:
     """Return one line that says what was audited and what was found."""
     flags = f", {known['Flagged']}" if "Flagged" in known else ""
-    return f"<Audit of {known['Data']} under {known['Model']}: {known['Images']}{flags}; {url}>"
+    return plain(f"<Audit of {known['Data']} under {known['Model']}: {known['Images']}{flags}; {url}>")
 
 
 def html_table(known: dict[str, str], store: Store, report: str) -> str:

@@ -1,0 +1,52 @@
+"""Text for terminals, logs and continuous integration, in which a name from elsewhere can only be read, never act.
+
+A file name may hold control characters (a terminal obeys them), direction overrides (it reads as another name), line
+breaks, or a command of a CI system: GitHub obeys lines that begin with `::`, Azure and TeamCity `##vso[` and the like.
+"""
+
+import os
+import re
+import sys
+import unicodedata
+from typing import TextIO
+
+from volgrowth.credentials import redacted
+
+# Joiners are format characters too, but part of how Persian or a family emoji is spelled.
+_JOINERS = frozenset("\u200c\u200d")
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_COMMAND = re.compile(r"^(\s*):(?=:)|#(?=#\w*\[)", re.MULTILINE)
+
+
+def is_hidden(character: str) -> bool:
+    """Return whether a character shows nothing by itself: control, direction override, lone surrogate, line break."""
+    return unicodedata.category(character) in _HIDDEN_CATEGORIES and character not in _JOINERS
+
+
+def plain(text: str) -> str:
+    """Return a text in one line, with hidden characters as escapes such as `\\x1b`, and without secrets of URLs."""
+    text = redacted(text)
+    return text if text.isascii() and text.isprintable() else "".join(map(_spelled, text))
+
+
+def plain_lines(text: str) -> str:
+    """Return lines each of which is `plain` and no command of a CI system."""
+    lines = "\n".join(plain(line) for line in text.split("\n"))
+    return _COMMAND.sub(lambda match: f"{match[1] or ''}\\x{ord(match[0][-1]):02x}", lines)
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print lines as `plain_lines`, to stderr if it is an error, in the encoding that the stream has.
+
+    A reader that closed the pipe, such as `head`, ends the output and not the command: its exit code stays what it is.
+    """
+    stream: TextIO = sys.stderr if error else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        print(plain_lines(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape").decode() if is_hidden(character) else character
