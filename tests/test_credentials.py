@@ -3,7 +3,7 @@
 import pytest
 
 from volgrowth import credentials
-from volgrowth.credentials import credentials_of, hide, known_credentials, redacted, remember, signed
+from volgrowth.credentials import credentials_of, hide, known_credentials, redacted, remember, with_query
 from volgrowth.storage.urls import filesystem
 
 
@@ -56,7 +56,7 @@ def test_the_client_gets_them_and_another_process_can():
     assert filesystem("s3://bucket/b.png")[0].key == "AKIAKEY"
     assert filesystem("s3://other/b.png")[0].key is None
     files, path = filesystem(SIGNED)
-    assert path == SIGNED == signed("https://host/a/b.parquet")
+    assert path == SIGNED == with_query("https://host/a/b.parquet")
     kept = known_credentials()
     credentials._known.clear()
     remember(kept)

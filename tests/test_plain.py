@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from volgrowth.plain import plain, plain_lines, say
+from volgrowth.plain import plain, plain_lines, print_plain
 
 
 @pytest.mark.parametrize(
@@ -43,5 +43,5 @@ def test_commands_of_ci_systems_are_broken_and_their_like_stays(text, shown):
 def test_a_stream_that_lacks_a_character_gets_its_escape(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
-    say("née 🎈\x1b")
+    print_plain("née 🎈\x1b")
     assert stream.buffer.getvalue() == rb"n\xe9e \U0001f388\x1b" + b"\n"

@@ -15,7 +15,7 @@ import typer
 
 from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.options import EngineName, GpusPerWorker, RayAddress, Workers, audit_config, option, takes_settings
-from volgrowth.plain import plain, say
+from volgrowth.plain import plain, print_plain
 from volgrowth.version import VERSION
 
 
@@ -76,12 +76,12 @@ def _audit(
     try:
         finished = run_audit(asked, extend=extend, retry_failed=retry_failed)
     except KeyboardInterrupt:
-        say(f"interrupted: finished shards are kept in {asked.output}; the same command resumes", error=True)
+        print_plain(f"interrupted: finished shards are kept in {asked.output}; the same command resumes", error=True)
         raise typer.Exit(Exit.INTERRUPTED) from None
-    say("\n".join(audit_lines(finished)))
+    print_plain("\n".join(audit_lines(finished)))
     _warn((finished.summary["detection"] or {}).get("warnings", ()))
     if (failed := failed_share(finished)) > asked.max_failed:
-        say(
+        print_plain(
             f"{failed:.1%} of the rows have no score, more than --max-failed {asked.max_failed:g}: the column "
             f"status of scores says why",
             error=True,
@@ -107,7 +107,7 @@ def _plan(
     """
     from volgrowth.commands.plan import describe_forecast, plan_audit
 
-    say(describe_forecast(plan_audit(audit_config(ctx), price=price)))
+    print_plain(describe_forecast(plan_audit(audit_config(ctx), price=price)))
 
 
 @app.command("convert")
@@ -129,7 +129,7 @@ def _convert(
     """
     from volgrowth.models.edm.nvlabs import convert_pickle
 
-    say(str(convert_pickle(pickle, folder, allow_pickle)))
+    print_plain(str(convert_pickle(pickle, folder, allow_pickle)))
 
 
 @app.command("report")
@@ -145,7 +145,7 @@ def _report(
     """
     from volgrowth.commands.report import report_audit
 
-    say(report_audit(output, redact=redact).store.path("report.html"))
+    print_plain(report_audit(output, redact=redact).store.path("report.html"))
 
 
 @app.command("diff")
@@ -164,7 +164,7 @@ def _diff(
     from volgrowth.analysis.comparison.wording import comparison_text
     from volgrowth.commands.diff import diff_audits
 
-    say(comparison_text(diff_audits(out_a, out_b, fdr, table=table)))
+    print_plain(comparison_text(diff_audits(out_a, out_b, fdr, table=table)))
 
 
 @app.command("verify")
@@ -202,10 +202,10 @@ def _verify(
             engine=engine or "ray",
         )
     except KeyboardInterrupt:
-        say(f"interrupted: samples drawn are kept in {output}; the same command goes on", error=True)
+        print_plain(f"interrupted: samples drawn are kept in {output}; the same command goes on", error=True)
         raise typer.Exit(Exit.INTERRUPTED) from None
     found = audit.summary["verification"]
-    say("\n".join([*proof_sentences(found), f"report: {audit.store.path('report.html')}"]))
+    print_plain("\n".join([*proof_sentences(found), f"report: {audit.store.path('report.html')}"]))
     _warn(found["warnings"])
 
 
@@ -248,14 +248,14 @@ def _curate(
 
     if undo is not None:
         _refuse_beside_undo(ctx.params)
-        say(curate.undo_curation(undo))
+        print_plain(curate.undo_curation(undo))
         return
     if output is None:
         raise UsageError("curate needs the OUTPUT of a finished audit, or --undo with a folder that --apply wrote")
     limits = {"fdr": fdr, "top_k": top_k, "max_score": max_score}
     policy = curate.policy_of_options(limits, action, allow, opt_out)
     table, applied = curate.curate_audit(output, policy, list_path=list_, destination=apply, indices=indices)
-    say("\n".join(curate.curation_lines(output, list_, table, apply, applied)))
+    print_plain("\n".join(curate.curation_lines(output, list_, table, apply, applied)))
 
 
 @app.command("check")
@@ -281,7 +281,7 @@ def _check(
     from volgrowth.commands.check import check_audit
 
     found = check_audit(output, fdr, max_flagged, junit=junit)
-    say(gate_markdown(found) if markdown else gate_text(found))
+    print_plain(gate_markdown(found) if markdown else gate_text(found))
     if not found.decided:
         raise typer.Exit(Exit.CANNOT_TELL)
     if not found.passed:
@@ -304,13 +304,13 @@ def _demo(output: Annotated[Path, option("Folder for model, data, audit and repo
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, option("Print the version.", "--version")] = False) -> None:
     if version:
-        say(VERSION)
+        print_plain(VERSION)
         raise typer.Exit
 
 
 def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        say(f"warning: {plain(warning)}", error=True)
+        print_plain(f"warning: {plain(warning)}", error=True)
 
 
 def _refuse_beside_undo(given: dict[str, Any]) -> None:
@@ -332,11 +332,11 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         app(list(arguments), prog_name="volgrowth")
     except VolgrowthError as error:
-        say(f"volgrowth: {plain(str(error))}", error=True)
+        print_plain(f"volgrowth: {plain(str(error))}", error=True)
         return Exit.NOT_STARTED
     except SystemExit as ending:
         return int(ending.code or Exit.DONE)
     except Exception:  # a bug: 1, Python's own code for it, would say that `check` found something
-        say(traceback.format_exc().rstrip(), error=True)
+        print_plain(traceback.format_exc().rstrip(), error=True)
         return Exit.NOT_STARTED
     return Exit.DONE

@@ -69,7 +69,7 @@ def credentials_of(url: str) -> Credentials | None:
     return _known.get(url) or _known.get(_server(url))
 
 
-def signed(url: str) -> str:
+def with_query(url: str) -> str:
     """Return a URL with the query that `hide` took out of it."""
     known = _known.get(url)
     return f"{url}?{known.query}" if known and known.query else url

@@ -35,7 +35,7 @@ def plain_lines(text: str) -> str:
     return _COMMAND.sub(lambda match: f"{match[1] or ''}\\x{ord(match[0][-1]):02x}", lines)
 
 
-def say(text: str, *, error: bool = False) -> None:
+def print_plain(text: str, *, error: bool = False) -> None:
     """Print lines as `plain_lines`, to stderr if it is an error, in the encoding that the stream has.
 
     A reader that closed the pipe, such as `head`, ends the output and not the command: its exit code stays what it is.

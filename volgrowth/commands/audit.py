@@ -44,7 +44,7 @@ from volgrowth.commands.report import write_report
 from volgrowth.config import AuditConfig, PaperMeasure
 from volgrowth.errors import DataError, UsageError
 from volgrowth.models import inspect_model
-from volgrowth.plain import say
+from volgrowth.plain import print_plain
 from volgrowth.records import ModelInfo, Status
 from volgrowth.report.words import cascade_sentences, failure_sentences, headline_lines
 from volgrowth.sources import open_source
@@ -93,7 +93,7 @@ def _finished_before(output: str, quiet: bool) -> Audit:
     audit = open_audit(output)
     if not quiet:
         day, _, time = audit.summary["created"].rstrip("Z").partition("T")
-        say(f"finished on {day} at {time} UTC, nothing was measured")
+        print_plain(f"finished on {day} at {time} UTC, nothing was measured")
     return audit
 
 
@@ -111,10 +111,10 @@ def print_opened(manifest: Manifest) -> None:
     Of the model only what its files hold beyond what was used.
     """
     for line in manifest.model.lines():
-        say(line)
+        print_plain(line)
     for name, data in (("opened", manifest.data), ("held out", manifest.holdout)):
         if data and data.opened:
-            say("\n".join(data.opened.lines(name)))
+            print_plain("\n".join(data.opened.lines(name)))
 
 
 def failed_share(audit: Audit) -> float:

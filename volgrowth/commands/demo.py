@@ -13,7 +13,7 @@ from volgrowth.commands.verify import verify_audit
 from volgrowth.config import AuditConfig
 from volgrowth.demo.cases import digits_case, write_image_parquet
 from volgrowth.demo.training import train_model
-from volgrowth.plain import say
+from volgrowth.plain import print_plain
 from volgrowth.report.formats import score
 
 SAMPLES = 2500
@@ -57,4 +57,4 @@ def run_demo(output: Path) -> Audit:
 
 
 def _say(line: str) -> None:
-    say(line)
+    print_plain(line)

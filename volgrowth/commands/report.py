@@ -14,7 +14,7 @@ from volgrowth.audit.output.result import REPORT_FILE, SUMMARY_FILE, Audit, open
 from volgrowth.audit.sampling.drawing import AT_ONCE as DRAWN_AT_ONCE
 from volgrowth.audit.sampling.drawing import FOLDER, SAMPLE
 from volgrowth.errors import DataError, OutputError, UsageError
-from volgrowth.plain import plain, say
+from volgrowth.plain import plain, print_plain
 from volgrowth.report import Shown, choose_exhibits, render_report, thumbnail
 from volgrowth.report.charts.numbers import duplicate_groups
 from volgrowth.report.page import CAP, FRAME
@@ -90,7 +90,7 @@ def _shown(audit: Audit, redact: bool) -> Shown:
             if sum(map(len, [*rows.values(), *drawn.values()])) > ROOM:
                 break
     except (DataError, OutputError) as error:
-        say(f"the report shows no pictures: {plain(str(error))}", error=True)
+        print_plain(f"the report shows no pictures: {plain(str(error))}", error=True)
         return Shown(chosen)
     return Shown(chosen, rows, drawn)
 

@@ -23,6 +23,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from volgrowth.config import BRACES, MAX_BYTES
@@ -150,8 +151,9 @@ def _is_saved(place: Place) -> bool:
 def _refuse_part_of_table(place: Place, request: Request, contents: Contents) -> None:
     """Raise a DataError if files that were named lie in a folder that is a managed table, which does not list them."""
     for pattern in MARKS:
-        for file in place.matches(pattern):
-            contents.note_marks(file.name)
+        with suppress(DataError):  # who may read a file may not be allowed to list its folder, or the store cannot
+            for file in place.matches(pattern):
+                contents.note_marks(file.name)
     contents.refuse_parts(request.data, "parquet")
 
 

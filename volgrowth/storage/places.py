@@ -20,7 +20,7 @@ from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from volgrowth.credentials import hide, signed
+from volgrowth.credentials import hide, with_query
 from volgrowth.errors import DataError
 from volgrowth.storage.copies import tag_of
 from volgrowth.storage.failures import explained, store_reason
@@ -267,7 +267,7 @@ class StorePlace(Place):
             return _StoreStream(self.files.open(self._path(name), "rb", **cache), self, name)
 
     def _path(self, name: str) -> str:
-        return signed(f"{self.path}/{os.path.normpath(name) if '..' in name.split('/') else name}")
+        return with_query(f"{self.path}/{os.path.normpath(name) if '..' in name.split('/') else name}")
 
 
 class _StoreStream(BufferedIOBase):

@@ -18,7 +18,7 @@ from typing import Any
 
 import fsspec
 
-from volgrowth.credentials import credentials_of, hide, signed
+from volgrowth.credentials import credentials_of, hide, with_query
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 """The extra of volgrowth that installs the client, by protocol."""
@@ -61,7 +61,7 @@ def filesystem(name: str) -> tuple[Any, str]:
         extra = EXTRAS.get(protocol)
         fix = f"pip install 'volgrowth[{extra}]'" if extra else "install the package that reads it"
         raise ValueError(f"{protocol}:// needs a package that is not installed ({error}): {fix}") from None
-    return files, signed(path.rstrip("/"))
+    return files, with_query(path.rstrip("/"))
 
 
 def _options(protocol: str) -> dict[str, Any]:
