@@ -1,6 +1,7 @@
 """Audits beside a reference model, with every preset, and with held-out sets that do not fit."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 
 import volgrowth as vg
 from tests.support.checkpoints import save_pipeline, unet
+from tests.support.samples import encode
 from volgrowth.audit.output.result import Audit
 from volgrowth.cli import run_command
+from volgrowth.commands.audit import inspect_inputs
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import OutputError, UsageError
 
@@ -111,6 +114,29 @@ def test_what_was_opened_is_printed_and_noted_everywhere(tiny_model, digit_file,
         assert content["data"]["opened"] == opened
         assert content["holdout"]["opened"]["rows"] == 120
     assert (tmp_path / "out/report.html").read_text().count(said) == 2
+
+
+def test_files_of_several_kinds_are_asked_about(tiny_model, digit_file, held, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    shutil.copy(digit_file, tmp_path / "data/train.parquet")
+    (tmp_path / "data/picture.png").write_bytes(encode(np.zeros((8, 8), np.uint8)))
+    inputs = {"data": [str(tmp_path / "data")], "holdout": [str(digit_file), "--holdout", str(tmp_path / "data")]}
+    for kind, given in inputs.items():
+        command = ["audit", str(tiny_model), *given, "--output", str(tmp_path / "out"), "--engine", "local"]
+        assert run_command(command) == 2, kind
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "1 parquet file (train.parquet) and 1 image file (picture.png)" in said
+    settings = {"data": str(tmp_path / "data"), "data_kind": "parquet"}
+    settings |= {"holdout": str(tmp_path / "data"), "holdout_kind": "parquet", "holdout_split": "train"}
+    inspected = inspect_inputs(vg.AuditConfig.build(model=str(tiny_model), output=str(tmp_path / "out"), **settings))
+    for data in (inspected.manifest.data, inspected.manifest.holdout):
+        assert data is not None
+        assert data.kind == "parquet"
+        assert data.opened is not None
+        assert [str(each) for each in data.opened.left_aside] == [
+            "1 image file (the kind was given, parquet, such as picture.png)"
+        ]
 
 
 def test_a_report_of_an_older_version_is_refused_in_one_sentence(audit, tmp_path, capsys):

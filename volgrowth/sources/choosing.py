@@ -56,7 +56,7 @@ def choose_kind(place: Place, request: Request, contents: Contents) -> tuple[str
     there = [kind for kind, files in contents.files.items() if files and kind != "packed"]
     reasons = {"packed": _PACKED}
     if request.kind is not None:
-        reasons |= dict.fromkeys(there, f"data_kind is {request.kind}")
+        reasons |= dict.fromkeys(there, f"{request.kind} was asked for")
         there = [request.kind] if request.kind in there else []
     elif "parquet" in there and len(there) > 1:
         there, known = _by_tables(place, contents, there)

@@ -24,6 +24,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 
 from volgrowth.config import BRACES, MAX_BYTES
@@ -33,6 +34,7 @@ from volgrowth.sources.base import Request, Source
 from volgrowth.sources.choosing import choose_kind, describing_tables, refuse_several_splits
 from volgrowth.sources.contents import MARKS, UNITS, Contents, data_kind
 from volgrowth.sources.listing import Listing
+from volgrowth.sources.ordering import Sorted
 from volgrowth.sources.readers.folder import FolderSource
 from volgrowth.sources.readers.hub import HubSource
 from volgrowth.sources.readers.parquet import ParquetSource
@@ -165,6 +167,9 @@ def _open_contents(place: Place, request: Request, contents: Contents) -> Source
     tables = describing_tables(request, contents, kind)
     described = {"tables": tables} if tables else {}
     source = _READERS[kind](place, request, contents.files[kind], **described)
+    if request.split is not None and kind != ArrowSource.kind:  # which counts its own
+        others = len(contents.files[kind]) - source.opened.files
+        source.leave_aside(UNITS[kind], others, f"not of split {request.split}")
     for each in (*notes, *contents.aside()):
         if not (tables and each[0] == UNITS["parquet"]):  # the source says which tables it does not use
             source.leave_aside(*each)
@@ -180,15 +185,15 @@ def _open_pattern(pattern: str, request: Request, listing: Listing | None) -> So
     place, tail = found[0], pattern[len(head) :].lstrip("/")
     if listing is not None:
         return _READERS[listing.kind](place, request, listing=listing)
-    files = {file.name: file for file in _matches(place, tail, pattern)}
+    files = Sorted.of(_matches(place, tail, pattern))
     if not files:
         raise _missing(pattern)
     contents, asked = Contents(), bool(_ASKED.search(tail))
-    for name, file in files.items():
+    for name, found_twice in itertools.groupby(files, key=attrgetter("name")):
         if name.endswith("/"):
             contents.leave("folder", f"the pattern stands for files; {pattern}/* takes those in it", name)
         else:
-            contents.add(file, asked)
+            contents.add(next(found_twice), asked)
     if contents.files["parquet"]:
         _refuse_part_of_table(place, request, contents)
     return _open_contents(place, request, contents)

@@ -130,7 +130,9 @@ def test_a_split_is_a_folder_in_it(tmp_path, images):
         "test/0001.png",
         *(f"train/000{n}.png" for n in range(3)),
     ]
-    assert names(open_source(str(tmp_path), split="test")) == ["test/0000.png", "test/0001.png"]
+    source = open_source(str(tmp_path), split="test")
+    assert names(source) == ["test/0000.png", "test/0001.png"]
+    assert [str(each) for each in source.left_aside] == ["3 image files (not of split test)"]
     with pytest.raises(DataError, match=r"no split 'dev'.* it has: test, train"):
         open_source(str(tmp_path), split="dev")
     with pytest.raises(DataError, match=r"no split 'dev'.* it has: none. Leave split \(--split\) out"):
