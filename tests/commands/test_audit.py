@@ -135,7 +135,7 @@ def test_files_of_several_kinds_are_asked_about(tiny_model, digit_file, held, tm
         assert data.kind == "parquet"
         assert data.opened is not None
         assert [str(each) for each in data.opened.left_aside] == [
-            "1 image file (the kind was given, parquet, such as picture.png)"
+            "1 image file (parquet was asked for, such as picture.png)"
         ]
 
 
