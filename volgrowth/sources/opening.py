@@ -191,7 +191,7 @@ def _open_pattern(pattern: str, request: Request, listing: Listing | None) -> So
     contents, asked = Contents(), bool(_ASKED.search(tail))
     for name, found_twice in itertools.groupby(files, key=attrgetter("name")):
         if name.endswith("/"):
-            contents.leave("folder", f"the pattern stands for files; {pattern}/* takes those in it", name)
+            contents.leave("folder", "a pattern stands for files; with /* at its end it takes those in folders", name)
         else:
             contents.add(next(found_twice), asked)
     if contents.files["parquet"]:
