@@ -83,9 +83,9 @@ class Contents:
         self.note_marks(file.name)
         kind = data_kind(file.name)
         *folders, _ = parts = file.name.split("/")
-        hidden = any(part.startswith(".") for part in parts) or not NOT_DATA.isdisjoint(folders)
+        hidden = any(part.startswith(".") for part in parts) and not asked
         draft = kind in ("parquet", "webdataset") and any(part.startswith("_") for part in parts)
-        if hidden and not asked:
+        if hidden or not NOT_DATA.isdisjoint(folders):
             self.leave(f"hidden {UNITS.get(kind, 'file')}", _HIDDEN, file.name)
         elif draft and not asked:
             self.leave(UNITS[kind], _DRAFT, file.name)
@@ -118,7 +118,7 @@ class Contents:
             self.leave(file_kind(file.name), why, file.name)
 
     def settle(self) -> None:
-        """Keep one name of each file that has several: a link goes before the file itself, then the later by name."""
+        """Keep one name of each file that has several: its own rather than a link's, else the first by the alphabet."""
         if not self._linked:
             return
         for kind, files in self.files.items():

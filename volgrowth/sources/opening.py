@@ -171,7 +171,7 @@ def _open_contents(place: Place, request: Request, contents: Contents) -> Source
         others = len(contents.files[kind]) - source.opened.files
         source.leave_aside(UNITS[kind], others, f"not of split {request.split}")
     for each in (*notes, *contents.aside()):
-        if not (tables and each[0] == UNITS["parquet"]):  # the source says which tables it does not use
+        if not (tables and each in notes and each[0] == UNITS["parquet"]):  # the source says which it does not use
             source.leave_aside(*each)
     return source
 
