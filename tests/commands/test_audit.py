@@ -93,7 +93,7 @@ def test_held_out_sets_that_do_not_fit_are_said(tiny_model, digit_file, digits, 
 
 def test_what_was_opened_is_printed_and_noted_everywhere(tiny_model, digit_file, held, tmp_path, capsys):
     command = ["audit", str(tiny_model), str(digit_file), "--output", str(tmp_path / "out"), "--engine", "local"]
-    command += ["--holdout", str(held), "--id-column", "name"]
+    command += ["--holdout", str(held), "--id-column", "name", "--preset", "paper"]
     assert run_command(command) == 0
     said = "150 rows of 1 parquet file; images from column image, ids from column name"
     assert capsys.readouterr().out.splitlines()[:4] == [
