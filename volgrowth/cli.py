@@ -288,6 +288,25 @@ def _check(
         raise typer.Exit(Exit.MORE_THAN_ALLOWED)
 
 
+@app.command("check-output")
+def _check_output(output: Annotated[str, typer.Argument(help="Output of a finished audit.")]) -> None:
+    """Verify every file of an audit's output: that it is there, whole, unchanged and fits the others.
+
+    Exit code 0, or 2 with a line for each bad file, which says what makes it again.
+
+    Example:
+
+      volgrowth check-output out
+    """
+    from volgrowth.commands.check_output import bad_lines, check_output, verified_lines
+
+    found = check_output(output)
+    print_plain("\n".join(verified_lines(found)))
+    if found.bad:
+        print_plain("\n".join(bad_lines(found)), error=True)
+        raise typer.Exit(Exit.NOT_STARTED)
+
+
 @app.command("demo")
 def _demo(output: Annotated[Path, option("Folder for model, data, audit and report.")]) -> None:
     """Train a small model on real digits, audit it, and show what it reproduces. Takes minutes on two cores.

@@ -23,6 +23,23 @@ class OutputError(VolgrowthError):
     """An OUT that cannot be written, or that holds another audit."""
 
 
+class DamagedError(OutputError):
+    """A file of an OUT that was cut off or changed since it was written.
+
+    Attributes:
+        name: its name under OUT.
+        path: its path or URL.
+        why: what is wrong with it.
+    """
+
+    def __init__(self, name: str, path: str, why: str):
+        super().__init__(f"{path} is damaged ({why}): the command that wrote it makes it again, if repeated")
+        self.name, self.path, self.why = name, path, why
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.name, self.path, self.why)
+
+
 class EngineError(VolgrowthError):
     """Workers that could not start or went on failing; what was published stays, and a rerun resumes."""
 

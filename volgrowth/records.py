@@ -124,6 +124,9 @@ SCORES = pa.schema(
         column("edge_density", pa.float32(), "share of neighbouring pixels that differ by more than 0.2"),
         column("phash", pa.uint64(), "perceptual hash, by which near duplicates are found"),
         column("content_hash", pa.uint64(), "hash of the pixels that the model sees, by which copies are found"),
+        column(
+            "bytes_hash", pa.uint64(), "hash of the encoded image, by which a data set that has changed is recognised"
+        ),
         column("nfe", pa.int32(), "number of network evaluations spent on the row"),
         column("batch", pa.int32(), "number of images in the micro-batch in which the row was scored"),
     ]

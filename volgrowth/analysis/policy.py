@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.judging import judge
+from volgrowth.audit.output.fragments import read_fragment
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
@@ -121,8 +122,7 @@ def thin_scores(audit: Audit, *columns: str) -> pa.Table:
     """Read some columns of the scores, in row order, one fragment at a time."""
     shards = [shard for shard in audit.frozen.shards if shard.folder == SCORES_FOLDER]
     names = list(columns)
-    tables = [audit.store.read_table(shard.name).select(names).replace_schema_metadata() for shard in shards]
-    return pa.concat_tables(tables)
+    return pa.concat_tables([read_fragment(audit.store, shard).select(names) for shard in shards])
 
 
 def store_of(file: str) -> tuple[Store, str]:

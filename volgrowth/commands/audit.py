@@ -17,18 +17,20 @@ import pyarrow.compute as pc
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.findings import Analysis, Reference, analyse
 from volgrowth.analysis.summary import summarize_audit
-from volgrowth.audit.engine.batch_size import BATCH_FILE, settle_batch
+from volgrowth.audit.engine.batch_size import kept_batch, settle_batch
 from volgrowth.audit.engine.ledger import Task
-from volgrowth.audit.engine.model_check import MODEL_CHECK_FILE, check_model_tasks
-from volgrowth.audit.engine.noise_floor import NOISE_FILE, NoiseFloor
+from volgrowth.audit.engine.model_check import check_model_tasks, kept_check
+from volgrowth.audit.engine.noise_floor import NoiseFloor, noise_floor
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
 from volgrowth.audit.engine.session import Session
 from volgrowth.audit.engine.shard_tasks import Report, ShardTasks
+from volgrowth.audit.output.checking import clear_bad_files, verify_files
 from volgrowth.audit.output.fragments import published, reconcile
 from volgrowth.audit.output.freezing import FrozenAudit, freeze
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, DataInfo, Manifest, Shard
+from volgrowth.audit.output.mending import say_scored_again, set_aside
 from volgrowth.audit.output.result import (
     FINDINGS_FILE,
     HOLDOUT_FINDINGS_FILE,
@@ -38,11 +40,12 @@ from volgrowth.audit.output.result import (
     open_audit,
 )
 from volgrowth.audit.output.runs import Tally, total_effort
+from volgrowth.audit.output.unchanged import check_unchanged
 from volgrowth.audit.scoring.cascade import STAGES, Chosen, forget
 from volgrowth.audit.scoring.worker import ScoringWorker
 from volgrowth.commands.report import write_report
 from volgrowth.config import AuditConfig, PaperMeasure
-from volgrowth.errors import DataError, UsageError
+from volgrowth.errors import DamagedError, DataError, OutputError, UsageError
 from volgrowth.models import inspect_model
 from volgrowth.plain import print_plain
 from volgrowth.records import ModelInfo, Status
@@ -72,19 +75,21 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
     if not quiet:
         print_opened(inputs.manifest)
     if store.exists(SUCCESS) and not extend and not retry_failed:
-        freeze(store, inputs)
-        return _finished_before(config.output, quiet)
+        manifest = freeze(store, inputs)
+        check_unchanged(store, manifest, inputs.listings)
+        if not verify_files(store).bad:
+            return _finished_before(config.output, quiet)
     with driving(store) as lock:
+        store = lock.fenced()
         manifest = freeze(store, inputs, extend=extend)
+        check_unchanged(store, manifest, inputs.listings)
         failed = _failed_shards(store, manifest) if retry_failed else []
-        if store.exists(SUCCESS) and not failed:
+        if store.exists(SUCCESS) and not failed and not clear_bad_files(store):
             return _finished_before(config.output, quiet)
         store.delete(SUCCESS)
         with Session(config, manifest, store, lock) as session:
-            _score(session, failed, quiet)
-            audit = Audit(store, store.read_json(MANIFEST))
-            analysis = _analyse(audit, config)
-        _write(audit, analysis, config)
+            analysis = _measured(session, failed, quiet)
+        _write(Audit(store, store.read_json(MANIFEST)), analysis, config)
     return open_audit(config.output)
 
 
@@ -224,12 +229,28 @@ def _check_reference(reference: str, manifest: Manifest) -> None:
         )
 
 
+def _measured(session: Session, failed: list[Shard], quiet: bool) -> Analysis:
+    """Score what is not scored yet, and analyse all of it; a file that turns out to be damaged is made again."""
+    seen = set[str]()
+    while True:
+        try:
+            _score(session, failed, quiet)
+            return _analyse(Audit(session.store, session.store.read_json(MANIFEST)), session.config)
+        except DamagedError as error:
+            if error.name in seen:
+                raise
+            seen.add(error.name)
+            set_aside(session.store, session.manifest, error)
+
+
 def _score(session: Session, failed: list[Shard], quiet: bool) -> None:
     """Score the shards that are not published, then the rows of `failed` without a score, then a cascade's choice."""
     settle_batch(session)
     store, shards, floor = session.store, session.manifest.shards, NoiseFloor(session)
     done = published(store, session.manifest)
     todo = [shard for shard in shards if shard.name not in done]
+    failed = [shard for shard in failed if shard.name in done]
+    say_scored_again(store, todo)
     rows, left = (sum(shard.rows for shard in some) for some in (shards, todo))
     progress = AuditProgress(rows, len(shards), rows - left, len(shards) - len(todo), quiet=quiet)
     first = check_model_tasks(session) if todo else []
@@ -318,7 +339,10 @@ def _analyse(audit: Audit, config: AuditConfig) -> Analysis:
     reference = None
     if config.reference:
         other = open_audit(config.reference)
-        reference = Reference(other.scores, other.holdout_scores)
+        try:
+            reference = Reference(other.scores, other.holdout_scores)
+        except DamagedError as error:  # of another output, which is not mended here
+            raise OutputError(str(error)) from None
     return analyse(audit.scores, audit.holdout_scores, reference, config.screen_share if config.cascade else None)
 
 
@@ -339,7 +363,6 @@ def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
 
 def _run_facts(store: Store, config: AuditConfig) -> dict[str, Any]:
     """Describe how the scores were made: time and devices, the model's check, the noise floor, the batch size."""
-    checked = store.read_json(MODEL_CHECK_FILE) if store.exists(MODEL_CHECK_FILE) else None
-    floor = store.read_json(NOISE_FILE) if store.exists(NOISE_FILE) else None
-    batch = store.read_json(BATCH_FILE)["batch_size"] if config.batch_size is None else config.batch_size
+    batch = kept_batch(store) if config.batch_size is None else config.batch_size
+    checked, floor = kept_check(store), noise_floor(store)
     return {**total_effort(store), "model_check": checked, "noise_floor": floor, "batch_size": batch}

@@ -7,10 +7,12 @@ from typing import Any
 import pyarrow as pa
 
 from volgrowth.analysis.policy import CurationPolicy, make_list
-from volgrowth.audit.output.result import open_audit
+from volgrowth.audit.output.lock import driving
+from volgrowth.audit.output.result import Audit, open_audit, open_stored
 from volgrowth.curation.applying import Receipt, apply_list, check_destination, undo_list
 from volgrowth.curation.lists import CURATION_FILE, encode_list, list_file, read_list
 from volgrowth.errors import OutputError, UsageError
+from volgrowth.storage.store import Store
 
 
 def curate_audit(
@@ -38,7 +40,15 @@ def curate_audit(
         OutputError: there is no finished audit, a file or folder is in the way, or the list is of another audit.
         DataError: the audited data set is not what it was.
     """
-    audit = open_audit(output)
+    open_audit(output)  # refused before the output is locked, if it holds no finished audit
+    with driving(Store(output)) as lock:
+        return _curate(open_stored(lock.fenced()), policy, list_path, destination, indices)
+
+
+def _curate(
+    audit: Audit, policy: CurationPolicy | None, list_path: str | None, destination: str | None, indices: bool
+) -> tuple[pa.Table, Receipt | None]:
+    """Do what `curate_audit` says, with the output locked."""
     if destination is not None:
         check_destination(audit, destination, indices)
     if policy is not None:
@@ -52,7 +62,7 @@ def curate_audit(
     table = table.replace_schema_metadata({"schema_version": str(audit.frozen.schema_version), "policy": how})
     if policy is not None and list_path is not None:
         _write_list(table, list_path)
-    audit.store.write(CURATION_FILE, encode_list(table, CURATION_FILE))
+    audit.store.write_table(CURATION_FILE, table, {k.decode(): v.decode() for k, v in table.schema.metadata.items()})
     if destination is None:
         return table, None
     return table, apply_list(audit, table, destination, indices=indices)

@@ -1,5 +1,6 @@
 """`volgrowth report`: write the page for people from the tables of a finished audit."""
 
+import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import groupby
@@ -10,7 +11,9 @@ import pyarrow as pa
 
 from volgrowth.analysis.judging import judge
 from volgrowth.audit.output.listings import read_rows
-from volgrowth.audit.output.result import REPORT_FILE, SUMMARY_FILE, Audit, open_audit
+from volgrowth.audit.output.lock import driving
+from volgrowth.audit.output.result import FIGURES_FOLDER, REPORT_FILE, SUMMARY_FILE, Audit, open_stored
+from volgrowth.audit.output.unchanged import expected_hashes
 from volgrowth.audit.sampling.drawing import AT_ONCE as DRAWN_AT_ONCE
 from volgrowth.audit.sampling.drawing import FOLDER, SAMPLE
 from volgrowth.errors import DataError, OutputError, UsageError
@@ -18,11 +21,10 @@ from volgrowth.plain import plain, print_plain
 from volgrowth.report import Shown, choose_exhibits, render_report, thumbnail
 from volgrowth.report.charts.numbers import duplicate_groups
 from volgrowth.report.page import CAP, FRAME
-from volgrowth.sources import BadImage, decode_image
+from volgrowth.sources import BadImage, bytes_hash, decode_image
+from volgrowth.storage.store import Store
 
 SAMPLES_FILE = f"{FOLDER}/samples.parquet"
-FIGURES_FOLDER = "figures"
-
 # images in the gallery, and the limit up to which all flagged ones are shown
 GALLERY = 60
 MOST_CARDS = 5000
@@ -49,8 +51,9 @@ def report_audit(output: str, *, redact: bool = False) -> Audit:
         OutputError: there is no finished audit.
         UsageError: an older version wrote the tables, and they lack what the page shows.
     """
-    audit = open_audit(output)
-    write_report(audit, redact)
+    with driving(Store(output)) as lock:
+        audit = open_stored(lock.fenced())
+        write_report(audit, redact)
     return audit
 
 
@@ -66,11 +69,13 @@ def write_report(audit: Audit, redact: bool = False) -> None:
             f"{url} was summarised by volgrowth {version}, which did not write what the report now shows "
             f"({error.args[0]}): to keep the scores, delete {url}/_SUCCESS and run the same `volgrowth audit` again"
         ) from error
-    for name, data in report.files().items():
-        audit.store.write(f"{FIGURES_FOLDER}/{name}", data)
-    if report.numbers != audit.summary.get("figures"):
-        audit.store.write_json(SUMMARY_FILE, {**audit.summary, "figures": report.numbers})
-    audit.store.write(REPORT_FILE, report.html.encode())
+    pages = {f"{FIGURES_FOLDER}/{name}": data for name, data in report.files().items()}
+    pages[REPORT_FILE] = report.html.encode()
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in pages.items()}
+    # first, so that pages which an interrupted command did not write differ from their digests
+    audit.store.write_json(SUMMARY_FILE, {**audit.summary, "figures": report.numbers, "pages": digests})
+    for name, data in pages.items():
+        audit.store.write(name, data)
 
 
 def _shown(audit: Audit, redact: bool) -> Shown:
@@ -111,9 +116,17 @@ def _gallery_rows(findings: pa.Table, found: np.ndarray) -> list[int]:
 
 
 def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:
-    """Return a thumbnail of each row as the model saw it; rows that cannot be read any more are left out."""
+    """Return a thumbnail of each row as the model saw it; rows that cannot be read any more are left out.
+
+    Raises:
+        DataError: a row holds another image than was scored.
+    """
     shape, most, pictures = audit.frozen.image_shape, audit.manifest["config"]["max_pixels"], {}
-    for row in read_rows(audit.open_data(), sorted(rows)):
+    wanted = sorted(rows)
+    scored = expected_hashes(audit.scores.take(pa.array(wanted, pa.int64())), audit.frozen.config["id_column"])
+    for row in read_rows(audit.open_data(), wanted):
+        if row.data is not None and scored.get(row.row, bytes_hash(row.data)) != bytes_hash(row.data):
+            raise DataError(f"row {row.row} ({row.source}) holds another image than was scored: restore the data set")
         with suppress(BadImage):
             pictures[row.row] = thumbnail(decode_image(row.data, shape, most))
     return pictures

@@ -45,7 +45,8 @@ from volgrowth.audit.engine.running import run_tasks
 from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
-from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit
+from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit, open_stored
+from volgrowth.audit.output.unchanged import check_unchanged
 from volgrowth.audit.sampling.drawing import (
     DECODED,
     SAMPLE,
@@ -62,6 +63,7 @@ from volgrowth.commands.report import SAMPLES_FILE, write_report
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError
 from volgrowth.records import Status
+from volgrowth.storage.store import Store
 
 RETURNS_FILE = "verification/returns.parquet"
 
@@ -107,20 +109,22 @@ def verify_audit(
         raise UsageError(f"--samples {samples}: expected at least 1; {samples_needed():,} say something")
     if stop_level is not None and not stop_level > 0:
         raise UsageError(f"--stop-level {stop_level:g}: expected a noise level above 0, such as 0.1")
-    audit = open_audit(output)
-    check_columns(audit.findings, output, "identical")
     running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address, "engine": engine}
-    config = AuditConfig.build(**audit.frozen.config, output=output, **running)
-    chosen = _choose(audit, samples, stop_level, conditional=config.condition_column is not None)
-    with driving(audit.store) as lock, Session(config, audit.frozen, audit.store, lock) as session:
-        settle_batch(session)
-        _draw(session, audit, chosen.drawings, quiet)
-        groups = _groups(audit)
-        found = _search(session, audit, chosen.drawings, groups, quiet)
-        _write(audit, chosen, groups, found)
-    verified = open_audit(output)
-    write_report(verified)
-    return verified
+    open_audit(output)  # refused before the output is locked, if it holds no finished audit
+    with driving(Store(output)) as lock:
+        audit = open_stored(lock.fenced())
+        check_columns(audit.findings, output, "identical")
+        config = AuditConfig.build(**audit.frozen.config, output=output, **running)
+        check_unchanged(audit.store, audit.frozen)
+        chosen = _choose(audit, samples, stop_level, conditional=config.condition_column is not None)
+        with Session(config, audit.frozen, audit.store, lock) as session:
+            settle_batch(session)
+            _draw(session, audit, chosen.drawings, quiet)
+            groups = _groups(audit)
+            found = _search(session, audit, chosen.drawings, groups, quiet)
+            _write(audit, chosen, groups, found)
+        write_report(open_stored(lock.fenced()))
+    return open_audit(output)
 
 
 @dataclass(frozen=True)

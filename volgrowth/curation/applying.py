@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from volgrowth.analysis.policy import Action, list_digest
 from volgrowth.audit.output.result import Audit
+from volgrowth.audit.output.unchanged import check_rows, check_unchanged, expected_hashes
 from volgrowth.curation.image_files import FILE_LIST, write_file_list
 from volgrowth.curation.kept import Kept
 from volgrowth.curation.tables import INDICES_FILE, write_kept_dataset, write_kept_indices, write_kept_parquet
@@ -43,6 +44,8 @@ WRITERS: dict[str, Callable[[Any, Path, Kept], None]] = {
     "folder": write_file_list,
     INDICES: write_kept_indices,
 }
+COPIED = frozenset(("parquet", "arrow", "webdataset"))
+"""Forms that copy the rows. All rows that stay are compared with what was scored, since all are read anyway."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,11 @@ def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool
     folder = check_destination(audit, destination, indices)
     source, kept = audit.open_data(), _kept(table)
     form = INDICES if indices or source.kind == "hub" else source.kind
+    if form in COPIED:
+        hashes = expected_hashes(audit.scores, audit.frozen.config["id_column"])
+        check_rows(source, {row: value for row, value in hashes.items() if kept.mask[row]})
+    else:
+        check_unchanged(audit.store, audit.frozen)
     with _staged(folder) as stage:
         WRITERS[form](source, stage, kept)
         written = _count(form, stage, audit)

@@ -5,7 +5,7 @@ here or in an object store, or an id on the Hugging Face hub) and returns a `Sou
 one row into pixels, and `features` turns these into the measures of complexity that calibration needs.
 """
 
-from volgrowth.sources.base import Row, Source, content_id
+from volgrowth.sources.base import Row, Source, bytes_hash, content_id
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.opened import LeftAside, Opened
 from volgrowth.sources.opening import open_source
@@ -20,6 +20,7 @@ __all__ = [
     "Row",
     "Source",
     "SourceFile",
+    "bytes_hash",
     "content_id",
     "decode_image",
     "encode_png",

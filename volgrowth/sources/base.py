@@ -170,6 +170,11 @@ def too_large(size: int, max_bytes: int) -> Encoded:
     return Encoded(None, f"{size} encoded bytes, more than the limit of {max_bytes} (max_bytes)", Status.TOO_LARGE)
 
 
+def bytes_hash(data: bytes) -> int:
+    """Return the first 64 bits of the sha256 of an image's encoded bytes: those that `content_id` begins with."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
 def content_id(data: bytes) -> str:
     """Return the identity of an image in a data set without an id column: the hash of its encoded bytes."""
     return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from volgrowth.credentials import redacted
 from volgrowth.errors import VolgrowthError
 from volgrowth.storage.urls import EXTRAS, is_url
+from volgrowth.storage.waiting import said_if_slow
 
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (or AWS_PROFILE)",
@@ -36,10 +37,12 @@ def explained(
         passed: errors that pass as they are, unless the bucket itself is missing. Those of volgrowth always pass.
     """
     try:
-        yield
+        with said_if_slow(name):
+            yield
     except VolgrowthError:
         raise
-    except Exception as error:  # the client of each store raises its own kinds
+    except Exception as raised:  # the client of each store raises its own kinds
+        error = _unanswered(raised) or raised
         if isinstance(error, passed) and not no_bucket(error):
             raise
         raise store_error(kind, what, name, error, otherwise) from None
@@ -63,6 +66,13 @@ def store_reason(error: BaseException) -> str:
 def is_absent(error: BaseException) -> bool:
     """Return whether an error says that a file or folder is not there, in a bucket that is."""
     return isinstance(error, FileNotFoundError | NotADirectoryError) and not no_bucket(error)
+
+
+def _unanswered(error: Exception) -> Exception | None:
+    """Return why no server answered, if a FileNotFoundError hides that, as fsspec's HTTP client does."""
+    causes = (cause for cause in _chain(error.__cause__) if isinstance(cause, Exception))
+    hidden = (cause for cause in causes if _UNREACHABLE.search(type(cause).__name__))
+    return next(hidden, None) if isinstance(error, FileNotFoundError) else None
 
 
 def no_bucket(error: BaseException) -> bool:

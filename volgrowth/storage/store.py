@@ -4,11 +4,10 @@ A file is serialised in memory and published in one step: on a local disk under 
 object store by one upload. An interrupted writer leaves nothing that a reader could take for a result.
 """
 
+import copy
 import errno
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,10 +16,24 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from volgrowth.credentials import hide
-from volgrowth.errors import OutputError
+from volgrowth.errors import DamagedError, OutputError
 from volgrowth.storage.failures import explained, is_absent, store_reason
+from volgrowth.storage.sealing import (
+    MAGIC,
+    SEALS,
+    TAIL_BYTES,
+    check_footer,
+    check_parquet,
+    footer_of,
+    opened_json,
+    sealed_json,
+    sealed_parquet,
+)
 from volgrowth.storage.urls import filesystem
 from volgrowth.storage.whole import create_whole, write_whole
+
+# bytes at the end of a Parquet file that are read first: most footers are shorter
+TAIL = 1 << 16
 
 
 class Store:
@@ -40,6 +53,20 @@ class Store:
         self.local = isinstance(self.files, LocalFileSystem)
         if not self.root and not self.local:
             raise OutputError(f"output {url} names no bucket: expected a URL such as s3://bucket/prefix")
+        self._guard: Callable[[], None] = _unguarded
+
+    def fenced(self, guard: Callable[[], None]) -> "Store":
+        """Return the same store, which calls `guard` just before each file appears or goes, and does not if it raises.
+
+        On a local disk nothing but the rename comes after the guard. In an object store the whole upload does, since no
+        store makes one object depend on another.
+        """
+        fenced = copy.copy(self)
+        fenced._guard = guard
+        return fenced
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_guard": _unguarded}  # a guard belongs to the process that holds the lock
 
     def path(self, name: str) -> str:
         """Return the full path or URL of a file under OUT."""
@@ -72,43 +99,81 @@ class Store:
             return self.files.cat_file(self._at(name))
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Return the JSON object in a file."""
+        """Return the JSON object in a file.
+
+        Raises:
+            DamagedError: it is no JSON object, or has changed since it was written.
+        """
+        return self.parsed_json(name, self.read(name))
+
+    def parsed_json(self, name: str, data: bytes) -> dict[str, Any]:
+        """Return the JSON object in the bytes of a file; see `read_json`."""
         try:
-            return json.loads(self.read(name))
+            return opened_json(data)
         except ValueError as error:
-            raise OutputError(
-                f"{self.path(name)} is no JSON ({store_reason(error)}): it was not written by volgrowth"
-            ) from None
+            raise self._damaged(name, error) from None
 
     def read_table(self, name: str) -> pa.Table:
-        """Return the table in a Parquet file."""
-        with self._reading(name):
-            return pq.read_table(arrow_file(self.read(name)))
+        """Return the table in a Parquet file, with the metadata it was written with.
+
+        Raises:
+            DamagedError: it was cut off, or has changed since it was written.
+        """
+        return self.parsed_table(name, self.read(name))
+
+    def parsed_table(self, name: str, data: bytes) -> pa.Table:
+        """Return the table in the bytes of a Parquet file; see `read_table`."""
+        try:
+            check_parquet(data)
+            table = pq.read_table(arrow_file(data), page_checksum_verification=True)
+        except (ValueError, OSError, pa.ArrowException) as error:
+            raise self._damaged(name, error) from None
+        entries = {k: v for k, v in (table.schema.metadata or {}).items() if k.decode("latin-1") not in SEALS}
+        return table.replace_schema_metadata(entries or None)
 
     def read_footer(self, name: str) -> tuple[int, dict[str, str]]:
-        """Return the number of rows of a Parquet file and the metadata it was written with, without its rows."""
+        """Return the number of rows of a Parquet file and the metadata it was written with, without its rows.
+
+        Raises:
+            DamagedError: its footer is missing, or has changed since it was written.
+        """
         with self._reading(name), self.files.open(self._at(name), "rb") as file:
-            metadata = pq.read_metadata(file)
-            entries = metadata.metadata or {}
-            return metadata.num_rows, {k.decode(): v.decode() for k, v in entries.items() if k != b"ARROW:schema"}
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL))
+            tail = file.read()
+            length = int.from_bytes(tail[-TAIL_BYTES:-4], "little") + TAIL_BYTES
+            if TAIL < length <= size:
+                file.seek(size - length)
+                tail = file.read()
+        try:
+            footer = footer_of(tail)
+            check_footer(footer)
+            whole = MAGIC + footer + len(footer).to_bytes(4, "little") + MAGIC
+            metadata = pq.read_metadata(arrow_file(whole))
+            entries = {k.decode(): v.decode() for k, v in (metadata.metadata or {}).items() if k != b"ARROW:schema"}
+        except (ValueError, OSError, pa.ArrowException) as error:
+            raise self._damaged(name, error) from None
+        return metadata.num_rows, {name: value for name, value in entries.items() if name not in SEALS}
+
+    def _damaged(self, name: str, error: Exception) -> DamagedError:
+        return DamagedError(name, self.path(name), store_reason(error))
 
     def write(self, name: str, data: bytes) -> None:
         """Publish a file, replacing one that is there."""
-        with self._writing():
+        with self._writing(name):
             if self.local:
-                write_whole(Path(self._at(name)), data)
+                write_whole(Path(self._at(name)), data, self._guard)
             else:
+                self._guard()
                 self.files.pipe_file(self._at(name), data)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Publish a JSON object, indented for people."""
-        self.write(name, (json.dumps(content, indent=2) + "\n").encode())
+        """Publish a JSON object, indented for people and sealed by a digest, its last entry."""
+        self.write(name, sealed_json(content))
 
     def write_table(self, name: str, table: pa.Table, metadata: dict[str, str]) -> None:
-        """Publish a table as a Parquet file that carries `metadata` in its footer."""
-        buffer = BytesIO()
-        pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
-        self.write(name, buffer.getvalue())
+        """Publish a table as a sealed Parquet file that carries `metadata` in its footer."""
+        self.write(name, sealed_parquet(table, metadata))
 
     def create(self, name: str, data: bytes) -> bool:
         """Publish a file unless there is one, and return whether this call did. Of several writers at once one does.
@@ -122,12 +187,12 @@ class Store:
         """
         path = self._at(name)
         if self.local:
-            with self._writing():
+            with self._writing(name):
                 return create_whole(Path(path), data)
         # a store that does not know the condition may take no notice of it
         if self.exists(name):
             return False
-        with self._writing():
+        with self._writing(name):
             try:
                 self.files.pipe_file(path, data, mode="create")
             except Exception as error:
@@ -141,7 +206,8 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""
-        with self._writing(), suppress(FileNotFoundError, NotADirectoryError):
+        with self._writing(name), suppress(FileNotFoundError, NotADirectoryError):
+            self._guard()
             self.files.rm_file(self._at(name))
 
     def _at(self, name: str) -> str:
@@ -158,11 +224,18 @@ class Store:
         advice = "check that it exists and that you may read it"
         return explained(OutputError, f"{self.path(name)} cannot be read", self.url, advice)
 
-    def _writing(self) -> AbstractContextManager[None]:
+    def _writing(self, name: str) -> AbstractContextManager[None]:
         advice = "check the URL, and try again; nothing is lost"
         if self.local:
             advice = "choose a place with room that you may write to"
-        return explained(OutputError, f"output {self.url} cannot be written", self.url, advice)
+        what = f"output {self.url} cannot be written"
+        if self.local and Path(self._at(name)).is_dir():
+            what, advice = f"{self.path(name)} cannot be written", "a folder is in its place: move that away"
+        return explained(OutputError, what, self.url, advice)
+
+
+def _unguarded() -> None:
+    """Let everything be written."""
 
 
 @contextmanager

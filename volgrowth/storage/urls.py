@@ -23,6 +23,9 @@ from volgrowth.credentials import credentials_of, hide, with_query
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 """The extra of volgrowth that installs the client, by protocol."""
 
+HTTP_SECONDS = 30.0
+"""Seconds that an HTTP server may be silent before a request fails; a request is made twice at most."""
+
 # One request for a whole object: ranges fetched side by side can come from two versions of it, and parts still on
 # their way outlive the upload that was given up.
 _S3 = {"max_concurrency": 1, "config_kwargs": {"retries": {"mode": "standard"}}}
@@ -68,6 +71,12 @@ def _options(protocol: str) -> dict[str, Any]:
     """Return what a file system is made with; the user's own fsspec configuration comes first."""
     if protocol == "file":
         return {}
+    if protocol in ("http", "https"):
+        import aiohttp  # the client of this protocol, which others do without
+
+        # its own limit is of the whole answer, 300 seconds, however large the file is
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=HTTP_SECONDS, sock_read=HTTP_SECONDS)
+        return {"client_kwargs": {"timeout": limits}, **fsspec.config.conf.get(protocol, {})}
     # a copy, since botocore writes into the settings that it is given
     ours = copy.deepcopy(_OPTIONS.get(protocol, {}))
     return {"use_listings_cache": False, **ours, **fsspec.config.conf.get(protocol, {})}

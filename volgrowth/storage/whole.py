@@ -7,31 +7,43 @@ this: one upload becomes visible when all of it has arrived.
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def _nothing() -> None:
+    """Do nothing before a rename."""
+
+
 @contextmanager
-def publish_whole(path: Path) -> Iterator[Path]:
+def publish_whole(path: Path, guard: Callable[[], None] = _nothing) -> Iterator[Path]:
     """Give a hidden name beside `path`, and rename what the block wrote there to `path` at its end.
 
     Where the block raises, what it wrote is removed.
 
     Args:
         path: file or folder to publish. A file that is there is replaced, a folder only if it is empty.
+        guard: called just before the rename; if it raises nothing is published.
 
     Returns:
         A context manager that gives the name to write a file or make a folder under.
     """
     with _hidden(path) as part:
         yield part
+        guard()
         os.replace(part, path)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that survives a power cut once this returns, replacing one that is there."""
-    with publish_whole(path) as part:
+def write_whole(path: Path, data: bytes, guard: Callable[[], None] = _nothing) -> None:
+    """Write a file that survives a power cut once this returns, replacing one that is there.
+
+    Args:
+        path: the file.
+        data: its bytes.
+        guard: as in `publish_whole`.
+    """
+    with publish_whole(path, guard) as part:
         _write(part, data)
     _flush_names(path.parent)
 

@@ -2,7 +2,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -63,7 +65,7 @@ def test_a_process_id_that_was_given_out_again_is_no_driver(store):
 def test_a_driver_elsewhere_is_watched(store, monkeypatch):
     """For as long as it takes to show that it lives, by a clock that only waiting moves."""
     clock, waited = [0.0], []
-    there = {"id": "other", "host": "elsewhere", "pid": 1, "born": "1"}
+    there = {"id": "other", "host": "elsewhere", "pid": 1, "born": "1", "boot": "another", "namespace": "pid:[1]"}
 
     def wait(seconds, beat=None):
         clock[0] += seconds
@@ -92,3 +94,120 @@ def test_who_was_taken_for_dead_stops_and_leaves_the_lock_to_the_other(store, mo
         with pytest.raises(OutputError, match="was taken over by another volgrowth"):
             lock.check()
     assert store.read_json(LOCK)["id"] == "other"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"boot": "another kernel"}, {"namespace": "pid:[4]"}, {"boot": None, "namespace": None}],
+    ids=["a machine of the same name", "another container", "an older version"],
+)
+def test_a_driver_that_cannot_be_seen_is_taken_over_for_its_heartbeat_alone(store, monkeypatch, capsys, other):
+    """Its process has a number that is free here, or that another program has."""
+    monkeypatch.setattr(locking, "WATCH_SECONDS", 1.5)
+    mine = Lock(store).mine
+    beating = threading.Event()
+
+    def beat():
+        count = 0
+        while not beating.wait(0.2):
+            count += 1
+            store.write_json(LOCK, {**mine, "id": "other", **other, "beat": count})
+
+    store.write_json(LOCK, {**mine, "id": "other", **other, "beat": 0})
+    thread = threading.Thread(target=beat)
+    thread.start()
+    with pytest.raises(OutputError, match="is being written by another volgrowth"):
+        Lock(store).acquire()
+    beating.set()
+    thread.join()
+    with driving(store):
+        assert "watching for 1.5 seconds if another volgrowth (process" in capsys.readouterr().err
+
+
+def test_a_process_that_waits_for_its_parent_alone_holds_no_lock(store):
+    process = holder(store)
+    process.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table of processes
+    with driving(store):
+        pass
+    process.wait()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b'{"id": 3, "pid": "x", "boot": []}'])
+def test_a_damaged_lock_is_taken_over_if_nobody_writes_it_again(store, monkeypatch, capsys, content):
+    monkeypatch.setattr(locking, "WATCH_SECONDS", 1.0)
+    store.write(LOCK, content)
+    with driving(store) as lock:
+        lock.confirm()
+    assert "watching for 1 seconds" in capsys.readouterr().err
+
+
+PUBLISHES = """
+import os, sys, time
+from volgrowth.audit.output import lock
+from volgrowth.audit.output.lock import driving
+from volgrowth.errors import OutputError
+from volgrowth.storage.store import Store
+name, folder = sys.argv[2:]
+lock.WATCH_SECONDS = 1.5
+if name == "second":  # in another container
+    lock._seen_by = lambda: {"boot": "another", "namespace": "pid:[4]"}
+with driving(Store(sys.argv[1])) as held:
+    store = held.fenced()
+    store.write("begun-" + name, b"")
+    while not os.path.exists(os.path.join(folder, "publish-" + name)):
+        time.sleep(0.01)
+    try:
+        for file in ("findings.parquet", "summary.json", "_SUCCESS"):
+            store.write(file, name.encode())
+        store.delete("old")
+    except OutputError as error:
+        print(error)
+        sys.exit(2)
+"""
+
+
+def publisher(store: Store, name: str, folder: Path) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", PUBLISHES, store.url, name, str(folder)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: store.exists(f"begun-{name}"))
+    return process
+
+
+def test_a_driver_that_was_stopped_and_taken_over_writes_nothing_when_it_goes_on(tmp_path):
+    """Two real processes: the first is stopped before its last phase, the second takes over and finishes."""
+    store = Store(str(tmp_path / "out"))
+    store.write("old", b"")
+    first = publisher(store, "first", tmp_path)
+    first.send_signal(signal.SIGSTOP)
+    second = publisher(store, "second", tmp_path)
+    (tmp_path / "publish-second").touch()
+    assert second.wait() == 0
+    store.write("old", b"")
+    (tmp_path / "publish-first").touch()
+    first.send_signal(signal.SIGCONT)
+    said, _ = first.communicate()
+    assert first.returncode == 2
+    assert "was taken over by another volgrowth" in said
+    assert [store.read(name) for name in ("findings.parquet", "summary.json", "_SUCCESS")] == [b"second"] * 3
+    assert store.exists("old")
+    assert not store.exists(LOCK)
+
+
+def test_a_driver_that_kept_its_lock_publishes(tmp_path):
+    store = Store(str(tmp_path / "out"))
+    (tmp_path / "publish-first").touch()
+    assert publisher(store, "first", tmp_path).wait() == 0
+    assert store.read("summary.json") == b"first"
+
+
+def test_no_half_written_file_is_left_where_the_lock_is_lost(store):
+    with driving(store) as lock:
+        fenced = lock.fenced()
+        fenced.write("summary.json", b"mine")
+        store.write_json(LOCK, {"id": "other"})
+        for publish in (lambda: fenced.write("summary.json", b"late"), lambda: fenced.delete("summary.json")):
+            with pytest.raises(OutputError, match="was taken over by another volgrowth"):
+                publish()
+    assert store.read("summary.json") == b"mine"
+    assert store.names() == [LOCK, "summary.json"]

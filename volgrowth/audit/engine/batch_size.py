@@ -1,10 +1,18 @@
 """The batch size of an audit: the one of the settings, or the one that a worker finds best."""
 
+from contextlib import suppress
+
+import pyarrow.compute as pc
+
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
 from volgrowth.audit.engine.session import Session
+from volgrowth.audit.output.fragments import published
+from volgrowth.audit.output.mending import SHAPES, kept_json
 from volgrowth.audit.scoring.pilot import PilotWorker
+from volgrowth.errors import DamagedError
+from volgrowth.storage.store import Store
 
 BATCH_FILE = "batch-size.json"
 
@@ -28,6 +36,24 @@ def settle_batch(session: Session) -> None:
     The last digits of scores depend on the batch size, so it is chosen once for an audit and kept in its output.
     """
     if session.config.batch_size is None:
-        if not session.store.exists(BATCH_FILE):
-            session.store.write_json(BATCH_FILE, {"batch_size": choose_batch(session)})
-        session.config = session.config.model_copy(update=session.store.read_json(BATCH_FILE))
+        kept = kept_batch(session.store)
+        if kept is None:
+            kept = _batch_of_fragments(session) or choose_batch(session)
+            session.store.write_json(BATCH_FILE, {"batch_size": kept})
+        session.config = session.config.model_copy(update={"batch_size": kept})
+
+
+def kept_batch(store: Store) -> int | None:
+    """Return the batch size that was found for an audit; None if none was, or its file is damaged."""
+    kept = kept_json(store, BATCH_FILE, SHAPES[BATCH_FILE], "it is taken from the scores, or searched for again")
+    return kept["batch_size"] if kept and kept["batch_size"] > 0 else None
+
+
+def _batch_of_fragments(session: Session) -> int | None:
+    """Return the largest batch size that rows of a published fragment were scored with, None without a fragment."""
+    for name in published(session.store, session.manifest):
+        with suppress(DamagedError):  # its rows are scored again later
+            batch = pc.max(session.store.read_table(name)["batch"]).as_py()
+            if batch:
+                return batch
+    return None

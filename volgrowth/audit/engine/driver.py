@@ -243,6 +243,8 @@ def ray_running(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # each of ray's transports raises its own kinds
+        if isinstance(error, OSError) and error.filename:
+            raise _no_folder(error) from None
         said = " ".join(str(error).split()) if "ersion mismatch" in str(error) else kind_and_line(error)
         raise EngineError(
             f"Ray cannot be reached at {address} ({said}): expected the address of a running "
@@ -252,6 +254,17 @@ def ray_running(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_folder(error: OSError) -> EngineError:
+    """Return the error that Ray could not write to a folder of this machine, which is not about its address."""
+    home = os.path.expanduser("~")
+    below = str(error.filename).startswith(home)
+    fix = f"HOME is {home}, and has to be" if below else "RAY_TMPDIR, or TMPDIR, has to be"
+    return EngineError(
+        f"Ray cannot be started, since {error.filename} cannot be written ({error.strerror}): {fix} a folder that you "
+        f"may write to"
+    )
 
 
 def _check_reachable(address: str) -> None:

@@ -1,18 +1,27 @@
 """The check of the model before an audit: one worker measures once whether the model is wired rightly."""
 
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
+from volgrowth.audit.output.mending import SHAPES, kept_json
 from volgrowth.audit.scoring.understanding import ModelCheck
 from volgrowth.errors import ModelError, OutputError
+from volgrowth.storage.store import Store
 
 MODEL_CHECK_FILE = "model-check.json"
 # rows that are tried, spread over the first shard
 ROWS = 64
+
+
+def kept_check(store: Store) -> dict[str, Any] | None:
+    """Return the result of the check in an output; None if it was not done, or its file is damaged."""
+    instead = "the model is checked again if rows are scored, and the check left out otherwise"
+    return kept_json(store, MODEL_CHECK_FILE, SHAPES[MODEL_CHECK_FILE], instead)
 
 
 def check_model_tasks(session: Session) -> list[Task]:
@@ -24,8 +33,8 @@ def check_model_tasks(session: Session) -> list[Task]:
     store, rows = session.store, session.manifest.data.rows
     if not rows:
         return []
-    if store.exists(MODEL_CHECK_FILE):
-        known = ModelCheck.from_json(store.read_json(MODEL_CHECK_FILE))
+    if kept := kept_check(store):
+        known = ModelCheck.from_json(kept)
         if known.verdict != "wrong" or session.config.trust_model:
             return []
 

@@ -6,10 +6,19 @@ from typing import Any
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.manifest import Shard
+from volgrowth.audit.output.mending import SHAPES, kept_json
 from volgrowth.audit.output.runs import Tally
 from volgrowth.errors import OutputError
+from volgrowth.storage.store import Store
 
 NOISE_FILE = "noise-floor.json"
+
+
+def noise_floor(store: Store) -> dict[str, Any] | None:
+    """Return the noise floor in an output; None if it was not measured, or its file is damaged."""
+    return kept_json(
+        store, NOISE_FILE, SHAPES[NOISE_FILE], "it is measured again if rows are scored, and left out otherwise"
+    )
 
 
 class NoiseFloor:
@@ -20,7 +29,7 @@ class NoiseFloor:
 
     def __init__(self, session: Session):
         self.session = session
-        self.asked = session.store.exists(NOISE_FILE)
+        self.asked = noise_floor(session.store) is not None
 
     def tasks(self, shard: Shard, tally: Tally) -> list[Task]:
         """Return the task that measures the noise floor on a published shard, or no task if there was one before."""

@@ -1,13 +1,15 @@
 """Fragments: one published Parquet file per shard, and the facts in its footer."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest, Shard
-from volgrowth.errors import DataError, OutputError
+from volgrowth.errors import DamagedError, DataError, OutputError
 from volgrowth.records import SCHEMA_VERSION, SCORES, Status
 from volgrowth.storage.store import Store
 
@@ -46,13 +48,13 @@ def publish_fragment(
         "rows": str(shard.rows),
         "failed": str(failed),
         "attempt": str(attempt),
-        **_identity(manifest, shard),
+        **identity(manifest, shard),
         **extra,
     }
     store.write_table(shard.name, table, footer)
 
 
-def _identity(manifest: Manifest, shard: Shard) -> dict[str, str]:
+def identity(manifest: Manifest, shard: Shard) -> dict[str, str]:
     """Return the part of a footer that ties a fragment to its audit."""
     plan_digest = manifest.digest_at(shard.generation)
     return {"shard": shard.name, "config_digest": manifest.config_digest, "plan_digest": plan_digest}
@@ -70,8 +72,8 @@ def published(store: Store, manifest: Manifest) -> dict[str, dict[str, str]]:
 
     def footer(shard: Shard) -> dict[str, str] | None:
         rows, footer = whole_footer(store, shard.name) or (-1, {})
-        identity = _identity(manifest, shard)
-        return footer if rows == shard.rows and identity.items() <= footer.items() else None
+        mine = rows == shard.rows and identity(manifest, shard).items() <= footer.items()
+        return footer if mine else None
 
     with ThreadPoolExecutor(READERS) as pool:
         footers = pool.map(footer, candidates)
@@ -86,13 +88,18 @@ def whole_footer(store: Store, name: str) -> tuple[int, dict[str, str]] | None:
     """
     try:
         return store.read_footer(name)
+    except DamagedError:
+        return None
     except OutputError as error:
-        cause = error.__context__
-        # Arrow calls a footer that it cannot parse an OSError without a number; gcsfs calls a refusal so
-        damaged = type(cause) is OSError and cause.errno is None and not str(cause).startswith("Forbidden")
-        if damaged or isinstance(cause, FileNotFoundError | NotADirectoryError | UnicodeDecodeError | pa.ArrowInvalid):
+        if isinstance(error.__context__, FileNotFoundError | NotADirectoryError):
             return None
         raise
+
+
+def as_scores(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return tables of scores as one with the columns of `SCORES`: those that an older version lacks are null."""
+    tables = [table.replace_schema_metadata() for table in tables]
+    return pa.concat_tables([SCORES.empty_table(), *tables], promote_options="permissive").select(SCORES.names)
 
 
 def reconcile(store: Store, manifest: Manifest) -> None:
@@ -124,17 +131,26 @@ def read_scores(store: Store, manifest: Manifest, folder: str = SCORES_FOLDER) -
         folder: `SCORES_FOLDER` for the audited rows, `HOLDOUT_FOLDER` for the held-out ones.
 
     Raises:
-        OutputError: rows are missing, or there twice.
+        DamagedError: a fragment is damaged, or does not hold its rows.
+        OutputError: a fragment cannot be read.
     """
     shards = [shard for shard in manifest.shards if shard.folder == folder]
     with ThreadPoolExecutor(READERS) as pool:
-        tables = list(pool.map(lambda shard: store.read_table(shard.name).replace_schema_metadata(), shards))
-    # an audit of an older version may lack columns that were added since: they are null
-    table = pa.concat_tables([SCORES.empty_table(), *tables], promote_options="permissive").select(SCORES.names)
-    expected = shards[-1].stop if shards else 0
-    if not np.array_equal(table.column("row").to_numpy(), np.arange(expected)):
-        raise OutputError(
-            f"{store.url}/{folder} does not hold every row from 0 to {expected - 1} once: delete the folder "
-            f"and run the audit again"
-        )
-    return table
+        return as_scores(list(pool.map(lambda shard: read_fragment(store, shard), shards)))
+
+
+def read_fragment(store: Store, shard: Shard) -> pa.Table:
+    """Return the scores of one shard, with the columns of `SCORES` and without the metadata of its file.
+
+    Raises:
+        DamagedError: the fragment is damaged, or does not hold the rows of the shard.
+        OutputError: it cannot be read.
+    """
+    table = store.read_table(shard.name)
+    with suppress(pa.ArrowException):  # columns of other types are not those of a fragment
+        found = as_scores([table])
+        if np.array_equal(found["row"].to_numpy(), np.arange(shard.start, shard.stop)):
+            return found
+    raise DamagedError(
+        shard.name, store.path(shard.name), f"it does not hold rows {shard.start} to {shard.stop - 1}, each once"
+    )

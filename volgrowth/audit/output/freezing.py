@@ -3,8 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from volgrowth.audit.output.listings import LISTING_FOLDER, stored_listing, write_listings
-from volgrowth.audit.output.manifest import COMPUTING, MANIFEST, SCORES_FOLDER, SUCCESS, DataInfo, Manifest
+from volgrowth.audit.output.listings import LISTING_FOLDER, listing_is_whole, stored_listing, write_listings
+from volgrowth.audit.output.manifest import (
+    COMPUTING,
+    HOLDOUT_FOLDER,
+    MANIFEST,
+    SCORES_FOLDER,
+    SUCCESS,
+    DataInfo,
+    Manifest,
+)
+from volgrowth.audit.output.mending import tell_user
 from volgrowth.errors import DataError, OutputError
 from volgrowth.sources import Listing
 from volgrowth.storage.store import Store
@@ -40,6 +49,8 @@ def freeze(store: Store, asked: FrozenAudit, *, extend: bool = False) -> Manifes
                 f"output {store.url} holds another audit: {difference}. Choose another output, or repeat "
                 f"the audit as it was to resume it"
             )
+        if frozen.holdout:
+            _mend_listing(store, frozen, asked, HOLDOUT_FOLDER)
         return _grown(store, frozen, asked, extend)
     strangers = [name for name in store.names() if not name.startswith(".") and name != LISTING_FOLDER]
     if strangers:
@@ -58,6 +69,7 @@ def _grown(store: Store, frozen: Manifest, asked: FrozenAudit, extend: bool) -> 
         OutputError: the data set changed, or it gained files and `extend` was not asked for.
     """
     if frozen.data.fingerprint == asked.manifest.data.fingerprint:
+        _mend_listing(store, frozen, asked, SCORES_FOLDER)
         return frozen
     before, now = frozen.data, asked.manifest.data
     try:
@@ -80,6 +92,17 @@ def _grown(store: Store, frozen: Manifest, asked: FrozenAudit, extend: bool) -> 
     extended = replace(frozen, data=data)
     store.write_json(MANIFEST, extended.to_json())
     return extended
+
+
+def _mend_listing(store: Store, frozen: Manifest, asked: FrozenAudit, folder: str) -> None:
+    """Write a listing again that is missing or damaged: the data set as it is now has the same files."""
+    data = frozen.data if folder == SCORES_FOLDER else frozen.holdout
+    assert data is not None
+    if not listing_is_whole(store, folder, data):
+        tell_user(
+            f"the listing of {data.name} in {store.url}/{LISTING_FOLDER} is missing or damaged: it is written again"
+        )
+        write_listings(store, {folder: asked.listings[folder]}, len(data.grown))
 
 
 def _differences(frozen: Manifest, asked: Manifest, *, finished: bool) -> Iterator[str]:

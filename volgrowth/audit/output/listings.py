@@ -7,7 +7,10 @@ their rows need and list nothing again. A data set that has changed since is an 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
+import pyarrow as pa
+
 from volgrowth.audit.output.manifest import SCORES_FOLDER, DataInfo, Manifest
+from volgrowth.errors import DamagedError, OutputError
 from volgrowth.sources import Listing, Row, Source, open_source
 from volgrowth.storage.store import Store
 
@@ -25,13 +28,21 @@ def write_listings(store: Store, listings: Mapping[str, Listing], generation: in
     """
     for folder, listing in listings.items():
         for index, chunk in enumerate(listing.chunks()):
-            store.write_table(_chunk_name(folder, generation, index), chunk, {})
+            store.write_table(chunk_name(folder, generation, index), chunk, {})
 
 
 def stored_listing(store: Store, folder: str, data: DataInfo) -> Listing:
     """Return the frozen listing of a data set whose scores are in `folder`. Chunks are read when they are needed."""
     generation = len(data.grown)
-    return Listing.stored(data.listing, lambda chunk: store.read_table(_chunk_name(folder, generation, chunk)))
+
+    def load(chunk: int) -> pa.Table:
+        name = chunk_name(folder, generation, chunk)
+        table = store.read_table(name)
+        if lacking := [column for column in ("name", "size", "rows", "offsets") if column not in table.column_names]:
+            raise DamagedError(name, store.path(name), f"it lacks the column {lacking[0]}")
+        return table
+
+    return Listing.stored(data.listing, load)
 
 
 def open_frozen_data(store: Store, manifest: Manifest, folder: str = SCORES_FOLDER) -> Source:
@@ -70,5 +81,14 @@ def read_rows(source: Source, rows: Sequence[int]) -> Iterator[Row]:
                 yield row
 
 
-def _chunk_name(folder: str, generation: int, chunk: int) -> str:
+def listing_is_whole(store: Store, folder: str, data: DataInfo) -> bool:
+    """Return whether the stored listing of a data set can be read and is the one that the manifest names."""
+    try:
+        return Listing.build(data.kind, stored_listing(store, folder, data)).fingerprint == data.fingerprint
+    except OutputError:
+        return False
+
+
+def chunk_name(folder: str, generation: int, chunk: int) -> str:
+    """Return the name of a chunk of a listing, which was written after so many extensions of the data set."""
     return f"{LISTING_FOLDER}/{folder}-{generation}-{chunk:05d}.parquet"

@@ -1,9 +1,12 @@
 """The lock that keeps a second driver from an output folder, and that a dead driver does not hold.
 
-The lock is a file that names its driver and is rewritten every few seconds. On the same machine a lock whose process
-is gone is taken over at once. The process of a driver on another machine cannot be seen: its file is watched, and the
-lock is taken over if the file has not changed for a while; clocks are not compared. A driver that finds the lock of
-another in its place stops.
+The lock is a file that names its driver and is rewritten every few seconds: its heartbeat. A driver that runs under the
+same kernel (by its boot id) and in the same namespace of processes can be seen: if its process is gone, its lock is
+taken over at once. Any other driver cannot be seen, such as one in another container or on a machine of the same name:
+its file is watched, and the lock is taken over if the file does not change for a while; clocks are not compared.
+
+A driver that was taken for dead must not go on writing. It asks for the lock just before each file that it publishes
+(`Lock.fenced`), and stops if another driver has it.
 """
 
 import json
@@ -16,7 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from volgrowth.errors import OutputError
+from volgrowth.errors import DamagedError, OutputError
+from volgrowth.plain import print_plain
 from volgrowth.storage.store import Store
 
 LOCK = ".driver.json"
@@ -44,7 +48,7 @@ class Lock:
 
     def __init__(self, store: Store):
         self.store = store
-        self.mine = {"id": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid(), "born": _born(os.getpid())}
+        self.mine = {"id": uuid.uuid4().hex, "host": platform.node(), **_seen_by(), **_process(os.getpid())}
         self._beat, self._lost = 0, False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="volgrowth-lock", daemon=True)
@@ -57,25 +61,39 @@ class Lock:
         """
         if not self.store.create(LOCK, self._content()):
             there = self._read()
-            if there and self._alive(there):
+            if there is not None and self._alive(there):
                 raise OutputError(
-                    f"output {self.store.url} is being written by another volgrowth (process {there['pid']} on "
-                    f"{there['host']}): wait for it, end it, or choose another output"
+                    f"output {self.store.url} is being written by another volgrowth ({_named(there)}): wait for it, "
+                    f"end it, or choose another output"
                 )
             self.store.write(LOCK, self._content())
         self._thread.start()
 
     def check(self) -> None:
-        """Check that no other driver took over because it thought this one dead.
+        """Check that no other driver took over, as far as the last heartbeat knows.
 
         Raises:
-            OutputError: another driver took over.
+            OutputError: another driver took over because it thought this one dead.
         """
         if self._lost:
             raise OutputError(
                 f"output {self.store.url} was taken over by another volgrowth while this one was not answering: "
                 f"nothing is lost, the other one goes on"
             )
+
+    def confirm(self) -> None:
+        """Check that this driver has the lock now, by reading it.
+
+        Raises:
+            OutputError: another driver took over because it thought this one dead.
+        """
+        if not self._lost and not self._is_mine(self._read()):
+            self._lost = True
+        self.check()
+
+    def fenced(self) -> Store:
+        """Return the output as a store that publishes a file only while this driver has the lock."""
+        return self.store.fenced(self.confirm)
 
     def release(self) -> None:
         """Give up the lock, unless another driver has it."""
@@ -86,13 +104,10 @@ class Lock:
                 self.store.delete(LOCK)
 
     def _keep(self) -> None:
-        while not self._stop.wait(BEAT_SECONDS):
+        while not self._lost and not self._stop.wait(BEAT_SECONDS):
             with suppress(OutputError):  # a store that is away for a moment; shards have their own attempts
-                if not self._is_mine(self._read()):
-                    self._lost = True
-                    return
                 self._beat += 1
-                self.store.write(LOCK, self._content())
+                self.fenced().write(LOCK, self._content())
 
     def _is_mine(self, there: dict[str, Any] | None) -> bool:
         return there is not None and there.get("id") == self.mine["id"]
@@ -101,11 +116,24 @@ class Lock:
         return json.dumps({**self.mine, "beat": self._beat}).encode()
 
     def _read(self) -> dict[str, Any] | None:
-        return self.store.read_json(LOCK) if self.store.exists(LOCK) else None
+        """Return what the lock file says; nothing in it if it is damaged, None if there is none."""
+        if not self.store.exists(LOCK):
+            return None
+        try:
+            return self.store.read_json(LOCK)
+        except DamagedError:
+            return {}
 
     def _alive(self, there: dict[str, Any]) -> bool:
-        if there["host"] == self.mine["host"]:
-            return _born(there["pid"]) == there["born"]
+        here = _seen_by()
+        if all(here.values()) and here.items() <= there.items() and {"pid", "born"} <= there.keys():
+            born = _process(there["pid"])["born"]
+            return born is not None and born == there["born"]
+        print_plain(
+            f"watching for {WATCH_SECONDS:g} seconds if another volgrowth ({_named(there)}), whose process cannot be "
+            f"seen from here, still writes to {self.store.url}",
+            error=True,
+        )
         deadline = time.monotonic() + WATCH_SECONDS
         while time.monotonic() < deadline:
             time.sleep(1)
@@ -115,17 +143,27 @@ class Lock:
         return False
 
 
-def _born(pid: int) -> str | None:
-    """Return when a process of this machine started, in the kernel's ticks, or None if there is no such process."""
-    try:
+def _named(there: dict[str, Any]) -> str:
+    if "pid" not in there:
+        return f"its {LOCK} cannot be read"
+    return f"process {there['pid']} on {there.get('host', 'a machine without a name')}"
+
+
+def _seen_by() -> dict[str, str | None]:
+    """Return what two processes have in common if each can see whether the other one lives; None on other systems."""
+    boot = namespace = None
+    with suppress(OSError):
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    return {"boot": boot, "namespace": namespace}
+
+
+def _process(pid: int) -> dict[str, Any]:
+    """Return a process and when it started, in the kernel's ticks; None if it is gone or waits for its parent alone."""
+    born = None
+    with suppress(OSError, IndexError):
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except OSError:
-        pass
-    try:  # a system without /proc says only that the process exists
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "unknown"
+            state, *fields = file.read().rpartition(")")[2].split()
+        born = None if state in "ZX" else fields[18]
+    return {"pid": pid, "born": born}

@@ -8,13 +8,16 @@ import hashlib
 import platform
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from volgrowth.config import MAX_BYTES, AuditConfig
-from volgrowth.errors import OutputError
+from volgrowth.errors import OutputError, kind_and_line
 from volgrowth.records import SCHEMA_VERSION, ModelInfo
 from volgrowth.sources import Listing, Opened
 from volgrowth.version import VERSION
@@ -161,7 +164,7 @@ class Manifest:
             where: path or URL that they were read from, for errors.
 
         Raises:
-            OutputError: another version of the schema wrote them.
+            OutputError: another version of the schema wrote them, or they are no manifest.
         """
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
@@ -169,6 +172,17 @@ class Manifest:
                 f"{where} was written by another version of volgrowth (schema {version}, this one writes "
                 f"{SCHEMA_VERSION}): choose another output"
             )
+        try:
+            return cls._of_json(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise OutputError(
+                f"{where} is not as volgrowth writes it ({kind_and_line(error)}): restore it from a copy, or "
+                f"audit into another output"
+            ) from None
+
+    @classmethod
+    def _of_json(cls, content: dict[str, Any]) -> Self:
+        """Return the manifest from its JSON values; values that are none raise what comes first."""
         known = {name: content[name] for name in ("config_digest", "created", "versions")}
         # a setting that is gone, where it was not used, and one that came later: such an audit is as any other
         config = {name: value for name, value in content["config"].items() if (name, value) != ("adaptive", False)}
@@ -179,13 +193,36 @@ class Manifest:
         for name in ("unknown_settings", "notes"):
             model[name] = tuple(model.get(name, ()))
         holdout = content["holdout"]
-        return cls(
+        made = cls(
             config=config,
             model=ModelInfo(**model),
             data=DataInfo.from_json(content["data"]),
             holdout=DataInfo.from_json(holdout) if holdout else None,
             **known,
         )
+        # checked by value: what was built from JSON may hold anything
+        TypeAdapter(cls).validate_python({each.name: getattr(made, each.name) for each in fields(cls)}, strict=False)
+        TypeAdapter(ModelInfo).validate_python(asdict(made.model))
+        for data in (made.data, made.holdout):
+            if data:
+                TypeAdapter(DataInfo).validate_python({**asdict(data), "opened": None})
+                Listing.stored(data.listing, lambda chunk: None)
+        TypeAdapter(_NeededConfig).validate_python(config)
+        return made
+
+
+class _NeededConfig(TypedDict):
+    """The settings that later commands read from a manifest."""
+
+    shard_size: Annotated[int, Field(ge=1)]
+    seed: int
+    max_pixels: int
+    max_bytes: int
+    measure: dict[str, Any]
+    image_column: str | None
+    id_column: str | None
+    class_column: str | None
+    caption_column: str | None
 
 
 def installed_versions() -> dict[str, str]:

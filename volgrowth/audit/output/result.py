@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from volgrowth.audit.output import views
 from volgrowth.audit.output.fragments import read_scores
 from volgrowth.audit.output.listings import open_frozen_data
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SUCCESS, Manifest
+from volgrowth.audit.output.mending import Shape, misshapen, require
 from volgrowth.errors import OutputError
 from volgrowth.sources import Source
 from volgrowth.storage.store import Store
@@ -25,6 +27,16 @@ FINDINGS_FILE = "findings.parquet"
 HOLDOUT_FINDINGS_FILE = "holdout-findings.parquet"
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
+FIGURES_FOLDER = "figures"
+NEEDED_FINDINGS = ("row", "image_id", "growth", "excess_growth", "p_value", "q_value", "memorized")
+SUMMARY_SHAPE: Shape = {
+    "counts": {"rows": int, "ok": int},
+    "measure": dict,
+    "detection": (dict, NoneType),
+    "duplicates": (dict, NoneType),
+    "run": dict,
+    "versions": dict,
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,17 +69,35 @@ class Audit:
     @cached_property
     def findings(self) -> pa.Table:
         """One row per audited image, calibrated."""
-        return self.store.read_table(FINDINGS_FILE)
+        return self._findings(FINDINGS_FILE, self.frozen.data.rows)
 
     @cached_property
     def holdout_findings(self) -> pa.Table | None:
         """One row per held-out image, calibrated; None without a held-out set."""
-        return self.store.read_table(HOLDOUT_FINDINGS_FILE) if self.frozen.holdout else None
+        return self._findings(HOLDOUT_FINDINGS_FILE, self.frozen.holdout.rows) if self.frozen.holdout else None
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The numbers of the report."""
-        return self.store.read_json(SUMMARY_FILE)
+        content = self.store.read_json(SUMMARY_FILE)
+        if wrong := misshapen(content, SUMMARY_SHAPE):
+            raise OutputError(
+                f"{self.store.path(SUMMARY_FILE)} is not as this version writes it ({wrong}; written by volgrowth "
+                f"{content.get('volgrowth', 'of unknown version')}): run the same `volgrowth audit` again, which keeps "
+                f"the scores"
+            )
+        return content
+
+    def _findings(self, name: str, rows: int) -> pa.Table:
+        table = self.store.read_table(name)
+        lacking = [column for column in NEEDED_FINDINGS if column not in table.column_names]
+        if lacking or len(table) != rows:
+            wrong = f"it lacks the column {lacking[0]}" if lacking else f"it has {len(table)} rows, expected {rows}"
+            raise OutputError(
+                f"{self.store.path(name)} does not hold the findings of this audit ({wrong}): run the same `volgrowth "
+                f"audit` again, which keeps the scores"
+            )
+        return table
 
     def open_data(self) -> Source:
         """Open the audited data set by the listing that was frozen with the audit.
@@ -164,9 +194,18 @@ def open_audit(output: str) -> Audit:
     Raises:
         OutputError: there is no audit, or it has not finished.
     """
-    store = Store(output)
+    return open_stored(Store(output))
+
+
+def open_stored(store: Store) -> Audit:
+    """Open a finished audit in a store; see `open_audit`."""
+    output = store.url
     if not store.exists(MANIFEST):
         raise OutputError(f"{output} holds no audit: expected the output of `volgrowth audit`")
     if not store.exists(SUCCESS):
         raise OutputError(f"the audit in {output} has not finished: run the same `volgrowth audit` again to resume it")
-    return Audit(store, store.read_json(MANIFEST))
+    audit = Audit(store, store.read_json(MANIFEST))
+    tables = [HOLDOUT_FINDINGS_FILE] if audit.frozen.holdout else []
+    names = [FINDINGS_FILE, *tables, SUMMARY_FILE, *(shard.name for shard in audit.frozen.shards)]
+    require(store, names, "run the same `volgrowth audit` again, which makes what is missing")
+    return audit

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
+from volgrowth.audit.output.mending import SHAPES, kept_json
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.storage.store import Store
 
@@ -152,7 +153,9 @@ def total_effort(store: Store) -> dict[str, Any]:
         `decode_share`, `device_share`: shares of the workers' busy time that the device waited for images, and images
         for the device; `lost_workers`; `retries`: tasks that were tried again; `runs`: the number of runs.
     """
-    runs = [store.read_json(f"{RUNS_FOLDER}/{name}") for name in store.names(RUNS_FOLDER)]
+    names = [f"{RUNS_FOLDER}/{name}" for name in store.names(RUNS_FOLDER) if not name.startswith(".")]
+    found = [kept_json(store, name, SHAPES[RUNS_FOLDER], "the time of that run is not counted") for name in names]
+    runs = [run for run in found if run is not None]
 
     def total(name: str) -> Any:
         return sum(run[name] for run in runs)

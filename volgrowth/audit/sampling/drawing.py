@@ -15,12 +15,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from volgrowth.audit.output.fragments import whole_footer
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest
+from volgrowth.audit.output.mending import tell_user
 from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.audit.workers.loading import ModelWorker
 from volgrowth.audit.workers.seeding import seeded
-from volgrowth.errors import DataError, ModelError
+from volgrowth.errors import DamagedError, DataError, ModelError
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition, GuidedDenoiser
 from volgrowth.numerics.flow import decode
@@ -246,8 +246,15 @@ def is_drawn(store: Store, manifest: Manifest, drawing: Drawing) -> bool:
     Raises:
         OutputError: the store could not say.
     """
-    rows, footer = whole_footer(store, drawing.name) or (-1, {})
-    return rows == len(drawing.starts) and _identity(manifest, drawing).items() <= footer.items()
+    if not store.exists(drawing.name):
+        return False
+    try:
+        table = store.read_table(drawing.name)
+    except DamagedError as error:
+        tell_user(f"{error.path} is damaged ({error.why}): its images are drawn again")
+        return False
+    footer = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    return len(table) == len(drawing.starts) and _identity(manifest, drawing).items() <= footer.items()
 
 
 def read_images(store: Store, name: str, image_shape: tuple[int, int, int]) -> np.ndarray:

@@ -80,8 +80,9 @@ class Chosen:
         """Load the rows chosen for a stage, or None if there are none, or none chosen among `of` rows."""
         if not store.exists(_file(stage)):
             return None
-        there = int(store.read_footer(_file(stage))[1]["of"])
-        return cls(stage, store.read_table(_file(stage))["row"].to_numpy(), there) if of in (None, there) else None
+        table = store.read_table(_file(stage))
+        there = int((table.schema.metadata or {}).get(b"of", b"-1"))
+        return cls(stage, table["row"].to_numpy(), there) if of in (None, there) else None
 
 
 def forget(store: Store) -> None:

@@ -31,7 +31,7 @@ from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition
 from volgrowth.numerics.forward import say_once
 from volgrowth.records import SCORES, Mark, Status
-from volgrowth.sources import BadImage, Row, decode_image, features, to_unit
+from volgrowth.sources import BadImage, Row, bytes_hash, decode_image, features, to_unit
 
 # groups of rows that the device has been given and whose results have not been fetched
 IN_FLIGHT = 1
@@ -133,6 +133,7 @@ class Scorer:
     def prepare(self, row: Row, crashed: str | None = None) -> Prepared:
         """Decode a row, or note why it has no pixels that the model can be shown."""
         known = {"row": row.row, "image_id": row.image_id, "source": row.source}
+        known["bytes_hash"] = bytes_hash(row.data or b"")
         if crashed:
             return Prepared(row.row, None, {**known, "status": Status.CRASHED.value, "error": crashed})
         try:

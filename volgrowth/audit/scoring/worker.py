@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from volgrowth.audit.output.fragments import publish_fragment
+from volgrowth.audit.output.fragments import as_scores, publish_fragment, read_fragment
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.output.runs import Tally
 from volgrowth.audit.scoring.cascade import MEASURE, STAGES, Screener, rows_mark, with_screen
@@ -99,7 +99,7 @@ class ScoringWorker(ModelWorker):
     def complete(self, shard: Shard, rows: Sequence[int], stage: str) -> Tally:
         """Measure rows of a published shard that were only screened, for a stage of a cascade, and publish it again."""
         table, tally = self._measure(self.scorer, self._rows(shard, rows), {})
-        before, footer = self.store.read_table(shard.name), self.store.read_footer(shard.name)[1]
+        before, footer = read_fragment(self.store, shard), self.store.read_footer(shard.name)[1]
         screens = before.filter(pc.is_in(before["row"], value_set=table["row"].combine_chunks()))
         known = {name: footer[name] for name in STAGES if name in footer}
         self._replace(shard, with_screen(table, screens), **{**known, stage: rows_mark(list(rows))})
@@ -219,9 +219,9 @@ class ScoringWorker(ModelWorker):
 
     def _replace(self, shard: Shard, table: pa.Table, **extra: str) -> None:
         """Publish a shard again, with the rows of `table` in place of the ones it had."""
-        before = self.store.read_table(shard.name)
+        before = read_fragment(self.store, shard)
         kept = before.filter(pc.invert(pc.is_in(before["row"], value_set=table["row"].combine_chunks())))
-        whole = pa.concat_tables([kept.replace_schema_metadata(), table.cast(before.schema).replace_schema_metadata()])
+        whole = as_scores([kept, table])
         publish_fragment(self.store, self.manifest, shard, whole.sort_by("row"), self.attempt, **extra)
 
 

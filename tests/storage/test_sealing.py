@@ -1,0 +1,124 @@
+"""A seal shows every flipped bit of a file, wherever it is: in pages, their headers, the footer or the seal itself."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from volgrowth.errors import DamagedError
+from volgrowth.storage.store import Store
+
+FLIPS = 400
+
+
+def a_table(rows: int = 200) -> pa.Table:
+    """Columns of every kind that scores have: numbers, hashes, repeated strings, lists, nulls."""
+    random = np.random.default_rng(0)
+    return pa.table(
+        {
+            "row": pa.array(range(rows), pa.int64()),
+            "status": ["ok", "crashed"] * (rows // 2),
+            "growth": random.normal(size=rows),
+            "rates": pa.array(list(random.normal(size=(rows, 3))), pa.list_(pa.float32())),
+            "phash": pa.array(random.integers(0, 2**63, rows), pa.uint64()),
+            "error": pa.array([None, "it died"] * (rows // 2)),
+        }
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path))
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def bits(data: bytes, seed: int) -> list[int]:
+    """Some bits of all bytes, and as many of the last kilobyte, where a footer and its seal are."""
+    random = np.random.default_rng(seed)
+    size = 8 * len(data)
+    return [*random.integers(0, size, FLIPS), *random.integers(max(0, size - 8 * 1024), size, FLIPS)]
+
+
+def test_a_flipped_bit_of_a_table_is_seen_or_changes_nothing(store):
+    table, footer = a_table(), {"rows": "200", "config_digest": "sha256:" + "0f" * 32}
+    store.write_table("t.parquet", table, footer)
+    data, seen, refused = store.read("t.parquet"), 0, 0
+    whole = table.replace_schema_metadata(footer)
+    for bit in bits(data, 1):
+        store.files.pipe_file(f"{store.root}/t.parquet", flipped(data, int(bit)))
+        try:
+            read = store.read_table("t.parquet")
+            assert read.equals(whole, check_metadata=True), bit
+        except DamagedError:
+            seen += 1
+        try:
+            assert store.read_footer("t.parquet") == (200, footer), bit
+        except DamagedError:
+            refused += 1
+    assert seen == 2 * FLIPS
+    assert refused > FLIPS  # those of the pages are not looked at for the footer alone
+
+
+def test_a_flipped_bit_of_a_json_file_is_seen_or_changes_nothing(store):
+    content = {"name": "ü", "counts": {"rows": 300, "ok": 299}, "shares": [0.1, 1e-9], "none": None}
+    store.write_json("s.json", content)
+    data, seen = store.read("s.json"), 0
+    for bit in bits(data, 2):
+        store.files.pipe_file(f"{store.root}/s.json", flipped(data, int(bit)))
+        try:
+            read = store.read_json("s.json")
+            assert {name: read.get(name) for name in content} == content, bit
+        except DamagedError:
+            seen += 1
+    assert seen > FLIPS
+
+
+def test_cut_files_and_files_of_another_kind_are_damaged(store):
+    store.write_table("t.parquet", a_table(), {})
+    data = store.read("t.parquet")
+    for harm in (b"", b"PAR1", data[:8], data[:-1], data[: len(data) // 2], b"{}", b"\0" * 4000, data + b"PAR1"):
+        store.write("t.parquet", harm)
+        for read in (store.read_table, store.read_footer):
+            with pytest.raises(DamagedError, match=r"t\.parquet is damaged"):
+                read("t.parquet")
+    for harm in (b"", b"[]", b"null", b"3", b'"a"', b"\xff", b'{"a": ', data):
+        store.write("s.json", harm)
+        with pytest.raises(DamagedError, match=r"s\.json is damaged"):
+            store.read_json("s.json")
+
+
+def test_files_without_a_seal_are_those_of_older_versions(store, tmp_path):
+    pq.write_table(a_table().replace_schema_metadata({"rows": "200"}), tmp_path / "t.parquet", compression="zstd")
+    (tmp_path / "s.json").write_text(json.dumps({"a": 1}))
+    assert store.read_table("t.parquet").equals(a_table())
+    assert store.read_footer("t.parquet") == (200, {"rows": "200"})
+    assert store.read_json("s.json") == {"a": 1}
+
+
+def test_a_json_file_may_be_laid_out_anew_and_not_changed(store):
+    store.write_json("s.json", {"a": 1, "b": [1.5, None]})
+    content = json.loads(store.read("s.json"))
+    store.write("s.json", json.dumps(content, sort_keys=True).encode())
+    assert store.read_json("s.json") == {"a": 1, "b": [1.5, None]}
+    store.write("s.json", json.dumps({**content, "a": 2}).encode())
+    with pytest.raises(DamagedError, match="remove its entry sha256 if you meant to change it"):
+        store.read_json("s.json")
+
+
+def test_the_same_table_gives_the_same_bytes_and_others_may_read_it(store, tmp_path):
+    for name in ("a", "b"):
+        store.write_table(name, a_table(), {"rows": "200"})
+    assert store.read("a") == store.read("b")
+    assert pq.read_table(tmp_path / "a", page_checksum_verification=True).equals(a_table())
+
+
+def test_a_long_footer_is_read_whole(store):
+    store.write_table("t.parquet", a_table(), {"long": "x" * 200_000})
+    assert store.read_footer("t.parquet") == (200, {"long": "x" * 200_000})

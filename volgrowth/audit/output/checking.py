@@ -1,0 +1,252 @@
+"""A finished output is verified: every file is read, compared with its digest and with the other files."""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from volgrowth.audit.output.fragments import READERS, identity
+from volgrowth.audit.output.listings import LISTING_FOLDER, chunk_name, listing_is_whole
+from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, Manifest, Shard
+from volgrowth.audit.output.mending import SHAPES, misshapen, tell_user
+from volgrowth.audit.output.result import (
+    FIGURES_FOLDER,
+    FINDINGS_FILE,
+    HOLDOUT_FINDINGS_FILE,
+    NEEDED_FINDINGS,
+    REPORT_FILE,
+    SUMMARY_FILE,
+    SUMMARY_SHAPE,
+)
+from volgrowth.audit.output.runs import RUNS_FOLDER
+from volgrowth.errors import DamagedError, OutputError
+from volgrowth.records import Status
+from volgrowth.storage.sealing import has_seal
+from volgrowth.storage.store import Store
+
+AUDIT_AGAIN = "run the same `volgrowth audit` again, which makes it anew"
+CURATION = "curation.parquet"
+_KEPT = ["row", "image_id", "status", "growth"]
+_SHARED = ["row", "image_id", "growth"]
+_FOLDERS = frozenset((SCORES_FOLDER, HOLDOUT_FOLDER, LISTING_FOLDER, RUNS_FOLDER, FIGURES_FOLDER, "verification"))
+_MADE_AGAIN = frozenset((SCORES_FOLDER, HOLDOUT_FOLDER, RUNS_FOLDER, "verification"))
+_BESIDE = SHAPES.keys()
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file of an output that is missing, damaged or does not fit the others.
+
+    Attributes:
+        name: its name under OUT.
+        why: what is wrong with it.
+        fix: the command that makes it again.
+    """
+
+    name: str
+    why: str
+    fix: str = AUDIT_AGAIN
+
+
+@dataclass
+class CheckedOutput:
+    """What was found about the files of an output.
+
+    Attributes:
+        url: the output.
+        verified: names of the files that are right.
+        unsealed: those of these that carry no digest, since an older version wrote them.
+        bad: the files that are not right.
+        unknown: names of files that volgrowth did not write.
+        rows: number of rows of each data set whose scores were compared, by the folder of the scores.
+    """
+
+    url: str
+    verified: list[str] = field(default_factory=list)
+    unsealed: list[str] = field(default_factory=list)
+    bad: list[BadFile] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+
+
+def verify_files(store: Store) -> CheckedOutput:
+    """Read every file of an output, and compare it with its digest and with the files that it was made from.
+
+    Raises:
+        OutputError: there is no audit, its manifest is damaged, or the store cannot be read.
+    """
+    return _Check(store).run()
+
+
+def clear_bad_files(store: Store) -> bool:
+    """Name the bad files of a finished output, and delete those that the audit or a later command makes again.
+
+    Args:
+        store: the output, locked.
+
+    Returns:
+        Whether the audit has to be finished once more: whether there were bad files other than a curation list.
+    """
+    found = verify_files(store)
+    for bad in found.bad:
+        tell_user(f"{store.path(bad.name)}: {bad.why}; {bad.fix.removesuffix(', which makes it anew')}")
+        folder = bad.name.rpartition("/")[0]
+        if (folder in _MADE_AGAIN or bad.name.startswith("cascade-") or bad.name in _BESIDE) and store.exists(bad.name):
+            store.delete(bad.name)
+    return any(bad.name != CURATION for bad in found.bad)
+
+
+class _Check:
+    """One verification; each method verifies one kind of file."""
+
+    def __init__(self, store: Store):
+        if not store.exists(MANIFEST):
+            raise OutputError(f"{store.url} holds no audit: expected the output of `volgrowth audit`")
+        self.store, self.found = store, CheckedOutput(store.url)
+        self.manifest = Manifest.from_json(store.read_json(MANIFEST), store.path(MANIFEST))
+
+    def run(self) -> CheckedOutput:
+        self._json(MANIFEST, "restore it from a copy, or audit into another output")
+        scores = {folder: self._fragments(folder) for folder in (SCORES_FOLDER, HOLDOUT_FOLDER)}
+        self._findings(FINDINGS_FILE, scores[SCORES_FOLDER])
+        if self.manifest.holdout:
+            self._findings(HOLDOUT_FINDINGS_FILE, scores[HOLDOUT_FOLDER])
+        self._summary(scores[SCORES_FOLDER])
+        self._listings()
+        self._read(SUCCESS, lambda data: data, "run the same `volgrowth audit` again: it has not finished")
+        self._others()
+        self.found.verified.sort()
+        return self.found
+
+    def _fragments(self, folder: str) -> pa.Table | None:
+        """Verify the fragments of a data set, and return their rows if all are right."""
+        shards = [shard for shard in self.manifest.shards if shard.folder == folder]
+        with ThreadPoolExecutor(READERS) as pool:
+            tables = list(pool.map(self._fragment, shards))
+        whole = [table for table in tables if table is not None]
+        if not shards or len(whole) < len(shards):
+            return None
+        self.found.rows[folder] = shards[-1].stop
+        return pa.concat_tables(whole, promote_options="permissive")
+
+    def _fragment(self, shard: Shard) -> pa.Table | None:
+        table = self._table(shard.name)
+        if table is None:
+            return None
+        footer = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if not identity(self.manifest, shard).items() <= footer.items():
+            self._bad(shard.name, "it is of another audit")
+        elif not np.array_equal(table["row"].to_numpy(), np.arange(shard.start, shard.stop)):
+            self._bad(shard.name, f"it does not hold the rows {shard.start} to {shard.stop - 1}, each once")
+        else:
+            return table.select(_KEPT).replace_schema_metadata()
+        return None
+
+    def _findings(self, name: str, scores: pa.Table | None) -> None:
+        table = self._table(name)
+        if table is None:
+            return
+        if lacking := [column for column in NEEDED_FINDINGS if column not in table.column_names]:
+            self._bad(name, f"it lacks the column {lacking[0]}")
+        elif (table.schema.metadata or {}).get(b"config_digest", b"").decode() != self.manifest.config_digest:
+            self._bad(name, "it is of another audit")
+        elif scores is not None and not table.select(_SHARED).equals(scores.select(_SHARED)):
+            self._bad(name, "its rows, ids or growth are not those of the scores")
+
+    def _summary(self, scores: pa.Table | None) -> None:
+        summary = self._json(SUMMARY_FILE)
+        if summary is None:
+            return
+        if wrong := misshapen(summary, SUMMARY_SHAPE):
+            return self._bad(SUMMARY_FILE, wrong)
+        if summary.get("config_digest") != self.manifest.config_digest:
+            return self._bad(SUMMARY_FILE, "it is of another audit")
+        if scores is not None:
+            ok = pc.sum(pc.equal(scores["status"], Status.OK.value)).as_py() or 0
+            if (summary["counts"]["rows"], summary["counts"]["ok"]) != (len(scores), ok):
+                return self._bad(SUMMARY_FILE, f"it counts other rows than the scores: {ok} of {len(scores)} are ok")
+        self._pages(summary.get("pages"))
+        return None
+
+    def _pages(self, digests: Any) -> None:
+        """Verify the report and its figures, whose digests the summary holds."""
+        fix = f"run `volgrowth report {self.store.url}`"
+        if not isinstance(digests, dict):  # an older version wrote the summary
+            figures = [f"{FIGURES_FOLDER}/{name}" for name in self.store.names(FIGURES_FOLDER)]
+            for name in (REPORT_FILE, *figures):
+                self._read(name, lambda data: data, fix)
+                self.found.unsealed.append(name)
+            return
+        for name, digest in digests.items():
+            data = self._read(name, lambda data: data, fix)
+            if data is not None and hashlib.sha256(data).hexdigest() != digest:
+                self._bad(name, "it has changed since it was written", fix)
+
+    def _listings(self) -> None:
+        for folder, data in ((SCORES_FOLDER, self.manifest.data), (HOLDOUT_FOLDER, self.manifest.holdout)):
+            if data is None:
+                continue
+            names = [chunk_name(folder, len(data.grown), chunk) for chunk in range(len(data.listing["starts"]))]
+            tables = [self._table(name) for name in names]
+            if all(table is not None for table in tables) and not listing_is_whole(self.store, folder, data):
+                self._bad(names[0], "it does not list the files that the manifest names")
+
+    def _others(self) -> None:
+        """Verify what other commands wrote, and what an audit can do without; the rest is unknown."""
+        verify = f"run `volgrowth verify {self.store.url}` with the same --samples"
+        fixes = {"verification": verify, RUNS_FOLDER: AUDIT_AGAIN, LISTING_FOLDER: AUDIT_AGAIN, "": AUDIT_AGAIN}
+        seen = {*self.found.verified, *(bad.name for bad in self.found.bad)}
+        for folder in (*fixes, SCORES_FOLDER, HOLDOUT_FOLDER, FIGURES_FOLDER):
+            for name in self.store.names(folder):
+                path = f"{folder}/{name}".lstrip("/")
+                if path in seen or name.startswith(".") or (not folder and name in _FOLDERS):
+                    continue
+                if (folder in fixes and folder) or name.startswith("cascade-") or name in _BESIDE:
+                    (self._table if name.endswith(".parquet") else self._json)(path, fixes[folder])
+                elif name == CURATION:
+                    self._table(path, f"run `volgrowth curate {self.store.url}` again")
+                else:
+                    self.found.unknown.append(path)
+
+    def _table(self, name: str, fix: str = AUDIT_AGAIN) -> pa.Table | None:
+        return self._read(name, lambda data: self.store.parsed_table(name, data), fix)
+
+    def _json(self, name: str, fix: str = AUDIT_AGAIN) -> dict[str, Any] | None:
+        content = self._read(name, lambda data: self.store.parsed_json(name, data), fix)
+        shape = SHAPES.get(name.partition("/")[0])
+        if content is not None and shape and (wrong := misshapen(content, shape)):
+            self._bad(name, wrong, fix)
+            return None
+        return content
+
+    def _read(self, name: str, parse: Callable[[bytes], T], fix: str) -> T | None:
+        """Return what a file holds, and count it among the right ones; None if it is not right."""
+        if not self.store.exists(name):
+            folder, _, last = name.rpartition("/")
+            if last in self.store.names(folder):
+                self._bad(name, "a folder is in its place", f"move that away, then {fix}")
+            else:
+                self._bad(name, "it is missing", fix)
+            return None
+        data = self.store.read(name)
+        try:
+            content = parse(data)
+        except DamagedError as error:
+            self._bad(name, error.why, fix)
+            return None
+        self.found.verified.append(name)
+        if name.endswith((".parquet", ".json")) and not has_seal(data):
+            self.found.unsealed.append(name)
+        return content
+
+    def _bad(self, name: str, why: str, fix: str = AUDIT_AGAIN) -> None:
+        if name in self.found.verified:
+            self.found.verified.remove(name)
+        self.found.bad.append(BadFile(name, why, fix))
