@@ -101,6 +101,8 @@ def test_every_family_is_audited(family: str, audited: Any) -> None:
     latent = LATENT.get(family)
     assert model["latent_shape"] == (list(latent) if latent else None)
     assert model["image_shape"] == ([3, 16, 16] if latent else [3, 8, 8])
+    check = found.summary["model_check"]
+    assert (check["verdict"], check["fix"], check["images"]) == ("wrong", "load the trained weights", ROWS)
     growth, conditional = scores["growth"].to_numpy(), family in TEXT_FAMILIES or family == "dit"
     assert np.isfinite(growth).all()
     assert len(np.unique(growth)) > ROWS // 2

@@ -18,6 +18,8 @@ def provenance_groups(summary: Summary) -> list[tuple[str, Pairs]]:
     settings = [("Preset", measure["preset"]), ("Evaluations an image", measure["evaluations"])]
     settings += [(_words(key), _listed(v)) for key, v in measure.items() if key not in ("preset", "evaluations")]
     groups.append(("Measurement", settings))
+    if summary.get("model_check"):
+        groups.append(("Check of the model", _checked(summary["model_check"])))
     groups.append(("Calibration", _calibration(summary["calibration"])))
     if summary.get("cascade"):
         groups.append(("Cascade", _cascade(summary["cascade"])))
@@ -45,6 +47,23 @@ def _model(model: Summary) -> Pairs:
         ("Hash", model["hash"]),
         *([("Settings that nothing knows", ", ".join(unknown))] if (unknown := model.get("unknown_settings")) else []),
         *(("Note", note) for note in model.get("notes", ())),
+    ]
+
+
+def _checked(check: Summary) -> Pairs:
+    """Say what the regression of the true noise on answer and input found, a line for each noise level."""
+    meaning = {"right": "the answer is the expected noise", "wrong": "failed, and trusted", "untested": "not done"}
+    return [
+        ("Result", f"{meaning[check['verdict']]} ({plural(check['images'], 'image')})"),
+        *([("Why", check["cause"])] if check["cause"] else []),
+        *(
+            (
+                f"True noise at level {score(fit['noise_level'])}",
+                f"{fit['of_answer']:.2f} × answer {fit['of_input']:+.2f} × input (1 and 0 if right; "
+                f"{fit['total']:.2f} × answer alone), loss {score(fit['loss'])}",
+            )
+            for fit in check["levels"]
+        ),
     ]
 
 

@@ -44,6 +44,7 @@ def test_an_audit_leaves_every_file_and_every_row(reference, digits):
         "findings.parquet",
         "listing",
         "manifest.json",
+        "model-check.json",
         "noise-floor.json",
         "report.html",
         "runs",

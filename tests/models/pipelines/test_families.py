@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.support.pipelines import FAMILY_NAMES, FLUX_RESOLUTION, TEXT_FAMILIES, build, scaled_linear
+from volgrowth.audit.scoring.understanding import NoisyStates, examine
+from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.models import NetworkDenoiser, load_model
 from volgrowth.models.pipelines.schedulers import PREDICTIONS
 from volgrowth.numerics import Denoiser, trace_growth, volume_growth
@@ -227,6 +229,16 @@ def test_trace_growth(exact: Exact) -> None:
     rate = (square / (variance.flatten(1)[:, None] + square)).sum(2)
     assert_close(traces.rate, rate, rtol=1e-6, atol=0)
     assert_close(traces.log_volume, torch.trapezoid(rate, exact.levels.log()), rtol=1e-6, atol=0)
+
+
+def test_every_family_is_understood(exact: Exact) -> None:
+    """On states of its own, in latents and under conditions: what is right must not be refused."""
+    _, mean, variance = exact.conditioned()
+    states = (mean + variance.sqrt() * randn(8, 3, *exact.shape)).flatten(0, 1)
+    images = NoisyStates(exact.denoiser, states, exact.values * 8 or None, 0, BatchSize(12))
+    check = examine(images, exact.levels[:4].tolist())
+    assert check.verdict == "right", check
+    assert all(abs(fit.gain) < 0.05 for fit in check.levels)
 
 
 def test_without_given_it_is_the_null_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

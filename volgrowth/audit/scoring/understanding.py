@@ -35,7 +35,7 @@ EVALUATIONS = 64
 
 # gain from the regression at one level above which a reading is looked for, and gain at two levels above which the
 # model is refused without one: at the lowest an x_0 network errs by several times the noise until it is trained
-DOUBTFUL, REFUSED = 0.05, 0.25
+DOUBTFUL, REFUSED = 0.02, 0.25
 # standard errors by which a gain must exceed those
 CERTAIN = 2.0
 # a reading counts if the geometric mean of its losses is at most this share of what they are
@@ -173,15 +173,16 @@ def _answer(denoiser: Denoiser, y: Tensor, how: Asked) -> Tensor:
     return denoiser.noise(point, torch.tensor(how.level, dtype=torch.float64))
 
 
-def examine(images: NoisyStates) -> ModelCheck:
+def examine(images: NoisyStates, levels: Sequence[float] = LEVELS) -> ModelCheck:
     """Measure whether a model's answer is the expected noise of these images, and find out what is wrong if it is not.
 
     Args:
         images: states of images that the model was trained on.
+        levels: noise levels, clamped to the model's trained range; the highest is shown and not judged.
     """
     with true_float32():
         low, high = images.denoiser.noise_levels or (0.0, float("inf"))
-        levels = sorted({min(max(level, low), high) for level in LEVELS})
+        levels = sorted({min(max(level, low), high) for level in levels})
         if len(images.states) < FEWEST:
             return untested(len(images.states))
         moments = {level: images.moments(level) for level in levels}
