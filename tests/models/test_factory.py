@@ -1,5 +1,7 @@
 """factory:module:function, from the working directory and from packages."""
 
+import pickle
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,6 +12,7 @@ import torch
 
 from tests.support.checkpoints import problem
 from volgrowth.models import inspect_model, load_model
+from volgrowth.models.user_code import noted_line
 from volgrowth.models.weight_digest import NOT_FOUND
 from volgrowth.numerics import EmpiricalDenoiser, GaussianDenoiser
 from volgrowth.numerics.growth import check_images
@@ -80,6 +83,9 @@ def broken(device, dtype):
 
 number = 3
 """
+
+
+BROKEN = '    raise FileNotFoundError("weights.pt")'
 
 
 @pytest.fixture(autouse=True)
@@ -222,3 +228,19 @@ def test_refused_factories(call: Callable[..., object], name: str) -> None:
     said = problem(call, name)
     assert name in said
     assert REFUSED[name] in said
+
+
+def test_the_line_of_an_error_comes_along_from_another_process() -> None:
+    said = "".join(
+        [
+            "import pickle, my_models, torch\n",
+            "from volgrowth.models.user_code import note_line\n",
+            "try:\n    my_models.broken(None, None)\n",
+            "except Exception as error:\n    note_line(error)\n    print(pickle.dumps(error).hex())\n",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    error = pickle.loads(bytes.fromhex(done.stdout))
+    assert noted_line(error).startswith(" at ")
+    assert noted_line(error).endswith(f"my_models.py, line {1 + MODULE.splitlines().index(BROKEN)}")
+    assert noted_line(ValueError("of nobody's")) == ""

@@ -60,6 +60,17 @@ def at_line(error: BaseException) -> str:
     return ""
 
 
+def note_line(error: BaseException) -> None:
+    """Note the line of the user's file on an error, since tracebacks do not come along from another process."""
+    if line := at_line(error):
+        error.add_note(line)
+
+
+def noted_line(error: BaseException) -> str:
+    """Return what `note_line` noted on an error, here or in another process; an empty string if nothing."""
+    return "".join(note for note in getattr(error, "__notes__", ()) if note.startswith(" at "))
+
+
 def _reason(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return "it ends the program when it is imported: put what it does under `if __name__ == '__main__':`"

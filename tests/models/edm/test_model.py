@@ -313,6 +313,13 @@ def pickle_alone(folder: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "many blocks": (config(num_blocks=10**9), "asks for 1000000000 blocks on each of"),
+    "many levels": (
+        config(channel_mult=[1] * 10**5),
+        "blocks on each of 100000 levels, and the weights beside it hold",
+    ),
+    "many channels": (config(model_channels=65_536), "tensors of other shapes"),
+    "large images": (config(img_resolution=60_000), "has img_resolution 60000: expected at most 16384 pixels"),
     "unknown class": (config(_class_name="EDM2Precond"), "expected one of EDMPrecond, VPPrecond"),
     "no class": (config("_class_name"), "expected one of EDMPrecond"),
     "unknown network": (config(model_type="EDM2UNet"), "expected one of SongUNet, DhariwalUNet"),
@@ -360,3 +367,16 @@ def test_which_folders_are_edm(tmp_path: Path) -> None:
     (tmp_path / "edm" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
     assert not is_edm(tmp_path / "edm")
     assert not is_edm(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model._orig_mod."])
+def test_prefixes_of_wrappers_are_left_out_and_said(tmp_path: Path, prefix: str) -> None:
+    save_edm(tmp_path / "plain", prefix="")
+    save_edm(tmp_path / "wrapped", prefix=prefix)
+    y, level = waves(2, 1, 8, 8), torch.tensor(0.5, dtype=torch.float64)
+    assert load64(tmp_path / "wrapped")(y, level).equal(load64(tmp_path / "plain")(y, level))
+    assert inspect_edm(tmp_path / "plain").info("mine").notes == ()
+    assert (
+        "of torch.compile or DistributedDataParallel, which were left"
+        in inspect_edm(tmp_path / "wrapped").info("mine").notes[0]
+    )

@@ -9,6 +9,7 @@ from ray.util.metrics import Counter, Gauge
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.runs import Tally
 from volgrowth.config import AuditConfig
+from volgrowth.models.user_code import note_line
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ class Actor:
     def call(self, method: str, arguments: tuple[Any, ...], attempt: int) -> Any:
         """Call a method of the worker and return its answer, after counting it if it is a tally."""
         self.worker.attempt = attempt
-        answer = getattr(self.worker, method)(*arguments)
+        try:
+            answer = getattr(self.worker, method)(*arguments)
+        except Exception as error:
+            note_line(error)
+            raise
         if isinstance(answer, Tally):
             self.meters.add(answer)
         return answer

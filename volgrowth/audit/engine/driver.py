@@ -25,6 +25,7 @@ from volgrowth.audit.engine.ledger import ATTEMPTS, Ledger, Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.session import Session
 from volgrowth.errors import EngineError, VolgrowthError, kind_and_line
+from volgrowth.models.user_code import noted_line
 
 IN_FLIGHT = 2
 POLL_SECONDS = 0.5
@@ -174,7 +175,7 @@ class RayCrew:
             # an error may have left the device's context unusable
             self.ledger.give_back(worker.tasks)
             self._replace(worker)
-        return self.ledger.failed(task, kind_and_line(cause))
+        return self.ledger.failed(task, kind_and_line(cause) + noted_line(cause))
 
     def _failed_to_start(self, worker: HiredActor, cause: BaseException) -> None:
         """End the run if no worker could start; while others are at work, the fault may be this node's alone."""

@@ -12,6 +12,7 @@ from volgrowth.audit.engine.ledger import Ledger, Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.session import Session
 from volgrowth.errors import EngineError, VolgrowthError, kind_and_line
+from volgrowth.models.user_code import at_line
 
 
 class LocalCrew:
@@ -43,7 +44,7 @@ class LocalCrew:
         except VolgrowthError as error:
             ledger.refused(task, error)
         except Exception as error:  # networks raise errors of every kind
-            ledger.failed(task, kind_and_line(error))
+            ledger.failed(task, kind_and_line(error) + at_line(error))
         else:
             ledger.done(task, answer)
             return
