@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.curation.test_applying import edited
 from tests.sources.readers.test_table_types import PLAIN, STRUCTS, column
 from tests.support.samples import digits, values, write_parquet
+from volgrowth.curation import apply_list
 from volgrowth.curation.kept import WEIGHT, Kept
 from volgrowth.curation.tables import write_kept_dataset, write_kept_parquet
 from volgrowth.errors import DataError
@@ -124,3 +126,20 @@ def test_images_beside_a_table_of_views_are_refused(tmp_path):
     (tmp_path / "new").mkdir()
     with pytest.raises(DataError, match=r"has images in files beside it, such as '0\.png'"):
         write_kept_parquet(cast(ParquetSource, source), tmp_path / "new", Kept(np.ones(3, bool), None))
+
+
+def test_a_list_is_applied_to_tables_that_differ_in_width(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, form, start, stop in (("a", "views", 0, 90), ("b", "nulls", 90, 120), ("c", "order", 120, ROWS)):
+        beside = BESIDE["string view"].slice(start, stop - start)
+        table = pa.table({"image": column(IMAGES[start:stop], form), "beside": beside})
+        pq.write_table(table, tmp_path / f"data/{name}.parquet")
+    audit = run(tmp_path / "data", tmp_path / "out")
+    drop = [0, *range(60, 100), 199]
+    receipt = apply_list(audit, edited(audit, drop), str(tmp_path / "new"))
+    expected = [None if 90 <= row < 120 else IMAGES[row] for row in range(ROWS) if row not in drop]
+    new = open_source(str(tmp_path / "new"))
+    assert receipt.rows == new.num_rows == len(expected)
+    assert [row.data for row in new.read(0, new.num_rows)] == expected
+    for name in "abc":
+        assert pq.read_schema(tmp_path / f"new/{name}.parquet") == pq.read_schema(tmp_path / f"data/{name}.parquet")

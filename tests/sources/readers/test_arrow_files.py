@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.feather
 import pytest
 
-from tests.support.samples import digits, write_parquet
+from tests.support.samples import again, dataset, digits, write_parquet
 from volgrowth.errors import DataError
+from volgrowth.sources import open_source
 from volgrowth.sources.base import Request
 from volgrowth.sources.readers.arrow_files import files_by_split
 from volgrowth.sources.readers.saved import ArrowSource
@@ -113,6 +114,8 @@ def test_what_is_no_cache_is_refused_with_the_fix(folder, tmp_path):
         (["a-train.arrow", "a-test.arrow"], {}, {"train": 1, "test": 1}),
         (["a-b_c-train-00000-of-00002.arrow", "a-b_c-train-00001-of-00002.arrow"], {}, {"train": 2}),
         (["my-data.arrow"], {}, {"train": 1}),
+        (["data-00000-of-00001.arrow"], {}, {"train": 1}),
+        (["test-00000-of-00001.arrow"], {}, {"test": 1}),
         (["x.arrow", "cache-1.arrow", "tmpq1.arrow", "notes.txt"], {}, {"train": 1}),
         (["a-art.arrow", "a-train.arrow"], {"art": {}, "train": {}}, {"art": 1, "train": 1}),
         (["a-test-hard.arrow", "a-hard.arrow"], {"hard": {}, "test-hard": {}}, {"test-hard": 1, "hard": 1}),
@@ -129,3 +132,25 @@ def test_splits_that_are_described_strangely_are_told_by_names(folder):
     described = {"splits": {"train": {"num_examples": "many"}}}
     (folder / "dataset_info.json").write_text(json.dumps(described))
     assert opened(folder, "train").num_rows == 30
+
+
+def test_a_cache_opens_by_its_name_alone_and_so_does_one_file(folder):
+    source = open_source(str(folder), "train")
+    assert [row.data for row in source.read(0, 30)] == IMAGES[:30]
+    assert list(again(source, str(folder), split="train").read(3, 9)) == list(source.read(3, 9))
+    kinds = {(aside.kind, aside.count) for aside in source.left_aside}
+    assert ("arrow file", 2) in kinds
+    for name, images in (("data-test.arrow", IMAGES[30:]), ("data-train-00001-of-00002.arrow", IMAGES[12:30])):
+        one = open_source(str(folder / name))
+        assert [row.data for row in one.read(0, one.num_rows)] == images
+        assert list(again(one, str(folder / name)).read(3, 9)) == list(one.read(3, 9))
+
+
+def test_a_file_of_a_saved_data_set_is_opened_by_itself(tmp_path):
+    dataset(IMAGES).save_to_disk(str(tmp_path / "saved"), num_shards=2)
+    name = str(tmp_path / "saved/data-00001-of-00002.arrow")
+    one = open_source(name)
+    assert [row.data for row in one.read(0, 20)] == IMAGES[20:]
+    assert list(again(one, name).read(3, 9)) == list(one.read(3, 9))
+    whole = open_source(str(tmp_path / "saved"))
+    assert list(again(whole, str(tmp_path / "saved")).read(3, 29)) == list(whole.read(3, 29))

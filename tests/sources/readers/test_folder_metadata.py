@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.samples import digits, values, write_folder
 from volgrowth.errors import DataError
-from volgrowth.sources import Listing, content_id
+from volgrowth.sources import Listing, Source, content_id, open_source
 from volgrowth.sources.base import Request
 from volgrowth.sources.readers.folder import FolderSource
 from volgrowth.sources.readers.folder_metadata import is_table
@@ -57,7 +57,7 @@ def read(source: FolderSource) -> list[tuple[str, Any]]:
     return [(row.image_id, row.condition) for row in source.read(0, source.num_rows)]
 
 
-def stored(source: FolderSource) -> Listing:
+def stored(source: Source) -> Listing:
     chunks = list(source.listing.chunks())
     return Listing.stored(source.listing.describe(), chunks.__getitem__)
 
@@ -233,3 +233,28 @@ def test_odd_names_and_values_are_found(tmp_path):
         ("x.tar.png", 3),
         ("é.png", 2),
     ]
+
+
+def test_a_folder_opens_with_its_tables_by_its_name_alone(tmp_path):
+    write_folder(tmp_path, IMAGES)
+    write_csv(tmp_path / "metadata.csv", {"file_name": NAMES, "text": CAPTIONS})
+    write_table(tmp_path / "sizes.parquet", {"width": CLASSES})
+    plain = open_source(str(tmp_path))
+    assert {(aside.kind, aside.count) for aside in plain.left_aside} == {(".csv file", 1), ("parquet file", 1)}
+    told = open_source(str(tmp_path), condition_column="text")
+    assert [row.condition for row in told.read(0, 4)] == CAPTIONS
+    (aside,) = told.left_aside
+    assert (aside.kind, aside.count, aside.example) == ("table", 1, "sizes.parquet")
+    again = open_source(str(tmp_path), condition_column="text", listing=stored(told))
+    assert list(again.read(0, 4)) == list(told.read(0, 4))
+
+
+def test_the_tables_of_a_store_are_read_as_those_of_a_folder(bucket, tmp_path):
+    write_folder(tmp_path / "a", IMAGES)
+    for ending, number in zip(WRITERS, range(3), strict=True):
+        WRITERS[ending](tmp_path / f"a/{ending}.{ending}", {"file_name": [NAMES[number]], "text": [f"in {ending}"]})
+    url = bucket.upload(tmp_path / "a", "x")
+    source = open_source(url, condition_column="text")
+    assert [row.condition for row in source.read(0, 4)] == ["in csv", "in jsonl", "in parquet", None]
+    again = open_source(url, condition_column="text", listing=stored(source))
+    assert list(again.read(0, 4)) == list(source.read(0, 4))

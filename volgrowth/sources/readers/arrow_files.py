@@ -33,7 +33,7 @@ def files_by_split(names: Iterable[str], infos: dict[str, Any], where: str) -> d
     Args:
         names: of the files in one folder.
         infos: the splits that `dataset_info.json` describes, by name.
-        where: the folder, for messages.
+        where: the folder, or the file or pattern that the user named, which may be some of a split's files.
 
     Raises:
         DataError: a split lacks one of its files.
@@ -47,7 +47,7 @@ def files_by_split(names: Iterable[str], infos: dict[str, Any], where: str) -> d
         split = _split(match["stem"], match["shard"] or "", infos)
         found.setdefault(split, []).append(name)
         counts[split] = int(match["count"] or 1)
-    for split, files in found.items():
+    for split, files in found.items() if not where.lower().endswith(".arrow") else ():
         if len(files) != counts[split]:
             raise DataError(
                 f"split {split!r} of {where} has {counts[split]} arrow files by their names, and {len(files)} are "
@@ -118,4 +118,5 @@ def described_splits(folder: Path) -> dict[str, Any]:
 
 def _split(stem: str, shard: str, infos: dict[str, Any]) -> str:
     described = [name for name in infos if stem == name or stem.endswith(f"-{name}")]
-    return max(described, key=len) if described else split_of(stem.rpartition("-")[2] + shard)
+    name, _, last = stem.rpartition("-")
+    return max(described, key=len) if described else split_of(last + shard if name else last)

@@ -163,30 +163,35 @@ class FolderMetadata:
     def _read(self) -> sqlite3.Connection:
         # a database without a name is a file that goes when it is closed
         database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        database.execute("CREATE TABLE described (name BLOB PRIMARY KEY, id, condition, text INTEGER) WITHOUT ROWID")
+        database.execute("CREATE TABLE described (name BLOB, id, condition, source INTEGER, text INTEGER)")
         database.execute("BEGIN")
-        numbers = True
-        for table in self._tables:
+        for source, table in enumerate(self._tables):
             text = table.name.lower().endswith(".csv")
-            for name, identity, condition in self._told(table):
-                if text and condition is not None and not _NUMBER.fullmatch(str(condition)):
-                    numbers = False
-                try:
-                    database.execute(
-                        "INSERT INTO described VALUES (?, ?, ?, ?)", (name, _plain(identity), _plain(condition), text)
-                    )
-                except sqlite3.IntegrityError:
-                    raise DataError(
-                        f"{self._place.url(table.name)} has a row for {printable(os.fsdecode(name[1:]))}, which has "
-                        "another row in it or in another table: leave one row for each image"
-                    ) from None
-        if numbers:  # CSV does not tell numbers from text; a column of numbers alone holds classes
+            rows = ((*row, source, text) for row in self._told(table))
+            database.executemany("INSERT INTO described VALUES (?, ?, ?, ?, ?)", rows)
+        try:
+            database.execute("CREATE UNIQUE INDEX names ON described (name)")
+        except sqlite3.IntegrityError:
+            raise self._twice(database) from None
+        # CSV does not tell numbers from text: a column of numbers alone holds classes
+        told = database.execute("SELECT condition FROM described WHERE text AND condition IS NOT NULL")
+        if all(_NUMBER.fullmatch(condition) for (condition,) in told):
             database.execute("UPDATE described SET condition = CAST(condition AS INTEGER) WHERE text")
         database.execute("COMMIT")
         return database
 
+    def _twice(self, database: sqlite3.Connection) -> DataError:
+        """Return the error that two rows describe one file."""
+        name, source = database.execute(
+            "SELECT name, max(source) FROM described GROUP BY name HAVING count(*) > 1 ORDER BY name LIMIT 1"
+        ).fetchone()
+        return DataError(
+            f"{self._place.url(self._tables[source].name)} has a row for {printable(os.fsdecode(name[1:]))}, which has "
+            "another row in it or in another table: leave one row for each image"
+        )
+
     def _told(self, table: Found) -> Iterator[tuple[bytes, str | None, str | int | None]]:
-        """Yield what each row of a table tells, with the key that its file is found by."""
+        """Yield what each row of a table tells, after the key that its file is found by."""
         named = _naming_column(table_columns(self._place, table)) or FILE_NAME
         folder, stem = posixpath.dirname(table.name), posixpath.splitext(table.name)[0]
         rows = table_rows(self._place, table, named, self._request.id_column, self._request.condition_column)
@@ -195,7 +200,7 @@ class FolderMetadata:
                 continue
             path = posixpath.normpath(posixpath.join(folder if named == FILE_NAME else stem, name.replace("\\", "/")))
             if path.startswith(self._below):
-                yield (_by_name if named == FILE_NAME else _by_key)(path), identity, condition
+                yield (_by_name if named == FILE_NAME else _by_key)(path), identity, _plain(condition)
 
     def _check_digests(self) -> None:
         for table in self._tables:

@@ -126,12 +126,14 @@ class ArrowSource(DatasetSource):
             )
         self.where, self.place = request.data, place
         root = self.folder = place.path
-        self._names: list[str] = []
+        files, self._names = list(files), list[str]()
+        # files that the user named need not be all that the cache has
+        self._splits = {} if request.data.lower().endswith(".arrow") else described_splits(root)
         if (root / "dataset_dict.json").is_file():
             available = _json(root / "dataset_dict.json").get("splits") or []
             self.split = choose_split(available, request.split, self.where)
             self.folder = root / self.split
-        elif (root / "state.json").is_file():
+        elif (root / "state.json").is_file() and not files and _is_whole(root, listing):
             available = [_json(root / "state.json").get("_split") or DEFAULT_SPLIT]
             self.split = choose_split(available, request.split, self.where)
         else:
@@ -158,7 +160,7 @@ class ArrowSource(DatasetSource):
             )
         kept = sorted(filter(is_kept_result, names))
         self.leave_aside("arrow file", len(kept), KEPT_RESULTS, kept[0] if kept else "")
-        splits = files_by_split(names, described_splits(self.folder), self.where)
+        splits = files_by_split(names, self._splits, self.where)
         if not splits:
             raise DataError(f"{self.where} holds no data set, only {len(kept)} arrow files that are {KEPT_RESULTS}")
         self.split = choose_split(list(splits), request.split, self.where)
@@ -166,7 +168,7 @@ class ArrowSource(DatasetSource):
 
     def load(self) -> Any:
         if self._names:
-            return load_arrow_files(self.folder, self._names, self.split, described_splits(self.folder))
+            return load_arrow_files(self.folder, self._names, self.split, self._splits)
         from datasets import load_from_disk  # a second to import, and only some data sets need it
 
         state = _json(self.folder / "state.json")
@@ -184,6 +186,15 @@ class ArrowSource(DatasetSource):
             raise DataError(
                 f"{self.folder} cannot be loaded as a save_to_disk folder ({store_reason(error)}): save it again"
             ) from None
+
+
+def _is_whole(root: Path, listing: Listing | None) -> bool:
+    """Return whether a listing is of all that `save_to_disk` wrote to a folder, and not of arrow files named in it."""
+    if listing is None:
+        return True
+    names = {file.name for file in listing if not file.rows}
+    written = _json(root / "state.json").get("_data_files") or []
+    return not names or names == {entry.get("filename") for entry in written if isinstance(entry, dict)}
 
 
 def _files(dataset: Any, split: str) -> tuple[SourceFile, ...]:
