@@ -16,7 +16,7 @@ from volgrowth.errors import DataError, OutputError
 from volgrowth.storage.store import Store
 
 IMAGES = digits(130)
-SIZES = {"small": 5, "large": 60}
+SIZES = {"small": 55, "large": 60}
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def test_another_configuration_is_another_audit(config):
     store = Store(config().output)
     held = {"holdout": config().data, "holdout_config": "large"}
     manifest = freeze(store, inspect_inputs(config(**held)))
-    assert (manifest.data.rows, manifest.holdout and manifest.holdout.rows) == (5, 60)
+    assert (manifest.data.rows, manifest.holdout and manifest.holdout.rows) == (55, 60)
     assert store.read_json(MANIFEST)["config"]["data_config"] == "small"
-    for folder, size in (("scores", 5), (HOLDOUT_FOLDER, 60)):
+    for folder, size in (("scores", 55), (HOLDOUT_FOLDER, 60)):
         source = open_frozen_data(store, manifest, folder)
         assert [row.data for row in source.read(0, size)] == IMAGES[:size]
     assert freeze(store, inspect_inputs(config(**held))) == manifest

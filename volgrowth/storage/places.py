@@ -283,6 +283,9 @@ class _StoreStream(BufferedIOBase):
         except FileNotFoundError:
             raise self._place.gone(self._name) from None
 
+    def read1(self, size: int = -1, /) -> bytes:
+        return self.read(size)  # a text is read through this
+
     def seek(self, offset: int, whence: int = 0, /) -> int:
         return self._file.seek(offset, whence)
 

@@ -19,6 +19,8 @@ from volgrowth.storage.places import Found, Place
 
 SUFFIXES = frozenset({".csv", ".jsonl", ".parquet", ".pq", ".parq"})
 BATCH_LINES = 4096
+TEXT_BYTES = 1 << 20
+"""Bytes of a text that are fetched from a store at a time."""
 Told = tuple[str | None, str | None, str | int | None]
 """What one row of a table tells: the name of its file, an id, and a condition."""
 
@@ -99,7 +101,8 @@ def _parquet_rows(stream: Any, where: str, name: str, identity: str | None, cond
 @contextmanager
 def _read(place: Place, file: Found) -> Iterator[Any]:
     """Open a table; what its format cannot be parsed as is a DataError."""
-    with place.open(file.name, file.size) as stream:
+    block = TEXT_BYTES if _suffix(file) in (".csv", ".jsonl") else 0
+    with place.open(file.name, file.size, block) as stream:
         try:
             yield stream
         except (csv.Error, ValueError, KeyError, pa.ArrowException, OSError, RecursionError) as error:
