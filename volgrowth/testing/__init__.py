@@ -9,13 +9,13 @@ a feature.
 
 Two facts tell a trained model's output from other numbers without a second model. At the highest noise level any data
 set looks like a single point, so noise(x + level * e, level) is close to e. And for images x like those of training,
-E[x_0 | y] is the best estimate there is: when the model is told another noise level, or is shown images in another
-range, its error can only grow. The second fact needs `images`.
+E[x_0 | y] is a posterior mean, whose error is orthogonal to every function of y: of the true noise, the answer explains
+all that answer and input can explain together (`volgrowth.numerics.orthogonality`). The second fact needs `images`.
 
 **Not found:** weights of another model or an older checkpoint; a noise level or range of pixels that is off when no
-images are given, or that is off so little that the error stays within a tenth; swapped colour channels; latents scaled
-by a wrong factor; a text encoder that is not the one of training; faults in other batch sizes, in other shapes or on
-another device; how well the model was trained.
+images are given, or that is off so little that the loss stays within a few percent, as it may in a network that
+predicts x_0; swapped colour channels; a text encoder that is not the one of training; faults in other batch sizes, in
+other shapes or on another device; how well the model was trained.
 """
 
 from volgrowth.testing.all_checks import check_denoiser

@@ -12,7 +12,6 @@ A `NetworkDenoiser` says which one it has; for other denoisers the usual ones ar
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,11 +86,16 @@ def parameterizations(denoiser: Denoiser) -> list[Parameterization]:
     if isinstance(known, Parameterization):
         return [known]
     schedule, ends = denoiser.schedule, (1e-9, 1e9)
-    if schedule is None:
-        usual = (VPSchedule(), "epsilon"), (VPSchedule(), "v_prediction"), (FlowMatchingSchedule(), "flow_prediction")
-        told = Scheduled(VESchedule(), "sample", ends)
-        return [*(Scheduled(path, output, ends) for path, output in usual), told]  # type: ignore[arg-type]
-    return [Scheduled(schedule, output, ends) for output in _possible(schedule)]
+    if schedule is not None:
+        found: list[Parameterization] = [Scheduled(schedule, output, ends) for output in _possible(schedule)]
+        return [*found, EDM(0.5, ends)] if isinstance(schedule, VESchedule) else found
+    return [
+        Scheduled(VPSchedule(), "epsilon", ends),
+        Scheduled(VPSchedule(), "v_prediction", ends),
+        Scheduled(FlowMatchingSchedule(), "flow_prediction", ends),
+        Scheduled(VESchedule(), "sample", ends),
+        EDM(0.5, ends),
+    ]
 
 
 def _possible(schedule: Schedule) -> list[PredictionType]:
@@ -225,7 +229,4 @@ def _ranges(denoiser: Denoiser, size: float) -> Iterator[Reading]:
 def same_at(denoiser: Denoiser, level: float, other: float) -> list[Asked]:
     """Return how to show a network what it sees at a level with the label of another one, for each parameterization."""
     unit = bool(getattr(denoiser, "unit_range", False))
-    wirings: list[Any] = [*parameterizations(denoiser)]
-    if getattr(denoiser, "parameterization", None) is None:
-        wirings.append(EDM(0.5, (1e-9, 1e9)))
-    return [asked_again(wired, wired, level, other, unit) for wired in wirings]
+    return [asked_again(wired, wired, level, other, unit) for wired in parameterizations(denoiser)]

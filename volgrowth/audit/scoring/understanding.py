@@ -35,7 +35,7 @@ EVALUATIONS = 64
 
 # gain from the regression at one level above which a reading is looked for, and gain at two levels above which the
 # model is refused without one: at the lowest an x_0 network errs by several times the noise until it is trained
-DOUBTFUL, REFUSED = 0.02, 0.25
+DOUBTFUL, REFUSED = 0.02, 0.15
 # standard errors by which a gain must exceed those
 CERTAIN = 2.0
 # a reading counts if the geometric mean of its losses is at most this share of what they are
