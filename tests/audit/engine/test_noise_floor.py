@@ -31,7 +31,8 @@ def test_an_answer_and_a_failure_are_kept_and_end_it(tmp_path):
         events: list[dict[str, Any]] = []
         (task,) = noise_floor(tmp_path / name, events).tasks(SHARDS[0], Tally(images=10))
         assert task.divide is not None
-        assert list(task.divide(reason) if reason else task.done({"rows": 8, "problem": None})) == []
+        answer = {"rows": 8, "batch": 0.0, "dtype": None, "derivative": None, "problem": None}
+        assert list(task.divide(reason) if reason else task.done(answer)) == []
         kept = Store(str(tmp_path / name)).read_json(NOISE_FILE)
         assert events == [kept]
         assert kept["problem"] == reason
