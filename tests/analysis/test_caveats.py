@@ -75,6 +75,22 @@ def test_a_cascade_says_what_it_may_have_lost() -> None:
     assert list_caveats(summary | {"cascade": {**cascade, "recall_at_least": 0.95}}) == []
 
 
+def test_held_out_images_of_another_kind_promise_no_rate(tmp_path: Path) -> None:
+    held = [{**row, "mean": 0.9, "png_bytes": row["png_bytes"] * 3} for row in many(400, seed=9)]
+    assert any(
+        said.startswith("The held-out images are of another kind") for said in caveats_of(tmp_path, flagged(60), held)
+    )
+
+
+@pytest.mark.parametrize("deviation", [0.3, float("nan")])
+def test_derivatives_that_are_off_are_said(deviation: float) -> None:
+    floor = {"rows": 8, "derivative": {"deviation": deviation, "tolerance": 0.01}}
+    asked = report_data.summary(100, detection=report_data.DETECTION, run={**report_data.RUN, "noise_floor": floor})
+    assert any(said.startswith("Derivatives of the network are off by") for said in list_caveats(asked))
+    floor["derivative"] = {"deviation": 0.001, "tolerance": 0.01}
+    assert list_caveats(asked) == []
+
+
 def test_an_older_summary_has_its_caveats_too() -> None:
     summary = report_data.summary(100)
     assert "caveats" not in summary

@@ -111,6 +111,23 @@ def _resolution(summary: Summary) -> str | None:
     )
 
 
+def _other_kind(summary: Summary) -> str | None:
+    different = (summary["detection"] or {}).get("holdout_difference")
+    return different and (
+        f"The held-out images are of another kind: their {different['feature']} is distributed differently (distance "
+        f"of Kolmogorov and Smirnov {different['distance']:.2f}). The error rate is promised only for images of the "
+        f"same kinds: hold out a random part of the data set."
+    )
+
+
+def _deviating(summary: Summary) -> str | None:
+    floor = (summary.get("run") or {}).get("noise_floor") or {}
+    check = floor.get("derivative")
+    if not check or check["deviation"] <= check["tolerance"]:
+        return None
+    return f"Derivatives of the network are off by {check['deviation']:.2%}: growth may mean little."
+
+
 def _unjudged(summary: Summary) -> str | None:
     scored, outside = _counts(summary)[1], (summary["calibration"] or {}).get("outside_range") or 0
     if outside <= UNJUDGED * scored:
@@ -135,8 +152,10 @@ def _screened(summary: Summary) -> str | None:
 CAVEATS: tuple[Callable[[Summary], str | None], ...] = (
     _empty,
     _misunderstood,
+    _deviating,
     _uncalibrated,
     _assumed,
+    _other_kind,
     _resolution,
     _failed,
     _held_out_failed,
