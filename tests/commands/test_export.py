@@ -77,7 +77,7 @@ def test_samples_are_tagged_by_file(tiny_model, digits, tmp_path):
     )
     audit = vg.run_audit(config, quiet=True)
     samples = {str(row): {"filepath": str(tmp_path / f"data/{row}.png"), "tags": []} for row in range(6)}
-    assert exports.fiftyone_tags(audit, Samples(samples)) == {"memorized": 0, "precursor": 0, "near-duplicate": 0}
+    assert exports.fiftyone_tags(audit, Samples(samples)) == dict.fromkeys(exports.TAGS, 0)
     assert [samples[str(row)].get("volgrowth_cluster") for row in range(6)] == [0, 1, 2, 3, None, None]
     assert exports.croissant_record(audit)["rai:dataAnnotationAnalysis"][0].startswith("No image was judged")
 
@@ -117,9 +117,11 @@ def test_a_croissant_record_says_what_the_audit_promises(audit):
 
 def test_a_croissant_record_of_a_verified_audit_gives_the_precision(audit):
     proof = {"samples": 500, "flagged": 3, "flagged_reproduced": 2, "precision_interval": [0.094, 0.992]}
+    proof |= {"reproduced_images": 5, "rows": [0, 1, 2, 3, 4]}
     verified = Audit(audit.store, audit.manifest)
     verified.__dict__["summary"] = {**audit.summary, "verification": proof}
     said = exports.croissant_record(verified)["rai:dataAnnotationAnalysis"][-1]
     assert said == (
-        "500 samples of the model reproduce 2 of the 3 flagged images (95% interval of the share 0.094 to 0.992)."
+        "500 samples of the model reproduce 5 images, 2 of them among the 3 flagged ones (95% interval of the share of "
+        "flags 0.094 to 0.992)."
     )

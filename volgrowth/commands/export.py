@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 TAGS: "dict[str, Callable[[Judgement], np.ndarray]]" = {
-    "memorized": lambda known: known.flagged,
+    "memorized": lambda known: as_mask(known.findings["memorized"]),
     "reproduced": lambda known: known.proven,
     "precursor": lambda known: as_mask(known.findings["precursor"]),
     "near-duplicate": lambda known: as_mask(pc.greater(known.findings["copies"], 1)),
