@@ -113,3 +113,26 @@ def test_the_workers_of_a_machine_share_its_cores(monkeypatch):
     gpu = torch.device("cuda")
     assert [decoding_threads(gpu, workers) for workers in (1, 2, 8, 100)] == [16, 16, 8, 1]
     assert decoding_threads(torch.device("cpu"), 8) == 1
+
+
+def test_large_items_are_handed_over_before_they_are_many():
+    """While the first is worked on, one waits, and one more was read."""
+    taken, seen, ready = list[int](), list[int](), threading.Event()
+
+    def source():
+        for item in range(40):
+            taken.append(item)
+            if item == 2:
+                ready.set()
+            yield item
+
+    def work(item):
+        if item == 0:
+            ready.wait(30)
+            time.sleep(0.1)  # for the reader to go on, if it would
+            seen.append(len(taken))
+        return item
+
+    ahead = Ahead(source(), work, threads=1, weigh=lambda item: prefetch.AT_ONCE_BYTES + 1)
+    assert list(ahead.items()) == list(range(40))
+    assert seen[0] <= 4

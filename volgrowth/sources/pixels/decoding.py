@@ -3,13 +3,14 @@
 The rules, the same for every source:
 
 - Formats: those of `FORMATS`, recognised by content. EPS is not among them because Pillow runs Ghostscript on
-  it.
-- Size limit: width * height is compared with `max_pixels` from the header, before any pixel is decoded.
+  it. HEIF needs the extra `heif`.
+- Size limit: width * height is compared with `max_pixels` from the header, before any pixel is decoded; files that
+  are bombs in another way are refused by their structure (`bombs`).
 - Orientation: as EXIF says; EXIF that cannot be read is taken as upright.
-- Animations: the first frame.
+- Animations and files of several pages: the first. Of HEIF the primary image.
+- Depth and polarity: as the header says, see `tonal_range`.
 - Mode: Pillow's `convert("L")` or `convert("RGB")`, as the training scripts of diffusers do, so alpha and
-  transparency are dropped and not blended. 16-bit grey is scaled to 8 bits (Pillow would clip it).
-  Floating-point and 32-bit images have no known range: wrong shape.
+  transparency are dropped and not blended.
 - Size: an image of the model's size is left alone; another is cropped at its centre to the model's aspect and
   resized bilinearly, in one step. One that would lose more than three quarters to the crop is of the wrong
   shape.
@@ -18,7 +19,8 @@ The rules, the same for every source:
   times the model's size; whole, if EXIF turns an image whose sides are no multiples of 8. It takes half the time.
   Against decoding it whole, pixels move by .25 of 255 in the mean and by 4 at most (with `REDUCED` = 2 by .9 and 9,
   in the same time).
-- Anything that cannot be decoded whole, truncated files included, is undecodable.
+- Anything that cannot be decoded whole, truncated files included, is undecodable. A JPEG that lacks its end mark and
+  nothing else is whole, as for training scripts with `LOAD_TRUNCATED_IMAGES`, which give the same pixels.
 
 Safe in threads: nothing global is set, in Pillow or in `warnings`. Pillow's own warning and error about
 decompression bombs come from `Image.open`, which is why formats are opened here one by one.
@@ -26,13 +28,18 @@ decompression bombs come from `Image.open`, which is why formats are opened here
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
 from volgrowth.records import Status
+from volgrowth.sources.pixels.bad_image import BadImage
+from volgrowth.sources.pixels.bombs import refuse_bomb, without_comments
+from volgrowth.sources.pixels.jpeg_scans import with_end_mark
 from volgrowth.sources.pixels.other_content import describe_content
+from volgrowth.sources.pixels.tonal_range import check_header, in_8_bits, mend_palette, pixels_of_ppm
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -59,23 +66,11 @@ REDUCED = 4
 
 _ORIENTATION = 0x0112
 _MODES = {1: "L", 3: "RGB"}
-
-
-class BadImage(Exception):  # noqa: N818 - the outcome of a row more than an error
-    """An image that cannot be used.
-
-    Args:
-        status: the status of its row.
-        message: a short reason.
-    """
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(status, message)
-        self.status = status
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.status}: {self.message}"
+_HEIF = (*(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), b"mif1", b"msf1")
+"""Brands of HEIF files, which follow their size and `ftyp`."""
+_TGA_FOOTER = b"TRUEVISION-XFILE.\0"
+_TGA_KINDS = {0: (2, 3, 10, 11), 1: (1, 9)}
+"""Kinds of TGA images without and with a colour map."""
 
 
 def decode_image(data: bytes | None, image_shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
@@ -98,7 +93,8 @@ def decode_image(data: bytes | None, image_shape: tuple[int, int, int], max_pixe
     if not data:
         raise BadImage(Status.UNDECODABLE, "no bytes")
     try:
-        return _decode(data, image_shape, max_pixels)
+        refuse_bomb(data)
+        return _decode_whole(data, image_shape, max_pixels)
     except (BadImage, MemoryError):  # a machine without memory says nothing about the image
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -114,18 +110,39 @@ def to_unit(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
+def _decode_whole(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
+    try:
+        return _decode(data, image_shape, max_pixels)
+    except OSError:
+        ended = with_end_mark(data)
+        if ended is None:
+            raise
+        return _decode(ended, image_shape, max_pixels)
+
+
 def _decode(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
     channels, height, width = image_shape
+    data = without_comments(data)
     with _open(data) as opened:
         _check_size(opened.size, max_pixels)
+        check_header(opened)
         inner = _reduce(opened, REDUCED * max(height, width))
-        opened.load()
-        image = _in_mode(_upright(opened), _MODES[channels], opened.format)
+        image = in_8_bits(_upright(pixels_of_ppm(opened, data) or _loaded(opened)), opened, data)
+        if image.mode != _MODES[channels]:
+            # Dropped by the conversion in any case, but not without a warning for palettes.
+            image.info.pop("transparency", None)
+            image = image.convert(_MODES[channels])
     if image.size != (width, height):
         _check_aspect(image.size, (width, height))
         image = _fit(image, inner, (width, height))
     pixels = np.asarray(image, dtype=np.uint8)
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+
+
+def _loaded(image: ImageFile) -> ImageFile:
+    mend_palette(image)
+    image.load()
+    return image
 
 
 def _reduce(image: ImageFile, side: int) -> tuple[float, float] | None:
@@ -159,10 +176,9 @@ def _open(data: bytes) -> ImageFile:
     stream = io.BytesIO(data)
     reason = describe_content(data) or "not an image of a known format"
     for name in FORMATS:
-        factory, accept = Image.OPEN.get(name, (None, None))
-        accepted = accept(data[:16]) if accept else False
+        factory, accepted = _format(name, data)
         if isinstance(accepted, str):
-            reason = accepted  # recognised, but this Pillow was built without the codec
+            reason = accepted  # recognised, but there is no codec
         if factory is None or not accepted or isinstance(accepted, str):
             continue
         stream.seek(0)
@@ -171,6 +187,31 @@ def _open(data: bytes) -> ImageFile:
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             reason = f"broken {name} header: {_short(error)}"
     raise BadImage(Status.UNDECODABLE, reason)
+
+
+def _format(name: str, data: bytes) -> tuple[Any, bool | str]:
+    """Return what opens images of a format, and whether `data` begins as one, or why it cannot be opened if it does."""
+    factory, accept = Image.OPEN.get(name, (None, None))
+    if name == "TGA":
+        return factory, _is_tga(data)
+    if name == "HEIF":
+        if data[4:8] != b"ftyp" or data[8:12] not in _HEIF:
+            return None, False
+        try:
+            from pillow_heif import HeifImageFile  # optional, and registering it with Pillow would be global
+        except ImportError:
+            return None, "HEIF, which needs the extra heif: pip install 'volgrowth[heif]'"
+        return HeifImageFile, True
+    return factory, accept(data[:16]) if accept else False
+
+
+def _is_tga(data: bytes) -> bool:
+    """Return whether a file ends as a TGA, or begins with a header that hardly anything else begins with."""
+    if len(data) < 18 or data.endswith(_TGA_FOOTER):
+        return data.endswith(_TGA_FOOTER)
+    mapped, kind, depth, flags = data[1], data[2], data[16], data[17]
+    plain = bool(mapped) or not any(data[3:8])
+    return kind in _TGA_KINDS.get(mapped, ()) and depth in (8, 16, 24, 32) and flags < 64 and plain
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -203,25 +244,6 @@ def _upright(image: Image.Image) -> Image.Image:
         return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
     except Exception:
         return image  # as above
-
-
-def _in_mode(image: Image.Image, mode: str, format_: str | None) -> Image.Image:
-    if image.mode == mode:
-        return image
-    # Pillow opens 16-bit PNG and PGM as mode I in some versions; from other formats I is 32 bits of unknown
-    # range.
-    if image.mode.startswith("I;16") or (image.mode == "I" and format_ in ("PNG", "PPM")):
-        image = _from_16_bits(image)
-    elif image.mode in ("F", "I"):
-        raise BadImage(Status.WRONG_SHAPE, f"pixels of mode {image.mode}, whose range is not known")
-    # Dropped by the conversion in any case, but not without a warning for palettes.
-    image.info.pop("transparency", None)
-    return image.convert(mode)
-
-
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64).clip(0, 65535)
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def _short(error: BaseException) -> str:
