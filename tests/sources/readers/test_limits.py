@@ -72,16 +72,23 @@ def sparse_tar(path):
 
 def parquet_of_large_values(path, packed="zstd"):
     values = [bytes([65 + k % 2]) * 100_000_000 for k in range(2)]
-    pq.write_table(pa.table({"image": pa.array([values[k % 2] for k in range(12)])}), path, compression=packed)
+    pq.write_table(pa.table({"image": pa.array([values[k % 2] for k in range(24)])}), path, compression=packed)
 
 
 READ = """
-import resource, sys
+import sys
+from pathlib import Path
 from volgrowth.sources import open_source
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def memory(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) >> 10
+
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+before = memory("VmRSS")
 source = open_source(sys.argv[1])
 lengths = [len(row.data or b"") for row in source.read(0, source.num_rows)]
-print(max(lengths), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+print(max(lengths), memory("VmHWM") - before)
 """
 
 
@@ -94,6 +101,10 @@ def peak(data):
     return int(largest), int(mebibytes)
 
 
+measured = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells the peak of memory")
+
+
+@measured
 def test_a_sparse_member_of_a_tar_is_not_unpacked(tmp_path):
     sparse_tar(tmp_path / "0.tar")
     assert (tmp_path / "0.tar").stat().st_size < 20_000
@@ -102,13 +113,14 @@ def test_a_sparse_member_of_a_tar_is_not_unpacked(tmp_path):
     assert mebibytes < 100
 
 
+@measured
 def test_large_values_in_a_few_bytes_of_parquet_are_taken_one_by_one(tmp_path):
-    """Two values, and twelve rows that point to them: as a batch, 1.2 GB, and as much again in Python."""
+    """Two values, and 24 rows that point to them: as a batch 2.4 GB, and as much again in Python."""
     parquet_of_large_values(tmp_path / "0.parquet")
     assert (tmp_path / "0.parquet").stat().st_size < 30_000
     largest, mebibytes = peak(tmp_path / "0.parquet")
     assert largest == 100_000_000
-    assert mebibytes < 900
+    assert mebibytes < 1400
 
 
 def test_a_row_group_larger_than_what_is_fetched_ahead_is_read_by_pages(tmp_path, monkeypatch):
