@@ -214,8 +214,8 @@ def _curate(
     ctx: typer.Context,
     output: Annotated[str | None, typer.Argument(help="Output of a finished audit.")] = None,
     fdr: Annotated[float | None, option("Flag images whose q_value is at most this.")] = None,
-    top_k: Annotated[int | None, option("Flag this many images, those highest in excess_growth.")] = None,
-    max_score: Annotated[float | None, option("Flag images with more excess_growth than this.")] = None,
+    top_k: Annotated[int | None, option("Flag this many images, those highest in evidence.")] = None,
+    max_score: Annotated[float | None, option("Flag images with more evidence than this.")] = None,
     action: Annotated[
         str | None, option("What to do with flagged images: drop (default), dedupe or downweight.")
     ] = None,

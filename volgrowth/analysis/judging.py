@@ -76,6 +76,12 @@ def judge(findings: pa.Table, verification: dict[str, Any] | None = None, fdr: f
     return Judgement(findings, tested, judged, is_flagged(q_value, fdr) & judged, proven)
 
 
+def ranking_column(findings: pa.Table) -> str:
+    """Return the column by which images are ranked: `evidence`, or `excess_growth` in findings that have none."""
+    known = "evidence" in findings.column_names and findings["evidence"].null_count < len(findings)
+    return "evidence" if known else "excess_growth"
+
+
 def is_flagged(q_value: np.ndarray, fdr: float = FDR) -> np.ndarray:
     """Return a mask of the q-values (n,) that flag an image at a rate; NaN does not."""
     return q_value <= fdr

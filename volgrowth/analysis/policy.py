@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.error_rates import FDR
-from volgrowth.analysis.judging import judge
+from volgrowth.analysis.judging import judge, ranking_column
 from volgrowth.audit.output.fragments import read_fragment
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
@@ -57,6 +57,8 @@ CURATION = pa.schema(
         column("weight", pa.float64(), "weight of the row in training: 1, less for downweight, 0 for drop"),
         column("reason", pa.string(), "reason of the action; empty where the row is simply kept"),
         column("excess_growth", pa.float64(), "growth - expected_growth, as in findings"),
+        column("evidence", pa.float64(), "evidence, as in findings; null in the list of an older audit"),
+        column("false_bound", pa.float32(), "bound on the share of false flags up to this image, as in findings"),
         column("p_value", pa.float64(), "p-value, as in findings"),
         column("q_value", pa.float64(), "p_value adjusted by Benjamini and Hochberg, as in findings"),
         column("cluster", pa.int64(), "smallest row of the group of near duplicates, as in findings"),
@@ -71,8 +73,8 @@ class CurationPolicy:
 
     Attributes:
         by: `fdr` flags pictures whose q_value is at most `limit` and those that samples reproduced, `max_score` those
-            whose excess_growth is above `limit`, and `top_k` the `limit` highest in excess_growth, with those that tie
-            with the last of them.
+            whose evidence is above `limit`, and `top_k` the `limit` highest in evidence, with those that tie with the
+            last of them. In an audit without evidence, of an older version, excess_growth takes its place.
         limit: see `by`.
         action: `drop`, `dedupe` (keep one row of each group of near duplicates) or `downweight` (give the rows of a
             group together the weight of one).
@@ -170,7 +172,9 @@ def decide_actions(
         "reason": pa.array(reasons, pa.string()),
         "audit": pa.repeat(pa.scalar(audit), len(findings)),
     }
-    return pa.table([made[name] if name in made else findings[name] for name in CURATION.names], CURATION)
+    made |= {name: findings[name] for name in CURATION.names if name in findings.column_names and name not in made}
+    nulls = {field.name: pa.nulls(len(findings), field.type) for field in CURATION}
+    return pa.table([made.get(name, nulls[name]) for name in CURATION.names], CURATION)
 
 
 class _Rows:
@@ -190,7 +194,8 @@ class _Rows:
             self.cluster, return_index=True, return_inverse=True, return_counts=True
         )
         self.size = sizes[self.group]
-        self.value = findings["q_value" if policy.by == "fdr" else "excess_growth"].to_numpy()
+        self.name = "q_value" if policy.by == "fdr" else ranking_column(findings)
+        self.value = findings[self.name].to_numpy()
         score = -self.value if policy.by == "fdr" else self.value
         self.score = np.where(np.isfinite(score) & known.judged, score, -np.inf)
         if policy.by == "fdr":
@@ -266,8 +271,8 @@ class _Rows:
             reasons = [f"q_value {value:.3g} <= {limit:g}"] if value <= limit and self.judged[row] else []
             return " and ".join([*reasons, *(["samples reproduced it"] if self.proven[row] else [])])
         if self.policy.by == "max_score":
-            return f"excess_growth {value:.4g} > {limit:g}"
-        return f"excess_growth {value:.4g}, among the {limit:g} highest"
+            return f"{self.name} {value:.4g} > {limit:g}"
+        return f"{self.name} {value:.4g}, among the {limit:g} highest"
 
 
 def _named(ids: frozenset[str], image_id: pa.ChunkedArray, source: pa.ChunkedArray, option: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from volgrowth.analysis.calibration.complexity import REGRESSORS
 from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, rows_needed
 from volgrowth.analysis.calibration.evidence import Calibration
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
+from volgrowth.analysis.calibration.false_bounds import innocent_among
 from volgrowth.analysis.calibration.held_out import count_near_duplicates, most_different_regressor
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
 from volgrowth.analysis.caveats import with_caveats
@@ -20,6 +21,9 @@ from volgrowth.analysis.judging import judge
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, Status
+
+FIRST = (10, 20, 40, 100, 200, 400, 1000, 4000, 10_000)
+"""Numbers of the most suspicious images for which the report bounds how many are innocent."""
 
 METHOD = {
     "held-out": "cross-conformal p-values, Benjamini-Hochberg over distinct images",
@@ -190,10 +194,19 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
         "calibration_rows": held,
         "smallest_p_value": calibration.smallest_p_value,
         "fewest_flags": fewest_flags(len(first), calibration.smallest_p_value),
+        "false_bounds": _false_bounds(judged, held),
         "beyond_holdout": int((p_value <= 1 / (1 + held) * (1 + 1e-9)).sum()),
         "holdout_difference": _difference(audit),
         "warnings": _warnings(audit, calibration),
     }
+
+
+def _false_bounds(judged: pa.Table, held: int) -> list[dict[str, int]]:
+    """Bound how many of the first k images are innocent, for those k at which the bound says something."""
+    above = np.rint(judged["p_value_conformal"].to_numpy() * (1 + held)).astype(int) - 1
+    counts = [k for k in FIRST if k <= len(judged)]
+    most = innocent_among(judged["false_bound"].to_numpy(), above, counts)
+    return [{"first": k, "innocent_at_most": n} for k, n in zip(counts, most, strict=True) if n < k]
 
 
 def _cascade(

@@ -45,10 +45,11 @@ def run_demo(output: Path) -> Audit:
     audit = verify_audit(config.output, SAMPLES)
     found = audit.summary["verification"]
     _say(
-        f"the model reproduces {found['reproduced_images']} images; how well growth finds them:\n"
-        f"              AUROC   TPR at 1% FPR\n"
-        f"  raw         {score(found['raw']['auroc'])}   {score(found['raw']['tpr_at_1_fpr'])}\n"
-        f"  calibrated  {score(found['calibrated']['auroc'])}   {score(found['calibrated']['tpr_at_1_fpr'])}\n"
+        f"the model reproduces {found['reproduced_images']} images; how well they are found:\n"
+        f"                      AUROC   TPR at 1% FPR\n"
+        f"  growth              {score(found['raw']['auroc'])}   {score(found['raw']['tpr_at_1_fpr'])}\n"
+        f"  growth, calibrated  {score(found['calibrated']['auroc'])}   {score(found['calibrated']['tpr_at_1_fpr'])}\n"
+        f"  evidence            {score(found['evidence']['auroc'])}   {score(found['evidence']['tpr_at_1_fpr'])}\n"
         f"{found['flagged']} images were flagged at a false-discovery rate of "
         f"{audit.summary['detection']['fdr']:.0%}; {found['flagged_reproduced']} of them are reproduced\n"
         f"report: {audit.store.path('report.html')}"

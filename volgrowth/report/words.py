@@ -161,12 +161,25 @@ def _flagged(detection: Summary) -> list[str]:
             f"expect about {approximate(detection['expected_false'])} of them to be false.{copies}",
             _driven_by(detection["memorized_duplicated"], detection["memorized_intrinsic"]),
         ]
+    said += _bounded(detection.get("false_bounds") or [])
     if detection["precursors"]:
         said.append(
             f"{plural(detection['precursors'], 'distinct image')} flagged as precursor: the denoising loss is lower "
             "than complexity explains, which plain membership in the training set can also cause."
         )
     return said
+
+
+def _bounded(bounds: list[Summary]) -> list[str]:
+    """Say how many of the most suspicious images are innocent at most, whatever cut is chosen after looking."""
+    told = [bound for bound in bounds if 2 * bound["innocent_at_most"] <= bound["first"]][-3:]
+    if not told:
+        return []
+    first = ", ".join(f"of the first {number(b['first'])} at most {number(b['innocent_at_most'])}" for b in told)
+    return [
+        f"By evidence, {first} are false, with 90% confidence for every cut at once: it may be chosen after looking at "
+        "the images."
+    ]
 
 
 def _driven_by(duplicated: int, intrinsic: int) -> str:
@@ -256,14 +269,15 @@ def headline_numbers(summary: Summary) -> list[Headline]:
 
 def card_reason(card: dict[str, Any], fdr: float | None) -> str:
     """Say in one line why a card stands where it does in the ranking. `fdr` is the rate at which images are flagged."""
-    excess = card["excess"]
-    if excess is None and card["status"] == Status.OK and card["p"] is not None:
+    evidence = card["evidence"]
+    if evidence is None and card["status"] == Status.OK and card["p"] is not None:
         return "Screened out: not measured any further."
-    if excess is None:
+    if evidence is None:
         return f"No calibrated score: {STATUS_MEANING.get(card['status'], 'not measured.').lower()}"
-    place = f"Excess growth higher than {percent(card['share_below'])} of distinct images"
-    if excess <= 0:
-        said = "Growth no higher than its complexity explains"
+    name = "Excess growth" if card.get("parts") is None else "Evidence"
+    place = f"{name} higher than {percent(card['share_below'])} of distinct images"
+    if evidence <= 0:
+        said = "Nothing beyond what its complexity explains"
     elif card["memorized"]:
         said = f"{place}; flagged at a false discovery rate of {percent(fdr)}"
     elif card["outside_range"]:

@@ -23,6 +23,7 @@ So each k gets the least of
 over j, k(j) the number of tested images above the j-th largest held-out one. The bound divided by k is the share.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -54,6 +55,22 @@ def false_bounds(held_above: np.ndarray, held: int) -> np.ndarray:
     sizes, inverse = np.unique(k, return_inverse=True)
     bound = np.minimum(sizes, (innocent[:, None] + np.maximum(sizes - included[:, None], 0)).min(0))
     return (bound / sizes)[inverse]
+
+
+def innocent_among(bound: np.ndarray, held_above: np.ndarray, counts: Sequence[int]) -> list[int]:
+    """Return how many of the first k images are innocent, at most, for each k of `counts`, at most n.
+
+    Args:
+        bound: of each tested image, as `false_bounds` returns them, (n,).
+        held_above: as there, (n,).
+        counts: numbers k of images, in the order of `held_above`.
+    """
+    order = np.argsort(held_above, kind="stable")
+    sizes = np.searchsorted(held_above[order], held_above[order], side="right")
+    most = np.rint(bound[order] * sizes).astype(int)
+    before = np.searchsorted(held_above[order], held_above[order], side="left")
+    known = np.where(before > 0, most[before - 1], 0)  # innocent images in the sets before
+    return [int(min(most[k - 1], known[k - 1] + k - before[k - 1])) for k in counts]
 
 
 @lru_cache(8)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from volgrowth.analysis.calibration.error_rates import fewest_flags, rows_needed
 from volgrowth.analysis.caveats import gate_caveats
 from volgrowth.analysis.findings import check_columns
-from volgrowth.analysis.judging import Judgement, judge
+from volgrowth.analysis.judging import Judgement, judge, ranking_column
 from volgrowth.analysis.verification.proof import samples_needed
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import UsageError
@@ -136,7 +136,7 @@ def check_limit(audit: Audit, fdr: float, max_flagged: float) -> Gate:
 
 
 def _most_certain(found: pa.Table) -> tuple[dict[str, Any], ...]:
-    found = found.sort_by([("q_value", "ascending"), ("excess_growth", "descending")]).slice(0, LISTED)
+    found = found.sort_by([("q_value", "ascending"), (ranking_column(found), "descending")]).slice(0, LISTED)
     return tuple(found.select(["row", "image_id", "excess_growth", "q_value", "verified_hits", "copies"]).to_pylist())
 
 

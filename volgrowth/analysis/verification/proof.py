@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import binom, binomtest
 
-from volgrowth.analysis.judging import judge
+from volgrowth.analysis.judging import judge, ranking_column
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 
 RATIO = 0.4
@@ -144,6 +144,7 @@ def summarize_proof(findings: pa.Table, images: np.ndarray, reproduced: Reproduc
         "unhit_rows": first["row"].to_numpy()[flagged & (hits == 0)].tolist(),
         "raw": _detects(first["growth"], truth),
         "calibrated": _detects(first["excess_growth"], truth),
+        "evidence": _detects(first[ranking_column(first)], truth),
         "warnings": _warnings(samples, len(reproduced.holdout_hits), int(flagged.sum())),
     }
 

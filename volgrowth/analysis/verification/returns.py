@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.controls import match_controls
 from volgrowth.analysis.distinct import first_rows
+from volgrowth.analysis.judging import ranking_column
 from volgrowth.records import RETURNS
 
 # flagged images that are noised and decoded, those of highest excess growth, with as many controls
@@ -47,7 +48,7 @@ def choose_targets(findings: pa.Table, scores: pa.Table) -> ReturnTargets:
     scored = findings["excess_growth"].is_valid().to_numpy() & first_rows(findings)
     flagged = pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)
     rows = np.flatnonzero(scored & flagged)
-    rows = rows[np.argsort(-findings["excess_growth"].to_numpy()[rows], kind="stable")][:TARGETS]
+    rows = rows[np.argsort(-findings[ranking_column(findings)].to_numpy()[rows], kind="stable")][:TARGETS]
     cluster = findings["cluster"].to_numpy()
     allowed = np.flatnonzero(scored & ~np.isin(cluster, cluster[flagged]))
     partners = match_controls(regressors(scores), rows, allowed)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from volgrowth.analysis.distinct import first_rows
+from volgrowth.analysis.judging import ranking_column
 from volgrowth.report.formats import missing, number, score, signed
 from volgrowth.report.gallery.exhibits import Exhibit, NearestSample, Shown, of_rows
 from volgrowth.report.gallery.pictures import data_url
@@ -31,8 +32,9 @@ FILTERS = {
     "unflagged": "not flagged",
 }
 SORTS = {
+    "evidence:-1": "evidence, highest first",
+    "evidence:1": "evidence, lowest first",
     "excess:-1": "excess growth, highest first",
-    "excess:1": "excess growth, lowest first",
     "growth:-1": "growth, highest first",
     "q:1": "q, lowest first",
     "loss:1": "loss, lowest first",
@@ -45,6 +47,7 @@ _SCORES = {
     "growth": "growth",
     "expected": "expected_growth",
     "excess": "excess_growth",
+    "evidence": "evidence",
     "p": "p_value",
     "q": "q_value",
     "loss": "loss",
@@ -55,7 +58,9 @@ _SCORES = {
 def make_cards(
     scores: pa.Table, findings: pa.Table, shown: Shown, truth_rows: Collection[int] = (), fdr: float | None = None
 ) -> list[Card]:
-    """Make the cards by excess growth, highest first, those without a score last.
+    """Make the cards by evidence, highest first, those without a score last.
+
+    Findings of an older version have no evidence: excess growth takes its place.
 
     A card stands for all identical images and shows the scores of the highest of them.
 
@@ -73,11 +78,12 @@ def make_cards(
         ValueError: an exhibit is of a row that the tables do not have.
     """
     exhibits = {exhibit.row: exhibit for exhibit in shown.exhibits}
-    records = _records(scores, findings, sorted(exhibits))
+    ranking = ranking_column(findings)
+    records = [{**record, "evidence": record[ranking]} for record in _records(scores, findings, sorted(exhibits))]
     copies = _copies(scores, {r["content_hash"] for r in records} - {None})
     partners = sorted({exhibit.control for exhibit in shown.exhibits if exhibit.control is not None})
     excess_of = dict(zip(partners, of_rows(findings, partners)["excess_growth"].to_pylist(), strict=True))
-    excesses = _sorted_finite(findings.filter(pa.array(first_rows(findings)))["excess_growth"])
+    ranked = _sorted_finite(findings.filter(pa.array(first_rows(findings)))[ranking])
     truth = frozenset(truth_rows)
     cards = []
     for rank, record in enumerate(_distinct(records), 1):
@@ -85,7 +91,8 @@ def make_cards(
         card = _card(record, rows)
         card["rank"] = rank
         card["reproduced"] = not truth.isdisjoint(rows.tolist())
-        card["share_below"] = _share_below(excesses, card["excess"])
+        card["share_below"] = _share_below(ranked, card["evidence"])
+        card["parts"] = _parts(record) if ranking == "evidence" else None
         card["reason"] = card_reason(card, fdr)
         card["kinds"] = _kinds(card)
         card["picture"] = _url(shown.rows.get(card["row"]))
@@ -152,8 +159,15 @@ def _distinct(records: Iterable[Card]) -> list[Card]:
 
 
 def _order(record: Card) -> tuple[bool, float, int]:
-    excess = record["excess_growth"]
-    return (True, 0.0, record["row"]) if missing(excess) else (False, -excess, record["row"])
+    evidence = record["evidence"]
+    return (True, 0.0, record["row"]) if missing(evidence) else (False, -evidence, record["row"])
+
+
+def _parts(record: Card) -> str:
+    """Say how much each part of the evidence speaks, in units of the held-out images' spread."""
+    names = {"growth": "growth", "loss": "loss", "noise norm": "noise_norm"}
+    known = {name: record.get(f"evidence_{column}") for name, column in names.items()}
+    return ", ".join(f"{name} {signed(value)}" for name, value in known.items() if not missing(value))
 
 
 def _copies(scores: pa.Table, hashes: Collection[int]) -> dict[int, np.ndarray]:
