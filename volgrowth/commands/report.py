@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 import pyarrow as pa
 
-from volgrowth.analysis.judging import judge
+from volgrowth.analysis.judging import judge, ranking_column
 from volgrowth.audit.output.listings import read_rows
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import FIGURES_FOLDER, REPORT_FILE, SUMMARY_FILE, Audit, open_stored
@@ -101,12 +101,12 @@ def _shown(audit: Audit, redact: bool) -> Shown:
 
 
 def _gallery_rows(findings: pa.Table, found: np.ndarray) -> list[int]:
-    """Return the highest row of each distinct image, by excess growth, or by growth if nothing was calibrated.
+    """Return the highest row of each distinct image, by evidence, or by growth if nothing was calibrated.
 
     Of images beyond the highest ones only those are shown that the mask `found` (rows,) has, scored or not.
     """
-    excess = findings.column("excess_growth").to_numpy()
-    score = excess if np.isfinite(excess).any() else findings.column("growth").to_numpy()
+    evidence = findings.column(ranking_column(findings)).to_numpy()
+    score = evidence if np.isfinite(evidence).any() else findings.column("growth").to_numpy()
     ranked = np.argsort(-score, kind="stable")
     ranked = ranked[(np.isfinite(score) | found)[ranked]]
     _, highest = np.unique(findings.column("identical").to_numpy()[ranked], return_index=True)

@@ -175,10 +175,10 @@ def _bounded(bounds: list[Summary]) -> list[str]:
     told = [bound for bound in bounds if 2 * bound["innocent_at_most"] <= bound["first"]][-3:]
     if not told:
         return []
-    first = ", ".join(f"of the first {number(b['first'])} at most {number(b['innocent_at_most'])}" for b in told)
+    first = ", and ".join(f"of the first {number(b['first'])} at most {number(b['innocent_at_most'])}" for b in told)
     return [
-        f"By evidence, {first} are false, with 90% confidence for every cut at once: it may be chosen after looking at "
-        "the images."
+        f"In the order of evidence, {first} are innocent, with 90% confidence for every cut at once: one may be chosen "
+        "after looking at the images."
     ]
 
 
@@ -197,7 +197,8 @@ def _driven_by(duplicated: int, intrinsic: int) -> str:
 
 def proof_sentences(verification: Summary) -> list[str]:
     """Say what samples proved, from the summary's part `verification`."""
-    raw, calibrated = verification["raw"], verification["calibrated"]
+    raw, calibrated = verification["raw"], verification.get("evidence") or verification["calibrated"]
+    name = "Evidence" if verification.get("evidence") else "Excess growth"
     reproduced, flagged = verification["reproduced_images"], verification["flagged"]
     said = [
         f"{plural(verification['samples'], 'sample')} drawn from the model reproduce {plural(reproduced, 'image')} of "
@@ -205,7 +206,7 @@ def proof_sentences(verification: Summary) -> list[str]:
     ]
     if reproduced and calibrated["auroc"] is not None:
         said[0] += (
-            f" Excess growth finds {percent(calibrated['tpr_at_1_fpr'])} of them at 1% false alarms (AUROC "
+            f" {name} finds {percent(calibrated['tpr_at_1_fpr'])} of them at 1% false alarms (AUROC "
             f"{score(calibrated['auroc'])}); raw growth finds {percent(raw['tpr_at_1_fpr'])} (AUROC "
             f"{score(raw['auroc'])})."
         )

@@ -13,7 +13,7 @@ _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 def gate_text(gate: Gate) -> str:
     """Write the result for a terminal: the verdict first, then what limits it, then what was found."""
     images = [
-        f"  row {image['row']}: {plain(image['image_id'])}, excess growth {_figure(image['excess_growth'], '.3g')}, "
+        f"  row {image['row']}: {plain(image['image_id'])}, evidence {_figure(image['evidence'], '.3g')}, "
         f"q {_figure(image['q_value'], '.2g')}, {image['copies']} in its cluster{_hits(image['verified_hits'])}"
         for image in gate.images
     ]
@@ -41,9 +41,9 @@ def gate_markdown(gate: Gate) -> str:
     ]
     if gate.images:
         of = f"The {len(gate.images)} most certain of {gate.found:,}" if gate.found > LISTED else "Found images"
-        table = ["| row | image | excess growth | q | samples that hit | in its cluster |", "|--:|---|--:|--:|--:|--:|"]
+        table = ["| row | image | evidence | q | samples that hit | in its cluster |", "|--:|---|--:|--:|--:|--:|"]
         table += [
-            f"| {each['row']} | {_escaped(each['image_id'])} | {_figure(each['excess_growth'], '.3g')} "
+            f"| {each['row']} | {_escaped(each['image_id'])} | {_figure(each['evidence'], '.3g')} "
             f"| {_figure(each['q_value'], '.2g')} | {_figure(each['verified_hits'], 'd')} | {each['copies']} |"
             for each in gate.images
         ]

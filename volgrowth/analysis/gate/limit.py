@@ -40,7 +40,7 @@ class Gate:
         rows: number of rows of the data set.
         found_rows: number of rows of found images.
         unjudged_rows: number of rows that are neither judged nor proven.
-        images: the `LISTED` most certain of the found images: row, image_id, excess_growth, q_value, verified_hits and
+        images: the `LISTED` most certain of the found images: row, image_id, evidence, q_value, verified_hits and
             copies of each.
         doubts: why more memorized images than allowed could be there unseen, and what would do, in sentences.
         caveats: what else changes the meaning of the result, in sentences.
@@ -136,8 +136,11 @@ def check_limit(audit: Audit, fdr: float, max_flagged: float) -> Gate:
 
 
 def _most_certain(found: pa.Table) -> tuple[dict[str, Any], ...]:
-    found = found.sort_by([("q_value", "ascending"), (ranking_column(found), "descending")]).slice(0, LISTED)
-    return tuple(found.select(["row", "image_id", "excess_growth", "q_value", "verified_hits", "copies"]).to_pylist())
+    ranking = ranking_column(found)
+    found = found.sort_by([("q_value", "ascending"), (ranking, "descending")]).slice(0, LISTED)
+    listed = found.select(["row", "image_id", ranking, "q_value", "verified_hits", "copies"])
+    names = ["evidence" if name == ranking else name for name in listed.column_names]
+    return tuple(listed.rename_columns(names).to_pylist())
 
 
 def _doubts(audit: Audit, known: Judgement, fdr: float, max_flagged: float) -> list[str]:
