@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from volgrowth.analysis.judging import ranking_column
 from volgrowth.analysis.policy import CURATION, Action, CurationPolicy, decide_actions
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.records import FINDINGS
@@ -209,3 +210,13 @@ def test_every_cluster_is_treated_as_one_picture(drawn, action):
             assert kept == ([row["row"] for row in members if row["image_id"] in allow] or [cluster])
         else:
             assert said == {"review": len(free)} or not free
+
+
+def test_evidence_ranks_where_there_is_any() -> None:
+    """Findings of an older version have none: excess growth takes its place, as in the tests above."""
+    rows = [{"excess_growth": 9.0, "evidence": 1.0}, {"excess_growth": 1.0, "evidence": 9.0}]
+    ranked = pa.Table.from_pylist(
+        [{**PLAIN, "row": i, "cluster": i, "identical": i, **row} for i, row in enumerate(rows)]
+    )
+    assert ranking_column(ranked) == "evidence"
+    assert ranking_column(ranked.drop_columns(["evidence"])) == "excess_growth"

@@ -211,7 +211,7 @@ def test_the_gallery_sorts(opens: Opens, gallery: ReportPage) -> None:
     sort = page.get_by_role("combobox", name="Sort by")
     sort.select_option("row:1")
     assert rows_of(page) == list(range(24))
-    sort.select_option("excess:1")
+    sort.select_option("evidence:1")
     assert rows_of(page) == list(range(59, 35, -1))
     sort.select_option("growth:-1")
     growth = cards(page).evaluate_all("all => all.map(card => Number(card.dataset.growth))")

@@ -48,10 +48,18 @@ def test_copies_are_told_from_distinct_pictures() -> None:
     assert any("With their copies they are 200 rows" in sentence for sentence in said)
 
 
+def test_bounds_are_told_where_they_say_something() -> None:
+    bounds = [{"first": 10, "innocent_at_most": 6}, {"first": 20, "innocent_at_most": 6}]
+    said = words.verdict_sentences(summary(3, detection={**DETECTION, "false_bounds": bounds}))
+    assert any("of the first 20 at most 6 are innocent" in sentence for sentence in said)
+    assert not any("the first 10" in sentence for sentence in said)
+
+
 def card(**changes: Any) -> dict[str, Any]:
     usual = {
         "status": "ok",
-        "excess": 3.0,
+        "evidence": 3.0,
+        "parts": "growth +3.0",
         "share_below": 0.9,
         "memorized": None,
         "p": None,
@@ -65,14 +73,15 @@ def card(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "Excess growth higher than 90% of distinct images."),
+        ({}, "Evidence higher than 90% of distinct images."),
+        ({"parts": None}, "Excess growth higher than 90% of distinct images."),  # findings of an older version
         ({"p": 0.2, "memorized": False}, "not enough to be flagged"),
         ({"p": 0.2, "memorized": False, "reproduced": True}, "not enough to be flagged; samples reproduced it."),
         ({"p": 1.0, "memorized": False, "outside_range": True}, "not judged"),
         ({"p": 0.01, "memorized": True}, "flagged at a false discovery rate of 10%"),
-        ({"excess": -1.0}, "no higher than its complexity explains"),
-        ({"excess": None}, "No calibrated score"),
-        ({"excess": None, "status": "crashed"}, "ended its process"),
+        ({"evidence": -1.0}, "Nothing beyond what its complexity explains"),
+        ({"evidence": None}, "No calibrated score"),
+        ({"evidence": None, "status": "crashed"}, "ended its process"),
     ],
 )
 def test_reasons(changes: dict[str, Any], said: str) -> None:

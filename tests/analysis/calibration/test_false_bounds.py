@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from volgrowth.analysis.calibration.false_bounds import CONFIDENCE, false_bounds, null_counts
+from volgrowth.analysis.calibration.false_bounds import CONFIDENCE, false_bounds, innocent_among, null_counts
 
 
 def held_above(excess: np.ndarray, held: np.ndarray) -> np.ndarray:
@@ -46,6 +46,13 @@ def test_a_larger_set_never_has_fewer_false_flags() -> None:
     sizes = np.searchsorted(above[order], above[order], side="right")
     counts = np.rint(bound[order] * sizes)
     assert (np.diff(counts) >= 0).all()
+
+
+def test_the_first_images_have_the_bounds_of_the_sets_around_them() -> None:
+    above, bound = np.array([0, 0, 0, 3, 3, 9]), np.array([1 / 3, 1 / 3, 1 / 3, 0.4, 0.4, 1.0])
+    assert innocent_among(bound, above, [1, 2, 3, 4, 5, 6]) == [1, 1, 1, 2, 2, 3]
+    shuffled = np.array([5, 3, 0, 4, 1, 2])
+    assert innocent_among(bound[shuffled], above[shuffled], [4]) == [2]
 
 
 def test_what_the_held_out_images_cannot_tell_is_not_bounded() -> None:
