@@ -5,17 +5,19 @@ Heavy imports wait until a command runs, so that --help answers at once.
 
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.options import EngineName, GpusPerWorker, RayAddress, Workers, audit_config, option, takes_settings
-from volgrowth.plain import plain, print_plain
+from volgrowth.plain import keep_printing, plain, print_plain
+from volgrowth.signals import INTERRUPTED, EndingSignals
 from volgrowth.version import VERSION
 
 
@@ -27,10 +29,19 @@ class Exit(IntEnum):
     NOT_STARTED = 2
     CANNOT_TELL = 2
     TOO_MANY_FAILED = 3
-    INTERRUPTED = 130
+    INTERRUPTED = INTERRUPTED
+
+
+class _Commands(TyperGroup):
+    """The commands, each of which ends with a sentence when a signal interrupts it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with _interruptible("no file is left half-written; the same command may be given again"):
+            return super().invoke(ctx)
 
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Find the training images that a diffusion model has memorized.",
@@ -70,14 +81,10 @@ def _audit(
       volgrowth audit google/ddpm-cifar10-32 cifar10 --split train --output s3://bucket/cifar10
     """
     asked = audit_config(ctx)
+    with _interruptible(f"finished shards are kept in {asked.output}; the same command resumes"):
+        from volgrowth.commands.audit import audit_lines, failed_share, run_audit
 
-    from volgrowth.commands.audit import audit_lines, failed_share, run_audit
-
-    try:
         finished = run_audit(asked, extend=extend, retry_failed=retry_failed)
-    except KeyboardInterrupt:
-        print_plain(f"interrupted: finished shards are kept in {asked.output}; the same command resumes", error=True)
-        raise typer.Exit(Exit.INTERRUPTED) from None
     print_plain("\n".join(audit_lines(finished)))
     _warn((finished.summary["detection"] or {}).get("warnings", ()))
     if (failed := failed_share(finished)) > asked.max_failed:
@@ -105,9 +112,11 @@ def _plan(
 
       volgrowth plan ./ddpm ./train.parquet --output out --price 2.5
     """
-    from volgrowth.commands.plan import describe_forecast, plan_audit
+    asked = audit_config(ctx)
+    with _interruptible("nothing was predicted; the same command starts again"):
+        from volgrowth.commands.plan import describe_forecast, plan_audit
 
-    print_plain(describe_forecast(plan_audit(audit_config(ctx), price=price)))
+        print_plain(describe_forecast(plan_audit(asked, price=price)))
 
 
 @app.command("convert")
@@ -188,10 +197,10 @@ def _verify(
 
       volgrowth verify out --samples 5000
     """
-    from volgrowth.commands.verify import verify_audit
-    from volgrowth.report.words import proof_sentences
+    with _interruptible(f"samples drawn are kept in {output}; the same command goes on"):
+        from volgrowth.commands.verify import verify_audit
+        from volgrowth.report.words import proof_sentences
 
-    try:
         audit = verify_audit(
             output,
             samples,
@@ -201,9 +210,6 @@ def _verify(
             ray_address=ray_address,
             engine=engine or "ray",
         )
-    except KeyboardInterrupt:
-        print_plain(f"interrupted: samples drawn are kept in {output}; the same command goes on", error=True)
-        raise typer.Exit(Exit.INTERRUPTED) from None
     found = audit.summary["verification"]
     print_plain("\n".join([*proof_sentences(found), f"report: {audit.store.path('report.html')}"]))
     _warn(found["warnings"])
@@ -315,9 +321,10 @@ def _demo(output: Annotated[Path, option("Folder for model, data, audit and repo
 
       volgrowth demo --output demo-output
     """
-    from volgrowth.commands.demo import run_demo
+    with _interruptible(f"what is finished is kept in {output}; the same command goes on"):
+        from volgrowth.commands.demo import run_demo
 
-    run_demo(output)
+        run_demo(output)
 
 
 @app.callback(invoke_without_command=True)
@@ -338,12 +345,23 @@ def _refuse_beside_undo(given: dict[str, Any]) -> None:
             raise UsageError(f"--undo takes nothing beside it, and {name.strip('_')} was {value}: leave that out")
 
 
+@contextmanager
+def _interruptible(kept: str) -> Iterator[None]:
+    """Have Ctrl-C, SIGTERM and SIGHUP end a command with a sentence that says what is kept, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_plain(f"interrupted: {kept}", error=True)
+        raise typer.Exit(Exit.INTERRUPTED) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a character must not change the exit code
-            stream.reconfigure(errors="backslashreplace")
-    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+    signals = EndingSignals()
+    keep_printing()
+    code = run_command(sys.argv[1:] if arguments is None else arguments)
+    signals.exit_with(code)
+    sys.exit(code)
 
 
 def run_command(arguments: Sequence[str]) -> int:

@@ -164,6 +164,7 @@ EXECUTION = frozenset(
         "workers",
         "min_workers",
         "wait_minutes",
+        "hang_minutes",
         "gpus_per_worker",
         "ray_address",
         "max_failed",
@@ -217,6 +218,7 @@ class AuditConfig(Frozen):
     workers: Annotated[int, Field(ge=1)] | None = None
     min_workers: Annotated[int, Field(ge=1)] = 1
     wait_minutes: Annotated[float, Field(gt=0)] = 30.0
+    hang_minutes: Annotated[float, Field(gt=0, le=100_000)] = 5.0
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     ray_address: str | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.01

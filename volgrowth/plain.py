@@ -4,11 +4,13 @@ A file name may hold control characters (a terminal obeys them), direction overr
 breaks, or a command of a CI system: GitHub obeys lines that begin with `::`, Azure and TeamCity `##vso[` and the like.
 """
 
+import errno
+import io
 import os
 import re
 import sys
 import unicodedata
-from typing import TextIO
+from typing import Any, TextIO
 
 from volgrowth.credentials import redacted
 
@@ -36,16 +38,37 @@ def plain_lines(text: str) -> str:
 
 
 def print_plain(text: str, *, error: bool = False) -> None:
-    """Print lines as `plain_lines`, to stderr if it is an error, in the encoding that the stream has.
-
-    A reader that closed the pipe, such as `head`, ends the output and not the command: its exit code stays what it is.
-    """
+    """Print lines as `plain_lines`, to stderr if it is an error, in the encoding that the stream has."""
     stream: TextIO = sys.stderr if error else sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    try:
-        print(plain_lines(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    print(plain_lines(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def keep_printing() -> None:
+    """Have nothing that is printed change what this command does or its exit code.
+
+    A reader may close its pipe, as `head` does, or a terminal may close: what is printed then is lost, and nothing
+    else. A character that a terminal cannot show is spelled.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            raw = _LastingFile(stream.fileno(), "w", closefd=False)
+            lasting = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True)
+            setattr(sys, name, lasting)
+
+
+class _LastingFile(io.FileIO):
+    """A file whose reader may go away: what is written after that is dropped."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return memoryview(data).nbytes
 
 
 def _spelled(character: str) -> str:

@@ -76,6 +76,21 @@ class Status(StrEnum):
     """a class or caption that the model cannot be given"""
     CRASHED = "crashed"
     """scoring the row ended its process"""
+    TIMED_OUT = "timed_out"
+    """scoring the row did not end"""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What came of a task, or of the row that it was divided down to, that failed for good.
+
+    Attributes:
+        reason: why, in words.
+        status: the status of the row.
+    """
+
+    reason: str
+    status: Status = Status.CRASHED
 
 
 class Mark(StrEnum):

@@ -80,7 +80,7 @@ def test_what_is_interrupted_goes_on(audited, tmp_path):
         path.unlink()
     process = start_volgrowth(["verify", audited, "--samples", 2000], tmp_path)
     wait_for(lambda: bool(drawn(audited)), process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGTERM)  # as systemd does
     _, errors = process.communicate()
     assert process.returncode == 130
     assert "the same command goes on" in errors

@@ -82,6 +82,7 @@ def card(**changes: Any) -> dict[str, Any]:
         ({"evidence": -1.0}, "Nothing beyond what its complexity explains"),
         ({"evidence": None}, "No calibrated score"),
         ({"evidence": None, "status": "crashed"}, "ended its process"),
+        ({"evidence": None, "status": "timed_out"}, "did not end"),
     ],
 )
 def test_reasons(changes: dict[str, Any], said: str) -> None:

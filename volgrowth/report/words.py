@@ -17,6 +17,7 @@ STATUS_MEANING = {
     Status.NON_FINITE: "The measurement gave no finite number.",
     Status.WRONG_CONDITION: "A class or caption that the model cannot be given.",
     Status.CRASHED: "Scoring the image ended its process.",
+    Status.TIMED_OUT: "Scoring the image did not end.",
 }
 
 MARK_MEANING = {

@@ -132,7 +132,7 @@ def test_rows_that_fail_are_recorded_and_the_rest_is_scored(tiny_model, digits, 
     finished = audit(tiny_model, tmp_path / "d.parquet", tmp_path / "out", engine="local")
     assert finished.summary["counts"] == {
         "rows": 60, "ok": 58, "undecodable": 2, "wrong_shape": 0, "too_large": 0, "non_finite": 0, "wrong_condition": 0,
-        "crashed": 0,
+        "crashed": 0, "timed_out": 0,
     }  # fmt: skip
     assert np.isnan(finished.findings.column("growth").to_numpy()[[7, 8]]).all()
 

@@ -11,6 +11,7 @@ from volgrowth.audit.engine.shard_tasks import ShardTasks
 from volgrowth.audit.output.manifest import Shard
 from volgrowth.audit.output.runs import Tally
 from volgrowth.errors import EngineError, OutputError
+from volgrowth.records import Failure, Status
 
 
 def task(name: str = "it", answers: list[object] | None = None) -> Task:
@@ -28,21 +29,21 @@ def take(ledger: Ledger) -> Task:
     return work
 
 
-def score(ledger: Ledger, poison: set[int]) -> None:
-    """Do every task as workers would whose process ends at a poisoned row."""
+def score(ledger: Ledger, poison: set[int], status: Status = Status.CRASHED) -> None:
+    """Do every task as workers would whose process ends, or hangs, at a poisoned row."""
     while work := ledger.take():
         shard, rows, *crashed = work.arguments
         tried = range(shard.start, shard.stop) if rows is None else rows
         bad = [row for row in tried if row in poison and not (crashed and row in crashed[0])]
         if bad:
-            ledger.failed(work, f"died at {bad[0]}")
+            ledger.failed(work, Failure(f"died at {bad[0]}", status))
         else:
             ledger.done(work, Tally(len(tried), len(crashed[0]) if crashed else 0))
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 70), st.data())
-def test_bisection_finds_exactly_the_rows_that_fail(rows, data):
+@given(st.integers(1, 70), st.sampled_from([Status.CRASHED, Status.TIMED_OUT]), st.data())
+def test_bisection_finds_exactly_the_rows_that_fail(rows, status, data):
     poison = data.draw(st.sets(st.integers(100, 99 + rows), max_size=4))
     published: list[tuple[Shard, Tally]] = []
 
@@ -51,16 +52,16 @@ def test_bisection_finds_exactly_the_rows_that_fail(rows, data):
         return []
 
     case = ShardTasks(Shard("scores", 0, 100, 100 + rows), report)
-    score(Ledger(iter([case.task()])), poison)
-    assert set(case.crashed) == poison
+    score(Ledger(iter([case.task()])), poison, status)
+    assert set(case.failures) == poison
     assert [(tally.images, tally.failed) for _, tally in published] == [(rows, len(poison))]
-    assert all(reason == f"died at {row}" for row, reason in case.crashed.items())
+    assert all(failure == Failure(f"died at {row}", status) for row, failure in case.failures.items())
 
 
 def test_only_the_rows_asked_for_are_bisected():
     case = ShardTasks(Shard("scores", 0, 0, 1000), lambda *_: [], rows=[3, 500, 999])
     score(Ledger(iter([case.task()])), {500, 7})
-    assert set(case.crashed) == {500}
+    assert set(case.failures) == {500}
 
 
 def test_when_every_row_fails_it_stops_and_says_why():
@@ -76,7 +77,7 @@ def test_a_shard_that_fails_whole_and_not_in_parts_stops():
     def fail_whole() -> None:
         while work := ledger.take():
             if work.method == "score":
-                ledger.failed(work, "too much at once")
+                ledger.failed(work, Failure("too much at once"))
             else:
                 ledger.done(work, Tally())
 
@@ -89,10 +90,10 @@ def test_what_cannot_be_divided_is_tried_three_times():
     for attempt in range(1, ATTEMPTS):
         work = take(ledger)
         assert ledger.attempt(work) == attempt
-        ledger.failed(work, "no")
+        ledger.failed(work, Failure("no"))
     work = take(ledger)
     with pytest.raises(EngineError, match=r"it failed 3 times \(no\)"):
-        ledger.failed(work, "no")
+        ledger.failed(work, Failure("no"))
 
 
 def test_losses_without_blame_do_not_count_until_they_are_a_habit():

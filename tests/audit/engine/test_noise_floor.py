@@ -8,6 +8,7 @@ from volgrowth.audit.engine.noise_floor import NOISE_FILE, NoiseFloor
 from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.manifest import Shard
 from volgrowth.audit.output.runs import Tally
+from volgrowth.records import Failure
 from volgrowth.storage.store import Store
 
 SHARDS = [Shard("scores", index, 10 * index, 10 * index + 10) for index in range(3)]
@@ -32,7 +33,7 @@ def test_an_answer_and_a_failure_are_kept_and_end_it(tmp_path):
         (task,) = noise_floor(tmp_path / name, events).tasks(SHARDS[0], Tally(images=10))
         assert task.divide is not None
         answer = {"rows": 8, "batch": 0.0, "dtype": None, "derivative": None, "problem": None}
-        assert list(task.divide(reason) if reason else task.done(answer)) == []
+        assert list(task.divide(Failure(reason)) if reason else task.done(answer)) == []
         kept = Store(str(tmp_path / name)).read_json(NOISE_FILE)
         assert events == [kept]
         assert kept["problem"] == reason

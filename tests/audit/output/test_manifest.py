@@ -87,12 +87,14 @@ def test_how_an_audit_runs_does_not_change_its_digest_and_what_it_measures_does(
         "workers": 7,
         "min_workers": 2,
         "wait_minutes": 1.0,
+        "hang_minutes": 1.0,
         "gpus_per_worker": 0.5,
         "ray_address": "a:1",
         "max_failed": 0.5,
         "data_kind": "folder",
         "holdout_kind": "parquet",
         "log_json": "log",
+        "trust_model": True,
     }
     assert running.keys() | {"output"} == EXECUTION
     assert manifest(**running).config_digest == digest

@@ -13,7 +13,7 @@ from volgrowth.audit.workers.fitting import GROW_AFTER
 from volgrowth.config import AuditConfig, StandardMeasure
 from volgrowth.errors import EngineError
 from volgrowth.models import load_model
-from volgrowth.records import SCORES
+from volgrowth.records import SCORES, Failure, Status
 from volgrowth.sources import Row, encode_png
 
 
@@ -114,13 +114,14 @@ def test_nothing_in_nothing_out():
     assert Scorer(Limited(9), config()).score([]).num_rows == 0
 
 
-def test_rows_known_to_crash_are_recorded_and_not_looked_at(tiny_model, digits):
+@pytest.mark.parametrize("status", [Status.CRASHED, Status.TIMED_OUT])
+def test_rows_known_to_fail_are_recorded_and_not_looked_at(tiny_model, digits, status):
     scorer = Scorer(load_model(str(tiny_model)), config())
     images = rows(digits[:10])
     images[3] = replace(images[3], data=b"what would end the process")
-    table = scorer.score(images, {3: "its process died"})
-    assert table.column("status").to_pylist() == ["ok"] * 3 + ["crashed"] + ["ok"] * 6
-    assert table.column("error")[3].as_py() == "its process died"
+    table = scorer.score(images, {3: Failure("as was seen", status)})
+    assert table.column("status").to_pylist() == ["ok"] * 3 + [status] + ["ok"] * 6
+    assert table.column("error")[3].as_py() == "as was seen"
     whole = scorer.score(rows(digits[:10])).to_pylist()
     assert [row for row in table.to_pylist() if row["row"] != 3] == [row for row in whole if row["row"] != 3]
 

@@ -1,5 +1,7 @@
 """The Ray actor: a worker in a process of its own, and its counters among Ray's metrics."""
 
+import os
+import platform
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +16,12 @@ from volgrowth.models.user_code import note_line
 
 @dataclass(frozen=True)
 class Home:
-    """The node and the device of a worker."""
+    """Where a worker is: its node, device, host and process."""
 
     node: str
     device: str
+    host: str
+    pid: int
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -33,7 +37,7 @@ class Actor:
         node, share = context.get_node_id(), context.get_assigned_resources().get("GPU", 0.0)
         self.worker.workers_here = workers_on(node, ray.nodes() if share else [], share)
         self.worker.prepare()
-        return Home(node, self.worker.device)
+        return Home(node, self.worker.device, platform.node(), os.getpid())
 
     def call(self, method: str, arguments: tuple[Any, ...], attempt: int) -> Any:
         """Call a method of the worker and return its answer, after counting it if it is a tally."""

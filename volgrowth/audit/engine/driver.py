@@ -4,15 +4,12 @@ A worker is PENDING until its `prepare` has returned, READY while it takes tasks
 waits for the driver), LEAVING when its node is about to be taken away, and LOST when its process or node is gone. Lost
 workers are replaced, and more are started when nodes join: the cluster's autoscaler sees the actors that wait for
 resources. A task is not blamed for a node that was taken away; if a process ends in any other way, the task that it was
-working on is.
+working on is. So is a task that is not answered for far longer than usual: its worker is ended like one that hangs.
 """
 
-import logging
-import os
-import socket
 import time
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, cast
@@ -22,14 +19,18 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from volgrowth.audit.engine.actor import Actor, Home
 from volgrowth.audit.engine.ledger import ATTEMPTS, Ledger, Task
-from volgrowth.audit.engine.progress import AuditProgress
+from volgrowth.audit.engine.pace import Pace
+from volgrowth.audit.engine.progress import AuditProgress, spell_minutes
 from volgrowth.audit.engine.session import Session
 from volgrowth.errors import EngineError, VolgrowthError, kind_and_line
 from volgrowth.models.user_code import noted_line
+from volgrowth.records import Failure, Status
 
 IN_FLIGHT = 2
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 3.0
+# while this process is stopped, or its machine asleep, tasks do not grow older than by this
+PAUSE_SECONDS = 5.0
 
 
 class State(Enum):
@@ -43,13 +44,20 @@ class State(Enum):
 
 @dataclass
 class HiredActor:
-    """A hired actor and its unanswered calls, oldest first. The call of `prepare` has no task."""
+    """A hired actor and its unanswered calls, oldest first. The call of `prepare` has no task.
+
+    Attributes:
+        begun: when its oldest call could begin, by the clock of the crew.
+        answered: whether it has done a task.
+    """
 
     actor: Any
     state: State = State.PENDING
     home: Home | None = None
     hired: float = field(default_factory=time.monotonic)
     calls: dict[ray.ObjectRef, Task | None] = field(default_factory=dict)
+    begun: float = 0.0
+    answered: bool = False
 
     @property
     def tasks(self) -> list[Task]:
@@ -76,7 +84,9 @@ class RayCrew:
         self.remote = cast(Any, Actor).options(num_cpus=1, num_gpus=self.share)
         self.workers: list[HiredActor] = []
         self.failed_starts = 0
-        self._look = self._enough = time.monotonic()
+        self.pace, self.node = Pace(session.config.hang_minutes), ray.get_runtime_context().get_node_id()
+        self._look = self._enough = self._looked = time.monotonic()
+        self._clock = 0.0
 
     def work(self, ledger: Ledger) -> None:
         """Have the workers do every task of the ledger."""
@@ -86,20 +96,54 @@ class RayCrew:
                 self._staff()
                 self._dispatch()
                 self._wait()
+                self._tick()
+                self._end_hung()
                 ready = sum(worker.state is State.READY for worker in self.workers)
                 self.session.run.workers = max(self.session.run.workers, ready)
-                self.session.pulse(self.progress, ready)
+                self.session.pulse(self.progress, ready, self._oldest())
                 self._check_patience(ready)
         finally:
             # workers publish whole files, so they may be ended at any moment
             for worker in list(self.workers):
                 self._end(worker)
 
+    def _tick(self) -> None:
+        """Move the clock by which tasks grow old."""
+        now = time.monotonic()
+        self._clock += min(now - self._looked, PAUSE_SECONDS)
+        self._looked = now
+
+    def _oldest(self) -> tuple[str, float] | None:
+        """Return the task that has waited longest for its answer, and how long."""
+        begun = [(worker.begun, worker.tasks[0].name) for worker in self.workers if worker.tasks]
+        return (min(begun)[1], self._clock - min(begun)[0]) if begun else None
+
+    def _end_hung(self) -> None:
+        """End workers that have not answered their task for far longer than usual, and blame the task."""
+        for worker in list(self.workers):
+            age = self._clock - worker.begun
+            if worker.home is None or not worker.tasks or age <= self.pace.least:
+                continue
+            task, *behind = worker.tasks
+            if age > self.pace.limit(task, self.ledger.attempt(task), not worker.answered):
+                where = f"process {worker.home.pid} on {worker.home.host} ({worker.home.device})"
+                self.progress.say(
+                    f"{task.name}: no answer for {spell_minutes(age)} from the worker that is {where}: it is ended, "
+                    f"and what it was doing is tried again"
+                )
+                self.session.run.event("worker_hung", task=task.name, seconds=age, node=worker.home.node, where=where)
+                self.session.run.lost_workers += 1
+                self.session.run.retries += 1
+                self._replace(worker)
+                self.ledger.give_back(behind)
+                self.ledger.failed(task, Failure(f"it did not end in {spell_minutes(age)}", Status.TIMED_OUT))
+
     def _staff(self) -> None:
         """Start workers up to the room of the cluster, and end idle ones whose node is to be taken away."""
         if time.monotonic() < self._look:
             return
         self._look = time.monotonic() + LOOK_SECONDS
+        _check_own_node(self.node)
         draining = _draining_nodes()
         for worker in list(self.workers):
             if worker.state is State.READY and worker.home and worker.home.node in draining:
@@ -120,7 +164,8 @@ class RayCrew:
     def _end(self, worker: HiredActor) -> None:
         worker.state = State.LOST
         self.workers.remove(worker)
-        ray.kill(worker.actor)
+        with suppress(RayError):  # a cluster that is gone has no actors
+            ray.kill(worker.actor)
         self.session.run.worker_seconds += time.monotonic() - worker.hired if worker.home else 0.0
 
     def _dispatch(self) -> None:
@@ -128,6 +173,7 @@ class RayCrew:
             for worker in self.workers:
                 if worker.state is State.READY and len(worker.calls) < depth and (task := self.ledger.take()):
                     call = worker.actor.call.remote(task.method, task.arguments, self.ledger.attempt(task))
+                    worker.begun = worker.begun if worker.calls else self._clock
                     worker.calls[call] = task
 
     def _wait(self) -> None:
@@ -154,6 +200,8 @@ class RayCrew:
         else:
             task = worker.calls.pop(call)
             if task:
+                self.pace.note(task, self._clock - worker.begun, not worker.answered)
+                worker.begun, worker.answered = self._clock, True
                 self.ledger.done(task, answer)
             else:
                 worker.state, worker.home, self.failed_starts = State.READY, answer, 0
@@ -167,6 +215,7 @@ class RayCrew:
         """Give back or blame the task of a call that raised an error."""
         if task is None:
             return self._failed_to_start(worker, cause)
+        worker.begun = self._clock
         self.session.run.retries += 1
         self.session.run.event("task_failed", task=task.name, reason=kind_and_line(cause))
         if isinstance(cause, VolgrowthError):
@@ -175,7 +224,7 @@ class RayCrew:
             # an error may have left the device's context unusable
             self.ledger.give_back(worker.tasks)
             self._replace(worker)
-        return self.ledger.failed(task, kind_and_line(cause) + noted_line(cause))
+        return self.ledger.failed(task, Failure(kind_and_line(cause) + noted_line(cause)))
 
     def _failed_to_start(self, worker: HiredActor, cause: BaseException) -> None:
         """End the run if no worker could start; while others are at work, the fault may be this node's alone."""
@@ -190,6 +239,7 @@ class RayCrew:
 
     def _lost(self, worker: HiredActor, error: RayError) -> None:
         """Blame the task of a worker that is gone, unless its node was taken away or is out of reach."""
+        _check_own_node(self.node)  # without it Ray ends all workers of this process
         tasks, starting, reason = worker.tasks, worker.state is State.PENDING, kind_and_line(error)
         blameless = _is_blameless(error, worker)
         self.session.run.lost_workers += 1
@@ -201,7 +251,7 @@ class RayCrew:
             if blameless:
                 self.ledger.lost(tasks[0], reason)
             else:
-                self.ledger.failed(tasks[0], "its process died: " + reason)
+                self.ledger.failed(tasks[0], Failure("its process died: " + reason))
         elif starting and not blameless:
             self.failed_starts += 1
             if self.failed_starts >= ATTEMPTS and not any(other.state is State.READY for other in self.workers):
@@ -227,61 +277,6 @@ class RayCrew:
             )
 
 
-@contextmanager
-def ray_running(address: str | None) -> Iterator[None]:
-    """Connect to Ray: the caller's, the cluster at `address` or RAY_ADDRESS, or one that is started for the while.
-
-    Raises:
-        EngineError: the cluster cannot be reached, or has another version of Ray.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    local = {"include_dashboard": False} if address == "local" else {}
-    if address != "local":
-        _check_reachable(address)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except Exception as error:  # each of ray's transports raises its own kinds
-        if isinstance(error, OSError) and error.filename:
-            raise _no_folder(error) from None
-        said = " ".join(str(error).split()) if "ersion mismatch" in str(error) else kind_and_line(error)
-        raise EngineError(
-            f"Ray cannot be reached at {address} ({said}): expected the address of a running "
-            f"cluster with this version of Ray, {ray.__version__}, or none to start one here"
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _no_folder(error: OSError) -> EngineError:
-    """Return the error that Ray could not write to a folder of this machine, which is not about its address."""
-    home = os.path.expanduser("~")
-    below = str(error.filename).startswith(home)
-    fix = f"HOME is {home}, and has to be" if below else "RAY_TMPDIR, or TMPDIR, has to be"
-    return EngineError(
-        f"Ray cannot be started, since {error.filename} cannot be written ({error.strerror}): {fix} a folder that you "
-        f"may write to"
-    )
-
-
-def _check_reachable(address: str) -> None:
-    """Check that HOST:PORT answers, since Ray itself tries for minutes. "auto" and ray:// are not checked."""
-    host, colon, port = address.rpartition(":")
-    if "://" in address or not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise EngineError(
-            f"Ray cannot be reached at {address} ({kind_and_line(error)}): expected the address of a running cluster, "
-            f"or none to start one here"
-        ) from None
-
-
 def _gpu_share(session: Session) -> float:
     """Return the share of a GPU for each worker: by default one GPU if the cluster has any."""
     gpus, share = ray.cluster_resources().get("GPU", 0.0), session.config.gpus_per_worker
@@ -300,6 +295,16 @@ def _room(share: float, draining: Set[str] = frozenset()) -> int:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     unit, each = ("GPU", share) if share else ("CPU", 1.0)
     return max(1, sum(int(resources.get(unit, 0.0) / each) for resources in nodes))
+
+
+def _check_own_node(node: str) -> None:
+    """Check that the node of Ray that this process is connected to is there: without it no worker can be reached."""
+    nodes = {each["NodeID"]: each for each in ray.nodes()}
+    if node in nodes and not nodes[node]["Alive"]:
+        raise EngineError(
+            f"the node of the Ray cluster that this command is connected to ({nodes[node]['NodeManagerAddress']}) is "
+            f"gone: what is published stays, and the same command resumes on a cluster that answers"
+        )
 
 
 def _draining_nodes() -> set[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from volgrowth.errors import EngineError, VolgrowthError
+from volgrowth.records import Failure
 
 ATTEMPTS = 3
 # lost workers after which their task is blamed
@@ -28,19 +29,23 @@ class Task:
         method: the name of the worker's method.
         arguments: its arguments.
         done: called with the answer; returns follow-up tasks.
-        divide: called with the reason when the last attempt failed; returns the tasks that replace this one. None if a
+        divide: called with the failure of the last attempt; returns the tasks that replace this one. None if a
             failure says nothing about the input rows.
         attempts: how often the task is tried.
         part: True for the smallest part that a division leads to: a failure is a result about its row.
+        rows: how much work it is, compared with other tasks of its kind.
+        alike: the kind: tasks of one kind take about as long for a row; by default those of one method.
     """
 
     name: str
     method: str
     arguments: tuple[Any, ...]
     done: Callable[[Any], Iterable["Task"]]
-    divide: Callable[[str], Iterable["Task"]] | None = None
+    divide: Callable[[Failure], Iterable["Task"]] | None = None
     attempts: int = ATTEMPTS
     part: bool = False
+    rows: int = 1
+    alike: str = ""
 
 
 class Ledger:
@@ -81,7 +86,7 @@ class Ledger:
         """Note that a task's worker was taken away, and return True if the task is blamed for it."""
         self._losses[task.name] = self._losses.get(task.name, 0) + 1
         if self._losses[task.name] % LOSSES == 0:
-            self.failed(task, f"{LOSSES} workers were lost over it, the last one by {reason}")
+            self.failed(task, Failure(f"{LOSSES} workers were lost over it, the last one by {reason}"))
             return True
         self.give_back([task])
         return False
@@ -96,7 +101,7 @@ class Ledger:
             raise error
         self._count(task)
 
-    def failed(self, task: Task, reason: str) -> None:
+    def failed(self, task: Task, failure: Failure) -> None:
         """Note that a task failed: try it again, or divide it after its last attempt.
 
         Raises:
@@ -110,9 +115,9 @@ class Ledger:
             many = f"{HOPELESS} rows failed, with none scored between them"
             what = many if task.divide else f"{task.name} failed {task.attempts} times"
             raise EngineError(
-                f"{what} ({reason}): what is published stays; mend the cause and run the same command again"
+                f"{what} ({failure.reason}): what is published stays; mend the cause and run the same command again"
             )
-        return self.give_back(task.divide(reason))
+        return self.give_back(task.divide(failure))
 
     def _count(self, task: Task) -> None:
         self._failures[task.name] = self.attempt(task)

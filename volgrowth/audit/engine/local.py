@@ -1,18 +1,23 @@
 """The engine without Ray: one worker in this process, for notebooks and debuggers.
 
 It leaves the same bytes as Ray's workers. What ends the process ends the audit, which can be resumed; a row that raises
-an error is found by bisection, as on a cluster.
+an error is found by bisection, as on a cluster. A task that hangs cannot be ended from within: it is warned of.
 """
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from volgrowth.audit.engine.ledger import Ledger, Task
-from volgrowth.audit.engine.progress import AuditProgress
+from volgrowth.audit.engine.pace import Pace
+from volgrowth.audit.engine.progress import AuditProgress, spell_minutes
 from volgrowth.audit.engine.session import Session
 from volgrowth.errors import EngineError, VolgrowthError, kind_and_line
 from volgrowth.models.user_code import at_line
+from volgrowth.records import Failure
 
 
 class LocalCrew:
@@ -21,6 +26,7 @@ class LocalCrew:
     def __init__(self, session: Session, worker: type, progress: AuditProgress):
         self.session, self.progress = session, progress
         self.worker = worker(session.config, session.manifest, _device(session.config.gpus_per_worker))
+        self.pace, self._answered = Pace(session.config.hang_minutes), False
 
     def work(self, ledger: Ledger) -> None:
         """Do every task of the ledger."""
@@ -40,15 +46,37 @@ class LocalCrew:
     def _do(self, ledger: Ledger, task: Task) -> None:
         self.worker.attempt = ledger.attempt(task)
         try:
-            answer = getattr(self.worker, task.method)(*task.arguments)
+            with self._timed(task):
+                answer = getattr(self.worker, task.method)(*task.arguments)
         except VolgrowthError as error:
             ledger.refused(task, error)
         except Exception as error:  # networks raise errors of every kind
-            ledger.failed(task, kind_and_line(error) + at_line(error))
+            ledger.failed(task, Failure(kind_and_line(error) + at_line(error)))
         else:
             ledger.done(task, answer)
             return
         self.session.run.retries += 1
+
+    @contextmanager
+    def _timed(self, task: Task) -> Iterator[None]:
+        """Note how long a task takes, and warn of it if that is far longer than usual."""
+        limit = self.pace.limit(task, self.worker.attempt, not self._answered)
+
+        def warn() -> None:
+            self.progress.say(
+                f"{task.name}: no answer for {spell_minutes(limit)}. A worker in this process cannot be ended: if it "
+                f"hangs, end this command and give it again with --engine ray, which finds the row"
+            )
+
+        began, timer = time.monotonic(), threading.Timer(limit, warn)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+        self.pace.note(task, time.monotonic() - began, not self._answered)
+        self._answered = True
 
 
 def _device(share: float | None) -> str:

@@ -11,6 +11,7 @@ from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.output.mending import SHAPES, kept_json
 from volgrowth.audit.scoring.understanding import ModelCheck
 from volgrowth.errors import ModelError, OutputError
+from volgrowth.records import Failure
 from volgrowth.storage.store import Store
 
 MODEL_CHECK_FILE = "model-check.json"
@@ -50,8 +51,8 @@ def check_model_tasks(session: Session) -> list[Task]:
             )
         return ()
 
-    def failed(reason: str) -> tuple[()]:
-        return keep(ModelCheck("untested", 0, (), reason))
+    def failed(failure: Failure) -> tuple[()]:
+        return keep(ModelCheck("untested", 0, (), failure.reason))
 
     stretch = Shard(SCORES_FOLDER, 0, 0, min(rows, max(session.config.shard_size, ROWS)))
     spread = np.unique(np.linspace(0, stretch.stop - 1, ROWS).round().astype(int)).tolist()

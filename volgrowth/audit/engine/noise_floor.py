@@ -9,6 +9,7 @@ from volgrowth.audit.output.manifest import Shard
 from volgrowth.audit.output.mending import SHAPES, kept_json
 from volgrowth.audit.output.runs import Tally
 from volgrowth.errors import OutputError
+from volgrowth.records import Failure
 from volgrowth.storage.store import Store
 
 NOISE_FILE = "noise-floor.json"
@@ -44,5 +45,5 @@ class NoiseFloor:
             self.session.store.write_json(NOISE_FILE, floor)
         return ()
 
-    def _failed(self, reason: str) -> tuple[()]:
-        return self._keep({"rows": 0, "batch": None, "dtype": None, "derivative": None, "problem": reason})
+    def _failed(self, failure: Failure) -> tuple[()]:
+        return self._keep({"rows": 0, "batch": None, "dtype": None, "derivative": None, "problem": failure.reason})

@@ -9,7 +9,11 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from volgrowth.plain import plain, print_plain
+
 PLAIN_EVERY = 5.0
+# how long no shard may be finished before the display says so
+STALL_SECONDS = 60.0
 
 
 @dataclass
@@ -21,6 +25,7 @@ class AuditProgress:
         shards: shards in total.
         done_rows: rows that earlier runs finished.
         done_shards: shards that earlier runs finished.
+        oldest: the task that has waited longest for its answer, and its age in seconds.
         quiet: show nothing.
         doing: a word for the work, such as "auditing".
         unit: a word for the rows, such as "images".
@@ -32,11 +37,13 @@ class AuditProgress:
     done_shards: int = 0
     failed: int = 0
     workers: int = 0
+    oldest: tuple[str, float] | None = None
     quiet: bool = False
     doing: str = "auditing"
     unit: str = "images"
     _began: float = field(default_factory=time.monotonic)
     _printed: float = field(default_factory=time.monotonic)
+    _advanced: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._resumed_rows = self.done_rows
@@ -67,9 +74,17 @@ class AuditProgress:
 
     def advance(self, rows: int, failed: int) -> None:
         """Count a finished shard of `rows` rows, `failed` of them without a score."""
+        self._advanced = time.monotonic()
         self.done_rows += rows
         self.done_shards += 1
         self.failed += failed
+
+    def say(self, line: str) -> None:
+        """Print a line of its own, also while the bar is shown."""
+        if self._bar:
+            self._bar.console.print(plain(line), markup=False, highlight=False)
+        elif not self.quiet:
+            print_plain(line, error=True)
 
     def show(self) -> None:
         """Bring the display up to date. It may be called often."""
@@ -85,8 +100,21 @@ class AuditProgress:
         left = f"{_clock((self.rows - self.done_rows) / rate)} left" if scored else "starting"
         return (
             f"{self.done_shards}/{self.shards} shards, {rate:,.0f} {self.unit}/s, {left}, {self.failed} failed, "
-            f"{self.workers} workers"
+            f"{self.workers} workers{self._stall()}"
         )
+
+    def _stall(self) -> str:
+        """Say for how long no shard was finished, and which task is the oldest, if that is long."""
+        still = time.monotonic() - self._advanced
+        if still < STALL_SECONDS or not self.oldest or self.done_shards >= self.shards:
+            return ""
+        task, age = self.oldest
+        return f", no shard for {spell_minutes(still)}, oldest task {task} ({spell_minutes(age)})"
+
+
+def spell_minutes(seconds: float) -> str:
+    """Return a time in words: in seconds below two minutes, else in minutes."""
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def _clock(seconds: float) -> str:

@@ -35,9 +35,13 @@ def run_tasks(session: Session, worker: type, tasks: Iterable[Task], count: int,
 
         crew = LocalCrew(session, worker, progress)
     else:
-        from volgrowth.audit.engine.driver import RayCrew, ray_running
+        from volgrowth.audit.engine.connection import head_watched, ray_running
+        from volgrowth.audit.engine.driver import RayCrew
 
-        session.resources.enter_context(ray_running(session.config.ray_address))
+        if not session.connected:
+            session.resources.enter_context(ray_running(session.config.ray_address))
+            session.resources.enter_context(head_watched(session.abandon))
+            session.connected = True
         crew = RayCrew(session, worker, count, progress)
     began = time.monotonic()
     try:

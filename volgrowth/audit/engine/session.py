@@ -1,15 +1,21 @@
 """One driver session on an output folder: its lock, its run record and its workers."""
 
+import threading
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.output.lock import Lock
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.runs import Run
 from volgrowth.config import AuditConfig
+from volgrowth.errors import EngineError
+from volgrowth.plain import plain, print_plain
+from volgrowth.signals import leave_at_once
 from volgrowth.storage.store import Store
+
+CLOSING_SECONDS = 10.0
 
 
 class Session:
@@ -19,11 +25,13 @@ class Session:
         config: the settings; the batch size in them may be set when it has been found.
         run: the record of this run, saved when the session ends.
         resources: context managers that are closed when the session ends, such as a local Ray.
+        connected: whether Ray is among them.
     """
 
     def __init__(self, config: AuditConfig, manifest: Manifest, store: Store, lock: Lock):
         self.config, self.manifest, self.store, self.lock = config, manifest, store, lock
         self.run, self.resources = Run(store, config.log_json), ExitStack()
+        self.connected = False
 
     def __enter__(self) -> Self:
         self.resources.enter_context(self.run)
@@ -34,12 +42,25 @@ class Session:
     ) -> None:
         self.resources.__exit__(kind, error, trace)
 
-    def pulse(self, progress: AuditProgress, workers: int) -> None:
+    def abandon(self, reason: str) -> NoReturn:
+        """End this process with exit code 2 and a sentence, from any thread, where the main one cannot be reached."""
+        print_plain(f"\nvolgrowth: {plain(reason)}", error=True)
+
+        def close() -> None:
+            self.run.__exit__(EngineError, EngineError(reason), None)
+            self.lock.release()
+
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(CLOSING_SECONDS)  # the output may be as far away as the cluster
+        leave_at_once(2)
+
+    def pulse(self, progress: AuditProgress, workers: int, oldest: tuple[str, float] | None = None) -> None:
         """Show the progress, save the run record now and then, and stop if another driver has taken over.
 
-        The engines call this several times a second.
+        The engines call this several times a second, with the oldest task that is not answered and its age in seconds.
         """
-        progress.workers = workers
+        progress.workers, progress.oldest = workers, oldest
         progress.show()
         self.run.pulse()
         self.lock.check()

@@ -30,12 +30,12 @@ from volgrowth.errors import EngineError, kind_and_line
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition
 from volgrowth.numerics.forward import say_once
-from volgrowth.records import SCORES, Mark, Status
+from volgrowth.records import SCORES, Failure, Mark, Status
 from volgrowth.sources import BadImage, Row, bytes_hash, decode_image, features, to_unit
 
 # groups of rows that the device has been given and whose results have not been fetched
 IN_FLIGHT = 1
-NONE: Mapping[int, str] = MappingProxyType({})
+NONE: Mapping[int, Failure] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Scorer:
         self.differenced: str | None = None
         self._units = torch.from_numpy(to_unit(np.arange(256, dtype=np.uint8))).to(denoiser.device, denoiser.dtype)
 
-    def score(self, rows: Iterable[Row], crashed: Mapping[int, str] = NONE) -> pa.Table:
+    def score(self, rows: Iterable[Row], failures: Mapping[int, Failure] = NONE) -> pa.Table:
         """Score rows.
 
         Afterwards `decode_wait` holds the seconds that the device waited for images, and `device_wait` those that
@@ -102,7 +102,7 @@ class Scorer:
 
         Args:
             rows: the rows, as a data set gives them.
-            crashed: rows that are recorded as crashed, with the reason, and not looked at.
+            failures: rows that are recorded with the failure, and not looked at.
 
         Returns:
             One record per row, in the order of the rows, as `records.SCORES`.
@@ -115,7 +115,7 @@ class Scorer:
         flying: deque[tuple[list[Prepared], list[Chunk]]] = deque()
         ahead = Ahead(
             rows,
-            lambda row: self.prepare(row, crashed.get(row.row)),
+            lambda row: self.prepare(row, failures.get(row.row)),
             self._threads,
             2 * self.config.images_at_once,
             weigh=lambda row: len(row.data or b""),
@@ -130,12 +130,12 @@ class Scorer:
         self.decode_wait, self.device_wait = ahead.starved, ahead.held_up
         return pa.Table.from_pylist(records, schema=SCORES)
 
-    def prepare(self, row: Row, crashed: str | None = None) -> Prepared:
+    def prepare(self, row: Row, failure: Failure | None = None) -> Prepared:
         """Decode a row, or note why it has no pixels that the model can be shown."""
         known = {"row": row.row, "image_id": row.image_id, "source": row.source}
         known["bytes_hash"] = bytes_hash(row.data or b"")
-        if crashed:
-            return Prepared(row.row, None, {**known, "status": Status.CRASHED.value, "error": crashed})
+        if failure:
+            return Prepared(row.row, None, {**known, "status": failure.status.value, "error": failure.reason})
         try:
             if row.data is None:
                 raise BadImage(row.status, row.error or "no image")

@@ -25,7 +25,7 @@ from volgrowth.config import LOW_PRECISION, AuditConfig, PaperMeasure
 from volgrowth.errors import VolgrowthError, kind_and_line
 from volgrowth.models.network import Compiled, NetworkDenoiser
 from volgrowth.numerics import Denoiser
-from volgrowth.records import Status
+from volgrowth.records import Failure, Status
 from volgrowth.sources import Row, to_unit
 
 # rows that the noise floor is measured on
@@ -65,15 +65,15 @@ class ScoringWorker(ModelWorker):
             return self.denoiser.compiled()
         return self.denoiser
 
-    def score(self, shard: Shard, rows: Sequence[int] | None, crashed: Mapping[int, str]) -> Tally:
+    def score(self, shard: Shard, rows: Sequence[int] | None, failures: Mapping[int, Failure]) -> Tally:
         """Score a shard and publish it.
 
         Args:
             shard: the rows, and the fragment that holds their scores.
             rows: score only these rows, of a fragment that is published; None for the whole shard.
-            crashed: rows that end the process, and the reason: they are recorded and not tried.
+            failures: rows that end the process or never end: they are recorded and not tried.
         """
-        table, tally = self._first(shard, rows, crashed)
+        table, tally = self._first(shard, rows, failures)
         if rows is None:
             publish_fragment(self.store, self.manifest, shard, table, self.attempt)
         else:
@@ -84,15 +84,17 @@ class ScoringWorker(ModelWorker):
         """Score some rows of a shard and forget the scores, to see if this process survives it."""
         return self._first(shard, rows, {})[1]
 
-    def _first(self, shard: Shard, rows: Sequence[int] | None, crashed: Mapping[int, str]) -> tuple[pa.Table, Tally]:
+    def _first(
+        self, shard: Shard, rows: Sequence[int] | None, failures: Mapping[int, Failure]
+    ) -> tuple[pa.Table, Tally]:
         """Measure every row: by the preset, or in a cascade by the screen, and held-out rows by both."""
         if not self.config.cascade:
-            return self._measure(self.scorer, self._rows(shard, rows), crashed)
+            return self._measure(self.scorer, self._rows(shard, rows), failures)
         screener = self.new_scorer(self.fast, self.config.model_copy(update={"measure": MEASURE}), Screener)
-        screens, tally = self._measure(screener, self._rows(shard, rows), crashed)
+        screens, tally = self._measure(screener, self._rows(shard, rows), failures)
         if shard.folder == SCORES_FOLDER:
             return screens, tally
-        table, more = self._measure(self.scorer, self._rows(shard, rows), crashed)
+        table, more = self._measure(self.scorer, self._rows(shard, rows), failures)
         table = with_screen(table, screens)
         return table, replace(tally + more, images=len(table), failed=_failed(table))
 
@@ -195,9 +197,9 @@ class ScoringWorker(ModelWorker):
             "compiling": network.problem if isinstance(network, Compiled) else None,
         }
 
-    def _measure(self, scorer: Scorer, rows: Iterable[Row], crashed: Mapping[int, str]) -> tuple[pa.Table, Tally]:
+    def _measure(self, scorer: Scorer, rows: Iterable[Row], failures: Mapping[int, Failure]) -> tuple[pa.Table, Tally]:
         began = time.monotonic()
-        table = scorer.score(rows, crashed)
+        table = scorer.score(rows, failures)
         tally = Tally(
             images=len(table),
             failed=_failed(table),

@@ -1,0 +1,180 @@
+"""Signals that end a command: a small program for what the handlers promise, and real commands without Ray.
+
+Commands on Ray that get signals are in tests/audit/engine/test_endings.py.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import VOLGROWTH, start_volgrowth, wait_for
+from tests.support.held_model import HELD_MODEL, held_up
+
+# a call that returns after hours, with no chance for Python's handlers to run
+PROGRAM = """
+import hashlib, os, signal, sys, threading, time
+from volgrowth.signals import EndingSignals
+ending = EndingSignals()
+try:
+    print("ready", signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, flush=True)
+    if sys.argv[1] == "stuck":
+        threading.Timer(0.5, print, ("stuck",), {"flush": True}).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("closing", flush=True)
+    if sys.argv[1] == "slow":
+        time.sleep(600)
+    ending.exit_with(7)
+    print("over", flush=True)
+    if sys.argv[1] == "over":
+        time.sleep(600)
+    sys.exit(130)
+"""
+
+
+def start(kind: str, before: Callable[[], Any] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, kind]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=before)
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
+def signal_until_it_ends(process: subprocess.Popen[str], number: int) -> None:
+    while process.poll() is None:
+        process.send_signal(number)
+        try:
+            process.wait(0.4)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_a_program_close_what_is_open(number):
+    process = start("quick")
+    assert line(process) == "ready False"
+    process.send_signal(number)
+    assert process.communicate()[0].split() == ["closing", "over"]
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(("kind", "said"), [("stuck", "stuck"), ("slow", "closing")])
+def test_a_second_signal_ends_a_program_that_does_not_come_to_an_end(kind, said):
+    process = start(kind)
+    line(process)
+    if kind == "slow":
+        process.terminate()
+    assert line(process) == said
+    signal_until_it_ends(process, signal.SIGTERM)
+    assert process.communicate()[0] == ""
+    assert process.returncode == 130
+
+
+def test_two_signals_of_one_moment_are_one():
+    process = start("quick")
+    line(process)
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+        process.send_signal(number)
+    assert process.communicate()[0].split() == ["closing", "over"]
+    assert process.returncode == 130
+
+
+def test_a_signal_after_the_work_changes_no_exit_code():
+    process = start("over")
+    line(process)
+    process.send_signal(signal.SIGTERM)
+    assert (line(process), line(process)) == ("closing", "over")
+    signal_until_it_ends(process, signal.SIGTERM)
+    assert process.returncode == 7
+
+
+def test_what_nohup_ignores_stays_ignored():
+    process = start("quick", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert line(process) == "ready True"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate()[0].split() == ["closing", "over"]
+
+
+@pytest.fixture
+def typed(tmp_path: Path, digit_file: Path) -> list[Any]:
+    """Arguments of an audit in 25 shards without Ray, in a folder with its model."""
+    (tmp_path / "held_model.py").write_text(HELD_MODEL)
+    return [
+        "audit", "factory:held_model:make", digit_file, "--output", "out", "--shard-size", "6", "--engine", "local",
+        "--set", "batch_size=6", "--trust-model",
+    ]  # fmt: skip
+
+
+def fragments(folder: Path) -> int:
+    return len(list(folder.glob("out/scores/*.parquet")))
+
+
+def test_sigterm_ends_an_audit_in_good_order(typed, tmp_path):
+    with held_up(tmp_path, tmp_path / "out", 2):
+        process = start_volgrowth(typed, tmp_path)
+        wait_for(lambda: fragments(tmp_path) >= 2, process)
+        process.terminate()
+        _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].endswith("the same command resumes")
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out/.driver.json").exists()
+    assert fragments(tmp_path) == 2
+
+
+def own_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_closes_ends_an_audit_in_good_order_unless_it_shall_go_on(typed, tmp_path, nohup):
+    def begin() -> None:
+        own_terminal()
+        if nohup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    ours, theirs = os.openpty()
+    with held_up(tmp_path, tmp_path / "out", 2):
+        process = subprocess.Popen(
+            [VOLGROWTH, *map(str, typed)], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs,
+            start_new_session=True, preexec_fn=begin,
+        )  # fmt: skip
+        os.close(theirs)
+        while fragments(tmp_path) < 2:
+            assert process.poll() is None
+            os.set_blocking(ours, False)
+            with suppress(BlockingIOError):
+                os.read(ours, 65536)
+        os.close(ours)
+        if not nohup:
+            process.wait()
+    if nohup:
+        wait_for(lambda: fragments(tmp_path) >= 10 or process.poll() is not None)
+        process.terminate()
+    assert process.wait() == 130
+    assert not (tmp_path / "out/.driver.json").exists()
+    assert (fragments(tmp_path) > 2) == nohup
+
+
+def test_other_commands_say_that_they_were_interrupted(typed, tmp_path):
+    with held_up(tmp_path, tmp_path / "out/.plan", 0):
+        process = start_volgrowth(["plan", *typed[1:]], tmp_path)
+        wait_for(lambda: (tmp_path / "out/.plan/.driver.json").exists(), process)
+        process.send_signal(signal.SIGHUP)
+        _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted: nothing was predicted" in errors
+    assert not (tmp_path / "out/.plan/.driver.json").exists()

@@ -1,0 +1,145 @@
+"""The connection to Ray: started or joined for a while, and watched, since the head of a cluster may go away."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.util.client
+
+from volgrowth.errors import EngineError, kind_and_line
+
+# the variable of Ray's own patience with a head, and its default, in seconds; half of it is waited here
+RAYS_PATIENCE, RAYS_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", "60"
+
+
+@contextmanager
+def ray_running(address: str | None) -> Iterator[None]:
+    """Connect to Ray: the caller's, the cluster at `address` or RAY_ADDRESS, or one that is started for the while.
+
+    Raises:
+        EngineError: the cluster cannot be reached, or has another version of Ray.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = {"include_dashboard": False} if address == "local" else {}
+    if address != "local":
+        _check_reachable(address)
+    try:
+        with _handler_kept():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:  # each of ray's transports raises its own kinds
+        if isinstance(error, OSError) and error.filename:
+            raise _no_folder(error) from None
+        said = " ".join(str(error).split()) if "ersion mismatch" in str(error) else kind_and_line(error)
+        raise EngineError(
+            f"Ray cannot be reached at {address} ({said}): expected the address of a running "
+            f"cluster with this version of Ray, {ray.__version__}, or none to start one here"
+        ) from None
+    try:
+        yield
+    finally:
+        _shut_down()
+
+
+@contextmanager
+def _handler_kept() -> Iterator[Callable[[], object]]:
+    """Have SIGTERM do afterwards what it did before, and give a function that sees to it meanwhile.
+
+    Ray takes SIGTERM over when it starts, to end this process with a dump of its stack, and resets it when it ends.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+
+    def restore() -> None:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+    try:
+        yield restore
+    except SystemExit:  # what Ray has SIGTERM raise while it starts
+        raise KeyboardInterrupt from None
+    finally:
+        restore()
+
+
+def _shut_down() -> None:
+    """End the connection, and a Ray that was started here, which takes seconds in which SIGTERM may come."""
+    with _handler_kept() as restore:
+        closing = threading.Thread(target=ray.shutdown, name="volgrowth-shutdown")
+        closing.start()
+        while closing.is_alive():
+            restore()
+            closing.join(0.02)
+
+
+@contextmanager
+def head_watched(lost: Callable[[str], object]) -> Iterator[None]:
+    """Watch from a thread whether the head of the cluster answers, and call `lost` with a sentence when it does not.
+
+    Ray ends this process with its own exit code when its head has been gone for a minute, and until then no call of
+    Ray's returns. So `lost` has to end the process itself.
+    """
+    if ray.util.client.ray.is_connected():  # the process of the client's server is the one that Ray ends
+        yield
+        return
+    address, over = ray.get_runtime_context().gcs_address, threading.Event()
+    patience = 0.5 * float(os.environ.get(RAYS_PATIENCE, RAYS_SECONDS))
+
+    def watch() -> None:
+        missing = None
+        while not over.wait(1.0):
+            if _reachable(address, 1.0) is None:
+                missing = None
+                continue
+            missing = missing or time.monotonic()
+            if time.monotonic() - missing > patience and not over.is_set():
+                lost(
+                    f"the head of the Ray cluster at {address} has not answered for {patience:g} seconds: what is "
+                    f"published stays, and the same command resumes on a cluster that answers"
+                )
+
+    threading.Thread(target=watch, name="volgrowth-head", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _reachable(address: str, seconds: float) -> OSError | None:
+    """Return None if HOST:PORT takes a connection, or why it does not."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+    except OSError as error:
+        return error
+    return None
+
+
+def _no_folder(error: OSError) -> EngineError:
+    """Return the error that Ray could not write to a folder of this machine, which is not about its address."""
+    home = os.path.expanduser("~")
+    below = str(error.filename).startswith(home)
+    fix = f"HOME is {home}, and has to be" if below else "RAY_TMPDIR, or TMPDIR, has to be"
+    return EngineError(
+        f"Ray cannot be started, since {error.filename} cannot be written ({error.strerror}): {fix} a folder that you "
+        f"may write to"
+    )
+
+
+def _check_reachable(address: str) -> None:
+    """Check that HOST:PORT answers, since Ray itself tries for minutes. "auto" and ray:// are not checked."""
+    _, colon, port = address.rpartition(":")
+    if "://" in address or not colon or not port.isdigit():
+        return
+    if error := _reachable(address, 10.0):
+        raise EngineError(
+            f"Ray cannot be reached at {address} ({kind_and_line(error)}): expected the address of a running cluster, "
+            f"or none to start one here"
+        )

@@ -1,0 +1,76 @@
+"""Signals that end a command in good order: Ctrl-C, SIGTERM and SIGHUP.
+
+SIGTERM comes from Kubernetes, systemd and spot machines that are taken away, SIGHUP from a terminal that closes. The
+first signal raises `KeyboardInterrupt`, so that whatever is open is closed and the lock of an output is given up. A
+later one ends the process at once, also while a library's call does not return and Python's handlers cannot run.
+"""
+
+import atexit
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = 130
+"""The exit code of a command that a signal ended."""
+# a terminal that closes and the shell in it each send a signal: within so many seconds they count as one
+TOGETHER = 1.0
+
+
+class EndingSignals:
+    """The signals that end this process, from when this object is made. It must be made in the main thread.
+
+    A signal that is ignored from the start, as `nohup` does with SIGHUP, stays ignored.
+    """
+
+    def __init__(self) -> None:
+        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+        known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        self._heeded = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+        self._interrupted = False
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), name="volgrowth-signals", daemon=True).start()
+        atexit.register(self._ignore)  # what is registered first is called last
+        for number in self._heeded:
+            signal.signal(number, self._interrupt)
+
+    def exit_with(self, code: int) -> None:
+        """Have each signal end this process with `code`: its work is done, and only the interpreter is to be closed."""
+
+        def leave(number: int, frame: FrameType | None) -> NoReturn:
+            os._exit(code)
+
+        for number in self._heeded:
+            signal.signal(number, leave)
+
+    def _ignore(self) -> None:
+        """Ignore the signals, since the interpreter gives up its handlers before the process has its exit code."""
+        for number in self._heeded:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if not self._interrupted:
+            self._interrupted = True
+            raise KeyboardInterrupt
+
+    def _watch(self, reader: int) -> None:
+        """End the process at the second signal. The interpreter writes each one to the pipe as soon as it arrives."""
+        first = None
+        while number := os.read(reader, 1):
+            if number[0] in self._heeded:
+                first = first or time.monotonic()
+                if time.monotonic() - first > TOGETHER:
+                    leave_at_once(INTERRUPTED)
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End this process without closing anything but the progress bar, which hides the cursor of a terminal."""
+    with suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h\n")
+    os._exit(code)
