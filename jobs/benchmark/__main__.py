@@ -74,6 +74,13 @@ def _promise(given: argparse.Namespace) -> Outcome:
     return Outcome(said, {"table": found}, {"audits for each line": given.draws})
 
 
+def _faults(given: argparse.Namespace) -> Outcome:
+    """Do to a small audit what machines, disks and people do, and count rows lost, doubled or changed."""
+    from jobs.benchmark.faults.all_faults import inject_faults
+
+    return inject_faults(given.only, given.quick)
+
+
 def _images(given: argparse.Namespace) -> None:
     """Make the bench's image sets mnist12.npz and emoji32.npz from an npm package and a Debian package."""
     write_image_sets(given.output, given.font)
@@ -87,12 +94,15 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "soak": (_soak, "engine"),
     "duplicates": (_duplicates, "engine"),
     "promise": (_promise, "detection"),
+    "faults": (_faults, "engine"),
     "images": (_images, ""),
 }
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="benchmark", description="Measurements of detection, speed and scale.")
+    parser = argparse.ArgumentParser(
+        prog="benchmark", description="Measurements of detection, speed, scale and faults."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     added = {}
     for name, (run, page) in COMMANDS.items():
@@ -107,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     added["duplicates"].add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="numbers of hashes")
     added["promise"].add_argument("--draws", type=int, default=20, help="simulated audits for each line; 20 by default")
     added["speed"].add_argument("--quick", action="store_true", help="only the smallest network, one round")
+    added["faults"].add_argument("--quick", action="store_true", help="few tries of the faults that need no Ray")
+    added["faults"].add_argument("--only", nargs="+", help="names of faults, such as bits or sigterm; all by default")
     added["images"].add_argument("--font", type=Path, default=EMOJI_FONT, help="the file NotoColorEmoji.ttf")
     detection = added["detection"]
     detection.add_argument("--data", type=Path, default=Path("data"), help="folder of mnist12.npz and emoji32.npz")
