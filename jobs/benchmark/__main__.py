@@ -46,6 +46,13 @@ def _soak(given: argparse.Namespace) -> Outcome:
     return soak(given.output, given.rows)
 
 
+def _kills(given: argparse.Namespace) -> Outcome:
+    """Audit very many rows while drivers and workers are killed: the drivers' memory, and whether each row is there."""
+    from jobs.benchmark.cost.kills import soak_with_kills
+
+    return soak_with_kills(given.output, given.rows, given.every)
+
+
 def _duplicates(given: argparse.Namespace) -> Outcome:
     """Group near duplicates among many planted hashes: time, memory, and how many of the planted pairs are found."""
     from jobs.benchmark.near_duplicates import FAMILY, RADIUS, measure_apart
@@ -92,6 +99,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "speed": (_speed, "performance"),
     "scale": (_scale, "performance"),
     "soak": (_soak, "engine"),
+    "kills": (_kills, "engine"),
     "duplicates": (_duplicates, "engine"),
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
@@ -111,9 +119,13 @@ def _parser() -> argparse.ArgumentParser:
         added[name].add_argument("--output", type=Path, required=True, help=where)
     for name, rows, said in (
         ("soak", 1_000_000, "images"),
+        ("kills", 10_000_000, "images"),
         ("scale", 100_000, "images of the largest audit"),
     ):
         added[name].add_argument("--rows", type=int, default=rows, help=f"{said}; {rows:,} by default")
+    added["kills"].add_argument(
+        "--every", type=int, default=1_000_000, help="images from one kill of a driver to the next"
+    )
     added["duplicates"].add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="numbers of hashes")
     added["promise"].add_argument("--draws", type=int, default=20, help="simulated audits for each line; 20 by default")
     added["speed"].add_argument("--quick", action="store_true", help="only the smallest network, one round")

@@ -18,6 +18,7 @@ from jobs.benchmark.faults.damaged_files import (
 from jobs.benchmark.faults.ended_processes import (
     drivers_killed,
     drivers_told_to_end,
+    heads_lost,
     late_writers,
     rows_that_end_workers,
     rows_that_hang,
@@ -26,6 +27,7 @@ from jobs.benchmark.faults.ended_processes import (
 from jobs.benchmark.faults.hostile_inputs import bombs, evil_ids, model_bombs
 from jobs.benchmark.faults.small_audit import ROWS, SHARD_ROWS, FaultLine, SmallAudit
 from jobs.experiments import Outcome, say
+from volgrowth.errors import UsageError
 
 FAULTS: dict[str, Callable[[SmallAudit], FaultLine]] = {
     "killed": drivers_killed,
@@ -35,6 +37,7 @@ FAULTS: dict[str, Callable[[SmallAudit], FaultLine]] = {
     "workers": workers_killed,
     "ends": rows_that_end_workers,
     "hangs": rows_that_hang,
+    "head": heads_lost,
     "late": late_writers,
     "bits": flipped_bits,
     "json-bits": flipped_bits_of_json,
@@ -56,7 +59,12 @@ def inject_faults(only: list[str] | None = None, quick: bool = False) -> Outcome
     Args:
         only: names of `FAULTS`; all by default.
         quick: few tries of those faults that need no Ray.
+
+    Raises:
+        UsageError: a name is no fault.
     """
+    if unknown := [name for name in only or () if name not in FAULTS]:
+        raise UsageError(f"{unknown[0]} is no fault: expected some of {', '.join(FAULTS)}")
     folder = Path(tempfile.mkdtemp(prefix="volgrowth-faults-"))
     lines = []
     try:

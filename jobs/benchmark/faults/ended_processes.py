@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from jobs.benchmark.faults.small_audit import ROWS, SHARD_ROWS, FaultLine, SmallAudit, end_all, fragments, wait_until
+from jobs.benchmark.processes import in_repository
 from volgrowth.audit.output.lock import LOCK
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.records import Status
 
 ON_RAY = ("--engine", "ray", "--workers", "1")
-SHARDS = ROWS // SHARD_ROWS
-# the row of the white image, and how many times as long as usual its shard may take
-WHITE_ROW = 2 * SHARD_ROWS + 3
+# the row of the white image: beyond those on which the model is checked
+WHITE_ROW = 9 * SHARD_ROWS + 3
+# the least age of a task that counts as hung, instead of five minutes
 HANG_MINUTES = 0.05
+# seconds after which Ray gives up a head that does not answer, instead of a minute
+HEAD_PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "8"}
 
 
 def drivers_killed(audit: SmallAudit) -> FaultLine:
@@ -77,6 +80,33 @@ def rows_that_hang(audit: SmallAudit) -> FaultLine:
     """Audit a row from which no worker returns."""
     line = FaultLine("a row hangs", "its worker is ended; found by halving its shard: status timed_out, others scored")
     return _white_row(audit, line, "hanging", "timed_out", "--set", f"hang_minutes={HANG_MINUTES}")
+
+
+def heads_lost(audit: SmallAudit) -> FaultLine:
+    """Kill the processes of a cluster's head while an audit is at work; then resume without a cluster."""
+    from ray.cluster_utils import Cluster
+
+    line = FaultLine(
+        "the cluster's head is lost",
+        "its store of the cluster's state, and the process that a driver talks to, are killed: exit code 2, a "
+        "sentence that says how to resume; resumed",
+    )
+    os.environ["PYTHONPATH"] = in_repository()["PYTHONPATH"]  # of the cluster's processes
+    for part in ("gcs_server", "raylet"):
+        output = audit.new(f"head-{part}")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        cluster.add_node(num_cpus=1)
+        try:
+            on_cluster = (*ON_RAY, "--ray-address", cluster.address)
+            with audit.caught(output, 3, *on_cluster, environment=HEAD_PATIENCE) as driver:
+                for process in cluster.head_node.all_processes[part]:
+                    os.kill(process.process.pid, signal.SIGKILL)
+                said, _ = driver.communicate()
+        finally:
+            cluster.shutdown()
+        sentence = "the same command resumes" in said and "Traceback" not in said
+        audit.resumed(line, output, driver.returncode == 2 and sentence, f"{driver.returncode}: {said}")
+    return line
 
 
 def late_writers(audit: SmallAudit) -> FaultLine:

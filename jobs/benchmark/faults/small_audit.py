@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -158,12 +158,14 @@ class SmallAudit:
         """Audit in this process."""
         return command(self.arguments(output, *more, **asked))
 
-    def start(self, output: Path, *more: object, **asked: Any) -> subprocess.Popen[str]:
-        """Start an audit as a process of its own, in a session of its own."""
+    def start(
+        self, output: Path, *more: object, environment: Mapping[str, str] | None = None, **asked: Any
+    ) -> subprocess.Popen[str]:
+        """Start an audit as a process of its own, in a session of its own, with additions to the environment."""
         program = Path(sys.executable).parent / "volgrowth"
         return subprocess.Popen(
             [program, *self.arguments(output, *more, **asked)],
-            env=in_repository(),
+            env={**in_repository(), **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -171,12 +173,12 @@ class SmallAudit:
         )
 
     @contextmanager
-    def caught(self, output: Path, count: int, *more: object) -> Iterator[subprocess.Popen[str]]:
+    def caught(self, output: Path, count: int, *more: object, **asked: Any) -> Iterator[subprocess.Popen[str]]:
         """Start an audit; its process while the workers wait, once so many fragments are there."""
         for left in (self.folder / "workers").iterdir():
             left.unlink()
         with hold_workers(self.folder, output, count):
-            process = self.start(output, *more)
+            process = self.start(output, *more, **asked)
             wait_until(lambda: len(list(output.glob("scores/*.parquet"))) >= count, process)
             yield process
 
@@ -236,7 +238,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
     """
     while not condition():
         if process.poll() is not None:
-            raise EngineError(f"{process.args} ended with {process.returncode}: {process.communicate()[0]}")
+            raise EngineError(f"{process.args!r} ended with {process.returncode}: {process.communicate()[0]}")
         time.sleep(0.01)
 
 
