@@ -24,6 +24,7 @@ from jobs.benchmark.faults.ended_processes import (
     rows_that_hang,
     workers_killed,
 )
+from jobs.benchmark.faults.forged_outputs import forged_outputs
 from jobs.benchmark.faults.hostile_inputs import bombs, evil_ids, model_bombs
 from jobs.benchmark.faults.small_audit import ROWS, SHARD_ROWS, FaultLine, SmallAudit
 from jobs.experiments import Outcome, say
@@ -48,6 +49,7 @@ FAULTS: dict[str, Callable[[SmallAudit], FaultLine]] = {
     "bombs": bombs,
     "model-bombs": model_bombs,
     "ids": evil_ids,
+    "forged": forged_outputs,
 }
 # those that start neither Ray nor very many processes
 QUICK = ("killed", "bits", "json-bits", "cut", "side-files", "data", "bombs", "ids")
