@@ -85,7 +85,7 @@ def _faults(given: argparse.Namespace) -> Outcome:
     """Do to a small audit what machines, disks and people do, and count rows lost, doubled or changed."""
     from jobs.benchmark.faults.all_faults import inject_faults
 
-    return inject_faults(given.only, given.quick)
+    return inject_faults(given.output, given.only, given.quick)
 
 
 def _images(given: argparse.Namespace) -> None:

@@ -1,11 +1,14 @@
 """All faults, one after the other, and the table of what came of them."""
 
+import json
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jobs.benchmark.faults.damaged_files import (
     changed_data,
@@ -51,14 +54,16 @@ FAULTS: dict[str, Callable[[SmallAudit], FaultLine]] = {
     "ids": evil_ids,
     "forged": forged_outputs,
 }
+COUNTS = ("tried", "survived", "rows lost", "rows doubled", "rows with other numbers")
 # those that start neither Ray nor very many processes
 QUICK = ("killed", "bits", "json-bits", "cut", "side-files", "data", "bombs", "ids")
 
 
-def inject_faults(only: list[str] | None = None, quick: bool = False) -> Outcome:
+def inject_faults(output: Path, only: Sequence[str] | None = None, quick: bool = False) -> Outcome:
     """Do every fault to a small audit, and compare each final output with an undisturbed one, row by row, to the bit.
 
     Args:
+        output: folder of the page; with `only` the lines of other faults are kept as an earlier run measured them.
         only: names of `FAULTS`; all by default.
         quick: few tries of those faults that need no Ray.
 
@@ -67,24 +72,38 @@ def inject_faults(only: list[str] | None = None, quick: bool = False) -> Outcome
     """
     if unknown := [name for name in only or () if name not in FAULTS]:
         raise UsageError(f"{unknown[0]} is no fault: expected some of {', '.join(FAULTS)}")
+    lines = _measured_before(output) if only else {}
     folder = Path(tempfile.mkdtemp(prefix="volgrowth-faults-"))
-    lines = []
     try:
         audit = SmallAudit(folder, quick)
         for name in only or (QUICK if quick else FAULTS):
-            say(f"fault: {name}")
-            line = FAULTS[name](audit)
-            say(f"{line.survived} of {line.tried} survived")
-            for failure in line.failures[:3]:
-                say(f"not survived: {failure}")
-            lines.append(line)
+            lines[name] = _injected(audit, name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    tried, survived = (sum(getattr(line, name) for line in lines) for name in ("tried", "survived"))
-    lost, doubled, other = (sum(getattr(line, name) for line in lines) for name in ("lost", "doubled", "other"))
+    table = [lines[name] for name in FAULTS if name in lines]
+    tried, survived, lost, doubled, other = (sum(line[column] for line in table) for column in COUNTS)
     said = (
         f"Of {tried:,} tries {survived:,} were survived: {lost:,} rows were lost, {doubled:,} doubled, and {other:,} "
         f"had other numbers without a word."
     )
     sizes = {"rows": ROWS, "shard size": SHARD_ROWS, "workers on Ray": 1}
-    return Outcome([said], {"table": [line.row() for line in lines]}, sizes)
+    stored = {"by name": [{"name": name, **line} for name, line in lines.items()]}
+    return Outcome([said], {"table": table}, sizes, stored=stored)
+
+
+def _injected(audit: SmallAudit, name: str) -> dict[str, Any]:
+    """Do one fault, and return its line of the table."""
+    say(f"fault: {name}")
+    began = time.monotonic()
+    line = FAULTS[name](audit)
+    say(f"{line.survived} of {line.tried} survived")
+    for failure in line.failures[:3]:
+        say(f"not survived: {failure}")
+    return {**line.row(), "seconds": round(time.monotonic() - began)}
+
+
+def _measured_before(output: Path) -> dict[str, dict[str, Any]]:
+    """Return the lines that an earlier run left beside the page, by the name of the fault."""
+    path = output / "engine" / "faults.json"
+    lines = json.loads(path.read_text())["tables"]["by name"] if path.exists() else []
+    return {line.pop("name"): line for line in lines}
