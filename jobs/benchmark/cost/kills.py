@@ -24,7 +24,8 @@ from jobs.benchmark.processes import cpu_of_tree, in_repository, resident_mib
 from jobs.experiments import Outcome, say
 from volgrowth.errors import EngineError
 
-ACTOR = b"ray::"
+# the title of the processes of workers; others of Ray begin with ray:: too
+ACTOR = b"ray::Actor"
 
 
 @dataclass
