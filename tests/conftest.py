@@ -88,6 +88,14 @@ def trusted_models() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The state folder of the account, where it notes what it made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def ray_folder() -> Iterator[Path]:
     """A folder for the files of every Ray of the tests; its name is short, since the paths of sockets have to be."""
     folder = Path(tempfile.mkdtemp(prefix="vg-"))

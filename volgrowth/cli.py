@@ -15,7 +15,16 @@ import typer
 from typer.core import TyperGroup
 
 from volgrowth.errors import UsageError, VolgrowthError
-from volgrowth.options import EngineName, GpusPerWorker, RayAddress, Workers, audit_config, option, takes_settings
+from volgrowth.options import (
+    EngineName,
+    GpusPerWorker,
+    RayAddress,
+    TrustOutput,
+    Workers,
+    audit_config,
+    option,
+    takes_settings,
+)
 from volgrowth.plain import keep_printing, plain, print_plain
 from volgrowth.signals import INTERRUPTED, EndingSignals
 from volgrowth.version import VERSION
@@ -145,6 +154,7 @@ def _convert(
 def _report(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
     redact: Annotated[bool, option("Leave out all pictures, so that the page can be handed on.", "--redact")] = False,
+    trust_output: TrustOutput = False,
 ) -> None:
     """Write report.html and its figures again from the tables of a finished audit.
 
@@ -154,7 +164,7 @@ def _report(
     """
     from volgrowth.commands.report import report_audit
 
-    print_plain(report_audit(output, redact=redact).store.path("report.html"))
+    print_plain(report_audit(output, redact=redact, trust_output=trust_output).store.path("report.html"))
 
 
 @app.command("diff")
@@ -187,6 +197,7 @@ def _verify(
     gpus_per_worker: GpusPerWorker = None,
     ray_address: RayAddress = None,
     engine: EngineName = None,
+    trust_output: TrustOutput = False,
 ) -> None:
     """Draw SAMPLES from the audited model, and see which training images they reproduce.
 
@@ -209,6 +220,7 @@ def _verify(
             gpus_per_worker=gpus_per_worker,
             ray_address=ray_address,
             engine=engine or "ray",
+            trust_output=trust_output,
         )
     found = audit.summary["verification"]
     print_plain("\n".join([*proof_sentences(found), f"report: {audit.store.path('report.html')}"]))
@@ -236,6 +248,7 @@ def _curate(
         bool, option("Apply the list as row numbers for `datasets` instead of a copy.", "--indices")
     ] = False,
     undo: Annotated[str | None, option("Remove this folder, which --apply wrote; give nothing else with it.")] = None,
+    trust_output: TrustOutput = False,
 ) -> None:
     """Decide what to do with each row, as a list that can be edited, and apply it to a copy of the data set.
 
@@ -254,13 +267,15 @@ def _curate(
 
     if undo is not None:
         _refuse_beside_undo(ctx.params)
-        print_plain(curate.undo_curation(undo))
+        print_plain(curate.undo_curation(undo, trust_output))
         return
     if output is None:
         raise UsageError("curate needs the OUTPUT of a finished audit, or --undo with a folder that --apply wrote")
     limits = {"fdr": fdr, "top_k": top_k, "max_score": max_score}
     policy = curate.policy_of_options(limits, action, allow, opt_out)
-    table, applied = curate.curate_audit(output, policy, list_path=list_, destination=apply, indices=indices)
+    table, applied = curate.curate_audit(
+        output, policy, list_path=list_, destination=apply, indices=indices, trust_output=trust_output
+    )
     print_plain("\n".join(curate.curation_lines(output, list_, table, apply, applied)))
 
 
@@ -341,7 +356,7 @@ def _warn(warnings: Iterable[str]) -> None:
 
 def _refuse_beside_undo(given: dict[str, Any]) -> None:
     for name, value in given.items():
-        if name != "undo" and value is not None and value is not False:
+        if name not in ("undo", "trust_output") and value is not None and value is not False:
             raise UsageError(f"--undo takes nothing beside it, and {name.strip('_')} was {value}: leave that out")
 
 

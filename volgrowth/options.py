@@ -22,6 +22,13 @@ Workers = Annotated[
     int | None, option("Most workers; each loads the model. Default: one per GPU, or per core without GPUs.")
 ]
 GpusPerWorker = Annotated[float | None, option("GPUs per worker, such as 0.5 to share one between two.")]
+TrustOutput = Annotated[
+    bool,
+    option(
+        "Use the model and data that OUTPUT names, though this account did not make it; a model may be code that runs.",
+        "--trust-output",
+    ),
+]
 RayAddress = Annotated[str | None, option("Ray cluster to join; the default is a local one, started here.")]
 
 

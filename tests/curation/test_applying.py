@@ -25,8 +25,8 @@ from volgrowth.audit.output.manifest import MANIFEST, SCORES_FOLDER, DataInfo
 from volgrowth.audit.output.result import Audit, open_audit
 from volgrowth.commands.curate import curate_audit
 from volgrowth.curation import apply_list, undo_list
-from volgrowth.curation.applying import RECEIPT
 from volgrowth.curation.kept import WEIGHT
+from volgrowth.curation.undoing import RECEIPT
 from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.sources import open_source
 from volgrowth.sources.base import Request

@@ -16,7 +16,7 @@ from tests.curation.conftest import ROWS
 from tests.support.samples import write_parquet
 from volgrowth.audit.output.result import Audit
 from volgrowth.cli import run_command as command
-from volgrowth.curation.applying import RECEIPT
+from volgrowth.curation.undoing import RECEIPT
 
 
 @pytest.fixture(autouse=True)

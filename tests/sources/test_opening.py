@@ -167,3 +167,11 @@ def test_a_binary_column_is_an_image_column(tmp_path, images):
     for kind in (pa.binary(), pa.large_binary(), pa.binary_view()):
         pq.write_table(pa.table({"picture": pa.array(images, type=kind)}), tmp_path / "b.parquet")
         assert [row.data for row in open_source(str(tmp_path / "b.parquet")).read(0, 57)] == images
+
+
+@pytest.mark.parametrize("pattern", ["parts/{train-00000,../one}.parquet", "par*/../one.parquet"])
+def test_a_pattern_names_nothing_outside_of_its_folder(root, pattern):
+    """A listing holds no names that lead out of its data set."""
+    with pytest.raises(DataError, match=r"leads out of .* by \.\.: begin the pattern with the folder"):
+        open_source(f"{root}/{pattern}")
+    assert open_source(f"{root}/folder/../{{parts/train-00000,one}}.parquet").num_files == 2

@@ -9,8 +9,9 @@ import pyarrow as pa
 from volgrowth.analysis.policy import CurationPolicy, make_list
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import Audit, open_audit, open_stored
-from volgrowth.curation.applying import Receipt, apply_list, check_destination, undo_list
+from volgrowth.curation.applying import apply_list, check_destination
 from volgrowth.curation.lists import CURATION_FILE, encode_list, list_file, read_list
+from volgrowth.curation.undoing import Receipt, undo_list
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.storage.store import Store
 
@@ -22,6 +23,7 @@ def curate_audit(
     list_path: str | None = None,
     destination: str | None = None,
     indices: bool = False,
+    trust_output: bool = False,
 ) -> tuple[pa.Table, Receipt | None]:
     """Make or read a curation list, keep it in the audit as `curation.parquet`, and apply it if `destination` is given.
 
@@ -31,18 +33,21 @@ def curate_audit(
         list_path: a .parquet or .csv file: written if there is a policy, else read.
         destination: a new folder for the data set that the list describes; see `volgrowth curate --apply`.
         indices: write row numbers for `datasets` to `destination` instead of a copy of the rows.
+        trust_output: copy the data set that the output names although another account, or another machine, made the
+            audit.
 
     Returns:
         The list, one row per image of the audit, and the receipt of what was written to `destination` (None without).
 
     Raises:
         UsageError: neither a policy nor a list is given, or a list or destination makes no sense.
-        OutputError: there is no finished audit, a file or folder is in the way, or the list is of another audit.
+        OutputError: there is no finished audit, a file or folder is in the way, the list is of another audit, or the
+            data set of another account's audit is to be copied and `trust_output` is not given.
         DataError: the audited data set is not what it was.
     """
     open_audit(output)  # refused before the output is locked, if it holds no finished audit
     with driving(Store(output)) as lock:
-        return _curate(open_stored(lock.fenced()), policy, list_path, destination, indices)
+        return _curate(open_stored(lock.fenced(), trust_output), policy, list_path, destination, indices)
 
 
 def _curate(
@@ -51,6 +56,7 @@ def _curate(
     """Do what `curate_audit` says, with the output locked."""
     if destination is not None:
         check_destination(audit, destination, indices)
+        audit.refuse_if_strange("copying the data")
     if policy is not None:
         table, how = make_list(audit, policy), f"{policy.by} {policy.limit:g}, {policy.action}"
     elif list_path is not None:
@@ -107,13 +113,17 @@ def curation_lines(
     return lines
 
 
-def undo_curation(folder: str) -> str:
+def undo_curation(folder: str, trust_output: bool = False) -> str:
     """Remove a folder that `curate_audit` wrote, and return a sentence about what is gone.
+
+    Args:
+        folder: the folder.
+        trust_output: remove it although another account, or another machine, wrote it.
 
     Raises:
         OutputError: it was not written by `curate_audit`, or something in it has changed since.
     """
-    gone = undo_list(folder)
+    gone = undo_list(folder, trust_output=trust_output)
     return f"removed {folder} ({gone.rows:,} rows, {len(gone.files):,} files); {gone.data} was not changed"
 
 

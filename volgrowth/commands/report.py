@@ -35,14 +35,17 @@ CARDS_AT_ONCE = 250
 ROOM = (CAP - FRAME) * 3 // 4
 
 
-def report_audit(output: str, *, redact: bool = False) -> Audit:
+def report_audit(output: str, *, redact: bool = False, trust_output: bool = False) -> Audit:
     """Write report.html and figures/ again from the tables of a finished audit.
 
-    If the data set is no longer there, the page has no pictures, and a line on stderr says so.
+    If the data set is no longer there, or another account made the audit, the page has no pictures, and a line on
+    stderr says so.
 
     Args:
         output: folder or URL of the audit.
         redact: leave out all pictures, so that the page can be handed on.
+        trust_output: show pictures of the data set that the output names although another account, or another machine,
+            made the audit.
 
     Returns:
         The audit.
@@ -52,7 +55,7 @@ def report_audit(output: str, *, redact: bool = False) -> Audit:
         UsageError: an older version wrote the tables, and they lack what the page shows.
     """
     with driving(Store(output)) as lock:
-        audit = open_stored(lock.fenced())
+        audit = open_stored(lock.fenced(), trust_output)
         write_report(audit, redact)
     return audit
 

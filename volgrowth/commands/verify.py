@@ -60,7 +60,7 @@ from volgrowth.audit.sampling.drawing import (
 )
 from volgrowth.audit.sampling.neighbours import Neighbours, SearchingWorker
 from volgrowth.commands.report import SAMPLES_FILE, write_report
-from volgrowth.config import AuditConfig
+from volgrowth.config import EXECUTION, AuditConfig
 from volgrowth.errors import UsageError
 from volgrowth.records import Status
 from volgrowth.storage.store import Store
@@ -81,6 +81,7 @@ def verify_audit(
     ray_address: str | None = None,
     engine: str = "ray",
     quiet: bool = False,
+    trust_output: bool = False,
 ) -> Audit:
     """Draw samples from the audited model, and record which training images they reproduce.
 
@@ -96,13 +97,16 @@ def verify_audit(
         ray_address: Ray cluster to join; by default a local one is started.
         engine: `ray`, or `local` for one worker in this process.
         quiet: show no progress.
+        trust_output: use the model, which may be code, and the data sets that the output names although another
+            account, or another machine, made the audit.
 
     Returns:
         The audit, with new findings and summary.
 
     Raises:
         UsageError: `samples` is below 1, or `stop_level` is not above 0.
-        OutputError: there is no finished audit, or an older version wrote its findings.
+        OutputError: there is no finished audit, an older version wrote its findings, or another account made it and
+            `trust_output` is not given.
         VolgrowthError: model, data or engine failed; what was drawn stays, and the same call goes on.
     """
     if samples < 1:
@@ -110,11 +114,14 @@ def verify_audit(
     if stop_level is not None and not stop_level > 0:
         raise UsageError(f"--stop-level {stop_level:g}: expected a noise level above 0, such as 0.1")
     running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address, "engine": engine}
-    open_audit(output)  # refused before the output is locked, if it holds no finished audit
+    # refused before the output is locked
+    open_audit(output, trust_output=trust_output).refuse_if_strange("drawing samples")
     with driving(Store(output)) as lock:
-        audit = open_stored(lock.fenced())
+        audit = open_stored(lock.fenced(), trust_output)
+        audit.refuse_if_strange("drawing samples")
         check_columns(audit.findings, output, "identical")
-        config = AuditConfig.build(**audit.frozen.config, output=output, **running)
+        measured = {name: value for name, value in audit.frozen.config.items() if name not in EXECUTION}
+        config = AuditConfig.build(**measured, output=output, **running)
         check_unchanged(audit.store, audit.frozen)
         chosen = _choose(audit, samples, stop_level, conditional=config.condition_column is not None)
         with Session(config, audit.frozen, audit.store, lock) as session:
@@ -123,8 +130,8 @@ def verify_audit(
             groups = _groups(audit)
             found = _search(session, audit, chosen.drawings, groups, quiet)
             _write(audit, chosen, groups, found)
-        write_report(open_stored(lock.fenced()))
-    return open_audit(output)
+        write_report(open_stored(lock.fenced(), trust_output))
+    return open_audit(output, trust_output=trust_output)
 
 
 @dataclass(frozen=True)

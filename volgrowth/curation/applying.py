@@ -1,20 +1,16 @@
 """Apply a curation list: write the data set that it keeps beside the source, which is only read.
 
 Everything is written to a hidden folder beside the destination, counted by opening it as any reader would, and renamed
-as the last step: the destination holds either nothing or all of it. A receipt in it lists what was written, with
-hashes, so that `undo_list` removes what was written and nothing else.
+as the last step: the destination holds either nothing or all of it. A receipt in it lists what was written: see
+`volgrowth.curation.undoing`.
 """
 
-import hashlib
-import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,15 +23,13 @@ from volgrowth.curation.image_files import FILE_LIST, write_file_list
 from volgrowth.curation.kept import Kept
 from volgrowth.curation.tables import INDICES_FILE, write_kept_dataset, write_kept_indices, write_kept_parquet
 from volgrowth.curation.tars import count_samples, write_kept_tars
+from volgrowth.curation.undoing import Receipt, sealed_files
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.sources import open_source
 from volgrowth.storage.failures import store_reason
 from volgrowth.storage.urls import is_url
-from volgrowth.storage.whole import hidden_name, publish_whole
-from volgrowth.version import VERSION
+from volgrowth.storage.whole import publish_whole
 
-RECEIPT = ".curation.json"
-"""Name of the receipt in the destination; it is hidden, so that no loader takes it for data."""
 INDICES = "indices"
 WRITERS: dict[str, Callable[[Any, Path, Kept], None]] = {
     "parquet": write_kept_parquet,
@@ -46,51 +40,6 @@ WRITERS: dict[str, Callable[[Any, Path, Kept], None]] = {
 }
 COPIED = frozenset(("parquet", "arrow", "webdataset"))
 """Forms that copy the rows. All rows that stay are compared with what was scored, since all are read anyway."""
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """Record of a curated data set, kept in its folder.
-
-    Attributes:
-        audit: name of the audit that the list was made from.
-        data: name of the audited data set.
-        kind: form in which the data set was written, a key of `WRITERS`.
-        rows: number of rows of the curated data set.
-        actions: number of rows of each action in the list.
-        files: size and sha256 of each file, by its path.
-        volgrowth: version that wrote the data set.
-    """
-
-    audit: str
-    data: str
-    kind: str
-    rows: int
-    actions: dict[str, int]
-    files: dict[str, tuple[int, str]]
-    volgrowth: str = VERSION
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Read the receipt in the folder of a curated data set.
-
-        Raises:
-            OutputError: the folder holds no receipt, or it cannot be read.
-        """
-        try:
-            content = json.loads((folder / RECEIPT).read_text())
-            files = {name: (size, sha256) for name, (size, sha256) in content["files"].items()}
-            return cls(**{**content, "files": files})
-        except FileNotFoundError:
-            raise OutputError(
-                f"{folder} holds no {RECEIPT}: expected a folder that `volgrowth curate --apply` wrote; nothing was "
-                "removed"
-            ) from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise OutputError(
-                f"{folder / RECEIPT} cannot be read ({store_reason(error)}): nothing was removed; remove "
-                f"{folder} yourself"
-            ) from None
 
 
 def check_destination(audit: Audit, destination: str, indices: bool = False) -> Path:
@@ -159,37 +108,8 @@ def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool
             )
         counts = Counter(table["action"].to_pylist())
         actions = {action.value: counts[action.value] for action in Action}
-        receipt = Receipt(list_digest(audit), audit.frozen.data.name, form, written, actions, dict(_sealed(stage)))
-        (stage / RECEIPT).write_text(json.dumps(asdict(receipt), indent=2) + "\n")
-    return receipt
-
-
-def undo_list(destination: str) -> Receipt:
-    """Remove a data set that `apply_list` wrote, if nothing in it has changed since.
-
-    Returns:
-        The receipt of what was removed.
-
-    Raises:
-        OutputError: the folder has no receipt, or something in it has changed; nothing is removed then.
-    """
-    folder = Path(destination).expanduser().resolve()
-    receipt = Receipt.read(folder)
-    try:
-        there = dict(_sealed(folder))
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be read ({store_reason(error)}): nothing was removed") from None
-    there.pop(RECEIPT)
-    for name in sorted(there.keys() | receipt.files.keys()):
-        if there.get(name) != receipt.files.get(name):
-            change = "missing" if name not in there else "changed" if name in receipt.files else "not of its writing"
-            raise OutputError(
-                f"{folder} is not what `volgrowth curate` wrote, {name!r} is {change}: nothing was removed; take out "
-                "what you need and remove the folder yourself"
-            )
-    hidden = hidden_name(folder)
-    os.rename(folder, hidden)
-    shutil.rmtree(hidden)
+        receipt = Receipt(list_digest(audit), audit.frozen.data.name, form, written, actions, sealed_files(stage))
+        receipt.write(stage)
     return receipt
 
 
@@ -230,14 +150,3 @@ def _staged(folder: Path) -> Iterator[Path]:
         raise OutputError(
             f"{folder} cannot be written ({store_reason(error)}): choose a new folder, with room, that you may write to"
         ) from None
-
-
-def _sealed(folder: Path) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Yield name, size and sha256 of every file, after writing it through to the disk."""
-    for path, _, names in sorted(os.walk(folder)):
-        for name in sorted(names):
-            file = os.path.join(path, name)
-            with open(file, "rb") as stream:
-                os.fsync(stream.fileno())
-                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-            yield os.path.relpath(file, folder), (os.path.getsize(file), sha256)

@@ -208,7 +208,14 @@ def _matches(place: Place, pattern: str, given: str) -> Iterator[Found]:
             raise DataError(f"{place.url(name)} does not exist, and {given} stands for it: correct the braces")
         return [found]
 
-    for found in read_ahead(matches, _expanded(pattern), place.threads):
+    def below(name: str) -> str:
+        if ".." in name.split("/"):
+            raise DataError(
+                f"{given} leads out of {place.where} by ..: begin the pattern with the folder that holds all its files"
+            )
+        return name
+
+    for found in read_ahead(matches, map(below, _expanded(pattern)), place.threads):
         yield from found
 
 

@@ -14,6 +14,7 @@ from volgrowth.audit.output.manifest import (
     Manifest,
 )
 from volgrowth.audit.output.mending import tell_user
+from volgrowth.audit.output.trust import remember_output
 from volgrowth.errors import DataError, OutputError
 from volgrowth.sources import Listing
 from volgrowth.storage.store import Store
@@ -30,6 +31,8 @@ class FrozenAudit:
 def freeze(store: Store, asked: FrozenAudit, *, extend: bool = False) -> Manifest:
     """Write an audit to an empty output folder, or check it against the audit that is there.
 
+    The output counts as this account's own from now on: its user named the model and the data sets in it.
+
     Args:
         store: the output folder.
         asked: the audit as model, data and settings are now.
@@ -41,6 +44,13 @@ def freeze(store: Store, asked: FrozenAudit, *, extend: bool = False) -> Manifes
     Raises:
         OutputError: the folder holds another audit, or something else.
     """
+    manifest = _frozen(store, asked, extend)
+    remember_output(store)
+    return manifest
+
+
+def _frozen(store: Store, asked: FrozenAudit, extend: bool) -> Manifest:
+    """Do what `freeze` says, but remember nothing."""
     if store.exists(MANIFEST):
         frozen = Manifest.from_json(store.read_json(MANIFEST), f"{store.url}/{MANIFEST}")
         difference = next(_differences(frozen, asked.manifest, finished=store.exists(SUCCESS)), None)
@@ -115,6 +125,10 @@ def _differences(frozen: Manifest, asked: Manifest, *, finished: bool) -> Iterat
         before, now = frozen.config.get(name), asked.config.get(name)
         if before != now:
             yield f"{name} was {before!r} there and is {now!r} now"
+    # settings name them too; what is opened later is what stands here
+    for which, before, now in (("data", frozen.data, asked.data), ("holdout", frozen.holdout, asked.holdout)):
+        if before and now and (before.name, before.split) != (now.name, now.split):
+            yield f"its {which} set is {before.name} there and {now.name} now"
     if not asked.model.is_model_of(frozen.model):
         yield f"the model's weights changed ({frozen.model.hash[:19]} there, {asked.model.hash[:19]} now)"
     if frozen.holdout and asked.holdout and frozen.holdout.fingerprint != asked.holdout.fingerprint:

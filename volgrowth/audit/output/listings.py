@@ -4,6 +4,7 @@ A listing names the data set's files in a fixed order, with the rows of each. Wo
 their rows need and list nothing again. A data set that has changed since is an error, and never another picture.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 from volgrowth.audit.output.manifest import SCORES_FOLDER, DataInfo, Manifest
 from volgrowth.errors import DamagedError, OutputError
 from volgrowth.sources import Listing, Row, Source, open_source
+from volgrowth.storage.places import printable
 from volgrowth.storage.store import Store
 
 LISTING_FOLDER = "listing"
@@ -40,9 +42,21 @@ def stored_listing(store: Store, folder: str, data: DataInfo) -> Listing:
         table = store.read_table(name)
         if lacking := [column for column in ("name", "size", "rows", "offsets") if column not in table.column_names]:
             raise DamagedError(name, store.path(name), f"it lacks the column {lacking[0]}")
+        if (strange := _outside(table["name"])) is not None:
+            raise DamagedError(
+                name, store.path(name), f"it names {printable(strange)!r}, which is not below {data.name}"
+            )
         return table
 
     return Listing.stored(data.listing, load)
+
+
+def _outside(names: pa.ChunkedArray) -> str | None:
+    """Return the first name of a listing that leads out of the data set: volgrowth writes none."""
+    for name in names.to_pylist():
+        if name.startswith(b"/") or (b".." in name and b".." in name.split(b"/")):
+            return os.fsdecode(name)
+    return None
 
 
 def open_frozen_data(store: Store, manifest: Manifest, folder: str = SCORES_FOLDER) -> Source:

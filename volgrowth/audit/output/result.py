@@ -14,6 +14,7 @@ from volgrowth.audit.output.fragments import read_scores
 from volgrowth.audit.output.listings import open_frozen_data
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SUCCESS, Manifest
 from volgrowth.audit.output.mending import Shape, misshapen, require
+from volgrowth.audit.output.trust import refuse_strangers
 from volgrowth.errors import OutputError
 from volgrowth.sources import Source
 from volgrowth.storage.store import Store
@@ -46,10 +47,12 @@ class Audit:
     Attributes:
         store: the files of the output folder.
         manifest: settings, model and data as they were frozen before the first row was scored: `manifest.json`.
+        trust_output: True to use the model and the data that the manifest names, whoever made it.
     """
 
     store: Store
     manifest: dict[str, Any]
+    trust_output: bool = False
 
     @cached_property
     def frozen(self) -> Manifest:
@@ -104,8 +107,14 @@ class Audit:
 
         Raises:
             DataError: the data set is not there any more, or not what was audited.
+            OutputError: this account did not make the audit, and it was opened without `trust_output`.
         """
+        self.refuse_if_strange("opening the data")
         return open_frozen_data(self.store, self.frozen)
+
+    def refuse_if_strange(self, purpose: str) -> None:
+        """Raise an OutputError if this account did not make the audit, and it was opened without `trust_output`."""
+        refuse_strangers(self.store.url, self.manifest, self.trust_output, purpose)
 
     def to_arrow(self) -> pa.Table:
         """Return findings, and beside them the columns that only the scores have, one row per image.
@@ -148,6 +157,7 @@ class Audit:
 
         Raises:
             DataError: the data set is not there any more, or not what was audited.
+            OutputError: as `open_data`.
         """
         table = self.to_arrow()
         table = table.filter(pc.fill_null(table["memorized"], False))
@@ -167,6 +177,8 @@ class Audit:
         return self._dataset(table, [("copies", "descending"), ("cluster", "ascending"), ("row", "ascending")], images)
 
     def _dataset(self, table: pa.Table, order: list[tuple[str, str]], images: bool) -> "datasets.Dataset":
+        if images:
+            self.refuse_if_strange("opening the data")
         return views.dataset(table, order, (self.store, self.frozen) if images else None)
 
     def _facts(self) -> dict[str, str]:
@@ -182,11 +194,13 @@ class Audit:
         return views.html_table(self._facts(), self.store, REPORT_FILE)
 
 
-def open_audit(output: str) -> Audit:
+def open_audit(output: str, *, trust_output: bool = False) -> Audit:
     """Open a finished audit.
 
     Args:
         output: the folder or URL that `volgrowth audit` wrote to.
+        trust_output: True to open the data set that the output names although another account, or another machine, made
+            the audit. Its tables are read in any case.
 
     Returns:
         The audit; its tables are read when they are asked for.
@@ -194,17 +208,17 @@ def open_audit(output: str) -> Audit:
     Raises:
         OutputError: there is no audit, or it has not finished.
     """
-    return open_stored(Store(output))
+    return open_stored(Store(output), trust_output)
 
 
-def open_stored(store: Store) -> Audit:
+def open_stored(store: Store, trust_output: bool = False) -> Audit:
     """Open a finished audit in a store; see `open_audit`."""
     output = store.url
     if not store.exists(MANIFEST):
         raise OutputError(f"{output} holds no audit: expected the output of `volgrowth audit`")
     if not store.exists(SUCCESS):
         raise OutputError(f"the audit in {output} has not finished: run the same `volgrowth audit` again to resume it")
-    audit = Audit(store, store.read_json(MANIFEST))
+    audit = Audit(store, store.read_json(MANIFEST), trust_output)
     tables = [HOLDOUT_FINDINGS_FILE] if audit.frozen.holdout else []
     names = [FINDINGS_FILE, *tables, SUMMARY_FILE, *(shard.name for shard in audit.frozen.shards)]
     require(store, names, "run the same `volgrowth audit` again, which makes what is missing")
