@@ -1,5 +1,6 @@
 """aws.yaml goes through Ray's own launcher on a simulated EC2, whose client checks every parameter of the nodes."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -119,9 +120,27 @@ def test_nodes_have_roles_and_no_keys(launched):
     assert all(node["MetadataOptions"]["HttpTokens"] == "required" for node in launched.nodes.values())
 
 
+def test_nodes_carry_the_tag_that_the_policy_asks_for(launched):
+    for node in launched.nodes.values():
+        assert {"Key": "ray-cluster-name", "Value": "volgrowth"} in node["Tags"]
+
+
 def test_the_head_may_do_what_it_does(launched):
     granted = {action for one in policy("aws-head-policy.json") for action in _actions(one)}
     assert launched.launching == {action for action in granted if action.startswith("ec2:")}
+
+
+def test_the_head_changes_only_nodes_of_its_cluster():
+    """Statements on all resources only look; every other one that changes a node asks for the cluster's tag."""
+    tag = {"aws:RequestTag/ray-cluster-name": "volgrowth"}, {"ec2:ResourceTag/ray-cluster-name": "volgrowth"}
+    for one in policy("aws-head-policy.json"):
+        if one["Resource"] == "*":
+            assert all(re.search(r":(Describe|Get)", action) for action in _actions(one))
+        elif "instance/*" in one["Resource"]:
+            asked = one["Condition"]["StringEquals"]
+            assert asked in tag or asked == {"ec2:CreateAction": "RunInstances"}
+    [passed] = [one for one in policy("aws-head-policy.json") if _actions(one) == ["iam:PassRole"]]
+    assert passed["Condition"] == {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
 
 
 def test_policies_name_actions_that_exist():

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.cluster_files import CLUSTER, PINS, README, ROOT, audit_options, commands, launcher, policy, rayjob
 
-RAY = [shlex.split(line)[1:] for line in commands() if line.startswith("ray ")]
+RAY = [shlex.split(line.removesuffix(" > /dev/null"))[1:] for line in commands() if line.startswith("ray ")]
 TYPED = "\n".join(commands())
 
 
@@ -26,6 +26,10 @@ def parse(arguments: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("arguments", RAY, ids=" ".join)
 def test_ray_knows_the_command(arguments):
     parse(arguments)
+
+
+def test_the_token_of_the_launcher_is_not_printed():
+    assert [line for line in commands() if "get-auth-token" in line] == ["ray get-auth-token --generate > /dev/null"]
 
 
 def test_the_submitted_job_is_an_audit_on_the_forwarded_port():
@@ -66,6 +70,10 @@ def test_the_names_of_the_clouds_identities_are_those_in_the_files():
     profiles = {node["node_config"]["IamInstanceProfile"]["Name"] for node in nodes.values()}
     assert profiles == {f"volgrowth-{role}" for role in re.findall(r"for role in (\w+) (\w+)", TYPED)[0]}
     passed = next(one["Resource"] for one in policy("aws-head-policy.json") if one["Action"] == "iam:PassRole")
+    node = nodes["head"]["node_config"]
+    places = [place for one in policy("aws-head-policy.json") for place in _listed(one["Resource"])]
+    for name in (*node["SubnetIds"], *node["SecurityGroupIds"]):
+        assert [place for place in places if place.endswith(f"/{name}")]
     assert passed.rpartition("/")[2] == nodes["spot-gpu"]["node_config"]["IamInstanceProfile"]["Name"]
     account = rayjob()["ServiceAccount"]["metadata"]
     role, email = account["annotations"].values()
@@ -98,3 +106,7 @@ def test_placeholders_look_the_same_everywhere():
     for file in CLUSTER.iterdir():
         strange = re.findall(r"<[a-z-]+>|\bYOUR[-_]\w+|\bTODO\b|\b(?!123)\d{12}\b", file.read_text())
         assert not strange, (file, strange)
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value

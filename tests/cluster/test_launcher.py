@@ -4,6 +4,7 @@ The nodes of gcp.yaml were checked once against the type Instance of Google's di
 the tests do not have; those of aws.yaml are launched in test_aws.
 """
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+from ray.autoscaler._private import node_launcher
+from ray.autoscaler._private.gcp.node import GCPCompute
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.sdk import get_docker_host_mount_location
 from ray.scripts.scripts import start
 
-from tests.support.cluster_files import IMAGE, environment, launcher, leaves
+from tests.support.cluster_files import IMAGE, README, environment, gcp_role, instructions, launcher, leaves
 
 CLOUDS = ["aws", "gcp"]
 
@@ -57,12 +60,24 @@ def test_dashboard_and_jobs_are_on_loopback_and_a_token_is_needed(config):
         assert command.startswith("export RAY_AUTH_MODE=token;")
 
 
-def test_the_token_is_where_the_image_looks_and_can_be_read_there(config):
+def test_the_token_is_where_the_image_looks_and_only_its_user_reads_it(config):
     [(mounted, local)] = config["file_mounts"].items()
     assert mounted == f"{environment()['HOME']}/.ray/auth_token"
     assert local == "~/.ray/auth_token"
     on_host = get_docker_host_mount_location(config["cluster_name"]) + mounted
-    assert f"chmod 644 {on_host}" in config["initialization_commands"]
+    own, close, *others = [command for command in config["initialization_commands"] if on_host in command]
+    assert own == f"sudo chown {instructions('USER')[-1]} {on_host}"
+    assert close == f"sudo chmod 600 {on_host}"
+    assert not others
+
+
+def test_no_secret_stands_on_a_command_line(config):
+    """Command lines are seen by everyone on a machine, and stand in the launcher's log."""
+    logins = [shlex.split(command) for command in config["initialization_commands"] if "docker login" in command]
+    assert all("--password-stdin" in words for words in logins)
+    for path, value in leaves(config):
+        assert not re.search(r"--password(?!-stdin)|-p \$|auth_token=|RAY_AUTH_TOKEN=", str(value)), path
+        assert "chmod 644" not in str(value)
 
 
 def test_the_image_is_ours_from_a_registry_that_the_node_logs_in_to(config):
@@ -103,8 +118,35 @@ def test_nodes_on_gcp():
         assert len(node["serviceAccounts"]) == 1
     emails = {name: node["serviceAccounts"][0]["email"].partition("@")[0] for name, node in nodes.items()}
     assert emails == {"head": "volgrowth-head", "spot-gpu": "volgrowth-worker"}
+    google = "https://www.googleapis.com/auth"
+    scopes = {name: set(node["serviceAccounts"][0]["scopes"]) for name, node in nodes.items()}
+    assert scopes == {
+        "head": {f"{google}/compute", f"{google}/devstorage.read_write"},
+        "spot-gpu": {f"{google}/devstorage.read_write"},
+    }
     assert "scheduling" not in nodes["head"]
     assert nodes["spot-gpu"]["scheduling"]["provisioningModel"] == "SPOT"
     assert nodes["spot-gpu"]["scheduling"]["instanceTerminationAction"] == "DELETE"
     zone = launcher("gcp")["provider"]["availability_zone"]
     assert all(zone in Path(node["disks"][0]["initializeParams"]["diskType"]).parts for node in nodes.values())
+
+
+def test_the_head_on_gcp_may_do_what_it_does_and_only_with_its_nodes():
+    """What Ray's node provider calls: instances are listed, read, made with a disk, labelled and deleted."""
+    asked = {name.rpartition(".")[2] for name in gcp_role("nodes")}
+    called = set(re.findall(r"instances\(\)\s*\.(\w+)\(", inspect.getsource(GCPCompute)))
+    assert called == {"list", "get", "setLabels", "insert", "delete", "stop", "start"}  # nodes are not stopped here
+    assert launcher("gcp")["provider"]["cache_stopped_nodes"] is False
+    assert {"create", "delete", "get", "setLabels"} <= asked
+    assert set(gcp_role("project")) == {
+        "compute.instances.list",
+        "compute.subnetworks.use",
+        "compute.zoneOperations.get",
+    }
+    assert not re.search(r"instanceAdmin|roles/(owner|editor|compute\.admin)|cloud-platform", README)
+    [head] = re.findall(r"TAG_RAY_NODE_NAME: \"ray-\{\}-worker\"", inspect.getsource(node_launcher))
+    assert head
+    cluster, zone = launcher("gcp")["cluster_name"], launcher("gcp")["provider"]["availability_zone"]
+    assert f"ZONE=projects/REPLACE-PROJECT/zones/{zone}\n" in README
+    for kind in ("instances", "disks"):
+        assert f"resource.name.startsWith('$ZONE/{kind}/ray-{cluster}-')" in README

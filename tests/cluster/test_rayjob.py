@@ -18,6 +18,7 @@ RAY = JOB["rayClusterSpec"]
 HEAD = RAY["headGroupSpec"]
 [WORKERS] = RAY["workerGroupSpecs"]
 PODS = [HEAD["template"], WORKERS["template"]]
+SUBMITTER = JOB["submitterPodTemplate"]
 
 ON_DEMAND = [{}, {"eks.amazonaws.com/capacityType": "ON_DEMAND"}, {"karpenter.sh/capacity-type": "on-demand"}]
 SPOT = [
@@ -139,8 +140,12 @@ def test_pods_are_someone_by_the_platform_and_nobody_on_their_node():
     account = MANIFESTS["ServiceAccount"]
     assert {"eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account"} == set(account["metadata"]["annotations"])
     assert WORKERS["template"]["spec"]["automountServiceAccountToken"] is False
-    for pod in PODS:
-        assert pod["spec"]["serviceAccountName"] == account["metadata"]["name"]
+    assert SUBMITTER["spec"]["automountServiceAccountToken"] is False
+    assert SUBMITTER["spec"]["restartPolicy"] == "Never"
+    assert not {"command", "args"} & set(container(SUBMITTER))  # KubeRay writes them
+    assert container(SUBMITTER)["image"] == container(PODS[0])["image"]
+    assert all(pod["spec"]["serviceAccountName"] == account["metadata"]["name"] for pod in PODS)
+    for pod in (*PODS, SUBMITTER):
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
         assert str(pod["spec"]["securityContext"]["runAsUser"]) == instructions("USER")[-1]
         assert container(pod)["securityContext"] == {

@@ -14,9 +14,15 @@ from volgrowth.cli import run_command
 from volgrowth.errors import OutputError
 from volgrowth.storage import made_here
 
-EVIL = (
-    "from pathlib import Path\nPath('code-ran').touch()\ndef load(device, dtype):\n    raise RuntimeError('it ran')\n"
-)
+EVIL = """
+from pathlib import Path
+
+Path("code-ran").touch()
+
+
+def load(device, dtype):
+    raise RuntimeError("it ran")
+"""
 
 
 @pytest.fixture(scope="module")

@@ -123,9 +123,7 @@ def test_a_link_to_the_folder_is_not_taken_for_it(new, tmp_path):
     assert not new.exists()
 
 
-def test_what_another_account_wrote_is_removed_only_if_it_is_trusted(
-    new, monkeypatch, tmp_path, tmp_path_factory, capsys
-):
+def test_what_another_account_wrote_has_to_be_trusted(new, monkeypatch, tmp_path, tmp_path_factory, capsys):
     before = everything(tmp_path)
     monkeypatch.setattr(made_here, "_remembered", set())
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("another")))

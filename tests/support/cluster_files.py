@@ -57,6 +57,11 @@ def policy(name: str) -> list[dict[str, Any]]:
     return json.loads((CLUSTER / name).read_text())["Statement"]
 
 
+def gcp_role(name: str) -> list[str]:
+    """The permissions of a custom role of GCP."""
+    return yaml.safe_load((CLUSTER / f"gcp-{name}-role.yaml").read_text())["includedPermissions"]
+
+
 def commands() -> list[str]:
     """What the README has people type."""
     blocks = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
