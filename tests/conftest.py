@@ -88,10 +88,10 @@ def trusted_models() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The state folder of the account, where it notes what it made."""
+def state_folder(shared_folder: Path) -> Iterator[None]:
+    """The state folder of the account, where it notes what it made: one for all processes of a test run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("XDG_STATE_HOME", str(shared_folder / "state"))
         yield
 
 

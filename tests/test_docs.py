@@ -184,3 +184,14 @@ def test_code_on_the_pages_runs(tiny_model, digits, tmp_path, monkeypatch, capsy
     assert len(ran) >= 6
     assert "expected below 0.1" in capsys.readouterr().out
     assert Path("out/croissant.json").is_file()
+
+
+def test_security_is_told_where_people_look():
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert "](SECURITY.md)" in (ROOT / page).read_text()
+    assert "/SECURITY.md)" in (ROOT / "docs/acting.md").read_text()
+    text = (ROOT / "SECURITY.md").read_text()
+    for name, command in CLI.commands.items():
+        takes = any("--trust-output" in parameter.opts for parameter in command.params)
+        assert takes == (name in ("verify", "report", "curate"))
+        assert not takes or f"`{name}" in text
