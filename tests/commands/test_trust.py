@@ -144,6 +144,6 @@ def test_no_file_is_shown_that_a_listing_names_outside_the_data(out, audited, ca
     pq.write_table(forged.replace_schema_metadata(), file)
     assert run_command(["report", "out"]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "the report shows no pictures: out/listing/scores-0-00000.parquet is damaged" in said
-    assert f"it names '{name}', which is not below" in said
+    assert "out/listing/scores-0-00000.parquet is damaged (it names" in said
+    assert f"{name!r}, which is not below" in said
     assert pictures(out) == 0

@@ -169,7 +169,7 @@ def test_a_binary_column_is_an_image_column(tmp_path, images):
         assert [row.data for row in open_source(str(tmp_path / "b.parquet")).read(0, 57)] == images
 
 
-@pytest.mark.parametrize("pattern", ["parts/{train-00000,../one}.parquet", "par*/../one.parquet"])
+@pytest.mark.parametrize("pattern", ["parts/{train-00000,../one}.parquet", "par*/../on*.parquet"])
 def test_a_pattern_names_nothing_outside_of_its_folder(root, pattern):
     """A listing holds no names that lead out of its data set."""
     with pytest.raises(DataError, match=r"leads out of .* by \.\.: begin the pattern with the folder"):
