@@ -147,3 +147,27 @@ def test_no_file_is_shown_that_a_listing_names_outside_the_data(out, audited, ca
     assert "out/listing/scores-0-00000.parquet is damaged (it names" in said
     assert f"{name!r}, which is not below" in said
     assert pictures(out) == 0
+
+
+@pytest.mark.parametrize("what", ["figures", "findings.parquet", "pipe"])
+def test_links_of_another_account_lead_nowhere(out, tmp_path, request, capsys, what):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    if what == "pipe":
+        os.mkfifo(out / "pipe")
+    else:
+        (out / what).rename(mine / what)
+        (out / what).symlink_to(mine / what)
+    assert run_command(["report", "out"]) == 0  # this account put it there
+    before = {path: path.stat().st_mtime_ns for path in mine.rglob("*")}
+    request.getfixturevalue("another_account")
+    for arguments in (["report", "out"], ["check", "out"], ["diff", "out", "out"], ["curate", "out", "--top-k", "1"]):
+        capsys.readouterr()
+        assert run_command(arguments) == 2
+        assert f"{out / what} in it is" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in mine.rglob("*")} == before
+    (out / what).unlink()
+    if what != "pipe":
+        (mine / what).rename(out / "part")
+        (out / what).symlink_to("part")  # stays inside
+    vg.open_audit(str(out))

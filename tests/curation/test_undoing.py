@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.curation.test_applying import edited
+from volgrowth.audit.output.result import Audit
 from volgrowth.cli import run_command
 from volgrowth.curation import apply_list, undo_list
 from volgrowth.curation.undoing import RECEIPT
@@ -17,7 +18,7 @@ from volgrowth.storage import made_here
 
 
 @pytest.fixture
-def new(parquet, tmp_path) -> Path:
+def new(parquet: Audit, tmp_path: Path) -> Path:
     """A curated data set with a folder in it."""
     apply_list(parquet, edited(parquet, [3]), str(tmp_path / "new"))
     return tmp_path / "new"

@@ -12,7 +12,7 @@ import pyarrow as pa
 from volgrowth.analysis.judging import judge, ranking_column
 from volgrowth.audit.output.listings import read_rows
 from volgrowth.audit.output.lock import driving
-from volgrowth.audit.output.result import FIGURES_FOLDER, REPORT_FILE, SUMMARY_FILE, Audit, open_stored
+from volgrowth.audit.output.result import FIGURES_FOLDER, REPORT_FILE, SUMMARY_FILE, Audit, open_audit, open_stored
 from volgrowth.audit.output.unchanged import expected_hashes
 from volgrowth.audit.sampling.drawing import AT_ONCE as DRAWN_AT_ONCE
 from volgrowth.audit.sampling.drawing import FOLDER, SAMPLE
@@ -54,6 +54,7 @@ def report_audit(output: str, *, redact: bool = False, trust_output: bool = Fals
         OutputError: there is no finished audit.
         UsageError: an older version wrote the tables, and they lack what the page shows.
     """
+    open_audit(output, trust_output=trust_output)  # refused before the output is locked
     with driving(Store(output)) as lock:
         audit = open_stored(lock.fenced(), trust_output)
         write_report(audit, redact)

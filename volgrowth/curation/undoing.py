@@ -12,8 +12,9 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path, PurePath
-from typing import BinaryIO, Self
+from typing import Self
 
 from volgrowth.errors import OutputError
 from volgrowth.storage.failures import store_reason
@@ -175,7 +176,7 @@ def _sealed(path: Path) -> tuple[int, str]:
         return os.fstat(stream.fileno()).st_size, sha256
 
 
-def _open_regular(path: Path) -> BinaryIO:
+def _open_regular(path: Path) -> BufferedReader:
     """Open a file, or raise an OSError if it is a link, a pipe or a device."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(handle).st_mode):

@@ -14,7 +14,7 @@ from volgrowth.audit.output.fragments import read_scores
 from volgrowth.audit.output.listings import open_frozen_data
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SUCCESS, Manifest
 from volgrowth.audit.output.mending import Shape, misshapen, require
-from volgrowth.audit.output.trust import refuse_strangers
+from volgrowth.audit.output.trust import refuse_strangers, refuse_ways_out
 from volgrowth.errors import OutputError
 from volgrowth.sources import Source
 from volgrowth.storage.store import Store
@@ -219,6 +219,7 @@ def open_stored(store: Store, trust_output: bool = False) -> Audit:
     if not store.exists(SUCCESS):
         raise OutputError(f"the audit in {output} has not finished: run the same `volgrowth audit` again to resume it")
     audit = Audit(store, store.read_json(MANIFEST), trust_output)
+    refuse_ways_out(store, audit.manifest, trust_output)
     tables = [HOLDOUT_FINDINGS_FILE] if audit.frozen.holdout else []
     names = [FINDINGS_FILE, *tables, SUMMARY_FILE, *(shard.name for shard in audit.frozen.shards)]
     require(store, names, "run the same `volgrowth audit` again, which makes what is missing")

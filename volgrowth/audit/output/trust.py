@@ -5,6 +5,9 @@ manifest may name anything. So they are used only if this account ran `volgrowth
 named both, or if the user says that the output is trusted.
 """
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from volgrowth.audit.output.manifest import MANIFEST
@@ -38,3 +41,35 @@ def refuse_strangers(url: str, manifest: dict[str, Any], trusted: bool, purpose:
         f"({', '.join(named)}): if you trust who made it, add --trust-output (in Python trust_output=True), or repeat "
         f"its `volgrowth audit`, which names them"
     )
+
+
+def refuse_ways_out(store: Store, manifest: dict[str, Any], trusted: bool) -> None:
+    """Raise an OutputError if somebody else's output on this disk holds a link that leads out of it, or a pipe.
+
+    Its tables are read and its pages are written without trust, and through a link these would be other files.
+
+    Args:
+        store: the output.
+        manifest: its manifest.
+        trusted: True if the user said that the output is trusted.
+    """
+    if not store.local or trusted or made_here(manifest):
+        return
+    root = Path(store.root).resolve()
+    for entry in _entries(store.root):
+        inside = Path(os.path.realpath(entry.path)).is_relative_to(root)
+        if not inside or not (entry.is_file() or entry.is_dir()):
+            found = f"a link to {os.readlink(entry.path)}" if entry.is_symlink() else "neither a file nor a folder"
+            raise OutputError(
+                f"{store.url} was not audited by this account on this machine, and {entry.path} in it is {found}: "
+                f"put a file in its place, or repeat the same `volgrowth audit`, which makes the output yours"
+            )
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Yield everything in a folder and below; links to folders are not followed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _entries(entry.path)
