@@ -1,4 +1,5 @@
 import errno
+import os
 import pickle
 import socket
 import subprocess
@@ -425,3 +426,14 @@ def test_a_process_that_ends_right_after_a_read_ends_well(tmp_path: Path) -> Non
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(run, range(24))) == [0] * 24
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    store = Store(str(tmp_path))
+    os.mkfifo(tmp_path / "a.json")
+    for read in (store.read_json, store.read, store.read_table, store.read_footer):
+        with pytest.raises(OutputError, match=r"a\.json is a pipe or a device, which is not read"):
+            read("a.json")
+    assert not store.exists("a.json")
+    store.write("a.json", b"{}")
+    assert store.read_json("a.json") == {}

@@ -221,6 +221,9 @@ class Store:
         return {}
 
     def _reading(self, name: str) -> AbstractContextManager[None]:
+        at = Path(self._at(name))
+        if self.local and at.exists() and not (at.is_file() or at.is_dir()):
+            raise OutputError(f"{self.path(name)} is a pipe or a device, which is not read: put the file in its place")
         advice = "check that it exists and that you may read it"
         return explained(OutputError, f"{self.path(name)} cannot be read", self.url, advice)
 
