@@ -58,7 +58,7 @@ def refuse_ways_out(store: Store, manifest: dict[str, Any], trusted: bool) -> No
     root = Path(store.root).resolve()
     for entry in _entries(store.root):
         inside = Path(os.path.realpath(entry.path)).is_relative_to(root)
-        if not inside or not (entry.is_file() or entry.is_dir()):
+        if not inside or not (os.path.isfile(entry.path) or os.path.isdir(entry.path)):
             found = f"a link to {os.readlink(entry.path)}" if entry.is_symlink() else "neither a file nor a folder"
             raise OutputError(
                 f"{store.url} was not audited by this account on this machine, and {entry.path} in it is {found}: "
@@ -68,8 +68,12 @@ def refuse_ways_out(store: Store, manifest: dict[str, Any], trusted: bool) -> No
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
     """Yield everything in a folder and below; links to folders are not followed."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            yield entry
-            if entry.is_dir(follow_symlinks=False):
-                yield from _entries(entry.path)
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be listed ({error.strerror}): check its permissions") from None
+    for entry in entries:
+        yield entry
+        if entry.is_dir(follow_symlinks=False):
+            yield from _entries(entry.path)
