@@ -18,6 +18,7 @@ INTERRUPTED = 130
 """The exit code of a command that a signal ended."""
 # a terminal that closes and the shell in it each send a signal: within so many seconds they count as one
 TOGETHER = 1.0
+_arrived = threading.Event()
 
 
 class EndingSignals:
@@ -63,9 +64,16 @@ class EndingSignals:
         first = None
         while number := os.read(reader, 1):
             if number[0] in self._heeded:
+                _arrived.set()
                 first = first or time.monotonic()
                 if time.monotonic() - first > TOGETHER:
                     leave_at_once(INTERRUPTED)
+
+
+def check_interrupted() -> None:
+    """Raise `KeyboardInterrupt` if a signal has come: a library in whose code it was raised may have passed over it."""
+    if _arrived.is_set():
+        raise KeyboardInterrupt
 
 
 def leave_at_once(code: int) -> NoReturn:

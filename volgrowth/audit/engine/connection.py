@@ -13,6 +13,7 @@ import ray
 import ray.util.client
 
 from volgrowth.errors import EngineError, kind_and_line
+from volgrowth.signals import check_interrupted
 
 # the variable of Ray's own patience with a head, and its default, in seconds; half of it is waited here
 RAYS_PATIENCE, RAYS_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", "60"
@@ -46,37 +47,25 @@ def ray_running(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        _shut_down()
+        with _handler_kept():
+            ray.shutdown()
 
 
 @contextmanager
-def _handler_kept() -> Iterator[Callable[[], object]]:
-    """Have SIGTERM do afterwards what it did before, and give a function that sees to it meanwhile.
+def _handler_kept() -> Iterator[None]:
+    """Have SIGTERM do afterwards what it did before, and heed one that Ray passed over meanwhile.
 
     Ray takes SIGTERM over when it starts, to end this process with a dump of its stack, and resets it when it ends.
     """
     before = signal.getsignal(signal.SIGTERM)
-
-    def restore() -> None:
-        if callable(before) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
     try:
-        yield restore
+        yield
     except SystemExit:  # what Ray has SIGTERM raise while it starts
         raise KeyboardInterrupt from None
     finally:
-        restore()
-
-
-def _shut_down() -> None:
-    """End the connection, and a Ray that was started here, which takes seconds in which SIGTERM may come."""
-    with _handler_kept() as restore:
-        closing = threading.Thread(target=ray.shutdown, name="volgrowth-shutdown")
-        closing.start()
-        while closing.is_alive():
-            restore()
-            closing.join(0.02)
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+    check_interrupted()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from volgrowth.audit.output.runs import Run
 from volgrowth.config import AuditConfig
 from volgrowth.errors import EngineError
 from volgrowth.plain import plain, print_plain
-from volgrowth.signals import leave_at_once
+from volgrowth.signals import check_interrupted, leave_at_once
 from volgrowth.storage.store import Store
 
 CLOSING_SECONDS = 10.0
@@ -60,6 +60,7 @@ class Session:
 
         The engines call this several times a second, with the oldest task that is not answered and its age in seconds.
         """
+        check_interrupted()
         progress.workers, progress.oldest = workers, oldest
         progress.show()
         self.run.pulse()
