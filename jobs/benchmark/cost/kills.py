@@ -24,6 +24,8 @@ from jobs.benchmark.processes import cpu_of_tree, in_repository, resident_mib
 from jobs.experiments import Outcome, say
 from volgrowth.errors import EngineError
 
+# no driver has scored anything by then
+STARTING_SECONDS = 3.0
 # the title of the processes of workers; others of Ray begin with ray:: too
 ACTOR = b"ray::Actor"
 
@@ -102,9 +104,12 @@ def _run_driver(command: list[str], output: Path, rows: int, every: int) -> Driv
     """
     driver = Driver(_rows_there(output))
     with subprocess.Popen(command, env=in_repository(), start_new_session=True) as process:
+        began = time.monotonic()
         while process.poll() is None:
             time.sleep(SAMPLE_SECONDS)
             done = _rows_there(output)
+            if time.monotonic() - began < STARTING_SECONDS:
+                driver.first = done  # workers of the driver before may publish one more shard
             if memory := resident_mib(process.pid):
                 driver.samples.append((done, memory))
             if done >= driver.first + every / 2 and not driver.workers_killed:
