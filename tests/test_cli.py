@@ -59,12 +59,12 @@ def say(capsys, tmp_path, monkeypatch):
     """Run a command that cannot start in an empty folder; what it says."""
     monkeypatch.chdir(tmp_path)
 
-    def say(*arguments: object) -> str:
+    def say(*arguments: object, said: str = "") -> str:
         before = sorted(tmp_path.rglob("*"))
         assert run_command([str(a) for a in arguments]) == 2
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
-        assert captured.out == ""
+        assert re.fullmatch(said, captured.out)
         assert sorted(tmp_path.rglob("*")) == before  # nothing was written
         return " ".join(captured.err.split())
 
@@ -104,11 +104,12 @@ def test_a_data_set_without_images(say, tiny_model, tmp_path):
 def test_an_output_with_something_else_in_it_or_that_cannot_be_written(say, tiny_model, digit_file, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("mine")
+    opened = r"opened: [^\n]+\nleft aside: [^\n]+\n"  # what was found is printed before the output is looked at
     assert "is not empty and holds no audit (it has notes.txt)" in say(
-        "audit", tiny_model, digit_file, "--output", tmp_path / "full"
+        "audit", tiny_model, digit_file, "--output", tmp_path / "full", said=opened
     )
     assert (tmp_path / "full/notes.txt").read_text() == "mine"
-    assert "cannot be" in say("audit", tiny_model, digit_file, "--output", tmp_path / "full/notes.txt/out")
+    assert "cannot be" in say("audit", tiny_model, digit_file, "--output", tmp_path / "full/notes.txt/out", said=opened)
 
 
 def test_settings_that_make_no_sense(say, tiny_model, digit_file, digits, tmp_path):

@@ -28,6 +28,8 @@ from volgrowth.sources import decode_image, encode_png, to_unit
 ROWS = 24
 WORDS = ("naught", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LATENT = dict.fromkeys(("dit", *TEXT_FAMILIES), (4, 8, 8)) | {"ldm": (3, 8, 8)}
+SHAPELESS = ("sdxl", "flux")
+"""Their encoders, of random weights, leave latents of which a blur removes no noise: no weights could learn them."""
 GUIDANCE = 3.0
 
 
@@ -102,7 +104,8 @@ def test_every_family_is_audited(family: str, audited: Any) -> None:
     assert model["latent_shape"] == (list(latent) if latent else None)
     assert model["image_shape"] == ([3, 16, 16] if latent else [3, 8, 8])
     check = found.summary["model_check"]
-    assert (check["verdict"], check["fix"], check["images"]) == ("wrong", "load the trained weights", ROWS)
+    assert (check["verdict"], check["images"]) == ("wrong", ROWS)
+    assert (check["fix"] == "load the trained weights") == (family not in SHAPELESS)
     growth, conditional = scores["growth"].to_numpy(), family in TEXT_FAMILIES or family == "dit"
     assert np.isfinite(growth).all()
     assert len(np.unique(growth)) > ROWS // 2

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from tests.support.report_data import RUN
-from tests.support.tables import failed, many, scores
+from tests.support.tables import data_info, failed, many, scores
 from volgrowth.analysis.calibration.complexity import REGRESSORS
 from volgrowth.analysis.findings import Analysis, analyse
 from volgrowth.analysis.summary import _arithmetic, summarize_audit
-from volgrowth.audit.output.manifest import DataInfo, Manifest
+from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, ModelInfo, Status
@@ -27,8 +27,8 @@ def summarized(
 ) -> tuple[dict[str, Any], Audit, Analysis]:
     """The summary of an audit whose scores are these."""
     config = AuditConfig.build(model="demo/model", data="digits", output=str(folder), **settings)
-    data = DataInfo("digits", "train", "parquet", len(table), 1, "sha256:" + "ab" * 32, {})
-    held = None if holdout is None else DataInfo("held", None, "parquet", len(holdout), 1, "sha256:" + "cd" * 32, {})
+    data = data_info("digits", "train", len(table))
+    held = None if holdout is None else data_info("held", None, len(holdout))
     manifest = json.loads(json.dumps(Manifest.of(config, MODEL, data, held).to_json()))
     audit = Audit(Store(str(folder)), manifest)
     analysis = analyse(table, holdout)

@@ -37,6 +37,7 @@ def out(audited: Audit, tmp_path: Path) -> Callable[..., Path]:  # noqa: F811
             findings = findings.set_column(index, findings.schema.field(name), pa.array(values, findings[name].type))
         pq.write_table(findings, folder / "findings.parquet")
         summary = json.loads((folder / "summary.json").read_text())
+        del summary["sha256"]  # of what it was
         summary["detection"] |= {"null": "held-out", "calibration_rows": held}
         (folder / "summary.json").write_text(json.dumps(summary))
         return folder

@@ -57,7 +57,10 @@ def test_a_pilot_says_what_the_audit_will_take(tiny_model, digit_file, tmp_path,
     out = str(tmp_path / "out")
     arguments = [str(tiny_model), str(digit_file), "--output", out, "--engine", "local", "--shard-size", "40"]
     assert run_command(["plan", *arguments, "--price", "2.5", "--set", "batch_size=8"]) == 0
-    assert capsys.readouterr().out.startswith("150 images, 2,250 network evaluations, 1 workers on cpu\n")
+    opened, aside, planned, *_ = capsys.readouterr().out.splitlines()
+    assert opened.startswith("opened: 150 rows of 1 parquet file")
+    assert aside == "left aside: nothing"
+    assert planned == "150 images, 2,250 network evaluations, 1 workers on cpu"
     kept = json.loads((tmp_path / "out/.plan/forecast.json").read_text())
     assert kept["batch_size"] == 8
     assert kept["money"] == pytest.approx([2.5 * hours for hours in kept["device_hours"]])

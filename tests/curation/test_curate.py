@@ -1,6 +1,7 @@
 """`volgrowth curate` and `volgrowth check` as a person or a CI job types them."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -157,7 +158,11 @@ def test_when_it_is_ended_in_the_middle_there_is_nothing(run, images, bucket, pr
     bucket.upload(tmp_path / "data", "data")
     shutil.rmtree(tmp_path / "data")
     run(f"{bucket.url}/data", tmp_path / "out")
-    fault = proxy.fail("slow", method="GET", path="data/a.parquet", after=2, seconds=600)
+    before = len(proxy.requests)
+    assert command(["curate", "out", "--top-k", "3", "--apply", "whole"]) == 0
+    reads = [request for request in proxy.requests[before:] if re.match("GET .*data/a.parquet", request)]
+    # the last read is of what is being written; those before it compare the data set with what was audited
+    fault = proxy.fail("slow", method="GET", path="data/a.parquet", after=len(reads) - 1, seconds=600)
     process = start_volgrowth(["curate", "out", "--top-k", "3", "--apply", "new"], tmp_path)
     wait_for(lambda: bool(list(tmp_path.glob(".new.*.part"))), process)
     process.send_signal(end)

@@ -186,8 +186,9 @@ def test_the_flagged_are_asked_for_by_default(audited: Path) -> None:
     findings = opened.findings
     flags = [row in (7, 12, 27) for row in range(ROWS)]
     columns = {name: findings[name] for name in findings.column_names}
-    excess = pa.array([float(row) for row in range(ROWS)])
-    opened.__dict__["findings"] = pa.table({**columns, "memorized": flags, "excess_growth": excess})
+    order = [float(row) for row in range(ROWS)]
+    judged = {"q_value": [0.01 if flag else 1.0 for flag in flags], "outside_range": [False] * ROWS}
+    opened.__dict__["findings"] = pa.table({**columns, **judged, "excess_growth": order, "evidence": order})
     assert most_suspicious_rows(opened) == [12, 7]  # row 27 is row 7 again
 
 

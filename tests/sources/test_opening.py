@@ -117,7 +117,11 @@ def test_offline_says_that_it_is_neither_here_nor_on_the_hub(monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("Couldn't reach 'org/name' on the Hub (OfflineModeIsEnabled)\nmore")
 
+    def ask_again(*args, **kwargs):
+        pytest.fail("a hub that does not answer is waited for once")
+
     monkeypatch.setattr(datasets, "load_dataset", offline)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", ask_again)
     with pytest.raises(DataError, match=r"org/name is neither a path here .* nor .* hub: Couldn't reach") as caught:
         open_source("org/name")
     assert "\n" not in str(caught.value)

@@ -188,7 +188,10 @@ def test_images_by_relative_path_are_fetched(bucket, images, tmp_path):
     rows = list(open_source(f"{bucket.upload(tmp_path, 'x')}/a.parquet").read(0, 4))
     assert [row.data for row in rows] == [images[0], images[0], None, None]
     assert (rows[2].error or "").startswith("the file does not exist; the table holds its path")
-    assert rows[3].error == "the value is an absolute path, and the data set lies in an object store"
+    assert rows[3].error == (
+        "the value is an absolute path, and the data set lies in an object store; the table holds its path and no "
+        "bytes: datasets.Image() and save_to_disk put them in"
+    )
 
 
 @pytest.mark.parametrize(

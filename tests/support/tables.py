@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from volgrowth.audit.output.manifest import DataInfo
 from volgrowth.records import SCORES
+from volgrowth.sources.listing import Listing, SourceFile
 
 PLAIN: dict[str, Any] = {
     "status": "ok",
@@ -65,3 +67,8 @@ def many(count: int, seed: int = 0) -> list[dict[str, Any]]:
         }
         for tv in random.uniform(0, 1, count)
     ]
+
+
+def data_info(name: str, split: str | None, rows: int) -> DataInfo:
+    """The record in a manifest of a data set that is one Parquet file."""
+    return DataInfo.of(name, split, Listing.build("parquet", [SourceFile(f"{name}.parquet", 1, rows)]))

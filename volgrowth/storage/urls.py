@@ -59,7 +59,7 @@ def filesystem(name: str) -> tuple[Any, str]:
     protocol = name.partition("://")[0]
     try:
         _forget_old_environment(protocol)
-        files, path = fsspec.core.url_to_fs(name, **_options(protocol), **_credentials(name, protocol))
+        files, path = fsspec.core.url_to_fs(name, **_options(protocol, _credentials(name, protocol)))
     except ImportError as error:
         extra = EXTRAS.get(protocol)
         fix = f"pip install 'volgrowth[{extra}]'" if extra else "install the package that reads it"
@@ -67,8 +67,8 @@ def filesystem(name: str) -> tuple[Any, str]:
     return files, with_query(path.rstrip("/"))
 
 
-def _options(protocol: str) -> dict[str, Any]:
-    """Return what a file system is made with; the user's own fsspec configuration comes first."""
+def _options(protocol: str, credentials: dict[str, Any]) -> dict[str, Any]:
+    """Return what a file system is made with: credentials come first, then the user's fsspec configuration."""
     if protocol == "file":
         return {}
     if protocol in ("http", "https"):
@@ -76,10 +76,12 @@ def _options(protocol: str) -> dict[str, Any]:
 
         # its own limit is of the whole answer, 300 seconds, however large the file is
         limits = aiohttp.ClientTimeout(total=None, sock_connect=HTTP_SECONDS, sock_read=HTTP_SECONDS)
-        return {"client_kwargs": {"timeout": limits}, **fsspec.config.conf.get(protocol, {})}
+        configured = {"client_kwargs": {"timeout": limits}, **fsspec.config.conf.get(protocol, {})}
+        client = {**configured["client_kwargs"], **credentials.get("client_kwargs", {})}
+        return {**configured, "client_kwargs": client}
     # a copy, since botocore writes into the settings that it is given
     ours = copy.deepcopy(_OPTIONS.get(protocol, {}))
-    return {"use_listings_cache": False, **ours, **fsspec.config.conf.get(protocol, {})}
+    return {"use_listings_cache": False, **ours, **fsspec.config.conf.get(protocol, {}), **credentials}
 
 
 def _credentials(name: str, protocol: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import kstest
 
 from tests.support.report_data import RUN
-from tests.support.tables import many, scores
+from tests.support.tables import data_info, many, scores
 from volgrowth.analysis.calibration.error_rates import rows_needed
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.comparison.changes import (
@@ -26,7 +26,7 @@ from volgrowth.analysis.comparison.wording import LISTED, comparison_text
 from volgrowth.analysis.distinct import identical_rows
 from volgrowth.analysis.findings import analyse
 from volgrowth.analysis.summary import summarize_audit
-from volgrowth.audit.output.manifest import DataInfo, Manifest
+from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.errors import OutputError, UsageError
@@ -40,8 +40,8 @@ def empty_audit(name: str, holdout: bool = True, shape: tuple[int, ...] = (1, 8,
     """An audit by a model called so, without its tables."""
     config = AuditConfig.build(model="demo/model", data="digits", output=f"/nowhere/{name}", **settings)
     model = ModelInfo("demo/model", "UNet2DModel", shape, f"sha256:{name}", 18_521)
-    data = DataInfo("digits", "train", "parquet", 7, 1, "sha256:ab", {})
-    held = DataInfo("held", None, "parquet", 7, 1, "sha256:cd", {}) if holdout else None
+    data = data_info("digits", "train", 7)
+    held = data_info("held", None, 7) if holdout else None
     return Audit(Store(f"/nowhere/{name}"), json.loads(json.dumps(Manifest.of(config, model, data, held).to_json())))
 
 

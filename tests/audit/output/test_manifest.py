@@ -94,7 +94,7 @@ def test_how_an_audit_runs_does_not_change_its_digest_and_what_it_measures_does(
         "data_kind": "folder",
         "holdout_kind": "parquet",
         "log_json": "log",
-        "trust_model": True,
+        "trust_model": False,  # the tests trust models unless told
     }
     assert running.keys() | {"output"} == EXECUTION
     assert manifest(**running).config_digest == digest

@@ -54,7 +54,8 @@ class HubSource(DatasetSource):
 
     def _refusal(self, error: Exception) -> DataError:
         """Return what to say of a data set that could not be loaded."""
-        names = self._configurations()
+        # a hub that did not answer, or does not know the name, would be waited for a second time
+        names = [] if isinstance(error, ConnectionError | FileNotFoundError) else self._configurations()
         option = "data_config (--set data_config=NAME; of held-out images holdout_config)"
         if self.configuration is None and len(names) > 1 and self._default() is None:
             said = f"has several configurations ({shown_names(names)}): name the one to audit with {option}"
