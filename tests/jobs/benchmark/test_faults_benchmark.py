@@ -51,7 +51,7 @@ def test_a_try_is_survived_only_if_it_ended_well_and_nothing_differs():
 
 def test_faults_done_for_real_are_survived_and_fill_the_page(tmp_path, monkeypatch):
     monkeypatch.setenv("VOLGROWTH_FAULTS_FOLDER", "")  # restored afterwards
-    for only, tried in (["bits", "json-bits"], [101, 40]), (["bombs"], [101, 40, 2]):
+    for only, tried in (["bits"], [101]), (["json-bits"], [101, 40]):
         outcome = inject_faults(tmp_path, only, quick=True)
         publish_outcome("engine", "faults", outcome, tmp_path, 1.0)
         lines = outcome.tables["table"]
@@ -60,7 +60,7 @@ def test_faults_done_for_real_are_survived_and_fill_the_page(tmp_path, monkeypat
         assert line["survived"] == line["tried"]
         assert [line["rows lost"], line["rows doubled"], line["rows with other numbers"]] == [0, 0, 0]
     assert outcome.sentences == [
-        "Of 143 tries 143 were survived: 0 rows were lost, 0 doubled, and 0 had other numbers without a word."
+        "Of 141 tries 141 were survived: 0 rows were lost, 0 doubled, and 0 had other numbers without a word."
     ]
     written, committed = ((folder / "engine.md").read_text() for folder in (tmp_path, DOCS))
     assert headings(written, "faults-table") == headings(committed, "faults-table")
