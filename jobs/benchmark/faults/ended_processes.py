@@ -61,7 +61,7 @@ def workers_killed(audit: SmallAudit) -> FaultLine:
     """Kill workers of a driver that goes on."""
     line = FaultLine("a worker is killed (SIGKILL)", "several in one audit; the driver goes on with others")
     for _ in range(2):
-        output = audit.new("workers")
+        output = audit.new("workers-killed")
         with audit.caught(output, 3, *ON_RAY) as driver:
             killed = audit.worker(driver)
             os.kill(killed, signal.SIGKILL)
