@@ -84,7 +84,7 @@ class FaultLine:
         self.doubled += found.doubled
         self.other += found.other
         if not well:
-            self.failures.append(f"{found}: {said[-600:]}")
+            self.failures.append(f"{found}: {said[:400]} ... {said[-200:]}")
 
     def row(self) -> dict[str, Any]:
         """Return the line as it stands in the page."""
