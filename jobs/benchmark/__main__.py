@@ -66,6 +66,21 @@ def _duplicates(given: argparse.Namespace) -> Outcome:
     return Outcome(said, {"table": found}, {"bits that copies differ in": RADIUS, "rows in a family": FAMILY})
 
 
+def _evidence(given: argparse.Namespace) -> Outcome:
+    """Compare the parts of the evidence, alone and together, on the cases of the bench."""
+    from jobs.benchmark.detection.evidence_parts import PARTS, compare_parts
+
+    cases = choose_cases(given.data, given.cases)
+    found = list(compare_parts(cases, given.seeds, given.data, given.output / "models"))
+    whole = [row for row in found if row["parts"] == ", ".join(PARTS)]
+    said = [
+        f"All parts together: AUROC {min(row['AUROC'] for row in whole):.4f} and more, power "
+        f"{min(row['power'] for row in whole):.2f} and more, and the reproduced images' lower quartile is "
+        f"{min(row['lower quartile of reproduced'] for row in whole):.1f} and more, over {len(whole)} models.",
+    ]
+    return Outcome(said, {"table": found}, {"seeds": given.seeds})
+
+
 def _promise(given: argparse.Namespace) -> Outcome:
     """Simulate audits over tails of every kind: the false discoveries and the power behind a promised rate."""
     from jobs.benchmark.promise import simulate_promises
@@ -101,6 +116,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "soak": (_soak, "engine"),
     "kills": (_kills, "engine"),
     "duplicates": (_duplicates, "engine"),
+    "evidence": (_evidence, "detection"),
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
     "images": (_images, ""),
@@ -132,10 +148,15 @@ def _parser() -> argparse.ArgumentParser:
     added["faults"].add_argument("--quick", action="store_true", help="few tries of the faults that need no Ray")
     added["faults"].add_argument("--only", nargs="+", help="names of faults, such as bits or sigterm; all by default")
     added["images"].add_argument("--font", type=Path, default=EMOJI_FONT, help="the file NotoColorEmoji.ttf")
+    for bench_command in (added["detection"], added["evidence"]):
+        bench_command.add_argument(
+            "--data", type=Path, default=Path("data"), help="folder of mnist12.npz and emoji32.npz"
+        )
+        bench_command.add_argument(
+            "--cases", nargs="+", help="cases of the bench; by default all whose images are there"
+        )
+        bench_command.add_argument("--seeds", type=int, default=2, help="seeds of each case")
     detection = added["detection"]
-    detection.add_argument("--data", type=Path, default=Path("data"), help="folder of mnist12.npz and emoji32.npz")
-    detection.add_argument("--cases", nargs="+", help="cases of the bench; by default all whose images are there")
-    detection.add_argument("--seeds", type=int, default=2, help="seeds of each case")
     detection.add_argument("--only", nargs="+", help="built-in scores; all by default")
     detection.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")
     return parser

@@ -123,6 +123,11 @@ def _screening(audited: "_Scored", findings: pa.Table, calibration: Calibration,
     )
 
 
+def part_score(column: str, values: np.ndarray) -> np.ndarray:
+    """Return the score that a column of scores contributes to the evidence, high where it is suspicious, (n,)."""
+    return values if column == "growth" else -np.log(np.maximum(values, SMALLEST))
+
+
 def check_columns(findings: pa.Table, url: str, *names: str) -> None:
     """Check that the findings of an audit have some columns.
 
@@ -163,8 +168,7 @@ class _Scored:
 
     def part(self, column: str) -> ScoredImages:
         """Return the scored rows with a part of the evidence as the score; NaN where the column is null."""
-        values = self.table.column(column).to_numpy().astype(float)
-        return self._images(column, values if column == "growth" else -np.log(np.maximum(values, SMALLEST)))
+        return self._images(column, part_score(column, self.table.column(column).to_numpy().astype(float)))
 
     def _images(self, column: str, score: np.ndarray) -> ScoredImages:
         features = regressors(self.table)
