@@ -32,7 +32,7 @@ from volgrowth.analysis.calibration.p_values import PValues, held_out_p_values
 from volgrowth.analysis.calibration.tails import Tail, fit_tail
 
 REPRODUCED = 5.0
-"""Evidence that three quarters of the images that samples reproduce had, or more, in every case of the bench."""
+"""Evidence that three quarters of the images that samples reproduce had, or more, in each case of docs/detection.md."""
 
 Parts = Mapping[str, ScoredImages]
 
