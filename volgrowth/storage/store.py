@@ -215,7 +215,7 @@ class Store:
         return str(PurePosixPath(self.root) / name)
 
     def _details(self, name: str) -> dict[str, Any]:
-        with self._reading(name), _unless_absent():
+        with self._explained(name), _unless_absent():
             self.files.invalidate_cache()
             return self.files.info(self._at(name))
         return {}
@@ -224,6 +224,9 @@ class Store:
         at = Path(self._at(name))
         if self.local and at.exists() and not (at.is_file() or at.is_dir()):
             raise OutputError(f"{self.path(name)} is a pipe or a device, which is not read: put the file in its place")
+        return self._explained(name)
+
+    def _explained(self, name: str) -> AbstractContextManager[None]:
         advice = "check that it exists and that you may read it"
         return explained(OutputError, f"{self.path(name)} cannot be read", self.url, advice)
 

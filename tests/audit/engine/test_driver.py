@@ -169,7 +169,10 @@ def test_ctrl_c_leaves_a_resumable_audit_and_says_so(typed, tmp_path):
 @pytest.mark.slow
 def test_another_program_gets_plain_progress_lines(typed, tmp_path):
     finished = volgrowth(*typed, cwd=tmp_path)
-    assert finished.stdout.startswith("150 of 150 images scored; report: ")
+    opened, left_aside, scored = finished.stdout.splitlines()[:3]
+    assert opened == "opened: 150 rows of 1 parquet file; images from column image"
+    assert left_aside == "left aside: nothing"
+    assert scored.startswith("150 of 150 images scored; report: ")
     assert "25/25 shards, " in finished.stderr
     assert "images/s" in finished.stderr
     assert "0 failed" in finished.stderr
