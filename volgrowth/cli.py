@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from volgrowth.errors import UsageError, VolgrowthError
+from volgrowth.guard import INTERRUPTED, KEPT, STOPPED, continue_guarded, tell_guard
 from volgrowth.options import (
     EngineName,
     GpusPerWorker,
@@ -26,7 +27,7 @@ from volgrowth.options import (
     takes_settings,
 )
 from volgrowth.plain import keep_printing, plain, print_plain
-from volgrowth.signals import INTERRUPTED, EndingSignals
+from volgrowth.signals import EndingSignals
 from volgrowth.version import VERSION
 
 
@@ -35,7 +36,7 @@ class Exit(IntEnum):
 
     DONE = 0
     MORE_THAN_ALLOWED = 1
-    NOT_STARTED = 2
+    NOT_STARTED = STOPPED
     CANNOT_TELL = 2
     TOO_MANY_FAILED = 3
     INTERRUPTED = INTERRUPTED
@@ -45,7 +46,7 @@ class _Commands(TyperGroup):
     """The commands, each of which ends with a sentence when a signal interrupts it."""
 
     def invoke(self, ctx: Any) -> Any:
-        with _interruptible("no file is left half-written; the same command may be given again"):
+        with _interruptible(KEPT):
             return super().invoke(ctx)
 
 
@@ -363,6 +364,7 @@ def _refuse_beside_undo(given: dict[str, Any]) -> None:
 @contextmanager
 def _interruptible(kept: str) -> Iterator[None]:
     """Have Ctrl-C, SIGTERM and SIGHUP end a command with a sentence that says what is kept, and exit code 130."""
+    tell_guard(kept=kept)
     try:
         yield
     except KeyboardInterrupt:
@@ -372,11 +374,19 @@ def _interruptible(kept: str) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    signals = EndingSignals()
     keep_printing()
+    continue_guarded(_give_up_lock)
+    signals = EndingSignals()
     code = run_command(sys.argv[1:] if arguments is None else arguments)
+    tell_guard(code=code)
     signals.exit_with(code)
     sys.exit(code)
+
+
+def _give_up_lock(output: str, identity: str) -> None:
+    from volgrowth.audit.output.lock import give_up_lock
+
+    give_up_lock(output, identity)
 
 
 def run_command(arguments: Sequence[str]) -> int:

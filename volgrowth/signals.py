@@ -10,12 +10,11 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130
-"""The exit code of a command that a signal ended."""
+from volgrowth.guard import ENDING, INTERRUPTED, leave_at_once
+
 # a terminal that closes and the shell in it each send a signal: within so many seconds they count as one
 TOGETHER = 1.0
 _arrived = threading.Event()
@@ -28,9 +27,7 @@ class EndingSignals:
     """
 
     def __init__(self) -> None:
-        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-        known = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        self._heeded = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+        self._heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
         self._interrupted = False
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -39,6 +36,8 @@ class EndingSignals:
         atexit.register(self._ignore)  # what is registered first is called last
         for number in self._heeded:
             signal.signal(number, self._interrupt)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # those that came since the guard began arrive now
 
     def exit_with(self, code: int) -> None:
         """Have each signal end this process with `code`: its work is done, and only the interpreter is to be closed."""
@@ -74,11 +73,3 @@ def check_interrupted() -> None:
     """Raise `KeyboardInterrupt` if a signal has come: a library in whose code it was raised may have passed over it."""
     if _arrived.is_set():
         raise KeyboardInterrupt
-
-
-def leave_at_once(code: int) -> NoReturn:
-    """End this process without closing anything but the progress bar, which hides the cursor of a terminal."""
-    with suppress(OSError):
-        if os.isatty(2):
-            os.write(2, b"\x1b[?25h\n")
-    os._exit(code)

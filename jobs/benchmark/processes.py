@@ -12,6 +12,15 @@ def in_repository() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
+def command_of(guard: int) -> int:
+    """Return the process in which a command works; what was started is its guard, until it has started the other."""
+    try:
+        children = Path(f"/proc/{guard}/task/{guard}/children").read_text().split()
+    except OSError:  # it has ended
+        children = []
+    return int(children[0]) if children else guard
+
+
 def resident_mib(process: int, peak: bool = False) -> float:
     """Return a process's memory in MiB, now or at its peak; 0 when it has ended.
 

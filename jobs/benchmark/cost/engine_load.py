@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from jobs.benchmark.processes import cpu_of_tree, in_repository, resident_mib
+from jobs.benchmark.processes import command_of, cpu_of_tree, in_repository, resident_mib
 from jobs.experiments import Outcome, say
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.config import AuditConfig
@@ -229,7 +229,7 @@ def watch_audit(command: list[str], log: Path) -> list[tuple[int, float, float]]
                 events = map(json.loads, whole.splitlines())
                 done += sum(event["images"] for event in events if event["event"] == "shard")
             spent |= cpu_of_tree(process.pid)
-            if memory := resident_mib(process.pid):
+            if memory := resident_mib(command_of(process.pid)):
                 samples.append((done, memory, sum(spent.values())))
     if process.returncode:
         raise EngineError(f"{' '.join(command)} ended with {process.returncode}: its own message says why")

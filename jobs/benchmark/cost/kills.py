@@ -20,7 +20,7 @@ from jobs.benchmark.cost.engine_load import (
     make_data,
     memory_slope,
 )
-from jobs.benchmark.processes import cpu_of_tree, in_repository, resident_mib
+from jobs.benchmark.processes import command_of, cpu_of_tree, in_repository, resident_mib
 from jobs.experiments import Outcome, say
 from volgrowth.errors import EngineError
 
@@ -110,7 +110,7 @@ def _run_driver(command: list[str], output: Path, rows: int, every: int) -> Driv
             done = _rows_there(output)
             if time.monotonic() - began < STARTING_SECONDS:
                 driver.first = done  # workers of the driver before may publish one more shard
-            if memory := resident_mib(process.pid):
+            if memory := resident_mib(command_of(process.pid)):
                 driver.samples.append((done, memory))
             if done >= driver.first + every / 2 and not driver.workers_killed:
                 driver.workers_killed = _kill_worker(process.pid)

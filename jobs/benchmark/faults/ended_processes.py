@@ -120,15 +120,15 @@ def late_writers(audit: SmallAudit) -> FaultLine:
         output = audit.new("late")
         if moment == "scoring":
             with audit.caught(output, 5) as first:
-                os.kill(first.pid, signal.SIGSTOP)
+                os.killpg(first.pid, signal.SIGSTOP)
         else:
             first = audit.start(output)
             wait_until((output / "findings.parquet").exists, first)
-            os.kill(first.pid, signal.SIGSTOP)
+            os.killpg(first.pid, signal.SIGSTOP)
         seen_elsewhere(output)
         second = audit.audit(output)  # watches for a while if the first one still writes
         before = digests(output)
-        os.kill(first.pid, signal.SIGCONT)
+        os.killpg(first.pid, signal.SIGCONT)
         said, _ = first.communicate()
         silent = digests(output) == before and first.returncode == 2 and "taken over by another" in said
         line.count(silent and second.code == 0, audit.difference(output), f"{first.returncode}: {said} {second.said}")

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.benchmark.faults.held_model import FOLDER, MODULE, hold_workers
-from jobs.benchmark.processes import in_repository
+from jobs.benchmark.processes import command_of, in_repository
 from volgrowth.cli import run_command
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import EngineError
@@ -184,7 +184,7 @@ class SmallAudit:
 
     def worker(self, driver: subprocess.Popen[str]) -> int:
         """Return the process id of a worker of a driver."""
-        known = {int(path.name) for path in (self.folder / "workers").iterdir()} - {driver.pid}
+        known = {int(path.name) for path in (self.folder / "workers").iterdir()} - {command_of(driver.pid)}
         return next(pid for pid in sorted(known, reverse=True) if Path(f"/proc/{pid}").exists())
 
     def difference(self, output: Path, besides: Collection[int] = ()) -> Difference:

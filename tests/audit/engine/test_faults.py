@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 
 import volgrowth as vg
+from jobs.benchmark.processes import command_of
 from tests.conftest import start_volgrowth, volgrowth, wait_for
 from tests.support.held_model import HELD_MODEL, held_up
 
@@ -163,7 +164,7 @@ def ended_well(process: subprocess.Popen[str]) -> None:
 def workers(run: Run, driver: subprocess.Popen[str]) -> list[int]:
     """Processes that hold the model, the driver left out: it looks at the model too."""
     pids = (int(path.name) for path in (run.machines.folder / "pids").iterdir())
-    return [pid for pid in pids if pid != driver.pid and Path(f"/proc/{pid}").exists()]
+    return [pid for pid in pids if pid != command_of(driver.pid) and Path(f"/proc/{pid}").exists()]
 
 
 def test_a_driver_killed_five_times(run, undisturbed):
@@ -258,8 +259,8 @@ def test_a_row_that_kills_its_process_is_found_and_the_rest_is_scored(run, undis
 def test_a_second_driver_refuses_and_the_first_goes_on(run, undisturbed):
     with run.caught(2) as driver:
         second = volgrowth(*run.arguments, cwd=run.machines.folder)
+        assert f"is being written by another volgrowth (process {command_of(driver.pid)} on" in second.stderr
     assert second.returncode == 2
-    assert f"is being written by another volgrowth (process {driver.pid} on" in second.stderr
     assert "Traceback" not in second.stderr
     ended_well(driver)
     assert run.scores.equals(undisturbed)

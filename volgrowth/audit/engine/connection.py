@@ -13,6 +13,7 @@ import ray
 import ray.util.client
 
 from volgrowth.errors import EngineError, kind_and_line
+from volgrowth.guard import tell_guard
 from volgrowth.signals import check_interrupted
 
 # the variable of Ray's own patience with a head, and its default, in seconds; half of it is waited here
@@ -33,6 +34,7 @@ def ray_running(address: str | None) -> Iterator[None]:
     local = {"include_dashboard": False} if address == "local" else {}
     if address != "local":
         _check_reachable(address)
+    tell_guard(ray=True)
     try:
         with _handler_kept():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
@@ -49,6 +51,7 @@ def ray_running(address: str | None) -> Iterator[None]:
     finally:
         with _handler_kept():
             ray.shutdown()
+        tell_guard(ray=False)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """One driver session on an output folder: its lock, its run record and its workers."""
 
-import threading
 from contextlib import ExitStack
 from types import TracebackType
 from typing import NoReturn, Self
@@ -11,11 +10,10 @@ from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.runs import Run
 from volgrowth.config import AuditConfig
 from volgrowth.errors import EngineError
+from volgrowth.guard import STOPPED, close_in_time, leave_at_once
 from volgrowth.plain import plain, print_plain
-from volgrowth.signals import check_interrupted, leave_at_once
+from volgrowth.signals import check_interrupted
 from volgrowth.storage.store import Store
-
-CLOSING_SECONDS = 10.0
 
 
 class Session:
@@ -50,10 +48,8 @@ class Session:
             self.run.__exit__(EngineError, EngineError(reason), None)
             self.lock.release()
 
-        closing = threading.Thread(target=close, daemon=True)
-        closing.start()
-        closing.join(CLOSING_SECONDS)  # the output may be as far away as the cluster
-        leave_at_once(2)
+        close_in_time(close)
+        leave_at_once(STOPPED)
 
     def pulse(self, progress: AuditProgress, workers: int, oldest: tuple[str, float] | None = None) -> None:
         """Show the progress, save the run record now and then, and stop if another driver has taken over.

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from volgrowth.errors import DamagedError, OutputError
+from volgrowth.guard import tell_guard
 from volgrowth.plain import print_plain
 from volgrowth.storage.store import Store
 
@@ -41,6 +42,14 @@ def driving(store: Store) -> Iterator["Lock"]:
         yield lock
     finally:
         lock.release()
+
+
+def give_up_lock(output: str, identity: str) -> None:
+    """Remove the lock of a driver whose process has ended, unless another driver has it or the output is away."""
+    with suppress(OutputError):
+        store = Store(output)
+        if store.exists(LOCK) and store.read_json(LOCK).get("id") == identity:
+            store.delete(LOCK)
 
 
 class Lock:
@@ -67,6 +76,7 @@ class Lock:
                     f"end it, or choose another output"
                 )
             self.store.write(LOCK, self._content())
+        tell_guard(lock=[self.store.url, self.mine["id"]])
         self._thread.start()
 
     def check(self) -> None:
@@ -102,6 +112,7 @@ class Lock:
         with suppress(OutputError):
             if self._is_mine(self._read()):
                 self.store.delete(LOCK)
+        tell_guard(lock=None)
 
     def _keep(self) -> None:
         while not self._lost and not self._stop.wait(BEAT_SECONDS):
