@@ -102,9 +102,7 @@ def cluster(ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 # the store of the cluster's state, and the process through which the driver reaches the cluster
-@pytest.mark.parametrize(
-    ("lost", "said"), [("gcs_server", "the head of "), ("raylet", "is connected to")]
-)
+@pytest.mark.parametrize(("lost", "said"), [("gcs_server", "the head of "), ("raylet", "is connected to")])
 def test_the_loss_of_the_head_is_a_sentence_and_the_audit_resumes(typed, cluster, tmp_path, lost, said):
     patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": "8"}
     with held_up(tmp_path, tmp_path / "out", 2):

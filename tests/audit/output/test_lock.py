@@ -194,6 +194,18 @@ def test_a_driver_that_was_stopped_and_taken_over_writes_nothing_when_it_goes_on
     assert not store.exists(LOCK)
 
 
+def test_a_signal_at_the_moment_when_the_lock_is_taken_leaves_none(tmp_path):
+    class Interrupted(Store):
+        def create(self, name, data):
+            super().create(name, data)
+            raise KeyboardInterrupt
+
+    store = Interrupted(str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt), driving(store):
+        pass
+    assert not store.exists(LOCK)
+
+
 def test_a_driver_that_kept_its_lock_publishes(tmp_path):
     store = Store(str(tmp_path / "out"))
     (tmp_path / "publish-first").touch()

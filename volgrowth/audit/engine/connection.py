@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.util.client
+from ray.exceptions import RpcError
 
 from volgrowth.errors import EngineError, kind_and_line
 from volgrowth.guard import tell_guard
@@ -82,12 +84,13 @@ def head_watched(lost: Callable[[str], object]) -> Iterator[None]:
         yield
         return
     address, over = ray.get_runtime_context().gcs_address, threading.Event()
+    head = ray._private.worker.global_worker.gcs_client
     patience = 0.5 * float(os.environ.get(RAYS_PATIENCE, RAYS_SECONDS))
 
     def watch() -> None:
         missing = None
         while not over.wait(1.0):
-            if _reachable(address, 1.0) is None:
+            if _answers(head, 1.0):
                 missing = None
                 continue
             missing = missing or time.monotonic()
@@ -97,11 +100,22 @@ def head_watched(lost: Callable[[str], object]) -> Iterator[None]:
                     f"published stays, and the same command resumes on a cluster that answers"
                 )
 
-    threading.Thread(target=watch, name="volgrowth-head", daemon=True).start()
+    watching = threading.Thread(target=watch, name="volgrowth-head", daemon=True)
+    watching.start()
     try:
         yield
     finally:
         over.set()
+        watching.join()  # Ray must not be closed while a question is on its way
+
+
+def _answers(head: Any, seconds: float) -> bool:
+    """Return whether the head answers a question; one that is stopped takes connections and answers nothing."""
+    try:
+        head.check_alive([], timeout=seconds)
+    except RpcError:
+        return False
+    return True
 
 
 def _reachable(address: str, seconds: float) -> OSError | None:

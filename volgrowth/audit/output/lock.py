@@ -37,8 +37,8 @@ def driving(store: Store) -> Iterator["Lock"]:
         OutputError: another driver is at work.
     """
     lock = Lock(store)
-    lock.acquire()
     try:
+        lock.acquire()  # a signal may come when the file is there, and before this returns
         yield lock
     finally:
         lock.release()
@@ -68,6 +68,7 @@ class Lock:
         Raises:
             OutputError: another driver is at work.
         """
+        tell_guard(lock=[self.store.url, self.mine["id"]])
         if not self.store.create(LOCK, self._content()):
             there = self._read()
             if there is not None and self._alive(there):
@@ -76,7 +77,6 @@ class Lock:
                     f"end it, or choose another output"
                 )
             self.store.write(LOCK, self._content())
-        tell_guard(lock=[self.store.url, self.mine["id"]])
         self._thread.start()
 
     def check(self) -> None:
@@ -108,7 +108,8 @@ class Lock:
     def release(self) -> None:
         """Give up the lock, unless another driver has it."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         with suppress(OutputError):
             if self._is_mine(self._read()):
                 self.store.delete(LOCK)
