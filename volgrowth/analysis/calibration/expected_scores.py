@@ -19,6 +19,7 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 
+from volgrowth.analysis.calibration.boosted_trees import predict
 from volgrowth.analysis.distinct import first_of_each
 
 FOLDS = 5
@@ -126,7 +127,7 @@ def pass_screen(audited: ScoredImages, holdout: ScoredImages, share: float) -> P
     models = _fit_folds(held)
     excess = held.score - _own_fold(models, held)
     threshold = np.sort(excess)[-ceil(share * len(rows))]
-    by_model = np.stack([_predict(model, audited.features) for model in models])
+    by_model = np.stack([predict(model, audited.features) for model in models])
     return Passing(np.all(audited.score - by_model >= threshold, axis=0), excess >= threshold)
 
 
@@ -145,7 +146,7 @@ def expect(audited: ScoredImages, holdout: ScoredImages | None, rows: np.ndarray
     if holdout is None:
         excess = Excess((audited.score - own)[None], np.empty(0), np.empty(0, int))
         return Expectation(excess, own, None, *quality)
-    by_model = np.stack([_predict(model, audited.features) for model in models])
+    by_model = np.stack([predict(model, audited.features) for model in models])
     excess = Excess(audited.score - by_model, fitted.score - own[rows], _folds(fitted))
     return Expectation(excess, by_model.mean(0), own, *quality)
 
@@ -175,7 +176,7 @@ def _own_fold(models: list[HistGradientBoostingRegressor], images: ScoredImages)
     folds = _folds(images)
     expected = np.empty(len(folds))
     for fold, model in enumerate(models):
-        expected[folds == fold] = _predict(model, images.features[folds == fold])
+        expected[folds == fold] = predict(model, images.features[folds == fold])
     return expected
 
 
@@ -193,13 +194,6 @@ def _fit(images: ScoredImages) -> HistGradientBoostingRegressor:
     # boosting threads spin while they wait: on a busy machine several are slower than one by orders of magnitude
     with threadpool_limits(1, user_api="openmp"):
         return model.fit(images.features, images.score)
-
-
-def _predict(model: HistGradientBoostingRegressor, features: np.ndarray) -> np.ndarray:
-    if not len(features):  # no row may have been scored
-        return np.empty(0)
-    with threadpool_limits(1, user_api="openmp"):
-        return model.predict(features)
 
 
 def _quality(score: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
