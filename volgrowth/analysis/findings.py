@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_mask
-from volgrowth.analysis.calibration.complexity import regressors
+from volgrowth.analysis.calibration.complexity import TableRegressors
 from volgrowth.analysis.calibration.error_rates import q_values
-from volgrowth.analysis.calibration.evidence import Calibration, calibrate, part_p_values
+from volgrowth.analysis.calibration.evidence import Calibration, calibrate
 from volgrowth.analysis.calibration.expected_scores import (
     MIN_IMAGES,
     Passing,
@@ -33,6 +33,10 @@ Columns = dict[str, pa.Array]
 
 PARTS = ("growth", "loss", "noise_norm")
 """Columns of scores that make the evidence: growth as it is, the others as minus their logarithm."""
+_CALIBRATING = (
+    *("row", "content_hash", "screen", *PARTS),
+    *("png_bytes", "variance", "total_variation", "mean", "edge_density"),
+)
 SMALLEST = 1e-12
 """Losses and lengths of noise below this count as this: their logarithm has an end."""
 
@@ -154,8 +158,8 @@ class _Scored:
         self.scores = scores
         mask = pc.equal(scores.column("status"), Status.OK.value)
         self.mask = mask.to_numpy().astype(bool)
-        self.table = scores.filter(mask)
-        self.reference = None if reference is None else reference.filter(mask)
+        self.table = scores.select(list(_CALIBRATING)).filter(mask)
+        self.reference = None if reference is None else reference.select(["screen", *PARTS]).filter(mask)
         self.content = self.table.column("content_hash").to_numpy()
         _, self.first, self.copy_of = np.unique(self.content, return_index=True, return_inverse=True)
 
@@ -171,10 +175,8 @@ class _Scored:
         return self._images(column, part_score(column, self.table.column(column).to_numpy().astype(float)))
 
     def _images(self, column: str, score: np.ndarray) -> ScoredImages:
-        features = regressors(self.table)
-        if self.reference is not None:
-            features = np.column_stack([features, self.reference.column(column).to_numpy()])
-        return ScoredImages(features, score, self.content)
+        further = None if self.reference is None else self.reference.column(column).to_numpy()
+        return ScoredImages(TableRegressors(self.table, further), score, self.content)
 
     def full(self, values: np.ndarray) -> pa.Array:
         """Return values of the scored rows as a column of all rows; null in the other rows, and where they are NaN."""
@@ -190,7 +192,7 @@ def _calibrate(audited: _Scored, holdout: _Scored | None, passed: Passing | None
         for images in parts.values():
             images.score[np.isnan(images.score)] = -np.inf
     held = None if holdout is None else {name: holdout.part(name) for name in names}
-    found = calibrate(parts, held, passed)
+    found = calibrate(parts, held, passed, alone=("loss",))
     if found is not None:
         found.left_out.update({name: "the preset does not measure it" for name in PARTS if name not in names})
     return found
@@ -204,12 +206,12 @@ def _calibrated(audited: _Scored, calibration: Calibration, passed: Passing | No
         "evidence": audited.full(_measured(calibration.evidence)),
     }
     for name, part in calibration.parts.items():
-        columns[f"evidence_{name}"] = audited.full(_measured(part.excess.mean / (part.residual_spread or 1.0)))
+        columns[f"evidence_{name}"] = audited.full(_measured(part.mean_excess / (part.residual_spread or 1.0)))
     p_values = {"": calibration.p_value}
     if "loss" in calibration.parts:
         expected_loss = np.exp(-calibration.parts["loss"].expected)  # the median of a logarithm is that of the loss
         columns["excess_loss"] = audited.full(audited.table["loss"].to_numpy() - expected_loss)
-        p_values["loss_"] = part_p_values(calibration, "loss", passed)
+        p_values["loss_"] = calibration.part_p_values["loss"]
     for prefix, p_value in p_values.items():
         tested = _tested(audited, calibration, passed, p_value)
         q_value = q_values(tested, audited.content)

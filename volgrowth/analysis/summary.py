@@ -148,7 +148,8 @@ def _tail(calibration: Calibration) -> dict[str, Any] | None:
     tail = calibration.tail
     if tail is None:
         return None
-    farthest = float(np.max(calibration.excess.held))
+    assert calibration.holdout_evidence is not None  # the tail is theirs
+    farthest = float(np.max(calibration.holdout_evidence))
     beyond = calibration.evidence[calibration.evidence > farthest]
     return {
         "threshold": tail.threshold,

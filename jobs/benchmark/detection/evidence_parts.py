@@ -57,8 +57,8 @@ def _calibrated(subject: Subject, columns: dict[str, np.ndarray], names: Sequenc
 def _whitened(calibration: Calibration) -> np.ndarray:
     """Return the sum of the parts weighted by the inverse of their held-out covariance, (families,)."""
     parts = list(calibration.parts.values())
-    held = np.stack([part.excess.held for part in parts])
-    return np.linalg.solve(np.cov(held), held.std(1)) @ np.stack([part.excess.mean for part in parts])
+    held = np.stack([part.held_excess for part in parts])
+    return np.linalg.solve(np.cov(held), held.std(1)) @ np.stack([part.mean_excess for part in parts])
 
 
 def _found(subject: Subject, evidence: np.ndarray, calibration: Calibration | None) -> dict[str, Any]:

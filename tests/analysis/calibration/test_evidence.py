@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from volgrowth.analysis.calibration.evidence import Calibration, calibrate, part_p_values
+from volgrowth.analysis.calibration.evidence import Calibration, calibrate
 from volgrowth.analysis.calibration.expected_scores import ScoredImages
 
 Both = tuple[Calibration, dict[str, ScoredImages], dict[str, ScoredImages]]
@@ -24,7 +24,7 @@ def sets(count: int, seed: int, memorized: int = 0) -> dict[str, ScoredImages]:
 
 
 def calibrated(audited: dict[str, ScoredImages], holdout: dict[str, ScoredImages] | None) -> Calibration:
-    found = calibrate(audited, holdout)
+    found = calibrate(audited, holdout, alone=("loss",))
     assert found is not None
     return found
 
@@ -37,7 +37,7 @@ def both() -> Both:
 
 def test_evidence_is_the_sum_of_the_parts_in_units_of_the_held_out_spread(both: Both) -> None:
     found = both[0]
-    parts = [part.excess.mean / part.residual_spread for part in found.parts.values()]
+    parts = [part.mean_excess / part.residual_spread for part in found.parts.values()]
     ratio = found.evidence / np.sum(parts, 0)
     assert_allclose(ratio, ratio[0], rtol=1e-9)
     held = found.holdout_evidence
@@ -61,7 +61,7 @@ def test_parts_together_find_more_than_each_alone(both: Both) -> None:
 def test_a_part_alone_has_the_p_values_of_that_score(both: Both) -> None:
     found, audited, holdout = both
     alone = calibrated({"loss": audited["loss"]}, {"loss": holdout["loss"]})
-    assert_allclose(part_p_values(found, "loss"), alone.p_value, rtol=1e-6)
+    assert_allclose(found.part_p_values["loss"], alone.p_value, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

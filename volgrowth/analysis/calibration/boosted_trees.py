@@ -6,12 +6,10 @@ tree that an image fails, x > threshold, rules out the leaves below its left bra
 that no failed test rules out. All tests of one feature fail or pass by the place of x among the thresholds of that
 feature, so that a table gives the leaves that remain for each place, as a bit mask, and the leaf is the lowest bit of
 the masks of all features together. Leaf values are added in the order of the trees, as scikit-learn adds them.
-
-Images are taken in chunks, so that memory does not grow with their number, by as many threads as there are cores.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
@@ -19,24 +17,24 @@ from threadpoolctl import threadpool_limits
 
 FEW = 8192
 """Images up to which the tables would take longer to make than scikit-learn takes to predict."""
-CHUNK = 16_384
 LEAVES = 32
 """Leaves of one tree, at most: a bit mask has so many bits. scikit-learn grows 31 unless it is told otherwise."""
 
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Returns predictions, (n,), for features (n, k); NaN is a missing one."""
 
-def predict(model: HistGradientBoostingRegressor, features: np.ndarray) -> np.ndarray:
-    """Return the predictions of a regression with numeric features, (n,), for features (n, k); NaN is a missing one."""
-    if len(features) <= FEW or (trees := _looked_up(model, features)) is None:
-        return _walked(model, features)
-    starts = range(0, len(features), CHUNK)
-    result = np.empty(len(features))
 
-    def fill(start: int) -> None:
-        result[start : start + CHUNK] = trees.predict(features[start : start + CHUNK])
+def predictor(model: HistGradientBoostingRegressor, sample: np.ndarray, count: int) -> Predict:
+    """Return the fastest function that predicts `count` images to the bit as a regression with numeric features does.
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(fill, starts))
-    return result
+    Args:
+        model: the regression.
+        sample: features of some images, (m, k), on which the function is compared with scikit-learn.
+        count: number of images that will be predicted, in one call or in several.
+    """
+    if count > FEW and (trees := _looked_up(model, sample)) is not None:
+        return trees.predict
+    return partial(_walked, model)
 
 
 def _walked(model: HistGradientBoostingRegressor, features: np.ndarray) -> np.ndarray:
@@ -47,9 +45,8 @@ def _walked(model: HistGradientBoostingRegressor, features: np.ndarray) -> np.nd
         return model.predict(features)
 
 
-def _looked_up(model: HistGradientBoostingRegressor, features: np.ndarray) -> "TreeTables | None":
+def _looked_up(model: HistGradientBoostingRegressor, sample: np.ndarray) -> "TreeTables | None":
     """Return the tables of a model; None if this version of scikit-learn keeps its trees in another way."""
-    sample = features[:: max(len(features) // 256, 1)]
     try:
         trees = TreeTables(model)
     except (AttributeError, IndexError, KeyError, ValueError):

@@ -5,12 +5,16 @@ the sets of the benchmark these columns explain 66% to 88% of the variance of th
 (docs/detection.md).
 """
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
 from volgrowth.analysis.as_numpy import as_floats
 
 REGRESSORS = ("log_png_bytes", "variance", "log_variance", "total_variation", "mean", "edge_density")
+
+_MEASURED = ("png_bytes", "variance", "total_variation", "mean", "edge_density")
 
 # variance below which images are equally flat: that of half a grey level
 FLAT = (0.5 / 127.5) ** 2
@@ -26,3 +30,21 @@ def regressors(scores: pa.Table) -> np.ndarray:
     log_bytes, log_variance = np.log(as_floats(scores["png_bytes"])), np.log(variance + FLAT)
     others = [as_floats(scores[name]) for name in ("total_variation", "mean", "edge_density")]
     return np.stack([log_bytes, variance, log_variance, *others], axis=1)
+
+
+class TableRegressors:
+    """The regressors of the rows of a table, computed of the rows that are asked for: most of them at no time at once.
+
+    Args:
+        scores: as `regressors` takes it.
+        further: one more regressor of each row, (rows,).
+    """
+
+    def __init__(self, scores: pa.Table, further: np.ndarray | None = None):
+        self.scores, self.further = scores.select(list(_MEASURED)).combine_chunks(), further
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Return the regressors of a slice of the rows, or of the rows at some positions."""
+        some = self.scores[rows] if isinstance(rows, slice) else self.scores.take(pa.array(rows))
+        found = regressors(some)
+        return found if self.further is None else np.column_stack([found, self.further[rows]])

@@ -10,9 +10,8 @@ A part that no image was measured in, or that hardly varies among the images it 
 the reason.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -22,14 +21,16 @@ from volgrowth.analysis.calibration.expected_scores import (
     MIN_IMAGES,
     Excess,
     Expectation,
+    Learnt,
     Passing,
     ScoredImages,
-    expect,
+    learn,
     spread_of,
     usable,
 )
 from volgrowth.analysis.calibration.p_values import PValues, held_out_p_values
 from volgrowth.analysis.calibration.tails import Tail, fit_tail
+from volgrowth.analysis.chunks import for_chunks
 
 REPRODUCED = 5.0
 """Evidence that three quarters of the images that samples reproduce had, or more, in each case of docs/detection.md."""
@@ -46,35 +47,34 @@ class Calibration:
         parts: expectation of each score that the evidence is made of, by its name; the first is the score that an audit
             calls growth.
         left_out: the reason for each score that is not part of the evidence, by its name.
-        excess: summed excess of all parts, in units of its spread.
+        evidence: summed excess of all parts, in units of its spread, of each audited image, (n,).
+        holdout_evidence: the same of each distinct held-out image of `rows`, (m,); None without any.
         rows: positions of the distinct images that calibrate, in the held-out set, or the audited one if cross-fitted.
         shared: number of distinct held-out images that were left out because they are audited as well.
         outside: mask of the audited images outside the range of complexity that was fitted, (n,).
         p_values: of each audited image: against held-out images, otherwise of an assumed tail.
         tail: of the held-out images' evidence; None if it could not be fitted, or without held-out images.
         unscreened_p_value: p-values without the screen, (n,), 1 without a score; None without a screen.
+        part_p_values: p-values by one part of the evidence alone, (n,), by the part's name: of the parts asked for.
     """
 
     method: Literal["held-out", "cross-fitted"]
     parts: dict[str, Expectation]
     left_out: dict[str, str]
-    excess: Excess
+    evidence: np.ndarray
+    holdout_evidence: np.ndarray | None
     rows: np.ndarray
     shared: int
     outside: np.ndarray
     p_values: PValues
     tail: Tail | None = None
     unscreened_p_value: np.ndarray | None = None
+    part_p_values: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def main(self) -> Expectation:
         """The expectation of the first part."""
         return next(iter(self.parts.values()))
-
-    @property
-    def evidence(self) -> np.ndarray:
-        """Evidence of each audited image, (n,)."""
-        return self.excess.mean
 
     @property
     def p_value(self) -> np.ndarray:
@@ -89,14 +89,12 @@ class Calibration:
             beyond_all if self.tail is None else min(beyond_all, float(self.tail.p_values(np.array([REPRODUCED]))[0]))
         )
 
-    @cached_property
-    def holdout_evidence(self) -> np.ndarray | None:
-        """Evidence of each distinct held-out image of `rows`, (m,); None without any."""
-        return None if self.method == "cross-fitted" else self.excess.held
-
 
 def calibrate(
-    audited: ScoredImages | Parts, holdout: ScoredImages | Parts | None = None, passing: Passing | None = None
+    audited: ScoredImages | Parts,
+    holdout: ScoredImages | Parts | None = None,
+    passing: Passing | None = None,
+    alone: Collection[str] = (),
 ) -> Calibration | None:
     """Fit the expected scores of every image, add up the evidence, and compute p-values.
 
@@ -106,6 +104,7 @@ def calibrate(
         holdout: images that the model was not trained on, with the same scores. With fewer than `MIN_IMAGES` usable
             ones the audited images calibrate themselves.
         passing: result of a screen of the same images; the score of images that do not pass may be -infinity.
+        alone: names of scores whose own p-values are wanted beside those of the evidence.
 
     Returns:
         None if the audited images would calibrate themselves and are fewer than `MIN_IMAGES` distinct ones.
@@ -115,66 +114,130 @@ def calibrate(
     first, known = next(iter(judged.values())), held or judged
     rows, shared = usable(first, next(iter(held.values())) if held else None)
     if len(rows) < MIN_IMAGES:
-        return None if held is None else calibrate(judged)
-    parts, left_out = _expect_parts(judged, held, rows)
-    excess = _sum(parts, rows if held is None else None)
+        return None if held is None else calibrate(judged, alone=alone)
+    learnt, left_out = _learn_parts(judged, known, rows)
+    wanted = [name for name in alone if name in learnt]
     fitted = next(iter(known.values())).features[rows]
     low, high = np.nanmin(fitted, 0), np.nanmax(fitted, 0)
-    tail = fit_tail(excess.held) if held else None
-    if held is None:
-        p_value = tail_p_values(excess.mean, rows)
-        p_values = PValues(p_value, np.full(len(p_value), np.nan))
-    else:
-        p_values = held_out_p_values(excess, tail, passing)
+    outside = np.empty(len(first.score), bool)
+
+    def compare(chunk: slice) -> None:
+        features = first.features[chunk]
+        outside[chunk] = ((features < low) | (features > high)).any(1)
+
+    for_chunks(len(outside), compare)
+    found = _judge_themselves(judged, learnt, rows, wanted) if held is None else _judge(judged, learnt, passing, wanted)
     return Calibration(
         method="cross-fitted" if held is None else "held-out",
-        parts=parts,
+        parts={name: found.expectation(name, part, held is None) for name, part in learnt.items()},
         left_out=left_out,
-        excess=excess,
+        evidence=found.evidence,
+        holdout_evidence=found.held,
         rows=rows,
         shared=shared,
-        outside=((first.features < low) | (first.features > high)).any(1),
-        p_values=p_values,
-        tail=tail,
-        unscreened_p_value=held_out_p_values(excess, tail).used if passing else None,
+        outside=outside,
+        p_values=PValues(found.used, found.conformal),
+        tail=found.tail,
+        unscreened_p_value=found.unscreened,
+        part_p_values=found.alone,
     )
 
 
-def part_p_values(calibration: Calibration, name: str, passing: Passing | None = None) -> np.ndarray:
-    """Return p-values of the audited images by one part of the evidence alone, (n,)."""
-    excess = calibration.parts[name].excess
-    if calibration.method == "cross-fitted":
-        return tail_p_values(excess.mean, calibration.rows)
-    return held_out_p_values(excess, fit_tail(excess.held), passing).used
+class _Judged:
+    """What is known of n audited images, filled in a chunk at a time.
+
+    Attributes:
+        expected: expected score by each part, (n,).
+        excess: mean excess by each part, (n,).
+        evidence: (n,).
+        used, conformal: p-values, (n,).
+        unscreened: p-values without the screen, (n,); None without a screen.
+        alone: p-values by one part alone, (n,), by its name.
+        held: evidence of the held-out images, (m,); None without any.
+        tail: of the held-out images' evidence.
+    """
+
+    def __init__(self, count: int, parts: Collection[str], alone: Collection[str], screened: bool):
+        self.expected = {name: np.empty(count) for name in parts}
+        self.excess = {name: np.empty(count) for name in parts}
+        self.alone = {name: np.empty(count) for name in alone}
+        self.evidence, self.used, self.conformal = np.empty(count), np.empty(count), np.empty(count)
+        self.unscreened = np.empty(count) if screened else None
+        self.held: np.ndarray | None = None
+        self.tail: Tail | None = None
+
+    def expectation(self, name: str, part: Learnt, own: bool) -> Expectation:
+        held, expected = (np.empty(0), None) if own else (part.held, part.expected)
+        return Expectation(self.expected[name], self.excess[name], held, expected, part.r2, part.residual_spread)
 
 
-def _expect_parts(
-    audited: Parts, holdout: Parts | None, rows: np.ndarray
-) -> tuple[dict[str, Expectation], dict[str, str]]:
-    """Return the expectations of the scores that make the evidence, and why others do not."""
-    parts, left_out = dict[str, Expectation](), dict[str, str]()
+def _learn_parts(audited: Parts, known: Parts, rows: np.ndarray) -> tuple[dict[str, Learnt], dict[str, str]]:
+    """Fit the scores that make the evidence, and say why others do not."""
+    parts, left_out = dict[str, Learnt](), dict[str, str]()
     for name, images in audited.items():
-        held = holdout[name] if holdout else None
-        known = (held or images).score[rows]
-        if np.isnan(known).any() or np.isnan(images.score).any():
+        if np.isnan(known[name].score[rows]).any() or np.isnan(images.score).any():
             left_out[name] = "it was not measured in every image"
             continue
-        expectation = expect(images, held, rows)
-        if parts and not expectation.residual_spread > 0:
+        part = learn(known[name], rows)
+        if parts and not part.residual_spread > 0:
             left_out[name] = "most images show exactly what is expected of them, so that it has no spread"
         else:
-            parts[name] = expectation
+            parts[name] = part
     return parts, left_out
 
 
-def _sum(parts: Mapping[str, Expectation], own: np.ndarray | None) -> Excess:
-    """Add the parts, each in units of its spread, and return the sum in units of its own.
+def _varying(learnt: Mapping[str, Learnt]) -> list[str]:
+    """Return the parts that are added up: those with a spread, or all if none has one."""
+    return [name for name, part in learnt.items() if part.residual_spread > 0] or list(learnt)
 
-    `own` are the rows whose spread counts where the audited images calibrate themselves.
-    """
-    varying = [part for part in parts.values() if part.residual_spread > 0] or list(parts.values())
-    first = varying[0].excess
-    audited = sum((part.excess.audited / (part.residual_spread or 1.0) for part in varying), np.zeros(()))
-    held = sum((part.excess.held / (part.residual_spread or 1.0) for part in varying), np.zeros(()))
-    spread = spread_of(held if own is None else audited[0, own]) or 1.0
-    return replace(first, audited=audited / spread, held=held / spread)
+
+def _judge(audited: Parts, learnt: Mapping[str, Learnt], passing: Passing | None, alone: Collection[str]) -> _Judged:
+    """Judge images against held-out ones. What belongs to each fold is kept for one chunk of images at a time."""
+    first = next(iter(audited.values()))
+    count, fold = len(first.score), next(iter(learnt.values())).fold
+    found = _Judged(count, learnt, alone, passing is not None)
+    added, units = _varying(learnt), {name: part.residual_spread or 1.0 for name, part in learnt.items()}
+    held = sum((learnt[name].held / units[name] for name in added), np.zeros(()))
+    spread = spread_of(held) or 1.0
+    found.held = held = held / spread
+    found.tail = fit_tail(held)
+    tails = {name: fit_tail(learnt[name].held) for name in alone}
+    by_fold = {name: part.predictors(audited[name].features, count) for name, part in learnt.items()}
+
+    def judge(chunk: slice) -> None:
+        passed = None if passing is None else Passing(passing.audited[chunk], passing.held)
+        total = np.zeros(())
+        for name, predict in by_fold.items():
+            features = audited[name].features[chunk]
+            expected = np.stack([one(features) for one in predict])
+            excess = audited[name].score[chunk] - expected
+            found.expected[name][chunk], found.excess[name][chunk] = expected.mean(0), excess.mean(0)
+            if name in added:
+                total = total + excess / units[name]
+            if name in alone:
+                own = Excess(excess, learnt[name].held, fold)
+                found.alone[name][chunk] = held_out_p_values(own, tails[name], passed).used
+        both = Excess(total / spread, held, fold)
+        found.evidence[chunk] = both.audited.mean(0)
+        p_values = held_out_p_values(both, found.tail, passed)
+        found.used[chunk], found.conformal[chunk] = p_values.used, p_values.conformal
+        if found.unscreened is not None:
+            found.unscreened[chunk] = held_out_p_values(both, found.tail).used
+
+    for_chunks(count, judge)
+    return found
+
+
+def _judge_themselves(
+    audited: Parts, learnt: Mapping[str, Learnt], rows: np.ndarray, alone: Collection[str]
+) -> _Judged:
+    """Judge images that calibrate themselves, `rows` the distinct ones, by an assumed tail."""
+    found = _Judged(len(next(iter(audited.values())).score), learnt, alone, False)
+    for name, part in learnt.items():
+        found.expected[name] = part.expected
+        found.excess[name] = audited[name].score - part.expected
+    total = sum((found.excess[name] / (learnt[name].residual_spread or 1.0) for name in _varying(learnt)), np.zeros(()))
+    found.evidence = total / (spread_of(total[rows]) or 1.0)
+    found.used, found.conformal = tail_p_values(found.evidence, rows), np.full(len(total), np.nan)
+    found.alone = {name: tail_p_values(found.excess[name], rows) for name in alone}
+    return found

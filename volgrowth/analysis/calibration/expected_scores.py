@@ -14,12 +14,14 @@ that has seen it:
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Any, Protocol
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 
-from volgrowth.analysis.calibration.boosted_trees import predict
+from volgrowth.analysis.calibration.boosted_trees import Predict, predictor
+from volgrowth.analysis.chunks import for_chunks
 from volgrowth.analysis.distinct import first_of_each
 
 FOLDS = 5
@@ -33,6 +35,15 @@ MIN_IMAGES = 50
 # boosting rounds of a regression
 ROUNDS = 200
 
+# images on which a faster prediction is compared with scikit-learn's
+SAMPLE = 256
+
+
+class Features(Protocol):
+    """Regressors of n images: an array (n, features) float64, or what gives such an array for some of the rows."""
+
+    def __getitem__(self, rows: Any) -> np.ndarray: ...
+
 
 @dataclass(frozen=True)
 class ScoredImages:
@@ -44,7 +55,7 @@ class ScoredImages:
         content: hash of each image's pixels, (n,) uint64; copies share it.
     """
 
-    features: np.ndarray
+    features: Features
     score: np.ndarray
     content: np.ndarray
 
@@ -53,17 +64,17 @@ class ScoredImages:
         """Positions of the first row of each distinct image, sorted."""
         return first_of_each(self.content)
 
-    def __getitem__(self, rows: np.ndarray) -> "ScoredImages":
+    def __getitem__(self, rows: np.ndarray | slice) -> "ScoredImages":
         return ScoredImages(self.features[rows], self.score[rows], self.content[rows])
 
 
 @dataclass(frozen=True)
 class Excess:
-    """What n audited and m distinct held-out images show beyond expectation, or n audited ones by themselves.
+    """What n audited and m distinct held-out images show beyond expectation.
 
     Attributes:
-        audited: excess of each audited image in each fold, (FOLDS, n), or in its own, (1, n), if it is cross-fitted.
-        held: excess of each distinct held-out image in its own fold, (m,); empty if it is cross-fitted.
+        audited: excess of each audited image in each fold, (FOLDS, n).
+        held: excess of each distinct held-out image in its own fold, (m,).
         fold: fold of each of these images, (m,).
     """
 
@@ -71,10 +82,30 @@ class Excess:
     held: np.ndarray
     fold: np.ndarray
 
-    @property
-    def mean(self) -> np.ndarray:
-        """Mean excess of each audited image over the folds, (n,)."""
-        return self.audited.mean(0)
+
+@dataclass(frozen=True)
+class Learnt:
+    """What the images that calibrate say of one score: the regressions, and what these images show beyond them.
+
+    Attributes:
+        models: the regression of each fold.
+        expected: expected score of each image of the set by the regression of its fold, copies included.
+        held: excess of each distinct image that calibrates, in its own fold, (m,).
+        fold: fold of each of these images, (m,).
+        r2: share of the score's variance that the regression explains in images it has not seen.
+        residual_spread: 1.4826 times the median absolute deviation of the excess of those images.
+    """
+
+    models: list[HistGradientBoostingRegressor]
+    expected: np.ndarray
+    held: np.ndarray
+    fold: np.ndarray
+    r2: float
+    residual_spread: float
+
+    def predictors(self, features: Features, count: int) -> "list[Predict]":
+        """Return functions that predict `count` images with these features, a chunk at a time, in each fold."""
+        return _predictors(self.models, features, count)
 
 
 @dataclass(frozen=True)
@@ -82,15 +113,18 @@ class Expectation:
     """Expected scores of n audited and, if there are any, of held-out images, and the quality of the regression.
 
     Attributes:
-        excess: of the audited and of the distinct held-out images.
-        expected: expected score of each audited image, (n,).
+        expected: expected score of each audited image, (n,): the mean over folds, or that of its own fold if it is
+            cross-fitted.
+        mean_excess: excess of each audited image over it, likewise, (n,).
+        held_excess: excess of each distinct held-out image in its own fold, (m,); empty without any.
         holdout_expected: expected score of each held-out image, copies included; None without any.
-        r2: share of the score's variance that the regression explains in images it has not seen.
-        residual_spread: 1.4826 times the median absolute deviation of the excess of those images.
+        r2: as in `Learnt`.
+        residual_spread: as in `Learnt`.
     """
 
-    excess: Excess
     expected: np.ndarray
+    mean_excess: np.ndarray
+    held_excess: np.ndarray
     holdout_expected: np.ndarray | None
     r2: float
     residual_spread: float
@@ -127,28 +161,28 @@ def pass_screen(audited: ScoredImages, holdout: ScoredImages, share: float) -> P
     models = _fit_folds(held)
     excess = held.score - _own_fold(models, held)
     threshold = np.sort(excess)[-ceil(share * len(rows))]
-    by_model = np.stack([predict(model, audited.features) for model in models])
-    return Passing(np.all(audited.score - by_model >= threshold, axis=0), excess >= threshold)
+    passed = np.empty(len(audited.score), bool)
+    by_fold = _predictors(models, audited.features, len(passed))
+
+    def screen(chunk: slice) -> None:
+        features, score = audited.features[chunk], audited.score[chunk]
+        passed[chunk] = np.all([score - predict(features) >= threshold for predict in by_fold], axis=0)
+
+    for_chunks(len(passed), screen)
+    return Passing(passed, excess >= threshold)
 
 
-def expect(audited: ScoredImages, holdout: ScoredImages | None, rows: np.ndarray) -> Expectation:
-    """Fit the expected score of every image.
+def learn(known: ScoredImages, rows: np.ndarray) -> Learnt:
+    """Fit the expected score of an image.
 
     Args:
-        audited: the images to judge.
-        holdout: images that the model was not trained on.
+        known: images with their scores.
         rows: positions of the images to fit on, as `usable` returns them.
     """
-    known = audited if holdout is None else holdout
-    fitted, models = known[rows], _fit_folds(known[rows])
+    fitted = known[rows]
+    models = _fit_folds(fitted)
     own = _own_fold(models, known)
-    quality = _quality(fitted.score, own[rows])
-    if holdout is None:
-        excess = Excess((audited.score - own)[None], np.empty(0), np.empty(0, int))
-        return Expectation(excess, own, None, *quality)
-    by_model = np.stack([predict(model, audited.features) for model in models])
-    excess = Excess(audited.score - by_model, fitted.score - own[rows], _folds(fitted))
-    return Expectation(excess, by_model.mean(0), own, *quality)
+    return Learnt(models, own, fitted.score - own[rows], _folds(fitted), *_quality(fitted.score, own[rows]))
 
 
 def usable(audited: ScoredImages, holdout: ScoredImages | None) -> tuple[np.ndarray, int]:
@@ -175,9 +209,20 @@ def _own_fold(models: list[HistGradientBoostingRegressor], images: ScoredImages)
     """Predict each image by the regression of its own fold, (n,)."""
     folds = _folds(images)
     expected = np.empty(len(folds))
-    for fold, model in enumerate(models):
-        expected[folds == fold] = predict(model, images.features[folds == fold])
+    by_fold = _predictors(models, images.features, len(folds))
+
+    def fill(chunk: slice) -> None:
+        features, fold = images.features[chunk], folds[chunk]
+        for number, predict in enumerate(by_fold):
+            expected[chunk][fold == number] = predict(features[fold == number])
+
+    for_chunks(len(folds), fill)
     return expected
+
+
+def _predictors(models: list[HistGradientBoostingRegressor], features: Features, count: int) -> list[Predict]:
+    sample = features[: min(count, SAMPLE)]
+    return [predictor(model, sample, count) for model in models]
 
 
 def _fit(images: ScoredImages) -> HistGradientBoostingRegressor:

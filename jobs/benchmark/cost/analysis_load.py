@@ -1,0 +1,221 @@
+"""From scores to lists: time and memory of everything that an audit does after its last row was scored.
+
+Scores are made up, so that no network is in the way: an output is frozen as `volgrowth audit` freezes it, and all its
+fragments are published. The command then has only to read them, calibrate, find duplicates, and write findings, summary
+and report. It runs in a process of its own, whose memory is counted from where its libraries are loaded.
+
+The made-up rows have the properties that decide the work: scores that depend on complexity, one row in ten an exact
+copy of an earlier row, a few memorized rows, one row in a thousand without a score.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy import stats
+
+MODEL = "factory:jobs.benchmark.cost.engine_load:costless_denoiser"
+SHARD_ROWS = 10_000
+HELD_OUT = 20_000
+LEVELS = 10
+# the functions of a command whose seconds are shown, by the module that calls them
+STEPS = {
+    "analysis, s": ("volgrowth.commands.audit", "analyse"),
+    "summary, s": ("volgrowth.commands.audit", "summarize_audit"),
+    "report, s": ("volgrowth.commands.audit", "write_report"),
+}
+# the audit whose time and memory are extrapolated
+MANY = 100_000_000
+
+
+def measure_analysis(folder: Path, sizes: Sequence[int], before: Path | None = None) -> list[dict[str, Any]]:
+    """Measure every size, by an older version too if `before` is a checkout of it.
+
+    Returns:
+        A row of the page for each size and version: seconds of the whole command and of its steps, its CPU time, and
+        the most memory above that of the loaded libraries.
+    """
+    found = []
+    for rows in sizes:
+        output = make_scores(folder / f"scores-{rows}", rows)
+        for version, checkout in (("this", None), ("before", before)):
+            if version == "this" or checkout:
+                found.append({"rows": rows, "version": version, **_command(output, checkout)})
+    return found
+
+
+def straight_line(found: Sequence[dict[str, Any]], column: str) -> tuple[float, float, float]:
+    """Return intercept, slope a million rows, and R^2 of the line through a column of three sizes or more."""
+    fit = stats.linregress([row["rows"] / 1e6 for row in found], [row[column] for row in found])
+    return float(fit.intercept), float(fit.slope), float(fit.rvalue**2)
+
+
+def make_scores(folder: Path, rows: int) -> Path:
+    """Freeze an audit of so many rows and publish made-up fragments, if they are not there yet. Returns the folder."""
+    from jobs.benchmark.cost.engine_load import write_one_image
+    from volgrowth.audit.output.fragments import publish_fragment
+    from volgrowth.audit.output.freezing import freeze
+    from volgrowth.audit.output.manifest import SCORES_FOLDER
+    from volgrowth.commands.audit import inspect_inputs
+    from volgrowth.storage.store import Store
+
+    output = folder / "out"
+    if (folder / "done").exists():
+        return output
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    data, held = write_one_image(folder / "data.parquet", rows), write_one_image(folder / "held.parquet", HELD_OUT)
+    config, store = _config(output, data, held), Store(str(output))
+    manifest = freeze(store, inspect_inputs(config))
+    for shard in manifest.shards:
+        held_out = shard.folder != SCORES_FOLDER
+        table = made_up(shard.start, shard.rows, 1 if held_out else 0, memorized=0.0 if held_out else 1e-3)
+        publish_fragment(store, manifest, shard, table, 1)
+    (folder / "done").touch()
+    return output
+
+
+def made_up(start: int, count: int, seed: int, memorized: float) -> pa.Table:
+    """Return made-up scores of `count` rows from `start` on, with the columns of `records.SCORES`."""
+    from volgrowth.records import SCORES
+
+    random = np.random.default_rng([seed, start])
+    image = _images(random, start, count, seed)
+    plain, light, tone = (_normal(image, salt) for salt in range(3))
+    known = np.isin(np.arange(count), np.flatnonzero(random.uniform(size=count) < memorized))
+    luck = 4.0 * known + np.stack([_normal(image, salt) for salt in (3, 4, 5)])
+    variance = np.exp(-2 + 0.5 * light + 0.3 * plain).astype(np.float32)
+    growth = 40 - 6 * plain + 2 * np.sin(3 * tone) + np.log(variance) + 0.8 * luck[0]
+    failed = random.uniform(size=count) < 1e-3
+    columns: dict[str, Any] = {
+        "row": np.arange(start, start + count),
+        "image_id": [f"sha256:{number:064x}" for number in image.tolist()],
+        "source": [f"data.parquet:{row}" for row in range(start, start + count)],
+        "status": np.where(failed, "non_finite", "ok"),
+        "error": pa.array(["not finite: growth"] * count, mask=~failed),
+        "png_bytes": np.exp(6 + 0.5 * plain + 0.1 * light).astype(np.int32),
+        "variance": variance,
+        "total_variation": (0.2 * np.exp(0.5 * plain + 0.2 * light)).astype(np.float32),
+        "mean": (0.3 * tone).clip(-1, 1).astype(np.float32),
+        "edge_density": (1 / (1 + np.exp(-plain - 0.5 * light))).astype(np.float32),
+        "phash": _mixed(image, 7),
+        "content_hash": _mixed(image, 8),
+        "bytes_hash": np.full(count, _bytes_hash(), np.uint64),
+        "nfe": np.full(count, 15),
+        "batch": np.full(count, 256),
+    }
+    measured = {
+        "growth": growth,
+        "loss": np.exp(-2 + 0.4 * plain - 0.3 * luck[1]),
+        "lid": growth / 2,
+        "noise_norm": np.exp(1 + 0.2 * plain - 0.2 * luck[2]),
+        "sharpness": growth * 0.1,
+    }
+    columns |= {name: pa.array(values, mask=failed) for name, values in measured.items()}
+    rates = pa.array((growth[:, None] * np.linspace(0.5, 1.5, LEVELS)).astype(np.float32).ravel())
+    ends = np.arange(count + 1) * LEVELS
+    columns["rates"] = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), rates)
+    columns["marks"] = pa.ListArray.from_arrays(np.zeros(count + 1, np.int32), pa.array([], pa.string()))
+    return pa.table([columns.get(f.name, pa.nulls(count, f.type)) for f in SCORES], names=SCORES.names).cast(SCORES)
+
+
+def _images(random: np.random.Generator, start: int, count: int, seed: int) -> np.ndarray:
+    """Return the number of each row's image: its own, or for one row in ten that of an earlier row."""
+    own = np.arange(start, start + count)
+    earlier = random.integers(0, np.maximum(own, 1))
+    drawn = np.where((random.uniform(size=count) < 0.1) & (own > 0), earlier, own)
+    return drawn.astype(np.uint64) * np.uint64(50) + np.uint64(seed << 50)
+
+
+def _mixed(number: np.ndarray, salt: int) -> np.ndarray:
+    """Return a hash of each number, (n,) uint64 (splitmix64)."""
+    mixed = (number + np.uint64(salt)) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _normal(image: np.ndarray, salt: int) -> np.ndarray:
+    """Return a standard normal number for each image, the same for its copies."""
+    return stats.norm.ppf((_mixed(image, 100 * (salt + 1)) >> np.uint64(11)) / 2.0**53 + 2.0**-54)
+
+
+def _bytes_hash() -> int:
+    from jobs.benchmark.cost.engine_load import one_image
+    from volgrowth.sources import bytes_hash
+
+    return bytes_hash(one_image())
+
+
+def _config(output: Path, data: Path, held: Path) -> Any:
+    from volgrowth.config import AuditConfig
+
+    named: dict[str, Any] = {"model": MODEL, "data": str(data), "holdout": str(held), "output": str(output)}
+    return AuditConfig.build(**named, shard_size=SHARD_ROWS, engine="local", max_failed=0.01)
+
+
+def _command(output: Path, checkout: Path | None) -> dict[str, Any]:
+    """Finish the audit in a process of its own, by the code of `checkout` or by this one, and forget its results.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
+    from jobs.benchmark.processes import ROOT
+
+    for name in ("findings.parquet", "holdout-findings.parquet", "summary.json", "report.html", "_SUCCESS"):
+        (output / name).unlink(missing_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(checkout or ROOT)}
+    command = [sys.executable, str(Path(__file__).resolve()), str(output)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: its own message says why")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measured_here(output: Path) -> dict[str, Any]:
+    """Finish the audit in this process, which should do nothing else."""
+    from importlib import import_module
+
+    spent: dict[str, float] = {}
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            began = time.monotonic()
+            try:
+                return function(*given, **named)
+            finally:
+                spent[name] = spent.get(name, 0.0) + time.monotonic() - began
+
+        return call
+
+    for name, (module, function) in STEPS.items():
+        caller = import_module(module)
+        setattr(caller, function, timed(name, getattr(caller, function)))
+    config = _config(output, output.parent / "data.parquet", output.parent / "held.parquet")
+    started, began, cpu = _memory("VmRSS"), time.monotonic(), time.process_time()
+    import_module("volgrowth.commands.audit").run_audit(config, quiet=True)
+    seconds = time.monotonic() - began
+    return {
+        "seconds": seconds,
+        "CPU, s": time.process_time() - cpu,
+        **{name: spent.get(name) for name in STEPS},
+        "at start, MiB": started,
+        "above it, MiB": _memory("VmHWM") - started,
+    }
+
+
+def _memory(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measured_here(Path(sys.argv[1]))))
