@@ -5,7 +5,9 @@ import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose
 
-from tests.support.tables import failed, many, scores
+from tests.support.tables import NO_SCORE, failed, many, scores
+from volgrowth.analysis import chunks
+from volgrowth.analysis.calibration import boosted_trees
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.findings import analyse
 from volgrowth.records import FINDINGS, Status
@@ -136,3 +138,29 @@ def test_tables_in_several_chunks() -> None:
     whole = analyse(rows).findings
     parts = pa.concat_tables([rows.slice(0, 33), rows.slice(33, 20), rows.slice(53)])
     assert analyse(parts).findings.equals(whole)
+
+
+def with_screens(rows: list[dict[str, Any]], measured: float) -> list[dict[str, Any]]:
+    """Rows of a cascade: all have a screen, and only those of high growth the other scores."""
+    return [
+        {**row, "screen": row["growth"] + index % 3, **(NO_SCORE if row["growth"] < measured else {})}
+        for index, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("share", [None, 0.5], ids=["whole audit", "cascade"])
+def test_how_rows_are_divided_changes_nothing(share: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of any size on several threads give the same to the bit, and so do tables of trees."""
+    rows, held = many(90, seed=1), many(120, seed=2)
+    if share:
+        rows, held = with_screens(rows, 30), with_screens(held, -np.inf)
+    tables = scores(*rows, failed()), scores(*held)
+    whole = analyse(*tables, screen_share=share)
+    monkeypatch.setattr(chunks, "CHUNK", 7)
+    monkeypatch.setattr(boosted_trees, "FEW", 10)
+    parts = analyse(*tables, screen_share=share)
+    assert whole.calibration is not None
+    assert whole.calibration.method == "held-out"
+    assert parts.findings.equals(whole.findings)
+    assert parts.holdout is not None
+    assert parts.holdout.equals(whole.holdout)

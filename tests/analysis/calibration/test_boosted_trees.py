@@ -4,7 +4,7 @@ from numpy.testing import assert_array_equal
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from volgrowth.analysis.calibration import boosted_trees
-from volgrowth.analysis.calibration.boosted_trees import TreeTables, predict
+from volgrowth.analysis.calibration.boosted_trees import TreeTables, predictor
 
 
 def fitted(features: np.ndarray, **settings: int) -> HistGradientBoostingRegressor:
@@ -36,19 +36,19 @@ def test_predictions_are_those_of_scikit_learn_to_the_bit(missing: float, leaves
     assert_array_equal(TreeTables(model).predict(some), model.predict(some))
 
 
-def test_chunks_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boosted_trees, "FEW", 100)
-    monkeypatch.setattr(boosted_trees, "CHUNK", 64)
+def test_few_images_are_predicted_by_scikit_learn_and_many_by_tables() -> None:
     model = fitted(np.random.default_rng(0).normal(size=(500, 3)))
-    for count in (0, 1, 100, 101, 128, 1000):
-        some = asked(model, count)
-        assert_array_equal(predict(model, some), model.predict(some) if count else np.empty(0))
+    some = asked(model, 100)
+    for count in (100, boosted_trees.FEW + 1):
+        predict = predictor(model, some, count)
+        assert (getattr(predict, "__self__", None) is not None) is (count > boosted_trees.FEW)
+        assert_array_equal(predict(some), model.predict(some))
+        assert predict(some[:0]).shape == (0,)
 
 
-def test_trees_that_no_table_holds_are_walked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boosted_trees, "FEW", 100)
+def test_trees_that_no_table_holds_are_walked() -> None:
     features = np.random.default_rng(0).normal(size=(2000, 3))
     model = fitted(features, max_leaf_nodes=60)
     with pytest.raises(ValueError, match="leaves"):
         TreeTables(model)
-    assert_array_equal(predict(model, features), model.predict(features))
+    assert_array_equal(predictor(model, features[:9], 10**6)(features), model.predict(features))

@@ -24,7 +24,7 @@ SHARE = 0.1
 def no_complexity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every image is expected to show the same, so that thousands of audits can be simulated."""
     monkeypatch.setattr(calibration, "_fit", lambda images: None)
-    monkeypatch.setattr(calibration, "_predict", lambda model, features: np.zeros(len(features)))
+    monkeypatch.setattr(calibration, "predictor", lambda *_: lambda features: np.zeros(len(features)))
 
 
 def pair(random: np.random.Generator, count: int, shift: float = 0.0) -> tuple[ScoredImages, ScoredImages]:
