@@ -15,15 +15,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 from scipy import stats
 
 MODEL = "factory:jobs.benchmark.cost.engine_load:costless_denoiser"
 SHARD_ROWS = 10_000
+FILE_ROWS = 100_000
 HELD_OUT = 20_000
 LEVELS = 10
 # the functions of a command whose seconds are shown, by the module that calls them
@@ -32,6 +37,7 @@ STEPS = {
     "summary, s": ("volgrowth.commands.audit", "summarize_audit"),
     "report, s": ("volgrowth.commands.audit", "write_report"),
 }
+ROOT = Path(__file__).parents[3]
 # the audit whose time and memory are extrapolated
 MANY = 100_000_000
 
@@ -45,10 +51,11 @@ def measure_analysis(folder: Path, sizes: Sequence[int], before: Path | None = N
     """
     found = []
     for rows in sizes:
-        output = make_scores(folder / f"scores-{rows}", rows)
-        for version, checkout in (("this", None), ("before", before)):
-            if version == "this" or checkout:
-                found.append({"rows": rows, "version": version, **_command(output, checkout)})
+        for version, checkout in (("this", ROOT), ("before", before)):
+            if checkout:
+                output = folder / f"{version}-{rows}"
+                _run(checkout, "make", str(output), str(rows))
+                found.append({"rows": rows, "version": version, **json.loads(_run(checkout, "finish", str(output)))})
     return found
 
 
@@ -60,7 +67,6 @@ def straight_line(found: Sequence[dict[str, Any]], column: str) -> tuple[float, 
 
 def make_scores(folder: Path, rows: int) -> Path:
     """Freeze an audit of so many rows and publish made-up fragments, if they are not there yet. Returns the folder."""
-    from jobs.benchmark.cost.engine_load import write_one_image
     from volgrowth.audit.output.fragments import publish_fragment
     from volgrowth.audit.output.freezing import freeze
     from volgrowth.audit.output.manifest import SCORES_FOLDER
@@ -72,7 +78,7 @@ def make_scores(folder: Path, rows: int) -> Path:
         return output
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    data, held = write_one_image(folder / "data.parquet", rows), write_one_image(folder / "held.parquet", HELD_OUT)
+    data, held = _write_one_image(folder / "data.parquet", rows), _write_one_image(folder / "held.parquet", HELD_OUT)
     config, store = _config(output, data, held), Store(str(output))
     manifest = freeze(store, inspect_inputs(config))
     for shard in manifest.shards:
@@ -86,6 +92,7 @@ def make_scores(folder: Path, rows: int) -> Path:
 def made_up(start: int, count: int, seed: int, memorized: float) -> pa.Table:
     """Return made-up scores of `count` rows from `start` on, with the columns of `records.SCORES`."""
     from volgrowth.records import SCORES
+    from volgrowth.sources import bytes_hash
 
     random = np.random.default_rng([seed, start])
     image = _images(random, start, count, seed)
@@ -108,7 +115,7 @@ def made_up(start: int, count: int, seed: int, memorized: float) -> pa.Table:
         "edge_density": (1 / (1 + np.exp(-plain - 0.5 * light))).astype(np.float32),
         "phash": _mixed(image, 7),
         "content_hash": _mixed(image, 8),
-        "bytes_hash": np.full(count, _bytes_hash(), np.uint64),
+        "bytes_hash": np.full(count, bytes_hash(_one_image()), np.uint64),
         "nfe": np.full(count, 15),
         "batch": np.full(count, 256),
     }
@@ -148,11 +155,20 @@ def _normal(image: np.ndarray, salt: int) -> np.ndarray:
     return stats.norm.ppf((_mixed(image, 100 * (salt + 1)) >> np.uint64(11)) / 2.0**53 + 2.0**-54)
 
 
-def _bytes_hash() -> int:
-    from jobs.benchmark.cost.engine_load import one_image
-    from volgrowth.sources import bytes_hash
+def _write_one_image(path: Path, rows: int) -> Path:
+    """Write a Parquet file in which every row is the same image, and which is small however many rows it has."""
+    images = pa.array([{"bytes": _one_image(), "path": None}])
+    with pq.ParquetWriter(path, pa.schema({"image": images.type})) as writer:
+        for start in range(0, rows, FILE_ROWS):
+            some = images.take(pa.array(np.zeros(min(FILE_ROWS, rows - start), int)))
+            writer.write_table(pa.table({"image": some}))
+    return path
 
-    return bytes_hash(one_image())
+
+def _one_image() -> bytes:
+    stream = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _config(output: Path, data: Path, held: Path) -> Any:
@@ -162,28 +178,24 @@ def _config(output: Path, data: Path, held: Path) -> Any:
     return AuditConfig.build(**named, shard_size=SHARD_ROWS, engine="local", max_failed=0.01)
 
 
-def _command(output: Path, checkout: Path | None) -> dict[str, Any]:
-    """Finish the audit in a process of its own, by the code of `checkout` or by this one, and forget its results.
+def _run(checkout: Path, *arguments: str) -> str:
+    """Run this file in a process of its own, by the code of a checkout. Returns the last line that it printed.
 
     Raises:
         RuntimeError: the process failed.
     """
-    from jobs.benchmark.processes import ROOT
-
-    for name in ("findings.parquet", "holdout-findings.parquet", "summary.json", "report.html", "_SUCCESS"):
-        (output / name).unlink(missing_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(checkout or ROOT)}
-    command = [sys.executable, str(Path(__file__).resolve()), str(output)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(checkout)})
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: its own message says why")
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
 
 
-def _measured_here(output: Path) -> dict[str, Any]:
-    """Finish the audit in this process, which should do nothing else."""
-    from importlib import import_module
-
+def finish_here(folder: Path) -> dict[str, Any]:
+    """Finish the audit of a folder in this process, which should do nothing else; forget what came of it before."""
+    output = folder / "out"
+    for name in ("findings.parquet", "holdout-findings.parquet", "summary.json", "report.html", "_SUCCESS"):
+        (output / name).unlink(missing_ok=True)
     spent: dict[str, float] = {}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -199,7 +211,7 @@ def _measured_here(output: Path) -> dict[str, Any]:
     for name, (module, function) in STEPS.items():
         caller = import_module(module)
         setattr(caller, function, timed(name, getattr(caller, function)))
-    config = _config(output, output.parent / "data.parquet", output.parent / "held.parquet")
+    config = _config(output, folder / "data.parquet", folder / "held.parquet")
     started, began, cpu = _memory("VmRSS"), time.monotonic(), time.process_time()
     import_module("volgrowth.commands.audit").run_audit(config, quiet=True)
     seconds = time.monotonic() - began
@@ -218,4 +230,7 @@ def _memory(name: str) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measured_here(Path(sys.argv[1]))))
+    if sys.argv[1] == "make":
+        print(make_scores(Path(sys.argv[2]), int(sys.argv[3])))
+    else:
+        print(json.dumps(finish_here(Path(sys.argv[2]))))

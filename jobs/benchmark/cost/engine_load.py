@@ -236,21 +236,6 @@ def watch_audit(command: list[str], log: Path) -> list[tuple[int, float, float]]
     return samples
 
 
-def write_one_image(path: Path, rows: int) -> Path:
-    """Write a Parquet file in which every row is the same image, and which is small however many rows it has."""
-    images = pa.array([{"bytes": one_image(), "path": None}])
-    with pq.ParquetWriter(path, pa.schema({"image": images.type})) as writer:
-        for start in range(0, rows, FILE_ROWS):
-            some = images.take(pa.array(np.zeros(min(FILE_ROWS, rows - start), int)))
-            writer.write_table(pa.table({"image": some}))
-    return path
-
-
-def one_image() -> bytes:
-    """Return an image of noise as PNG."""
-    return _png(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8))
-
-
 def _png(pixels: np.ndarray) -> bytes:
     stream = BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")

@@ -119,6 +119,7 @@ def test_images_that_cannot_be_judged_do_not_loosen_the_rate_for_the_others():
         random = np.random.default_rng(seed)
         audited, holdout = exchangeable(600, random), exchangeable(600, random)
         audited.score[:60] += 6
+        assert isinstance(audited.features, np.ndarray)
         audited.features[60:260, 0] = 2
         audited.score[60:260] += 50
         findings = analyse(table_of(audited), table_of(holdout)).findings

@@ -180,6 +180,7 @@ def test_no_images_at_all() -> None:
 
 def test_images_outside_the_range_that_was_fitted_are_told() -> None:
     holdout, audited = images(100, seed=1), images(60, seed=2)
+    assert isinstance(audited.features, np.ndarray)
     audited.features[:] = holdout.features[:60]
     audited.features[3, 2] = 1.5
     audited.features[8, 0] = -0.1
