@@ -158,26 +158,36 @@ FINDINGS = pa.schema(
         column("evidence_growth", pa.float64(), "part of growth, in units of the held-out images' spread"),
         column("evidence_loss", pa.float64(), "part of a low denoising loss, in the same units; null if not measured"),
         column("evidence_noise_norm", pa.float64(), "part of little expected noise, likewise"),
+        column(
+            "growth_contrast", pa.float64(), "growth with the condition less without it, as in scores; null without one"
+        ),
         column("p_value", pa.float64(), "p-value of the evidence, tail included; 1 if outside_range or screened out"),
         column("p_value_conformal", pa.float64(), "the same without a tail: by counting held-out images; else null"),
-        column("q_value", pa.float64(), "p_value adjusted by Benjamini and Hochberg"),
+        column(
+            "cluster_p_value",
+            pa.float64(),
+            "p-value of the image's cluster: that of its strongest trials, with the number of trials paid for (Simes)",
+        ),
+        column("trials", pa.int32(), "number of trials in the cluster: rows in the range, copies of one score once"),
+        column("q_value", pa.float64(), "cluster_p_value adjusted over clusters by Benjamini and Hochberg"),
         column(
             "false_bound",
             pa.float32(),
-            "largest share of false flags among all images at least as suspicious, at 90% confidence for every cut at "
-            "once; null without held-out images",
+            "largest share of false flags among all clusters at least as suspicious, at 90% confidence for every cut "
+            "at once; null without held-out images",
         ),
-        column("memorized", pa.bool_(), "the image is flagged by its evidence: q_value is at most the rate"),
-        column("precursor", pa.bool_(), "the image is flagged by a low loss: loss_q_value is at most the rate"),
-        column("cluster", pa.int64(), "smallest row of the image's group of near duplicates and copies"),
+        column("memorized", pa.bool_(), "the image's cluster is flagged by its evidence: q_value is at most the rate"),
+        column("precursor", pa.bool_(), "the same by a low loss: loss_q_value is at most the rate"),
+        column("cluster", pa.int64(), "smallest row of the image's near duplicates and copies, which are one test"),
         column("copies", pa.int32(), "number of rows in that group"),
-        column("identical", pa.int64(), "smallest row with the same pixels; these rows are tested once, as one image"),
+        column("identical", pa.int64(), "smallest row with the same pixels"),
         column("outside_range", pa.bool_(), "simpler or more complex than all calibration images: not judged"),
         column("excess_loss", pa.float64(), "loss - expected loss; low is suspicious"),
-        column("q_value_by", pa.float64(), "p_value adjusted by Benjamini and Yekutieli: holds under any dependence"),
+        column("q_value_by", pa.float64(), "cluster_p_value adjusted by Benjamini and Yekutieli: any dependence"),
         column("loss_p_value", pa.float64(), "p-value of a loss as low as this"),
-        column("loss_q_value", pa.float64(), "loss_p_value adjusted by Benjamini and Hochberg"),
-        column("loss_q_value_by", pa.float64(), "loss_p_value adjusted by Benjamini and Yekutieli"),
+        column("loss_cluster_p_value", pa.float64(), "the same of the image's cluster, its trials paid for"),
+        column("loss_q_value", pa.float64(), "loss_cluster_p_value adjusted by Benjamini and Hochberg"),
+        column("loss_q_value_by", pa.float64(), "loss_cluster_p_value adjusted by Benjamini and Yekutieli"),
         column("verified_hits", pa.int32(), "number of samples that reproduced the image; null until verified"),
     ]
 )

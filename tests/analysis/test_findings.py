@@ -9,6 +9,7 @@ from tests.support.tables import NO_SCORE, failed, many, scores
 from volgrowth.analysis import chunks
 from volgrowth.analysis.calibration import boosted_trees
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
+from volgrowth.analysis.distinct import strongest_rows
 from volgrowth.analysis.findings import analyse
 from volgrowth.records import FINDINGS, Status
 
@@ -122,15 +123,58 @@ def test_findings_carry_the_clusters() -> None:
     assert column(findings, "expected_growth")[2] is not None
 
 
-def test_near_duplicates_are_tests_of_their_own() -> None:
-    """What images look like changes no p-value, q-value or flag."""
-    rows = many(200)
-    for row in rows[:20]:
-        row["growth"] += 30
-    apart = analyse(scores(*rows)).findings
-    alike = analyse(scores(*[{**row, "phash": 5} for row in rows])).findings
-    assert max(column(alike, "copies")) > 5
-    assert alike.drop_columns(["cluster", "copies"]).equals(apart.drop_columns(["cluster", "copies"]))
+LOOK = {"phash": 5, "mean": 0.0, "variance": 0.25}
+"""Rows with this look are near duplicates."""
+
+
+def near(row: dict[str, Any], growth: float, **changes: Any) -> dict[str, Any]:
+    return {**row, **LOOK, "growth": row["growth"] + growth, **changes}
+
+
+def test_near_duplicates_are_one_test_that_pays_for_its_trials() -> None:
+    """One of eight near duplicates stands out: all are flagged, with the p-value of that one times eight."""
+    rows = [near(row, 30.0 * (index == 3)) for index, row in enumerate(many(8, seed=3))] + many(200)
+    found = analyse(scores(*rows), scores(*many(600, seed=2)))
+    findings = found.findings
+    assert column(findings, "cluster")[:8] == [0] * 8
+    assert column(findings, "trials")[:9] == [8] * 8 + [1]
+    p_value, combined, q_value = (column(findings, name) for name in ("p_value", "cluster_p_value", "q_value"))
+    assert len({*combined[:8]}) == len({*q_value[:8]}) == 1
+    assert combined[0] == pytest.approx(8 * p_value[3])
+    assert q_value[0] == pytest.approx(combined[0] * 201)  # of 201 tests it is the first
+    assert combined[8:] == p_value[8:]
+    assert column(findings, "memorized") == [True] * 8 + [False] * 200
+
+
+def test_near_duplicates_that_all_stand_out_lose_nothing() -> None:
+    rows = [near(row, 30.0) for row in many(8, seed=3)] + many(200)
+    findings = analyse(scores(*rows), scores(*many(600, seed=2))).findings
+    p_value = column(findings, "p_value")[:8]
+    assert min(p_value) <= column(findings, "cluster_p_value")[0] <= max(p_value)
+
+
+def test_an_image_is_judged_by_its_strongest_caption_and_pays_for_all() -> None:
+    """The same pixels under four captions, the third of which the model knows; rows 4 and 5 repeat the first."""
+    (image,) = many(1, seed=3)
+    captions = [near(image, growth, growth_contrast=growth) for growth in (0.0, 0.5, 30.0, -0.5, 0.0, 1e-6)]
+    found = analyse(scores(*captions, *many(200)), scores(*many(600, seed=2)))
+    findings = found.findings
+    p_value = column(findings, "p_value")
+    assert column(findings, "trials")[:6] == [4] * 6
+    assert column(findings, "cluster_p_value")[:6] == [pytest.approx(4 * p_value[2])] * 6
+    assert column(findings, "memorized")[:7] == [True] * 6 + [False]
+    assert column(findings, "growth_contrast")[:7] == [0.0, 0.5, 30.0, -0.5, 0.0, 1e-6, None]
+    assert np.flatnonzero(strongest_rows(findings))[0] == 2
+
+
+def test_an_image_out_of_range_is_no_trial_of_its_near_duplicates() -> None:
+    (image,) = many(1, seed=3)
+    rows = [near(image, 30.0), near(image, 500.0, content_hash=7, png_bytes=60_000), *many(200)]
+    findings = analyse(scores(*rows), scores(*many(600, seed=2))).findings
+    assert column(findings, "outside_range")[:3] == [False, True, False]
+    assert column(findings, "trials")[:2] == [1, 1]
+    assert column(findings, "cluster_p_value")[0] == column(findings, "p_value")[0]
+    assert np.flatnonzero(strongest_rows(findings))[0] == 0
 
 
 def test_tables_in_several_chunks() -> None:

@@ -1,11 +1,14 @@
 """Findings from scores: one row per image, calibrated, with its duplicates.
 
-A cascade leaves most rows with a screen and no other score. The first row of a distinct image with a score decides its
-test, so that only that row is ever measured, and the image's other rows share its p-value. An image that does not pass
-the screen has the p-value 1 in growth and in loss, and so has a sampled row, which is measured only to bound the loss.
+What is one image, and which p-value it has, is the rule of `analysis.distinct`.
+
+A cascade leaves most rows with a screen and no other score. The first row of a trial decides its test, so that only
+that row is ever measured, and the trial's other rows share its p-value. A trial that does not pass the screen has the
+p-value 1 in growth and in loss, and so has a sampled row, which is measured only to bound the loss.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +24,9 @@ from volgrowth.analysis.calibration.expected_scores import (
     ScoredImages,
     pass_screen,
 )
-from volgrowth.analysis.calibration.false_bounds import false_bounds
+from volgrowth.analysis.calibration.false_bounds import count_above, false_bounds
 from volgrowth.analysis.calibration.screening import Screening
-from volgrowth.analysis.distinct import identical_rows
+from volgrowth.analysis.distinct import Pictures, identical_rows
 from volgrowth.analysis.duplicates import duplicate_clusters
 from volgrowth.analysis.judging import is_flagged
 from volgrowth.errors import DataError, OutputError
@@ -112,10 +115,10 @@ def _screen(audited: "_Scored", holdout: "_Scored | None", share: float) -> Pass
 
 
 def _screening(audited: "_Scored", findings: pa.Table, calibration: Calibration, passed: Passing) -> Screening:
-    """Describe the screening of the distinct images within the calibration's range, by their first rows."""
+    """Describe the screening of the trials within the calibration's range, by their first rows."""
     assert calibration.unscreened_p_value is not None
-    first = audited.first
-    judged = first[~calibration.outside[first]]
+    pictures = audited.pictures
+    judged = np.sort(pictures.tried(~calibration.outside))
     flagged = as_mask(findings.filter(pa.array(audited.mask))["memorized"])
     return Screening(
         row=audited.table["row"].to_numpy()[judged],
@@ -123,7 +126,8 @@ def _screening(audited: "_Scored", findings: pa.Table, calibration: Calibration,
         measured=audited.table["growth"].is_valid().to_numpy()[judged],
         flagged=flagged[judged],
         p_value=calibration.unscreened_p_value[judged],
-        tests=len(first),
+        picture=pictures.picture[judged],
+        tests=pictures.count,
     )
 
 
@@ -161,7 +165,17 @@ class _Scored:
         self.table = scores.select(list(_CALIBRATING)).filter(mask)
         self.reference = None if reference is None else reference.select(["screen", *PARTS]).filter(mask)
         self.content = self.table.column("content_hash").to_numpy()
-        _, self.first, self.copy_of = np.unique(self.content, return_index=True, return_inverse=True)
+
+    @cached_property
+    def clusters(self) -> tuple[np.ndarray, np.ndarray]:
+        """The cluster of every row, scored or not, and its size, (rows,) each."""
+        return duplicate_clusters(self.scores)
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """Pictures and trials of the scored rows; in a cascade the screen, which all rows have, tells trials apart."""
+        score = self.table.column("growth" if self.measured("growth") else "screen")
+        return Pictures.of(self.clusters[0][self.mask], self.content, score.to_numpy().astype(float))
 
     def measured(self, column: str) -> bool:
         return self.table.num_rows > 0 and self.table.column(column).null_count == 0
@@ -212,12 +226,16 @@ def _calibrated(audited: _Scored, calibration: Calibration, passed: Passing | No
         expected_loss = np.exp(-calibration.parts["loss"].expected)  # the median of a logarithm is that of the loss
         columns["excess_loss"] = audited.full(audited.table["loss"].to_numpy() - expected_loss)
         p_values["loss_"] = calibration.part_p_values["loss"]
+    pictures, judged = audited.pictures, ~calibration.outside
+    columns["trials"] = audited.full(pictures.trials(judged)).cast(pa.int32())
     for prefix, p_value in p_values.items():
         tested = _tested(audited, calibration, passed, p_value)
-        q_value = q_values(tested, audited.content)
+        combined = pictures.p_values(tested, judged)
+        q_value = q_values(combined, pictures.picture)
         columns[f"{prefix}p_value"] = audited.full(tested)
+        columns[f"{prefix}cluster_p_value"] = audited.full(combined)
         columns[f"{prefix}q_value"] = audited.full(q_value)
-        columns[f"{prefix}q_value_by"] = audited.full(q_values(tested, audited.content, "by"))
+        columns[f"{prefix}q_value_by"] = audited.full(q_values(combined, pictures.picture, "by"))
         columns["precursor" if prefix else "memorized"] = audited.full(is_flagged(q_value))
     if calibration.method == "held-out":
         conformal = _tested(audited, calibration, passed, calibration.p_values.conformal)
@@ -227,22 +245,23 @@ def _calibrated(audited: _Scored, calibration: Calibration, passed: Passing | No
 
 
 def _tested(audited: _Scored, calibration: Calibration, passed: Passing | None, p_value: np.ndarray) -> np.ndarray:
-    """Return the p-values that are adjusted.
+    """Return the p-values of rows, before those of a picture are combined and adjusted.
 
     Images outside the range get 1 before the adjustment: afterwards they would loosen it for all others. In a cascade
-    all rows of an image share the p-value of its first, which alone is measured.
+    all rows of a trial share the p-value of its first, which alone is measured.
     """
     tested = np.where(calibration.outside, 1.0, p_value)
-    return tested[audited.first][audited.copy_of] if passed else tested
+    return tested[audited.pictures.first][audited.pictures.trial] if passed else tested
 
 
 def _false_bounds(audited: _Scored, calibration: Calibration, conformal: np.ndarray) -> np.ndarray:
-    """Return the bound on false flags of each row, over the distinct images that were judged; 1 for the others."""
-    held = len(calibration.rows)
-    first = audited.first[~calibration.outside[audited.first]]
-    bound = np.ones(len(conformal))
-    bound[first] = false_bounds(np.rint(conformal[first] * (1 + held)).astype(int) - 1, held)
-    return bound[audited.first][audited.copy_of]
+    """Return the bound on false flags of each row, by the strongest trial of its picture; 1 if that is not judged."""
+    held, pictures, judged = len(calibration.rows), audited.pictures, ~calibration.outside
+    smallest = pictures.smallest(conformal, judged)
+    known = np.isfinite(smallest)
+    bound = np.ones(pictures.count)
+    bound[known] = false_bounds(count_above(smallest[known], held), held, len(pictures.tried(judged)))
+    return bound[pictures.picture]
 
 
 def _measured(values: np.ndarray) -> np.ndarray:
@@ -267,9 +286,9 @@ def _expectation(images: _Scored, expected: np.ndarray) -> Columns:
 
 
 def _findings(images: _Scored, columns: Columns) -> pa.Table:
-    cluster, count = duplicate_clusters(images.scores)
+    cluster, count = images.clusters
     known = {
-        **{name: images.scores.column(name) for name in ("row", "image_id", "growth")},
+        **{name: images.scores.column(name) for name in ("row", "image_id", "growth", "growth_contrast")},
         "cluster": pa.array(cluster),
         "copies": pa.array(count.astype(np.int32)),
         "identical": pa.array(identical_rows(images.scores)),

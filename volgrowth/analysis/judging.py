@@ -2,11 +2,12 @@
 
 judged    the row has a q-value and lies within the calibration's range. A row that a cascade screened out is judged:
           its q-value is 1, and the bound on the screen's loss says what that is worth.
-flagged   judged, with a q-value of at most the rate.
-proven    samples of the model reproduced the row's image, by the rule of `verification.proof`, flagged or not.
+flagged   the row's picture has a judged row with a q-value of at most the rate.
+proven    samples of the model reproduced an image of the row's picture, by the rule of `verification.proof`.
 found     flagged or proven: the images that count as memorized.
 
-Numbers are of distinct images: rows with the same pixels are one image, for which its first row stands.
+Numbers are of pictures: near duplicates and copies are one image, for which its strongest row stands
+(`analysis.distinct`).
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_floats
 from volgrowth.analysis.calibration.error_rates import FDR
-from volgrowth.analysis.distinct import first_rows
+from volgrowth.analysis.calibration.false_bounds import count_above
+from volgrowth.analysis.distinct import strongest_rows
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class Judgement:
     Attributes:
         findings: the rows, with the columns of `records.FINDINGS`.
         tested: rows with a q-value, those outside the calibration's range included.
-        judged: rows that could be flagged.
-        flagged: judged rows whose q-value is at most the rate.
-        proven: rows of images that samples reproduced.
+        judged: rows that could be flagged by themselves.
+        flagged: tested rows of the pictures that are flagged.
+        proven: rows of the pictures of which samples reproduced an image.
     """
 
     findings: pa.Table
@@ -48,15 +50,15 @@ class Judgement:
     @property
     def unjudged(self) -> np.ndarray:
         """Rows of which nothing is known."""
-        return ~(self.judged | self.proven)
+        return ~(self.judged | self.found)
 
     @cached_property
     def first(self) -> np.ndarray:
-        """Rows that stand for their image."""
-        return first_rows(self.findings)
+        """Rows that stand for their picture."""
+        return strongest_rows(self.findings)
 
     def images(self, rows: np.ndarray) -> int:
-        """Return the number of distinct images whose first row is among the masked `rows`."""
+        """Return the number of pictures for which one of the masked `rows` stands."""
         return int((rows & self.first).sum())
 
 
@@ -72,8 +74,28 @@ def judge(findings: pa.Table, verification: dict[str, Any] | None = None, fdr: f
     tested = np.isfinite(q_value)
     judged = tested & ~pc.fill_null(findings["outside_range"], True).to_numpy().astype(bool)
     rows = np.array(verification["rows"] if verification else (), np.int64)
-    proven = np.isin(findings["row"].to_numpy(), rows)
-    return Judgement(findings, tested, judged, is_flagged(q_value, fdr) & judged, proven)
+    _, picture = np.unique(findings["cluster"].to_numpy(), return_inverse=True)
+
+    def pictures_of(some: np.ndarray) -> np.ndarray:
+        return np.bincount(picture, some)[picture] > 0
+
+    flagged = tested & pictures_of(is_flagged(q_value, fdr) & judged)
+    return Judgement(findings, tested, judged, flagged, pictures_of(np.isin(findings["row"].to_numpy(), rows)))
+
+
+def strongest_above(known: Judgement, held: int) -> np.ndarray:
+    """Return for each judged picture, the one of most evidence first, how many of `held` held-out images are above it.
+
+    That is the number above the strongest of its trials, as `false_bound` counts them.
+    """
+    findings = known.findings
+    _, picture = np.unique(findings["cluster"].to_numpy(), return_inverse=True)
+    above = np.full(picture.max(initial=-1) + 1, held)
+    rows = np.flatnonzero(known.judged)
+    np.minimum.at(above, picture[rows], count_above(findings["p_value_conformal"].to_numpy()[rows], held))
+    first = np.flatnonzero(known.first & known.judged)
+    evidence = findings[ranking_column(findings)].to_numpy()[first]
+    return above[picture[first[np.argsort(-evidence, kind="stable")]]]
 
 
 def ranking_column(findings: pa.Table) -> str:

@@ -17,7 +17,7 @@ from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, 
 from volgrowth.analysis.caveats import with_caveats
 from volgrowth.analysis.failures import count_failures
 from volgrowth.analysis.findings import Analysis
-from volgrowth.analysis.judging import judge
+from volgrowth.analysis.judging import judge, strongest_above
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, Status
@@ -189,25 +189,23 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
     }
     if calibration.method == "cross-fitted":
         return {**detection, "warnings": _left_out(audit)}
-    p_value, held = judged.column("p_value_conformal").to_numpy(), len(calibration.rows)
+    above, held = strongest_above(known, len(calibration.rows)), len(calibration.rows)
+    trials = int(judged["trials"].to_numpy().sum())
     return {
         **detection,
         "calibration_rows": held,
         "smallest_p_value": calibration.smallest_p_value,
         "fewest_flags": fewest_flags(len(first), calibration.smallest_p_value),
-        "false_bounds": _false_bounds(judged, held),
-        "beyond_holdout": int((p_value <= 1 / (1 + held) * (1 + 1e-9)).sum()),
+        "trials": trials,
+        "false_bounds": [
+            {"first": k, "innocent_at_most": most}
+            for k in FIRST
+            if k <= len(above) and (most := innocent_among(above[:k], held, trials)) < k
+        ],
+        "beyond_holdout": int((above == 0).sum()),
         "holdout_difference": _difference(audit),
         "warnings": _warnings(audit, calibration),
     }
-
-
-def _false_bounds(judged: pa.Table, held: int) -> list[dict[str, int]]:
-    """Bound how many of the first k images are innocent, for those k at which the bound says something."""
-    above = np.rint(judged["p_value_conformal"].to_numpy() * (1 + held)).astype(int) - 1
-    counts = [k for k in FIRST if k <= len(judged)]
-    most = innocent_among(judged["false_bound"].to_numpy(), above, counts)
-    return [{"first": k, "innocent_at_most": n} for k, n in zip(counts, most, strict=True) if n < k]
 
 
 def _cascade(
@@ -295,7 +293,7 @@ def _left_out(audit: Audit) -> list[str]:
     new = len(scored) - _sum(pc.is_in(scored, value_set=audit.scores["content_hash"].drop_null().unique()))
     return [
         f"Of {len(held)} held-out images {new} could be scored and are not in the audited set, too few to calibrate "
-        f"with: {MIN_IMAGES} are needed, and {rows_needed(len(audit.findings['identical'].unique()), 1)} to flag a "
+        f"with: {MIN_IMAGES} are needed, and {rows_needed(len(audit.findings['cluster'].unique()), 1)} to flag a "
         f"single image."
     ]
 

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 import pyarrow as pa
 
+from volgrowth.analysis.distinct import strongest_rows
 from volgrowth.analysis.judging import judge, ranking_column
 from volgrowth.audit.output.listings import read_rows
 from volgrowth.audit.output.lock import driving
@@ -105,16 +106,14 @@ def _shown(audit: Audit, redact: bool) -> Shown:
 
 
 def _gallery_rows(findings: pa.Table, found: np.ndarray) -> list[int]:
-    """Return the highest row of each distinct image, by evidence, or by growth if nothing was calibrated.
+    """Return the row that stands for each picture, by evidence, or by growth if nothing was calibrated.
 
-    Of images beyond the highest ones only those are shown that the mask `found` (rows,) has, scored or not.
+    Of pictures beyond the highest ones only those are shown that the mask `found` (rows,) has, scored or not.
     """
     evidence = findings.column(ranking_column(findings)).to_numpy()
     score = evidence if np.isfinite(evidence).any() else findings.column("growth").to_numpy()
     ranked = np.argsort(-score, kind="stable")
-    ranked = ranked[(np.isfinite(score) | found)[ranked]]
-    _, highest = np.unique(findings.column("identical").to_numpy()[ranked], return_index=True)
-    distinct = ranked[np.sort(highest)]
+    distinct = ranked[(strongest_rows(findings) & (np.isfinite(score) | found))[ranked]]
     shown = found[distinct]
     return distinct[(np.arange(len(distinct)) < GALLERY) | (shown & (np.cumsum(shown) <= MOST_CARDS))].tolist()
 

@@ -50,11 +50,18 @@ def test_a_larger_set_never_has_fewer_false_flags() -> None:
     assert (np.diff(counts) >= 0).all()
 
 
-def test_the_first_images_have_the_bounds_of_the_sets_around_them() -> None:
-    above, bound = np.array([0, 0, 0, 3, 3, 9]), np.array([1 / 3, 1 / 3, 1 / 3, 0.4, 0.4, 1.0])
-    assert innocent_among(bound, above, [1, 2, 3, 4, 5, 6]) == [1, 1, 1, 2, 2, 3]
-    shuffled = np.array([5, 3, 0, 4, 1, 2])
-    assert innocent_among(bound[shuffled], above[shuffled], [4]) == [2]
+def test_any_choice_has_a_bound_and_the_most_suspicious_have_that_of_their_column() -> None:
+    random = np.random.default_rng(3)
+    held, excess = random.normal(size=2000), random.normal(size=500)
+    excess[:40] += 8
+    above = held_above(excess, held)
+    bound = false_bounds(above, 2000)
+    for cut in np.unique(above)[:30]:
+        chosen = above <= cut
+        assert innocent_among(above[chosen], 2000, 500) == round(bound[above == cut][0] * chosen.sum())
+    assert innocent_among(above[:40], 2000, 500) <= 4
+    assert innocent_among(above[20:60], 2000, 500) >= 20, "all that were chosen by chance may be innocent"
+    assert innocent_among(above[:0], 2000, 500) == 0
 
 
 def test_what_the_held_out_images_cannot_tell_is_not_bounded() -> None:

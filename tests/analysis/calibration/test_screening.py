@@ -95,10 +95,11 @@ def simulated(random: np.random.Generator, seen: float, sampled: int, tests: int
     whole = false_discovery_control(p_value) <= FDR
     flagged = false_discovery_control(np.where(passed, p_value, 1)) <= FDR
     row = random.permutation(10 * tests)[:tests]
-    screening = Screening(row, passed, passed, flagged, np.where(passed, p_value, 1), tests)
+    picture = np.arange(tests)
+    screening = Screening(row, passed, passed, flagged, np.where(passed, p_value, 1), picture, tests)
     drawn = screening.sample(sampled, seed=int(random.integers(2**31)))
     known = passed | np.isin(row, drawn)
-    return Screening(row, passed, known, flagged, np.where(known, p_value, 1), tests), drawn, whole
+    return Screening(row, passed, known, flagged, np.where(known, p_value, 1), picture, tests), drawn, whole
 
 
 @pytest.mark.parametrize("seen", [1.0, 0.9, 0.5, 0.0])
@@ -130,11 +131,12 @@ def test_the_bound_says_something():
 
 
 def test_a_whole_audit_without_flags_has_none_to_lose():
-    nothing = Screening(np.arange(100), np.zeros(100, bool), np.ones(100, bool), np.zeros(100, bool), np.ones(100), 100)
+    no, rows = np.zeros(100, bool), np.arange(100)
+    nothing = Screening(rows, no, ~no, no, np.ones(100), rows, 100)
     found = bound_loss(nothing, np.arange(100))
     assert (found.flags_lost, found.recall, found.missed) == (0, None, 0)
     no = np.empty(0, bool)
-    empty = bound_loss(Screening(np.empty(0, int), no, no, no, np.empty(0), 0), np.empty(0, int))
+    empty = bound_loss(Screening(np.empty(0, int), no, no, no, np.empty(0), np.empty(0, int), 0), np.empty(0, int))
     assert (empty.out, empty.sampled, empty.recall) == (0, 0, None)
 
 

@@ -58,6 +58,7 @@ def tables(
         "growth": pa.array(excess, from_pandas=True),
         "content_hash": content,
         "identical": identical_rows(pa.table({"row": np.arange(rows), "content_hash": content})),
+        "cluster": identical_rows(pa.table({"row": np.arange(rows), "content_hash": content})),
         "excess_growth": pa.array(excess, from_pandas=True),
         "memorized": pa.array(np.isin(content, flagged), mask=~scored) if judged else None,
         "q_value": pa.array(np.where(np.isin(content, flagged), 0.01, 1.0), mask=~scored) if judged else None,

@@ -64,6 +64,7 @@ def test_what_samples_prove_is_counted_over_distinct_images() -> None:
     """Row 1 copies row 0, which is flagged and reproduced; 2 is flagged only, 3 reproduced only, 5 has no image."""
     findings = pa.table(
         {
+            "cluster": [0, 0, 2, 3, 4, 5],
             "row": [0, 1, 2, 3, 4, 5],
             "identical": [0, 0, 2, 3, 4, 5],
             "memorized": [True, True, True, False, False, None],

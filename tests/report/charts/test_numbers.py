@@ -66,16 +66,16 @@ def test_rates_know_where_they_were_measured(measure: dict[str, object], axis: s
     assert found.flagged.at == pytest.approx(at)
 
 
-def test_flags_are_counted_by_the_size_of_the_group_and_identical_images_once() -> None:
+def test_flags_are_counted_by_the_size_of_the_group_and_near_duplicates_once() -> None:
     """Rows 0 and 1 have the same pixels, 2 is their near duplicate; 3 is alone; 4 has no score."""
     same = {"cluster": 0, "copies": 3, "memorized": True}
     records = [record(0, identical=0, **same), record(1, identical=0, **same)]
-    records += [record(2, identical=2, **{**same, "memorized": False}), record(3), record(4, status="undecodable")]
+    records += [record(2, identical=2, **same), record(3), record(4, status="undecodable")]
     _, findings = tables(records)
     found = duplicate_groups(findings)
     assert found["by_rows"] == [
         {"from": 1, "to": 1, "images": 1, "flagged": 0},
-        {"from": 2, "to": 4, "images": 2, "flagged": 1},
+        {"from": 2, "to": 4, "images": 1, "flagged": 1},
     ]
     assert found["largest"] == [{"row": 0, "rows": 3, "images": 2, "flagged": 1}]
 

@@ -1,9 +1,9 @@
 """From p-values to flags with a promised false-discovery rate.
 
-Tests are distinct images: copies of one image are one discovery, not many. Benjamini-Hochberg keeps the expected share
-of false flags below the rate for p-values that are independent or, as conformal ones against a common calibration set,
-positively dependent (Bates et al., arXiv 2104.08279). Benjamini-Yekutieli keeps it whatever the dependence, at the
-price of a factor 1 + 1/2 + ... + 1/tests.
+Tests are pictures (`analysis.distinct`): an image with its copies and near duplicates is one discovery, not many.
+Benjamini-Hochberg keeps the expected share of false flags below the rate for p-values that are independent or, as
+conformal ones against a common calibration set, positively dependent (Bates et al., arXiv 2104.08279).
+Benjamini-Yekutieli keeps it whatever the dependence, at the price of a factor 1 + 1/2 + ... + 1/tests.
 
 Without held-out images there is only an empirical null, and its promise is an assumption: that at most a share
 1 - `TAIL[1]` of the images are memorized, and that the excess e of all others falls off at least exponentially beyond
@@ -23,12 +23,12 @@ FDR = 0.1
 TAIL = (0.75, 0.95)
 
 
-def q_values(p_value: np.ndarray, content: np.ndarray, method: Literal["bh", "by"] = "bh") -> np.ndarray:
-    """Adjust p-values over distinct images.
+def q_values(p_value: np.ndarray, test: np.ndarray, method: Literal["bh", "by"] = "bh") -> np.ndarray:
+    """Adjust p-values over tests.
 
     Args:
         p_value: (n,).
-        content: id of each row's image, (n,); the first row of an image decides, and its copies share the result.
+        test: id of each row's test, such as its picture, (n,); all rows of a test have its p-value.
         method: `bh`, Benjamini-Hochberg, or `by`, Benjamini-Yekutieli.
 
     Returns:
@@ -36,7 +36,7 @@ def q_values(p_value: np.ndarray, content: np.ndarray, method: Literal["bh", "by
     """
     if not len(p_value):
         return np.empty(0)
-    _, first, inverse = np.unique(content, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(test, return_index=True, return_inverse=True)
     return false_discovery_control(p_value[first], method=method)[inverse]
 
 

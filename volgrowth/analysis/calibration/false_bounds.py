@@ -12,18 +12,25 @@ if all n were innocent, which is the worst case. From draws of this process come
 
     P(V(j) <= B(j) for all j) >= `CONFIDENCE`
 
-as in Song, Jin and Candes (arXiv 2605.20726): B(j) are the draws of one rank at each j, the smallest rank at which so
-large a share of the draws lies below them everywhere. j takes the values of a geometric grid, since neighbouring ones
-say nearly the same. If the k most suspicious images of a data set include k' of which B are innocent at most, then at
-most B + (k - k') of the k are, and not more than of any larger set (Goeman and Solari, Statistical Science 26, 2011).
-So each k gets the least of
+as in Song, Jin and Candes (arXiv 2605.20726): B(j) are the draws of one rank at each j, and the rank is the smallest
+below which, everywhere, lie so many of other draws, N of them: the ceil(`CONFIDENCE` (N + 1))-th of the ranks that they
+need. The process itself is one more such draw, so that the bounds hold with this probability, the draws included. If
+the rank came from the draws that are ranked, they would hold in 87 to 89% of cases. j takes the values of a geometric
+grid, since neighbouring ones say nearly the same.
 
-    B(j) + max(k - k(j), 0)
+A tested image may be a picture of several trials (`analysis.distinct`), of which the strongest counts. The strongest of
+its k trials lies above U(j) no more often than one of k independent images, so that n is the number of trials: they are
+paid for.
 
-over j, k(j) the number of tested images above the j-th largest held-out one. The bound divided by k is the share.
+Of any chosen images, however they were chosen, those that lie above the j-th largest held-out one include B(j)
+innocent ones at most, and all others may be innocent too (Goeman and Solari, Statistical Science 26, 2011). So of k
+chosen images, k(j) of them above the j-th largest held-out one, the number of innocent ones is at most the least of
+
+    B(j) + k - k(j)
+
+over j. The bound divided by k is the share.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -34,13 +41,19 @@ _DRAWS = 4000
 _RANKS = 4096
 
 
-def false_bounds(held_above: np.ndarray, held: int) -> np.ndarray:
+def count_above(conformal: np.ndarray, held: int) -> np.ndarray:
+    """Return how many of `held` held-out images have at least the excess of each image, from conformal p-values."""
+    return np.rint(conformal * (1 + held)).astype(int) - 1
+
+
+def false_bounds(held_above: np.ndarray, held: int, trials: int | None = None) -> np.ndarray:
     """Return the largest share of innocent images among all that are at least as suspicious as each image.
 
     Args:
-        held_above: number of held-out images with at least the excess of each tested image, (n,): of distinct images,
-            in any order. Images of one number are put in one set, whose order nobody knows.
+        held_above: number of held-out images with at least the excess of each tested image, (n,), in any order. Images
+            of one number are put in one set, whose order nobody knows.
         held: number m of held-out images.
+        trials: number of trials of all tested images; by default one for each.
 
     Returns:
         (n,) in [0, 1]; simultaneous for all images with the probability `CONFIDENCE`.
@@ -48,29 +61,28 @@ def false_bounds(held_above: np.ndarray, held: int) -> np.ndarray:
     tests = len(held_above)
     if not tests or not held:
         return np.ones(tests)
-    ranks, innocent = null_counts(tests, held)
+    ranks, innocent = null_counts(trials or tests, held)
     order = np.sort(held_above)
-    included = np.searchsorted(order, ranks, side="left")  # k(j): images that fewer than j held-out ones exceed
+    included = np.searchsorted(order, ranks, side="left")  # images that fewer than j held-out ones exceed
     k = np.searchsorted(order, held_above, side="right")
     sizes, inverse = np.unique(k, return_inverse=True)
     bound = np.minimum(sizes, (innocent[:, None] + np.maximum(sizes - included[:, None], 0)).min(0))
     return (bound / sizes)[inverse]
 
 
-def innocent_among(bound: np.ndarray, held_above: np.ndarray, counts: Sequence[int]) -> list[int]:
-    """Return how many of the first k images are innocent, at most, for each k of `counts`, at most n.
+def innocent_among(chosen: np.ndarray, held: int, trials: int) -> int:
+    """Return how many of some chosen images are innocent, at most; for all choices at once, as `false_bounds`.
 
     Args:
-        bound: of each tested image, as `false_bounds` returns them, (n,).
-        held_above: as there, (n,).
-        counts: numbers k of images, in the order of `held_above`.
+        chosen: number of held-out images with at least the excess of each chosen image, (k,).
+        held: number m of held-out images.
+        trials: number of trials of all tested images, chosen or not.
     """
-    order = np.argsort(held_above, kind="stable")
-    sizes = np.searchsorted(held_above[order], held_above[order], side="right")
-    most = np.rint(bound[order] * sizes).astype(int)
-    before = np.searchsorted(held_above[order], held_above[order], side="left")
-    known = np.where(before > 0, most[before - 1], 0)  # innocent images in the sets before
-    return [int(min(most[k - 1], known[k - 1] + k - before[k - 1])) for k in counts]
+    if not len(chosen) or not held:
+        return len(chosen)
+    ranks, innocent = null_counts(trials, held)
+    others = len(chosen) - np.searchsorted(np.sort(chosen), ranks, side="left")
+    return int(min(len(chosen), (innocent + others).min()))
 
 
 @lru_cache(8)
@@ -83,6 +95,19 @@ def null_counts(tests: int, held: int) -> tuple[np.ndarray, np.ndarray]:
     """
     random = np.random.default_rng([tests, held])
     ranks = np.unique(np.geomspace(1, min(held, _RANKS), 60).round().astype(int))
+    ranked, other = (draw_null(random, ranks, tests, held) for _ in range(2))
+    ranked = np.sort(ranked, axis=0)
+    lowest = np.max([np.searchsorted(column, other[:, j]) for j, column in enumerate(ranked.T)], axis=0)
+    needed = np.sort(lowest)[int(np.ceil(CONFIDENCE * (1 + _DRAWS))) - 1]  # below _DRAWS, as nine draws in ten are
+    return ranks, ranked[min(needed, _DRAWS - 1)]
+
+
+def draw_null(random: np.random.Generator, ranks: np.ndarray, tests: int, held: int) -> np.ndarray:
+    """Draw how many of `tests` innocent images lie above the j-th largest held-out one for j in `ranks`.
+
+    Returns:
+        (draws, ranks) int.
+    """
     gaps = random.standard_gamma(np.diff(ranks, prepend=0), (_DRAWS, len(ranks))).cumsum(1)
     uniform = gaps / (gaps[:, -1:] + random.standard_gamma(held + 1 - ranks[-1], (_DRAWS, 1)))
     counts, before = np.zeros((_DRAWS, len(ranks)), int), np.zeros(_DRAWS)
@@ -91,7 +116,4 @@ def null_counts(tests: int, held: int) -> tuple[np.ndarray, np.ndarray]:
         chance = np.clip((uniform[:, index] - before) / (1 - before), 0, 1)
         counts[:, index] = seen + random.binomial(tests - seen, chance)
         before = uniform[:, index]
-    ordered = np.sort(counts, axis=0)
-    lowest = np.array([np.searchsorted(column, counts[:, j]) for j, column in enumerate(ordered.T)])
-    needed = np.sort(lowest.max(0))[int(np.ceil(CONFIDENCE * _DRAWS)) - 1]  # the rank that covers so many draws
-    return ranks, ordered[needed]
+    return counts

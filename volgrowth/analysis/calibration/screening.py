@@ -19,6 +19,11 @@ P(F) - H(F) + U(F) flags of the whole audit are lost, and its recall of them is 
 F may be any number, both hold together with the probability LEVEL; no p-value is compared with a threshold that was
 chosen after the sample was seen.
 
+Images are trials here, and flags are of pictures (`analysis.distinct`). A picture that the whole audit flags has a
+trial with p at most rate F / n, n the number of pictures, since Simes' p-value is no less than its smallest. So P(F)
+counts pictures by the smallest p-value of their trials that pass, and U(F) bounds the trials among the others, each of
+which may be of another picture; F is at least the number of pictures that Simes' p-value of their known trials flags.
+
 A sample of m without a hit bounds the loss at about 3 N / m. To bound it at a tenth of few flags takes a large sample:
 some 27 N over the number of flags, whatever N is.
 """
@@ -31,6 +36,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from volgrowth.analysis.calibration.error_rates import FDR
+from volgrowth.analysis.distinct import simes
 
 LEVEL = 0.95
 
@@ -42,15 +48,16 @@ MOST_SAMPLED = 0.05
 
 @dataclass(frozen=True)
 class Screening:
-    """The n distinct images within the calibration's range that were screened, as arrays (n,).
+    """The n trials within the calibration's range that were screened, called images, as arrays (n,).
 
     Attributes:
-        row: row that stands for each image: its first with a score.
+        row: row that stands for each image: the first of the trial.
         passed: mask of the images that pass the screen.
         measured: mask of the images that were measured by the preset.
-        flagged: mask of the images that the cascade flags.
+        flagged: mask of the images whose picture the cascade flags.
         p_value: p-value without the screen; 1 for an image that was not measured.
-        tests: number of distinct images that are tested, those outside the range included.
+        picture: number of each image's picture.
+        tests: number of pictures that are tested, those outside the range included.
     """
 
     row: np.ndarray
@@ -58,6 +65,7 @@ class Screening:
     measured: np.ndarray
     flagged: np.ndarray
     p_value: np.ndarray
+    picture: np.ndarray
     tests: int
 
     @property
@@ -108,30 +116,37 @@ def bound_loss(screening: Screening, sampled: np.ndarray, fdr: float = FDR) -> S
     """Estimate from the sampled rows how many flags at the rate `fdr` the cascade may have missed."""
     kept = screening.passed & screening.measured
     drawn = np.isin(screening.row, sampled) & ~kept & screening.measured
-    out, size, found = int((~kept).sum()), int(drawn.sum()), int(screening.flagged.sum())
+    _, picture = np.unique(screening.picture, return_inverse=True)
+    out, size, found = int((~kept).sum()), int(drawn.sum()), len(np.unique(picture[screening.flagged]))
+    combined = simes(screening.p_value, picture, picture.max(initial=-1) + 1)
+
+    def passing(p_value: np.ndarray, flags: np.ndarray) -> np.ndarray:
+        """Count the p-values that pass, for each number of flags; rounding may not decide."""
+        return np.searchsorted(np.sort(p_value), fdr * flags / max(screening.tests, 1) * (1 + 1e-9), side="right")
 
     def counted(some: np.ndarray, flags: np.ndarray) -> np.ndarray:
-        """Count the images with a p-value that passes, for each number of flags; rounding may not decide."""
-        thresholds = fdr * flags / max(screening.tests, 1) * (1 + 1e-9)
-        return np.searchsorted(np.sort(screening.p_value[some]), thresholds, side="right")
+        """Count the pictures of which one of `some` images has a p-value that passes, for each number of flags."""
+        smallest = np.full(len(combined), np.inf)
+        np.minimum.at(smallest, picture[some], screening.p_value[some])
+        return passing(smallest, flags)
 
     def most(flags: np.ndarray) -> np.ndarray:
         """Return P(F) + U(F) for each number F of flags."""
-        hits, inverse = np.unique(counted(drawn, flags), return_inverse=True)
+        hits, inverse = np.unique(passing(screening.p_value[drawn], flags), return_inverse=True)
         return counted(kept, flags) + np.array([most_among(int(c), size, out) for c in hits], int)[inverse]
 
     top = screening.tests
     while top and (fewer := int(most(np.array([top]))[0])) < top:  # no larger number fits
         top = fewer
     flags = np.arange(1, top + 1)
-    known = flags[counted(kept | drawn, flags) >= flags].max(initial=1)
+    known = flags[passing(combined, flags) >= flags].max(initial=1)
     flags = flags[known - 1 :]
     flags = flags[most(flags) >= flags]
     held, ceiling = counted(kept & screening.flagged, flags), most(flags)
     return ScreenLoss(
         out=out,
         sampled=size,
-        missed=int(counted(drawn, np.array([found]))[0]),
+        missed=int(passing(screening.p_value[drawn], np.array([found]))[0]),
         flags_lost=int((ceiling - held).max(initial=0)),
         recall=float((held / ceiling).min()) if len(flags) else None,
         needed=sample_size(found, out),

@@ -1,8 +1,8 @@
 r"""Which images became or ceased to be memorized between two audits: checkpoints, or before and after curation.
 
-Distinct images are matched by `content_hash`, so that their rows may differ; one image is one test, however many
-copies it has. Raw scores of two models are not comparable. Each audit's excess growth is put in units of its own
-calibration, and an image's change is
+Images are matched by `content_hash`, so that their rows may differ, and the pictures of A (`analysis.distinct`) are the
+tests: near duplicates and copies are one, with the p-value of Simes for its matched images. Raw scores of two models
+are not comparable. Each audit's excess growth is put in units of its own calibration, and an image's change is
 
     z = excess_growth / residual_spread        d_i = z_B,i - z_A,i
 
@@ -41,6 +41,7 @@ import pyarrow as pa
 from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, q_values, rows_needed
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.comparison.matching import Matched, check_comparable, match_images
+from volgrowth.analysis.distinct import simes
 from volgrowth.analysis.policy import store_of
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import UsageError
@@ -66,6 +67,7 @@ class ChangeVerdict(StrEnum):
 
 CHANGES = pa.schema(
     [
+        column("cluster", pa.int64(), "smallest row of the image's cluster in A: near duplicates are one test"),
         column("content_hash", pa.uint64(), "hash of the pixels that the models see: the same in A and B"),
         column("image_id", pa.string(), "id of row_a in A"),
         column("row_a", pa.int64(), "row that stands for the image in A: the first with a score"),
@@ -77,20 +79,20 @@ CHANGES = pa.schema(
         column("change", pa.float64(), "z_b - z_a"),
         column("p_rise", pa.float64(), "p-value of a rise as large as this; 1 outside either calibration's range"),
         column("p_fall", pa.float64(), "p-value of a fall as large as this; 1 outside either calibration's range"),
-        column("q_value", pa.float64(), "Benjamini-Hochberg adjusted over both directions, the smaller of the two"),
-        column("verdict", pa.string(), "became, ceased, rose, fell, same or not_judged"),
+        column("q_value", pa.float64(), "of the cluster: Benjamini-Hochberg over both directions, the smaller one"),
+        column("verdict", pa.string(), "of the cluster: became, ceased, rose, fell, same or not_judged"),
     ]
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two audits compared. Counts are of distinct images.
+    """Two audits compared. Counts are of pictures: an image with its copies and near duplicates in A is one.
 
     Attributes:
         names: URLs of A and B.
         table: one row per image in both, by row in A, with the columns of `CHANGES`.
-        only: number of images only in A, and only in B; without a second score they cannot be judged.
+        only: number of pictures only in A, and only in B; without a second score they cannot be judged.
         only_flagged: number of those that their audit flags.
         null: changes that count as no change: of `held-out` images, or the audited ones' own, `mirrored`.
         null_rows: number of them.
@@ -111,14 +113,22 @@ class Comparison:
 
     @property
     def counts(self) -> dict[ChangeVerdict, int]:
-        """Number of images with each verdict."""
-        found = Counter(self.table.column("verdict").to_pylist())
+        """Number of pictures with each verdict."""
+        found = Counter(
+            dict(zip(*(self.table[name].to_pylist() for name in ("cluster", "verdict")), strict=True)).values()
+        )
         return {verdict: found[verdict.value] for verdict in ChangeVerdict}
 
     @property
     def significant(self) -> int:
-        """Number of images that changed either way: the set for which the rate is promised."""
-        return self.table.num_rows - self.counts[ChangeVerdict.SAME] - self.counts[ChangeVerdict.NOT_JUDGED]
+        """Number of pictures that changed either way: the set for which the rate is promised."""
+        counts = self.counts
+        return self.pictures - counts[ChangeVerdict.SAME] - counts[ChangeVerdict.NOT_JUDGED]
+
+    @property
+    def pictures(self) -> int:
+        """Number of pictures in both."""
+        return sum(self.counts.values())
 
 
 def compare_audits(a: Audit, b: Audit, fdr: float = FDR) -> Comparison:
@@ -143,20 +153,24 @@ def compare_audits(a: Audit, b: Audit, fdr: float = FDR) -> Comparison:
         null = images.held_b.z - images.held_a.z
     p_value = np.where(scored, np.ones((2, 1)), np.nan)
     p_value[:, judged] = mirrored_p_values(change[judged]) if null is None else conformal_p_values(change[judged], null)
-    q_value = _q_values(p_value)
+    _, picture = np.unique(images.a.cluster, return_inverse=True)
+    tested = _of_pictures(scored, picture)
+    combined = np.stack([simes(p[judged], picture[judged], len(tested)) for p in p_value])
+    q_value = _q_values(np.where(tested, combined, np.nan))
     null_rows = int(judged.sum()) if null is None else len(null)
+    verdict = _verdicts(images, picture, combined, q_value <= fdr, _of_pictures(judged, picture))
     return Comparison(
         names=(a.store.url, b.store.url),
-        table=_table(images, change, p_value, q_value, _verdicts(images, p_value, q_value <= fdr, judged)),
+        table=_table(images, change, p_value, q_value[picture], verdict[picture]),
         only=images.only,
         only_flagged=images.only_flagged,
         null="mirrored" if null is None else "held-out",
         null_rows=null_rows,
-        tests=2 * int(scored.sum()),
+        tests=2 * int(tested.sum()),
         fdr=fdr,
         warnings=(
             *_about_null(images),
-            *_about_size(p_value[:, judged], q_value, null_rows, fdr),
+            *_about_size(combined[:, _of_pictures(judged, picture)], q_value, null_rows, fdr),
         ),
     )
 
@@ -199,15 +213,23 @@ def _share_beyond(value: np.ndarray, null: np.ndarray) -> np.ndarray:
 
 
 def _q_values(p_value: np.ndarray) -> np.ndarray:
-    """Adjust p-values (2, n) over all tests of both directions; return the smaller of an image's two, (n,), or NaN."""
+    """Adjust p-values (2, n) over all tests of both directions; return the smaller of a picture's two, (n,), or NaN."""
     tested = np.isfinite(p_value)
     q_value = np.full(p_value.shape, np.nan)
     q_value[tested] = q_values(p_value[tested], np.arange(tested.sum()))
     return q_value.min(0)
 
 
-def _verdicts(images: Matched, p_value: np.ndarray, significant: np.ndarray, judged: np.ndarray) -> np.ndarray:
-    before, after = images.a.flagged, images.b.flagged
+def _of_pictures(images: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """Return a mask of the pictures that have one of the masked images, (pictures,); `picture` numbers each image's."""
+    return np.bincount(picture, images) > 0
+
+
+def _verdicts(
+    images: Matched, picture: np.ndarray, p_value: np.ndarray, significant: np.ndarray, judged: np.ndarray
+) -> np.ndarray:
+    """Return the verdict of each picture, (pictures,), as are the last three arguments."""
+    before, after = (_of_pictures(some.flagged, picture) for some in (images.a, images.b))
     rises = significant & (p_value[0] < p_value[1])
     falls = significant & ~rises
     cases = {
@@ -224,6 +246,7 @@ def _table(
     images: Matched, change: np.ndarray, p_value: np.ndarray, q_value: np.ndarray, verdict: np.ndarray
 ) -> pa.Table:
     columns = {
+        "cluster": images.a.cluster,
         "content_hash": images.a.content,
         "image_id": images.a.image_id,
         **{f"{name}_a": getattr(images.a, name) for name in ("row", "copies", "z")},
@@ -265,7 +288,7 @@ def _about_null(images: Matched) -> list[str]:
 
 
 def _about_size(p_value: np.ndarray, q_value: np.ndarray, null_rows: int, fdr: float) -> list[str]:
-    """Say why no change could be significant, and what would help. `p_value` (2, judged images), `q_value` (n,)."""
+    """Say why no change could be significant, and what would help. `p_value` (2, judged pictures), `q_value` (n,)."""
     if not p_value.size:
         return ["No image in both could be judged: each lacks a score or is outside a calibration's range."]
     if (q_value <= fdr).any():

@@ -1,4 +1,4 @@
-"""Two finished audits, image by image: check that they can be compared, and match their distinct images by content."""
+"""Two finished audits, image by image: check that they can be compared, and match their images by content."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
+from volgrowth.analysis.distinct import first_of_each
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.judging import judge
 from volgrowth.audit.output.result import Audit
@@ -19,12 +20,13 @@ REPEATS = frozenset({"num_probes", "num_noises"})
 
 @dataclass(frozen=True)
 class Distinct:
-    """The n distinct images of an audit, as arrays (n,).
+    """The n images of different pixels of an audit, as arrays (n,).
 
     Attributes:
         content: hash of each image's pixels, uint64.
         image_id: id of the row that stands for the image.
-        row: that row.
+        row: that row: the first with a score, under whatever caption.
+        cluster: smallest row of the image's picture (`analysis.distinct`), whose images are one test.
         copies: number of rows of the image.
         z: excess growth in units of the audit's residual spread; NaN without a score.
         outside: mask of the images that are not judged.
@@ -34,6 +36,7 @@ class Distinct:
     content: np.ndarray
     image_id: np.ndarray
     row: np.ndarray
+    cluster: np.ndarray
     copies: np.ndarray
     z: np.ndarray
     outside: np.ndarray
@@ -53,7 +56,7 @@ class Matched:
     Attributes:
         a, b: the images in both audits, in the same order.
         held_a, held_b: the held-out images that both calibrated and neither audits, in the same order.
-        only: number of images only in A, and only in B.
+        only: number of pictures only in A, and only in B.
         only_flagged: number of those that their audit flags.
         held_sizes: number of distinct held-out images of A, and of B.
         draws_moved: see `_draws_moved`.
@@ -99,7 +102,7 @@ def check_comparable(a: Audit, b: Audit, fdr: float) -> None:
 
 
 def match_images(a: Audit, b: Audit) -> Matched:
-    """Match the distinct images of two audits by their pixels.
+    """Match the images of two audits by their pixels.
 
     Raises:
         UsageError: there is no image in both.
@@ -123,11 +126,19 @@ def match_images(a: Audit, b: Audit) -> Matched:
         b=other,
         held_a=held_a[usable],
         held_b=held_b[usable],
-        only=(len(all_a) - len(one), len(all_b) - len(one)),
-        only_flagged=(int(all_a.flagged.sum() - one.flagged.sum()), int(all_b.flagged.sum() - other.flagged.sum())),
+        only=(len(_unmatched(all_a, one)), len(_unmatched(all_b, other))),
+        only_flagged=(
+            len(_unmatched(all_a[all_a.flagged], one)),
+            len(_unmatched(all_b[all_b.flagged], other)),
+        ),
         held_sizes=(len(all_held[0]), len(all_held[1])),
         draws_moved=_draws_moved(a, b, one, other),
     )
+
+
+def _unmatched(images: Distinct, matched: Distinct) -> np.ndarray:
+    """Return the clusters of images of which no image is matched."""
+    return np.setdiff1d(images.cluster, matched.cluster)
 
 
 def _distinct(
@@ -145,11 +156,15 @@ def _distinct(
     scores, findings = scores.filter(known), findings.filter(known)
     _, image, copies = np.unique(findings["identical"].to_numpy(), return_inverse=True, return_counts=True)
     judgement = judge(findings, verification)
-    chosen = judgement.first
+    scored = findings["growth"].is_valid().to_numpy()
+    order = np.lexsort((findings["row"].to_numpy(), ~scored, image))
+    chosen = np.zeros(len(order), bool)
+    chosen[order[first_of_each(image[order])]] = True
     return Distinct(
         content=scores["content_hash"].to_numpy()[chosen],
         image_id=findings["image_id"].to_numpy()[chosen],
         row=findings["row"].to_numpy()[chosen],
+        cluster=findings["cluster"].to_numpy()[chosen],
         copies=copies[image][chosen],
         z=findings["excess_growth"].to_numpy()[chosen] / _spread(audit),
         outside=~judgement.judged[chosen],
@@ -160,7 +175,7 @@ def _distinct(
 def _held_out(audit: Audit) -> Distinct:
     """Return the distinct held-out images, of which there may be none."""
     if audit.holdout_scores is None or audit.holdout_findings is None:
-        return Distinct(*[np.empty(0)] * 7)
+        return Distinct(*[np.empty(0)] * 8)
     return _distinct(audit, audit.holdout_scores, audit.holdout_findings)
 
 

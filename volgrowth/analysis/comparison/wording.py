@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.comparison.changes import ChangeVerdict, Comparison
+from volgrowth.analysis.distinct import first_of_each
 from volgrowth.plain import plain
 
 # most images that are listed of each verdict
@@ -43,7 +44,7 @@ def _counts(comparison: Comparison) -> list[str]:
     return [
         f"A: {comparison.names[0]}",
         f"B: {comparison.names[1]}",
-        f"{comparison.table.num_rows:,} distinct images are in both and are compared:",
+        f"{comparison.pictures:,} distinct images are in both and are compared:",
         *counts,
         f"{only_a:,} are only in A, of which {flagged_a:,} flagged there; {only_b:,} only in B, {flagged_b:,} flagged.",
     ]
@@ -64,13 +65,14 @@ def _promise(comparison: Comparison) -> str:
 
 
 def _images(comparison: Comparison, verdict: ChangeVerdict) -> Iterator[str]:
-    """Yield the lines that list the images with a verdict, the most certain first."""
+    """Yield the lines that list the pictures with a verdict, the most certain first, each by its largest change."""
     table = comparison.table.filter(pc.equal(comparison.table.column("verdict"), verdict.value))
     if not table.num_rows:
         return
     order = np.lexsort((-np.abs(table.column("change").to_numpy()), table.column("q_value").to_numpy()))
+    order = order[first_of_each(table["cluster"].to_numpy()[order])]
     listed = table.take(pa.array(order[:LISTED])).to_pylist()
-    of = f"{table.num_rows:,} images" if len(listed) < table.num_rows else ""
+    of = f"{len(order):,} images" if len(listed) < len(order) else ""
     yield f"{_name(verdict)}" + (f" (the first {LISTED} of {of}; --table FILE has all)" if of else "")
     yield f"  {'image':<{ID_WIDTH}}  {'row':>18}  {'copies':>14}  {'z':>18}  {'q':>8}"
     for image in listed:

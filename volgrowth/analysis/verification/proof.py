@@ -111,7 +111,7 @@ def samples_needed(share: float = MIN_SHARE, power: float = POWER) -> int:
 
 
 def summarize_proof(findings: pa.Table, images: np.ndarray, reproduced: Reproduced, samples: int) -> dict[str, Any]:
-    """Summarise what samples prove, counting distinct images.
+    """Summarise what samples prove, counting pictures (`analysis.distinct`).
 
     Args:
         findings: of the audit, with `verified_hits`, as in `records.FINDINGS`.
@@ -125,7 +125,10 @@ def summarize_proof(findings: pa.Table, images: np.ndarray, reproduced: Reproduc
     rows = findings["row"].to_numpy()[np.isin(findings["identical"].to_numpy(), images)].tolist()
     known = judge(findings, {"rows": rows})
     first, truth, flagged = findings.filter(known.first), known.proven[known.first], known.flagged[known.first]
-    hits = pc.fill_null(first["verified_hits"], 0).to_numpy()
+    _, picture = np.unique(findings["cluster"].to_numpy(), return_inverse=True)
+    most = np.zeros(picture.max(initial=-1) + 1, np.int64)
+    np.maximum.at(most, picture, pc.fill_null(findings["verified_hits"], 0).to_numpy())
+    hits = most[picture[known.first]]
     proved = int((flagged & truth).sum())
     return {
         "samples": samples,

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.controls import match_controls
-from volgrowth.analysis.distinct import first_rows
+from volgrowth.analysis.distinct import strongest_rows
 from volgrowth.analysis.judging import ranking_column
 from volgrowth.records import RETURNS
 
@@ -37,7 +37,7 @@ class ReturnTargets:
 
 
 def choose_targets(findings: pa.Table, scores: pa.Table) -> ReturnTargets:
-    """Choose flagged images of highest excess growth, one row each, and unflagged images of the same complexity.
+    """Choose flagged images of most evidence, one row of each picture, and unflagged images of the same complexity.
 
     Near duplicates of flagged images are no controls: what returns to one may hit the other.
 
@@ -45,7 +45,7 @@ def choose_targets(findings: pa.Table, scores: pa.Table) -> ReturnTargets:
         findings: all rows, with the columns of `records.FINDINGS`.
         scores: the same rows, with the columns that the complexity regressors need.
     """
-    scored = findings["excess_growth"].is_valid().to_numpy() & first_rows(findings)
+    scored = findings["excess_growth"].is_valid().to_numpy() & strongest_rows(findings)
     flagged = pc.fill_null(findings["memorized"], False).to_numpy().astype(bool)
     rows = np.flatnonzero(scored & flagged)
     rows = rows[np.argsort(-findings[ranking_column(findings)].to_numpy()[rows], kind="stable")][:TARGETS]

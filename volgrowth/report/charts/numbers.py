@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_mask
-from volgrowth.analysis.distinct import first_rows
+from volgrowth.analysis.distinct import strongest_rows
 
 BINS = 44
 _REACH = 12.0
@@ -143,8 +143,8 @@ def _levels(measure: dict[str, Any], count: int) -> tuple[str, np.ndarray]:
 
 
 def duplicate_groups(findings: pa.Table) -> dict[str, Any]:
-    """Count distinct images with a score by the size of their group of duplicates, and list the largest groups."""
-    scored = findings.filter(pa.array(first_rows(findings) & findings["growth"].is_valid().to_numpy()))
+    """Count pictures with a score by the number of their rows, and list the largest."""
+    scored = findings.filter(pa.array(strongest_rows(findings) & findings["growth"].is_valid().to_numpy()))
     copies = pc.fill_null(scored["copies"], 1).to_numpy()
     flagged = as_mask(scored["memorized"])
     bands = []
@@ -153,16 +153,18 @@ def duplicate_groups(findings: pa.Table) -> dict[str, Any]:
         if inside.any():
             most = after - 1 if after else None
             bands.append({"from": low, "to": most, "images": int(inside.sum()), "flagged": int(flagged[inside].sum())})
-    return {"by_rows": bands, "largest": _largest(scored, copies, flagged)}
-
-
-def _largest(scored: pa.Table, copies: np.ndarray, flagged: np.ndarray) -> list[dict[str, int]]:
-    """Return the groups of most rows: first row, number of rows, of distinct images, and of flagged ones among them."""
     table = pa.table({"row": scored["cluster"], "rows": copies, "flagged": flagged.astype(int)})
-    found = table.filter(pc.greater(table["rows"], 1)).group_by("row")
-    groups = found.aggregate([("rows", "max"), ("rows", "count"), ("flagged", "sum")])
-    groups = groups.rename_columns(["row", "rows", "images", "flagged"])
-    return groups.sort_by([("rows", "descending"), ("row", "ascending")]).slice(0, LARGEST).to_pylist()
+    table = table.filter(pc.greater(table["rows"], 1)).sort_by([("rows", "descending"), ("row", "ascending")])
+    return {"by_rows": bands, "largest": _with_images(table.slice(0, LARGEST).to_pylist(), findings)}
+
+
+def _with_images(groups: list[dict[str, int]], findings: pa.Table) -> list[dict[str, int]]:
+    """Return groups with the number of images of different pixels in each."""
+    wanted = pa.array([group["row"] for group in groups], pa.int64())
+    members = findings.filter(pc.is_in(findings["cluster"], value_set=wanted)).select(["cluster", "identical"])
+    counted = members.group_by("cluster").aggregate([("identical", "count_distinct")]).to_pylist()
+    images = {each["cluster"]: each["identical_count_distinct"] for each in counted}
+    return [{**group, "images": images[group["row"]]} for group in groups]
 
 
 def plain_numbers(numbers: Any) -> Any:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from volgrowth.analysis.as_numpy import as_floats, as_mask
-from volgrowth.analysis.distinct import first_rows
+from volgrowth.analysis.judging import judge
 from volgrowth.report.charts import figures
 from volgrowth.report.charts.numbers import (
     LevelRates,
@@ -96,19 +96,19 @@ def _in_words(values: np.ndarray) -> str:
 
 
 def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figures.ChartPoints:
-    """Return the distinct images: copies that counted would dominate the figures."""
-    findings = findings.filter(pa.array(first_rows(findings)))
+    """Return one row of each picture: copies that counted would dominate the figures."""
+    known = judge(findings, truth)
+    findings = findings.filter(pa.array(known.first))
     scores = scores.select(["row", "png_bytes"]).take(
         pc.index_in(findings["row"], value_set=scores["row"].combine_chunks())
     )
-    rows = findings["row"].to_numpy()
     return figures.ChartPoints(
         growth=as_floats(findings["growth"]),
         expected=as_floats(findings["expected_growth"]),
         png_bytes=as_floats(scores["png_bytes"]),
         excess=as_floats(findings["excess_growth"]),
         flagged=as_mask(findings["memorized"]),
-        reproduced=np.isin(rows, np.array(truth["rows"], dtype=np.int64)) if truth else None,
+        reproduced=known.proven[known.first] if truth else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Cards of the gallery: one for each distinct image among the exhibits."""
+"""Cards of the gallery: one for each picture among the exhibits, an image with its copies and near duplicates."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from volgrowth.analysis.distinct import first_rows
+from volgrowth.analysis.distinct import strongest_rows
 from volgrowth.analysis.judging import ranking_column
 from volgrowth.report.formats import missing, number, score, signed
 from volgrowth.report.gallery.exhibits import Exhibit, NearestSample, Shown, of_rows
@@ -62,7 +62,7 @@ def make_cards(
 
     Findings of an older version have no evidence: excess growth takes its place.
 
-    A card stands for all identical images and shows the scores of the highest of them.
+    A card stands for all rows of a cluster and shows the scores of the highest among the exhibits.
 
     Args:
         scores: all rows, with the columns of `records.SCORES`.
@@ -83,14 +83,14 @@ def make_cards(
     copies = _copies(scores, {r["content_hash"] for r in records} - {None})
     partners = sorted({exhibit.control for exhibit in shown.exhibits if exhibit.control is not None})
     excess_of = dict(zip(partners, of_rows(findings, partners)["excess_growth"].to_pylist(), strict=True))
-    ranked = _sorted_finite(findings.filter(pa.array(first_rows(findings)))[ranking])
-    truth = frozenset(truth_rows)
+    ranked = _sorted_finite(findings.filter(pa.array(strongest_rows(findings)))[ranking])
+    truth = frozenset(of_rows(findings, list(truth_rows))["cluster"].to_pylist())
     cards = []
     for rank, record in enumerate(_distinct(records), 1):
         rows = copies.get(record["content_hash"], np.array([record["row"]]))
         card = _card(record, rows)
         card["rank"] = rank
-        card["reproduced"] = not truth.isdisjoint(rows.tolist())
+        card["reproduced"] = record["cluster"] in truth
         card["share_below"] = _share_below(ranked, card["evidence"])
         card["parts"] = _parts(record) if ranking == "evidence" else None
         card["reason"] = card_reason(card, fdr)
@@ -150,11 +150,10 @@ def _records(scores: pa.Table, findings: pa.Table, rows: list[int]) -> list[Card
 
 
 def _distinct(records: Iterable[Card]) -> list[Card]:
-    """Return the highest record of each group of identical images, in the order of the gallery."""
-    best: dict[tuple[str, int], Card] = {}
+    """Return the highest record of each cluster, in the order of the gallery."""
+    best: dict[int, Card] = {}
     for record in sorted(records, key=_order):
-        known = record["content_hash"] is not None
-        best.setdefault(("hash", record["content_hash"]) if known else ("row", record["row"]), record)
+        best.setdefault(record["cluster"], record)
     return list(best.values())
 
 
