@@ -83,10 +83,16 @@ def judge(findings: pa.Table, verification: dict[str, Any] | None = None, fdr: f
     return Judgement(findings, tested, judged, flagged, pictures_of(np.isin(findings["row"].to_numpy(), rows)))
 
 
-def strongest_above(known: Judgement, held: int) -> np.ndarray:
-    """Return for each judged picture, the one of most evidence first, how many of `held` held-out images are above it.
+def strongest_above(known: Judgement, held: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count how many held-out images are above each judged picture, that of most evidence first.
 
-    That is the number above the strongest of its trials, as `false_bound` counts them.
+    Args:
+        known: of an audit with held-out images.
+        held: number of those that calibrated.
+
+    Returns:
+        The positions of the rows that stand for the pictures, (pictures,), and the number of held-out images with at
+        least the excess of the strongest of the picture's trials, (pictures,), as `false_bound` counts them.
     """
     findings = known.findings
     _, picture = np.unique(findings["cluster"].to_numpy(), return_inverse=True)
@@ -94,8 +100,8 @@ def strongest_above(known: Judgement, held: int) -> np.ndarray:
     rows = np.flatnonzero(known.judged)
     np.minimum.at(above, picture[rows], count_above(findings["p_value_conformal"].to_numpy()[rows], held))
     first = np.flatnonzero(known.first & known.judged)
-    evidence = findings[ranking_column(findings)].to_numpy()[first]
-    return above[picture[first[np.argsort(-evidence, kind="stable")]]]
+    first = first[np.argsort(-findings[ranking_column(findings)].to_numpy()[first], kind="stable")]
+    return first, above[picture[first]]
 
 
 def ranking_column(findings: pa.Table) -> str:

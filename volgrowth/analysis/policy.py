@@ -28,7 +28,8 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.error_rates import FDR
-from volgrowth.analysis.judging import judge, ranking_column
+from volgrowth.analysis.calibration.false_bounds import CONFIDENCE, innocent_among
+from volgrowth.analysis.judging import judge, ranking_column, strongest_above
 from volgrowth.audit.output.fragments import read_fragment
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
@@ -60,7 +61,7 @@ CURATION = pa.schema(
         column("evidence", pa.float64(), "evidence, as in findings; null in the list of an older audit"),
         column("false_bound", pa.float32(), "bound on the share of false flags up to this image, as in findings"),
         column("p_value", pa.float64(), "p-value, as in findings"),
-        column("q_value", pa.float64(), "p_value adjusted by Benjamini and Hochberg, as in findings"),
+        column("q_value", pa.float64(), "q-value of the row's cluster, as in findings"),
         column("cluster", pa.int64(), "smallest row of the group of near duplicates, as in findings"),
         column("audit", pa.string(), "audit that the list was made from: first digits of its manifest's digest"),
     ]
@@ -113,6 +114,29 @@ def make_list(audit: Audit, policy: CurationPolicy) -> pa.Table:
     """
     scores, verification = thin_scores(audit, "source", "status"), audit.summary.get("verification")
     return decide_actions(audit.findings, scores, policy, list_digest(audit), verification)
+
+
+def bound_innocent(audit: Audit, policy: CurationPolicy) -> str | None:
+    """Say how many of the pictures that a policy flags are innocent, at most; None for a policy by the rate.
+
+    The bound holds for every cut at once (`false_bounds`), so also for one chosen after looking at the images.
+    """
+    if policy.by == "fdr":
+        return None
+    findings, detection = audit.findings, audit.summary["detection"] or {}
+    if detection.get("null") != "held-out":
+        return "how many of these are innocent cannot be bounded without held-out images: audit with --holdout"
+    if "trials" not in detection:
+        return "how many of these are innocent was not bounded by the version that wrote this audit: audit again"
+    known, held = judge(findings), detection["calibration_rows"]
+    chosen, above = strongest_above(known, held)
+    above = above[_Rows(findings, thin_scores(audit, "status"), policy, None).flagged[chosen]]
+    most, confidence = innocent_among(above, held, detection["trials"]), f"with {CONFIDENCE:.0%} confidence"
+    if not len(above):
+        return None
+    if most == len(above):
+        return f"of these {most:,} images all may be innocent: {held:,} held-out images cannot tell {confidence}"
+    return f"of these {len(above):,} images at most {most:,} are innocent, {confidence} for every cut at once"
 
 
 def list_digest(audit: Audit) -> str:

@@ -189,7 +189,8 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
     }
     if calibration.method == "cross-fitted":
         return {**detection, "warnings": _left_out(audit)}
-    above, held = strongest_above(known, len(calibration.rows)), len(calibration.rows)
+    held = len(calibration.rows)
+    _, above = strongest_above(known, held)
     trials = int(judged["trials"].to_numpy().sum())
     return {
         **detection,

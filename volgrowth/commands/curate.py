@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from volgrowth.analysis.policy import CurationPolicy, make_list
+from volgrowth.analysis.policy import CurationPolicy, bound_innocent, make_list
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import Audit, open_audit, open_stored
 from volgrowth.curation.applying import apply_list, check_destination
@@ -57,15 +57,18 @@ def _curate(
     if destination is not None:
         check_destination(audit, destination, indices)
         audit.refuse_if_strange("copying the data")
+    bound = None
     if policy is not None:
         table, how = make_list(audit, policy), f"{policy.by} {policy.limit:g}, {policy.action}"
+        bound = bound_innocent(audit, policy)
     elif list_path is not None:
         table, how = read_list(audit, list_path), "as read from a file"
     else:
         raise UsageError(
             "neither a policy nor a list: give one of --fdr, --top-k and --max-score, or a list that exists as --list"
         )
-    table = table.replace_schema_metadata({"schema_version": str(audit.frozen.schema_version), "policy": how})
+    said = {"schema_version": str(audit.frozen.schema_version), "policy": how, **({"bound": bound} if bound else {})}
+    table = table.replace_schema_metadata(said)
     if policy is not None and list_path is not None:
         _write_list(table, list_path)
     audit.store.write_table(CURATION_FILE, table, {k.decode(): v.decode() for k, v in table.schema.metadata.items()})
@@ -104,10 +107,12 @@ def policy_of_options(
 def curation_lines(
     output: str, list_path: str | None, table: pa.Table, destination: str | None, applied: Receipt | None
 ) -> list[str]:
-    """Return what `volgrowth curate` prints: how many rows get each action, and where list and data set are."""
+    """Return what `volgrowth curate` prints: rows of each action, a bound on innocent images, what was written where."""
     counts = Counter(table["action"].to_pylist())
     said = ", ".join(f"{name} {counts[name]:,}" for name in ("drop", "downweight", "review", "keep"))
     lines = [f"{said} of {len(table):,} rows; list: {list_path or output.rstrip('/') + '/' + CURATION_FILE}"]
+    if bound := (table.schema.metadata or {}).get(b"bound"):
+        lines.append(bound.decode())
     if applied:
         lines.append(f"{applied.rows:,} rows in {destination}; volgrowth curate --undo {destination} removes it")
     return lines
