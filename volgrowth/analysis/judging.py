@@ -73,14 +73,18 @@ def judge(findings: pa.Table, verification: dict[str, Any] | None = None, fdr: f
     q_value = as_floats(findings["q_value"])
     tested = np.isfinite(q_value)
     judged = tested & ~pc.fill_null(findings["outside_range"], True).to_numpy().astype(bool)
-    rows = np.array(verification["rows"] if verification else (), np.int64)
     _, picture = np.unique(findings["cluster"].to_numpy(), return_inverse=True)
 
     def pictures_of(some: np.ndarray) -> np.ndarray:
         return np.bincount(picture, some)[picture] > 0
 
     flagged = tested & pictures_of(is_flagged(q_value, fdr) & judged)
-    return Judgement(findings, tested, judged, flagged, pictures_of(np.isin(findings["row"].to_numpy(), rows)))
+    return Judgement(findings, tested, judged, flagged, pictures_of(proven_rows(findings, verification)))
+
+
+def proven_rows(findings: pa.Table, verification: dict[str, Any] | None) -> np.ndarray:
+    """Return a mask of the rows whose own pixels samples reproduced; the arguments are those of `judge`."""
+    return np.isin(findings["row"].to_numpy(), np.array(verification["rows"] if verification else (), np.int64))
 
 
 def strongest_above(known: Judgement, held: int) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.calibration.false_bounds import CONFIDENCE, innocent_among
-from volgrowth.analysis.judging import judge, ranking_column, strongest_above
+from volgrowth.analysis.judging import judge, proven_rows, ranking_column, strongest_above
 from volgrowth.audit.output.fragments import read_fragment
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
@@ -208,7 +208,8 @@ class _Rows:
         self, findings: pa.Table, scores: pa.Table, policy: CurationPolicy, verification: dict[str, Any] | None
     ):
         known = judge(findings, verification)
-        self.policy, self.judged, self.proven = policy, known.judged, known.proven
+        self.policy, self.judged = policy, known.judged
+        self.proven = proven_rows(findings, verification)
         self.outside = as_mask(findings["outside_range"])
         self.status = scores["status"]
         self.scored = as_mask(pc.equal(self.status, Status.OK.value))
@@ -223,7 +224,7 @@ class _Rows:
         score = -self.value if policy.by == "fdr" else self.value
         self.score = np.where(np.isfinite(score) & known.judged, score, -np.inf)
         if policy.by == "fdr":
-            self.score[known.proven] = np.inf
+            self.score[self.proven] = np.inf
         order = np.lexsort((-np.arange(len(findings)), self.score, self.group))
         self.best = order[np.searchsorted(self.group[order], np.arange(len(sizes)), "right") - 1][self.group]
         self.threshold = self._threshold()

@@ -107,7 +107,7 @@ def policy_of_options(
 def curation_lines(
     output: str, list_path: str | None, table: pa.Table, destination: str | None, applied: Receipt | None
 ) -> list[str]:
-    """Return what `volgrowth curate` prints: rows of each action, a bound on innocent images, what was written where."""
+    """Return what `volgrowth curate` prints: rows of each action, a bound on innocent images, what was written."""
     counts = Counter(table["action"].to_pylist())
     said = ", ".join(f"{name} {counts[name]:,}" for name in ("drop", "downweight", "review", "keep"))
     lines = [f"{said} of {len(table):,} rows; list: {list_path or output.rstrip('/') + '/' + CURATION_FILE}"]
