@@ -153,10 +153,10 @@ def test_options_files_and_exit_code_three(tiny_model, tmp_path, digits, capsys,
     rows = [{"picture": encode_png(image), "serial": k} for k, image in enumerate(digits[:60])]
     rows[3]["picture"] = b"junk"
     pq.write_table(pa.Table.from_pylist(rows), "d.parquet")
-    Path("c.yaml").write_text("seed: 4\nbatch_size: 8\nmeasure:\n  num_probes: 2\n")
+    Path("c.yaml").write_text("seed: 4\nbatch_size: 8\nmeasure:\n  loss_level: 0.4\n")
     command = [
         "audit", str(tiny_model), "d.parquet", "--output", "out", "--config", "c.yaml", "--id-column", "serial",
-        "--set", "measure.num_noises=1", "--shard-size", "30", "--engine", "local",
+        "--set", "measure.norm_level=0.2", "--shard-size", "30", "--engine", "local",
     ]  # fmt: skip
     assert run_command(command) == 3
     captured = capsys.readouterr()
@@ -167,8 +167,7 @@ def test_options_files_and_exit_code_three(tiny_model, tmp_path, digits, capsys,
     audit = open_audit("out")
     config = audit.manifest["config"]
     assert (config["seed"], config["batch_size"], config["shard_size"]) == (4, 8, 30)
-    assert config["measure"]["num_probes"] == 2
-    assert config["measure"]["num_noises"] == 1
+    assert config["measure"] == {"preset": "standard", "norm_level": 0.2, "loss_level": 0.4}
     assert audit.scores.column("image_id").to_pylist()[:3] == ["0", "1", "2"]
     report = Path("out/report.html").read_text()
     Path("out/report.html").unlink()

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from volgrowth.config import AuditConfig, PaperMeasure, StandardMeasure
+from volgrowth.config import AuditConfig, PaperMeasure, ScreenMeasure, StandardMeasure
 from volgrowth.errors import UsageError
 
 
@@ -11,7 +11,8 @@ def build(**settings: object) -> AuditConfig:
 
 def test_a_measure_is_chosen_by_its_preset_and_standard_needs_no_name():
     assert build().measure == StandardMeasure()
-    assert build(measure={"num_probes": 2}).measure == StandardMeasure(num_probes=2)
+    assert build(measure={"loss_level": 0.4}).measure == StandardMeasure(loss_level=0.4)
+    assert build(measure={"preset": "screen"}).measure == ScreenMeasure()
     assert build(measure={"preset": "paper", "radius": 0.1}).measure == PaperMeasure(radius=0.1)
 
 
@@ -28,7 +29,9 @@ def test_settings_are_frozen():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"measure": {"levels": []}}, "measure.levels: .*at least 1 item"),
+        ({"measure": {"preset": "paper", "num_steps": 0}}, "measure.num_steps: .*greater than or equal to 1"),
+        ({"measure": {"loss_level": 0.1}}, "measure: .*loss_level must be above norm_level, which is 0.1"),
+        ({"measure": {"levels": [0.2]}}, "measure.levels: Extra inputs are not permitted"),
         ({"measure": {"loss_level": -1}}, "measure.loss_level: .*greater than 0, got -1"),
         ({"max_failed": 2}, "max_failed: .*less than or equal to 1, got 2"),
         ({"nonsense": 1}, "nonsense: Extra inputs are not permitted"),
@@ -60,4 +63,4 @@ def test_evaluations_count_growth_without_the_condition_and_with_guidance():
     assert build(measure=paper, class_column="label").evaluations(has_null=False) == 4
     assert build(measure=paper, class_column="label").evaluations(has_null=True) == 8
     assert build(measure=paper, class_column="label", guidance=2.0).evaluations(has_null=True) == 16
-    assert build(class_column="label", guidance=2.0).evaluations(has_null=True) == 15 + 9
+    assert build(class_column="label", guidance=2.0).evaluations(has_null=True) == StandardMeasure().evaluations + 2

@@ -18,7 +18,7 @@ from tests.audit.output.test_views import small_audit
 from volgrowth.analysis.calibration.error_rates import rows_needed
 from volgrowth.analysis.policy import CURATION
 from volgrowth.cli import app
-from volgrowth.config import EXECUTION, AuditConfig, PaperMeasure, StandardMeasure, VolumeMeasure
+from volgrowth.config import EXECUTION, AuditConfig, PaperMeasure, ScreenMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.records import FINDINGS, SCORES
 
 ROOT = Path(__file__).parent.parent
@@ -146,7 +146,7 @@ def test_settings_and_their_defaults_are_the_ones_in_the_code():
         if name != "measure":
             assert yaml.safe_load(said[name] or "null") == (None if field.is_required() else field.default), name
     rows = re.findall(r"^\| `(\w+)` \| `measure\.(\w+)` \| ([^|]*) \|", text, re.MULTILINE)
-    measures = (StandardMeasure(), PaperMeasure(), VolumeMeasure())
+    measures = (StandardMeasure(), ScreenMeasure(), PaperMeasure(), VolumeMeasure())
     assert [(preset, name) for preset, name, _ in rows] == [
         (measure.preset, name) for measure in measures for name in type(measure).model_fields if name != "preset"
     ]

@@ -69,11 +69,12 @@ def test_files_that_the_readme_names_are_there():
 
 
 def test_columns_and_presets_are_the_ones_in_the_code():
-    from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
+    from volgrowth.config import PaperMeasure, ScreenMeasure, StandardMeasure, VolumeMeasure
 
     table = {row[0]: row[-1] for row in re.findall(r"^\| `(\w+)` \|(.*)\| (\d+) \|$", AUDITING, re.MULTILINE)}
     assert table == {
         "standard": str(StandardMeasure().evaluations),
+        "screen": str(ScreenMeasure().evaluations),
         "paper": str(PaperMeasure().evaluations),
         "volume": str(VolumeMeasure().evaluations),
     }

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -32,7 +31,7 @@ DataKind = Literal["parquet", "webdataset", "folder", "arrow"]
 NoiseLevel = Annotated[float, Field(gt=0, le=1000)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 LOW_PRECISION = ("bfloat16", "float16")
-SCREEN_EVALUATIONS = 2
+SCREEN_EVALUATIONS = 3
 BATCH_SIZE = 64
 AUTO = "auto"
 MAX_BYTES = 1 << 28
@@ -56,6 +55,11 @@ class _MeasureSettings(Frozen):
         raise NotImplementedError
 
     @property
+    def evaluations_after_screen(self) -> int:
+        """Those for an image that a cascade has screened: all of them unless the preset shares some with the screen."""
+        return self.evaluations
+
+    @property
     def unconditional_evaluations(self) -> int:
         """Further ones for growth without the condition."""
         return self.evaluations
@@ -65,42 +69,80 @@ class _MeasureSettings(Frozen):
         """Further ones for growth with guidance; 0 where it follows from growth with and without the condition."""
         return 0
 
+    @property
+    def includes_screen(self) -> bool:
+        """Whether the preset measures all that preset `screen` does."""
+        return self.evaluations_after_screen < self.evaluations
 
-class StandardMeasure(_MeasureSettings):
-    """Preset `standard`: collapsed directions at middle noise levels, and the denoising loss.
+    @property
+    def differentiates(self) -> bool:
+        """Whether torch differentiates the network."""
+        return False
 
-    The image is carried along the flow through the levels `run_in` and `levels`, and `growth` is the mean trace rate
-    over `levels`. On the benchmark (docs/detection.md) rates at points that the flow has moved detect more than rates
-    at the image itself.
-    """
 
-    preset: Literal["standard"] = "standard"
-    run_in: tuple[NoiseLevel, ...] = (0.03, 0.07)
-    levels: Annotated[tuple[NoiseLevel, ...], Field(min_length=1)] = (0.16, 0.27, 0.45)
-    num_probes: Count = 2
-    loss_level: NoiseLevel = 0.34
-    num_noises: Count = 4
+class _ForwardPasses(_MeasureSettings):
+    """The levels of the three forward passes that preset `screen` takes and others take among more."""
+
+    norm_level: NoiseLevel = 0.1
+    loss_level: NoiseLevel = 0.3
 
     @model_validator(mode="after")
-    def _rising(self) -> Self:
-        path = (*self.run_in, *self.levels)
-        if any(later <= earlier for earlier, later in pairwise(path)):
-            raise ValueError(f"run_in and levels must rise, got {', '.join(f'{level:g}' for level in path)}")
+    def _rising_levels(self) -> Self:
+        if self.loss_level <= self.norm_level:
+            raise ValueError(f"loss_level must be above norm_level, which is {self.norm_level:g}")
         return self
+
+
+class ScreenMeasure(_ForwardPasses):
+    """Preset `screen`: what three forward passes tell, without derivatives.
+
+    One at the image itself gives the length of the noise that the model expects there, at `norm_level`. Two at
+    `loss_level`, under a noise and its opposite, give the denoising loss and `growth`: how many directions have
+    collapsed around the image (`volgrowth.numerics.forward_passes`). The levels, and a pair of noises in place of one,
+    were chosen on the benchmark (docs/detection.md).
+    """
+
+    preset: Literal["screen"] = "screen"
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per image: a trace costs one forward pass, and one backward pass per probe."""
-        return len(self.run_in) + self.unconditional_evaluations + self.num_noises
+        """Network evaluations per image."""
+        return SCREEN_EVALUATIONS
 
     @property
     def unconditional_evaluations(self) -> int:
-        """The traces again, without the condition."""
-        return len(self.levels) * (1 + self.num_probes)
+        """The pair again, without the condition."""
+        return 2
 
 
-class VolumeMeasure(_MeasureSettings):
-    """Preset `volume`: growth of the full-dimensional volume, and the log likelihood it gives.
+class StandardMeasure(_ForwardPasses):
+    """Preset `standard`: what preset `screen` measures, and the growth of one axis, in four forward passes.
+
+    `growth` is the log volume growth of one axis, common to all images, over one step of the flow from `norm_level` to
+    `loss_level`. It is a difference over a displacement of the noise's own size, so that it costs one evaluation more,
+    and holds in low precision.
+    """
+
+    preset: Literal["standard"] = "standard"
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image: the screen's, and one for the axis."""
+        return SCREEN_EVALUATIONS + 1
+
+    @property
+    def evaluations_after_screen(self) -> int:
+        """Both evaluations of the axis, since that at the image is not kept."""
+        return 2
+
+    @property
+    def unconditional_evaluations(self) -> int:
+        """Growth of the axis again, without the condition."""
+        return 2
+
+
+class VolumeMeasure(_ForwardPasses):
+    """Preset `volume`: growth of the full-dimensional volume, its log likelihood, and what preset `screen` measures.
 
     `growth` is the log volume in y-coordinates along `num_levels` noise levels, uniform in their logarithm. The default
     range is that of the published schedule. Two probes rank the demo's images as the exact volume does
@@ -121,8 +163,23 @@ class VolumeMeasure(_MeasureSettings):
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per image: at each level one forward pass, and one backward pass per probe."""
+        """Network evaluations per image: the screen's, and those of the traces."""
+        return SCREEN_EVALUATIONS + self.evaluations_after_screen
+
+    @property
+    def evaluations_after_screen(self) -> int:
+        """At each level one forward pass, and one backward pass per probe."""
         return self.num_levels * (1 + self.num_probes)
+
+    @property
+    def unconditional_evaluations(self) -> int:
+        """The traces again, without the condition."""
+        return self.num_levels * (1 + self.num_probes)
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether torch differentiates the network: always."""
+        return True
 
 
 class PaperMeasure(_MeasureSettings):
@@ -149,13 +206,18 @@ class PaperMeasure(_MeasureSettings):
         return 2 * self.evaluations
 
     @property
+    def differentiates(self) -> bool:
+        """Whether torch differentiates the network: not for differences."""
+        return self.derivative == "jvp"
+
+    @property
     def times(self) -> tuple[float, ...]:
         """The first `num_steps` + 1 of the published times 1e-3, 2e-3, ..., 1.001."""
         return tuple((1 + k) / 1000 for k in range(self.num_steps + 1))
 
 
-Measure = Annotated[StandardMeasure | PaperMeasure | VolumeMeasure, Field(discriminator="preset")]
-PRESETS = ("standard", "paper", "volume")
+Measure = Annotated[StandardMeasure | ScreenMeasure | PaperMeasure | VolumeMeasure, Field(discriminator="preset")]
+PRESETS = ("standard", "screen", "paper", "volume")
 
 EXECUTION = frozenset(
     {
@@ -250,7 +312,7 @@ class AuditConfig(Frozen):
             return self
         if not self.holdout:
             raise ValueError("cascade needs a holdout, which says how high an innocent image comes in the screen")
-        if self.measure.evaluations <= 2 * SCREEN_EVALUATIONS:
+        if self.measure.evaluations <= SCREEN_EVALUATIONS:
             raise ValueError(
                 f"cascade saves nothing where the measure takes {self.measure.evaluations} evaluations an image and "
                 f"the screen {SCREEN_EVALUATIONS}: expected a measure that takes more, or no cascade"
@@ -312,6 +374,14 @@ class AuditConfig(Frozen):
         return self.class_column or self.caption_column
 
     @property
+    def screen(self) -> ScreenMeasure:
+        """The measure of a cascade's screen, at the levels of the preset if it takes the same forward passes."""
+        measure = self.measure
+        if isinstance(measure, PaperMeasure):
+            return ScreenMeasure()
+        return ScreenMeasure(norm_level=measure.norm_level, loss_level=measure.loss_level)
+
+    @property
     def images_at_once(self) -> int:
         """Size of a micro-batch; the usual one before a search has found it (batch_size auto)."""
         return self.batch_size or BATCH_SIZE
@@ -322,9 +392,15 @@ class AuditConfig(Frozen):
         names = ("revision", "subfolder", "base", "lora", "resolution")
         return {"name": self.model, **{name: getattr(self, name) for name in names}}
 
-    def evaluations(self, has_null: bool) -> int:
-        """Return the network evaluations per image; `has_null` tells if the model supports unconditional input."""
-        measure, total = self.measure, self.measure.evaluations
+    def evaluations(self, has_null: bool, screened: bool = False) -> int:
+        """Return the network evaluations per image.
+
+        Args:
+            has_null: whether the model supports unconditional input.
+            screened: whether a cascade has screened the image before.
+        """
+        measure = self.measure
+        total = measure.evaluations_after_screen if screened else measure.evaluations
         if self.condition_column is not None and has_null:
             total += measure.unconditional_evaluations
             total += 0 if self.guidance is None else measure.guided_evaluations

@@ -56,7 +56,9 @@ def _shared(
     guidance: Annotated[float | None, option("Also measure growth under guidance of this scale.")] = None,
     holdout: Annotated[str | None, option("Similar images that the model was not trained on.")] = None,
     holdout_split: Annotated[str | None, option("Split of the held-out images, if there are several.")] = None,
-    preset: Annotated[str | None, option("Measure standard (default), paper (as published) or volume.")] = None,
+    preset: Annotated[
+        str | None, option("Measure standard (default), screen (the cheapest), paper (as published) or volume.")
+    ] = None,
     shard_size: Annotated[int | None, option("Rows per shard, the unit of work that a worker takes (1024).")] = None,
     trust_model: Annotated[
         bool, option("Go on although the model failed its check; the report says so.", "--trust-model")

@@ -45,7 +45,7 @@ def record(row: int, **changes: Any) -> dict[str, Any]:
     growth, expected = rng.normal(20.0, 3.0), rng.normal(20.0, 2.0)
     scored = {
         "growth": growth,
-        "rates": [growth],
+        "rates": [growth] * 3,
         "loss": 0.05,
         "expected_growth": expected,
         "excess_growth": growth - expected,
@@ -121,11 +121,7 @@ def summary(rows: int = 0, **changes: Any) -> dict[str, Any]:
         "measure": {
             "preset": "standard",
             "evaluations": 15,
-            "run_in": [0.03, 0.07],
             "levels": [0.16, 0.27, 0.45],
-            "num_probes": 2,
-            "loss_level": 0.34,
-            "num_noises": 4,
         },
         "counts": {**NO_COUNTS, "rows": rows, "ok": rows},
         "marks": dict.fromkeys([m.value for m in Mark], 0),

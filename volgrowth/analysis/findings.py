@@ -181,12 +181,16 @@ class _Scored:
         return self.table.num_rows > 0 and self.table.column(column).null_count == 0
 
     def screen(self) -> ScoredImages:
-        """Return the scored rows with a cascade's screen as the score."""
-        return self._images("screen", self.table.column("screen").to_numpy())
+        """Return the scored rows with a cascade's screen as the score: the loss times the squared length of noise."""
+        loss, noise_norm = (part_score(column, self._numbers(column)) for column in ("loss", "noise_norm"))
+        return self._images("screen", loss + 2 * noise_norm)
 
     def part(self, column: str) -> ScoredImages:
         """Return the scored rows with a part of the evidence as the score; NaN where the column is null."""
-        return self._images(column, part_score(column, self.table.column(column).to_numpy().astype(float)))
+        return self._images(column, part_score(column, self._numbers(column)))
+
+    def _numbers(self, column: str) -> np.ndarray:
+        return self.table.column(column).to_numpy().astype(float)
 
     def _images(self, column: str, score: np.ndarray) -> ScoredImages:
         further = None if self.reference is None else self.reference.column(column).to_numpy()

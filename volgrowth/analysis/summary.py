@@ -96,14 +96,14 @@ def _arithmetic(floor: dict[str, Any] | None) -> list[str]:
     check, warnings = (floor or {}).get("derivative"), list[str]()
     if problem := (floor or {}).get("problem"):
         warnings.append(f"The check of the arithmetic was not finished: {problem}.")
+    if compiling := (floor or {}).get("compiling") or (check or {}).get("compiling"):
+        warnings.append(f"The network was not compiled: {compiling}.")
     if not check:
         return warnings
     if check["differenced"]:
         warnings.append(
             f"The network has no derivative ({check['differenced']}): growth rests on differences in float32."
         )
-    if check["compiling"]:
-        warnings.append(f"The network was not compiled: {check['compiling']}.")
     if not check["deviation"] <= check["tolerance"]:
         warnings.append(
             f"Derivatives by {check['used']} differ from central differences in {check['against']} by "

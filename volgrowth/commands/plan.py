@@ -177,8 +177,9 @@ def _evaluations(config: AuditConfig, manifest: Manifest) -> dict[str, float]:
     whole = config.evaluations(manifest.model.has_null)
     if not config.cascade:
         return {SCORES_FOLDER: whole, HOLDOUT_FOLDER: whole}
-    share = config.screen_share + MOST_SAMPLED
-    return {SCORES_FOLDER: SCREEN_EVALUATIONS + share * whole, HOLDOUT_FOLDER: SCREEN_EVALUATIONS + whole}
+    share, rest = config.screen_share + MOST_SAMPLED, config.evaluations(manifest.model.has_null, screened=True)
+    held_out = whole if config.measure.includes_screen else SCREEN_EVALUATIONS + rest
+    return {SCORES_FOLDER: SCREEN_EVALUATIONS + share * rest, HOLDOUT_FOLDER: held_out}
 
 
 def _mean_with_interval(values: np.ndarray) -> tuple[float, float, float]:

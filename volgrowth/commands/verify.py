@@ -120,8 +120,9 @@ def verify_audit(
         audit = open_stored(lock.fenced(), trust_output)
         audit.refuse_if_strange("drawing samples")
         check_columns(audit.findings, output, "identical")
-        measured = {name: value for name, value in audit.frozen.config.items() if name not in EXECUTION}
-        config = AuditConfig.build(**measured, output=output, **running)
+        # samples do not depend on what was measured, and older versions knew other measures
+        known = {name: value for name, value in audit.frozen.config.items() if name not in {*EXECUTION, "measure"}}
+        config = AuditConfig.build(**known, output=output, **running)
         check_unchanged(audit.store, audit.frozen)
         chosen = _choose(audit, samples, stop_level, conditional=config.condition_column is not None)
         with Session(config, audit.frozen, audit.store, lock) as session:

@@ -88,7 +88,7 @@ def common_axis(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
 
 def negative_loss(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
     """Return the negative of the denoising loss of preset standard."""
-    return -denoising_loss(denoiser, images, STANDARD.loss_level, STANDARD.num_noises, seed)
+    return -denoising_loss(denoiser, images, 0.34, 4, seed)
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ SCORES = (
         "volume", Preset(VOLUME, "growth"), VOLUME.evaluations, "preset volume with one probe: full growth by traces"
     ),
     Score("likelihood", Preset(VOLUME, "log_likelihood"), VOLUME.evaluations, "log density that volume gives"),
-    Score("loss", negative_loss, STANDARD.num_noises, "denoising loss at level 0.34, 4 noises"),
+    Score("loss", negative_loss, 4, "denoising loss at level 0.34, 4 noises"),
     Score("flipd", Preset(STANDARD, "lid", -1), STANDARD.evaluations, "local dimension, by FLIPD (arXiv 2406.03537)"),
     Score("curvature", Preset(STANDARD, "sharpness"), STANDARD.evaluations, "|J|, Frobenius norm at those levels"),
     Score("sharpness", sharpness, 3, "|J e| at level 0.18, Hessian times score (after arXiv 2412.04140)"),

@@ -402,7 +402,7 @@ def test_what_cannot_be_compared():
         return audit(name, content, z, held_b, **settings)
 
     assert "preset was 'standard' in /nowhere/a and 'paper'" in refused(one, other(measure={"preset": "paper"}))
-    assert "levels was [0.16, 0.27, 0.45] in /nowhere/a and [0.2]" in refused(one, other(measure={"levels": [0.2]}))
+    assert "loss_level was 0.3 in /nowhere/a and 0.2" in refused(one, other(measure={"loss_level": 0.2}))
     assert "1x8x8 in /nowhere/a, 3x16x16" in refused(one, other(shape=(3, 16, 16)))
     assert "have no image in common" in refused(one, other(content=range(200, 300)))
     assert "are the same audit" in refused(one, one)
@@ -426,8 +426,10 @@ def test_what_can_be_compared():
     random = np.random.default_rng(13)
     before, after = unchanged(random, 100)
     held_a, held_b = held_out(random)
-    one = audit("a", range(100), before, held_a)
-    for settings in ({"measure": {"num_probes": 16}}, {"seed": 1}, {}):
+    volume = {"preset": "volume"}
+    one = audit("a", range(100), before, held_a, measure=volume)
+    for settings in ({"measure": {**volume, "num_probes": 16}}, {"seed": 1}, {}):
+        settings = {"measure": volume, **settings}
         assert compare_audits(one, audit("a", range(100), after, held_b, **settings)).table.num_rows == 100
 
 

@@ -61,6 +61,9 @@ def picky(tmp_path, monkeypatch):
     sys.modules.pop("picky_model", None)
 
 
+FEW_LEVELS = {"preset": "volume", "num_levels": 3}
+
+
 @pytest.fixture(scope="module")
 def reference(tiny_model, digit_file, tmp_path_factory):
     return audit(tiny_model, digit_file, tmp_path_factory.mktemp("reference") / "out")
@@ -261,20 +264,24 @@ def test_a_derivative_that_cannot_be_checked_costs_no_noise_floor(tiny_model, di
 
     plainly = ScoringWorker.load
     monkeypatch.setattr(ScoringWorker, "load", load)
-    finished = audit(tiny_model, digit_file, tmp_path / "out", dtype="bfloat16")
+    finished = audit(tiny_model, digit_file, tmp_path / "out", dtype="bfloat16", measure=FEW_LEVELS)
     floor = finished.summary["run"]["noise_floor"]
     assert floor["batch"] is not None
     assert floor["dtype"] is floor["derivative"] is None
     assert floor["problem"].startswith("derivatives could not be checked (RuntimeError: CUDA out of memory")
 
 
-def test_derivatives_are_checked_against_differences(reference):
-    check = reference.summary["run"]["noise_floor"]["derivative"]
+def test_derivatives_are_checked_against_differences(tiny_model, digit_file, tmp_path, reference):
+    assert reference.summary["run"]["noise_floor"]["derivative"] is None  # forward passes have none
+    assert reference.summary["run"]["warnings"] == []
+    assert "central differences" not in page(reference)
+    finished = audit(tiny_model, digit_file, tmp_path / "out", measure=FEW_LEVELS)
+    check = finished.summary["run"]["noise_floor"]["derivative"]
     assert check["images"] == 8
     assert 0 < check["deviation"] < check["tolerance"] == 0.01
     assert (check["used"], check["against"]) == ("backward passes", "float64")
-    assert reference.summary["run"]["warnings"] == []
-    assert "backward passes, &lt;0.1% from central differences in float64 (8 images)" in page(reference)
+    assert finished.summary["run"]["warnings"] == []
+    assert "backward passes, &lt;0.1% from central differences in float64 (8 images)" in page(finished)
 
 
 def page(finished: Audit) -> str:
@@ -330,7 +337,7 @@ def odd(tmp_path, monkeypatch):
 
 
 def test_a_network_without_a_derivative_is_measured_by_differences_and_the_report_says_so(odd, digit_file, tmp_path):
-    found, known = (audit(odd(name), digit_file, tmp_path / name) for name in ("without", "plain"))
+    found, known = (audit(odd(name), digit_file, tmp_path / name, measure=FEW_LEVELS) for name in ("without", "plain"))
     np.testing.assert_allclose(found.scores["growth"].to_numpy(), known.scores["growth"].to_numpy(), rtol=2e-3)
     check = found.summary["run"]["noise_floor"]["derivative"]
     assert check["used"] == "central differences"
@@ -343,7 +350,7 @@ def test_a_network_without_a_derivative_is_measured_by_differences_and_the_repor
 
 
 def test_a_derivative_that_an_operation_hides_is_warned_of(odd, digit_file, tmp_path):
-    found = audit(odd("hidden"), digit_file, tmp_path / "out")
+    found = audit(odd("hidden"), digit_file, tmp_path / "out", measure=FEW_LEVELS)
     (warning,) = found.summary["run"]["warnings"]
     assert "differ from central differences" in warning
     assert "round and detach" in warning
@@ -386,7 +393,8 @@ def test_a_searched_batch_size_is_one_that_fits(odd, digit_file, tmp_path):
 
 def test_a_network_without_a_derivative_is_no_network_without_memory(odd, digit_file, tmp_path):
     """In a low precision differences need the network in float32, while a batch size is searched as in the audit."""
-    finished = audit(odd("detached"), digit_file, tmp_path / "out", batch_size="auto", dtype="bfloat16")
+    settings = {"batch_size": "auto", "dtype": "bfloat16", "measure": FEW_LEVELS}
+    finished = audit(odd("detached"), digit_file, tmp_path / "out", **settings)
     assert finished.summary["counts"]["ok"] == 150
     assert finished.summary["run"]["noise_floor"]["derivative"]["used"] == "central differences"
 

@@ -13,12 +13,12 @@ from volgrowth.analysis.calibration.screening import MOST_SAMPLED
 from volgrowth.analysis.findings import analyse
 from volgrowth.audit.output.manifest import SCORES_FOLDER
 from volgrowth.audit.output.result import Audit
-from volgrowth.audit.scoring.cascade import Chosen, rows_mark
+from volgrowth.audit.scoring.cascade import SHARED, Chosen, rows_mark
 from volgrowth.audit.scoring.pilot import Piece
 from volgrowth.audit.scoring.worker import ScoringWorker
 from volgrowth.cli import run_command
 from volgrowth.commands.plan import predict
-from volgrowth.config import SCREEN_EVALUATIONS
+from volgrowth.config import SCREEN_EVALUATIONS, StandardMeasure
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.report.words import cascade_sentences
@@ -26,7 +26,8 @@ from volgrowth.storage.store import Store
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 
-WHOLE = 15
+WHOLE = StandardMeasure().evaluations
+REST = StandardMeasure().evaluations_after_screen
 
 
 @pytest.fixture(scope="module")
@@ -68,22 +69,21 @@ def cascade(audit, tmp_path_factory):
 def test_measured_rows_have_the_scores_of_a_whole_audit(whole, cascade):
     measured = cascade.scores["growth"].is_valid()
     assert 10 < measured.to_numpy().sum() < 60
-    own = ["screen", "nfe"]
     for a, b in (
         (cascade.scores.filter(measured), whole.scores.filter(measured)),
         (cascade.holdout_scores, whole.holdout_scores),
     ):
-        assert a.drop_columns(own).equals(b.drop_columns(own))
-        assert a["screen"].null_count == 0
-        assert set(a["nfe"].to_pylist()) == {WHOLE + SCREEN_EVALUATIONS}
+        assert a.drop_columns("nfe").equals(b.drop_columns("nfe"))
+    assert set(cascade.scores.filter(measured)["nfe"].to_pylist()) == {SCREEN_EVALUATIONS + REST}
+    assert set(cascade.holdout_scores["nfe"].to_pylist()) == {WHOLE}
 
 
 def test_rows_that_were_only_screened_keep_everything_else(whole, cascade):
     out = cascade.scores["growth"].is_null()
     one, other = cascade.scores.filter(out), whole.scores.filter(out)
-    for name in ("row", "image_id", "status", "error", "png_bytes", "variance", "phash", "content_hash"):
+    for name in ("row", "image_id", "status", "error", "png_bytes", "variance", "phash", "content_hash", *SHARED):
         assert one[name].equals(other[name])
-    for name in ("rates", "loss", "lid", "growth_error", "log_likelihood"):
+    for name in ("growth", "rates", "lid", "growth_error", "log_likelihood"):
         assert one[name].null_count == len(one)
     scored = one.filter(one["content_hash"].is_valid())
     assert set(scored["nfe"].to_pylist()) == {SCREEN_EVALUATIONS}
@@ -94,7 +94,7 @@ def test_rows_that_were_only_screened_keep_everything_else(whole, cascade):
 
 def test_evaluations_are_counted(cascade):
     found, measured = cascade.summary["cascade"], len(cascade.scores) - cascade.scores["growth"].null_count
-    spent = 149 * SCREEN_EVALUATIONS + WHOLE * measured + 120 * (WHOLE + SCREEN_EVALUATIONS)
+    spent = 149 * SCREEN_EVALUATIONS + REST * measured + 120 * WHOLE
     assert cascade.summary["run"]["evaluations"] == spent
     assert found["evaluations_saved"] == 269 * WHOLE - spent > 0
     assert found["evaluations_share"] == spent / (269 * WHOLE)
@@ -231,7 +231,8 @@ def test_every_preset_that_costs_more_has_a_cascade(audit, preset, tmp_path):
     finished = audit(tmp_path / "out", cascade=True, measure=measure)
     assert 0 < finished.summary["cascade"]["rows_measured"] < 60
     assert finished.findings["p_value"].null_count == 1
-    assert finished.findings["loss_p_value"].null_count == 150
+    assert finished.findings["loss_p_value"].null_count == 1
+    assert list(finished.summary["calibration"]["evidence"]["parts"]) == ["growth", "loss", "noise_norm"]
 
 
 def test_a_cascade_that_makes_no_sense_is_refused(audit, cascade, other_held, tmp_path):
@@ -267,9 +268,9 @@ def test_shards_of_held_out_rows_are_never_measured_again(cascade):
 def test_a_plan_counts_what_a_cascade_spends():
     config = vg.AuditConfig.build(model="m", data="d", output="o", holdout="h", cascade=True, screen_share=0.1)
     found = predict(manifest(1000, 200, shard_size=100), config, [Piece(10, 0, 15.0, 0.0, 1)], 16, 1, "cpu", 0.0, None)
-    spent = 1000 * (SCREEN_EVALUATIONS + (0.1 + MOST_SAMPLED) * WHOLE) + 200 * (SCREEN_EVALUATIONS + WHOLE)
+    spent = 1000 * (SCREEN_EVALUATIONS + (0.1 + MOST_SAMPLED) * REST) + 200 * WHOLE
     assert found.evaluations == round(spent)
-    assert found.wall_hours.middle == pytest.approx(spent * 0.1 / 3600)
+    assert found.wall_hours.middle == pytest.approx(spent * 1.5 / WHOLE / 3600)
 
 
 def test_what_is_said_of_the_loss(cascade):

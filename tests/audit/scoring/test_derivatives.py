@@ -10,7 +10,7 @@ import torch
 import volgrowth as vg
 from volgrowth.audit.scoring.derivatives import Differenced, derivative_deviation, has_derivative, true_float32
 from volgrowth.audit.scoring.measures import Flow, measure_images
-from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
+from volgrowth.config import PaperMeasure, VolumeMeasure
 from volgrowth.models import load_model
 
 backends: Any = torch.backends  # torch's stubs do not know its switches
@@ -80,14 +80,13 @@ def test_a_difference_is_the_same_whatever_precision_is_allowed(tiny_model, own_
     np.testing.assert_array_equal(again, first)
 
 
-@pytest.mark.parametrize("measure", [StandardMeasure(), VolumeMeasure(num_levels=4)])
+@pytest.mark.parametrize("measure", [VolumeMeasure(num_levels=4)])
 def test_growth_by_central_differences_is_growth_by_backward_passes(tiny_model, measure):
     denoiser, images = load_model(str(tiny_model), dtype="float64"), torch.randn(3, 1, 8, 8, dtype=torch.float64)
     exact = measure_images(Flow(denoiser), images, [0, 1, 2], measure, seed=0)
     found = measure_images(Flow(Differenced(denoiser)), images, [0, 1, 2], measure, seed=0)
     np.testing.assert_allclose(found.columns["growth"], exact.columns["growth"], rtol=1e-3, atol=0.005 * 64)
-    levels = len(measure.levels) if isinstance(measure, StandardMeasure) else measure.num_levels
-    assert found.nfe == exact.nfe + levels * measure.num_probes
+    assert found.nfe == exact.nfe + measure.num_levels * measure.num_probes
 
 
 def check(denoiser, exact, measure):
@@ -95,9 +94,7 @@ def check(denoiser, exact, measure):
     return derivative_deviation(denoiser, exact, images.to(denoiser.dtype), measure, seed=0)["deviation"]
 
 
-@pytest.mark.parametrize(
-    "measure", [StandardMeasure(), VolumeMeasure(), PaperMeasure(derivative="jvp")], ids=["standard", "volume", "jvp"]
-)
+@pytest.mark.parametrize("measure", [VolumeMeasure(), PaperMeasure(derivative="jvp")], ids=["volume", "jvp"])
 @pytest.mark.parametrize(("dtype", "most"), [("float64", 1e-3), ("float32", 1e-2), ("bfloat16", 5e-2)])
 def test_right_derivatives_deviate_little(tiny_model, measure, dtype, most):
     exact = load_model(str(tiny_model), dtype="float32" if dtype == "bfloat16" else dtype)
@@ -113,7 +110,7 @@ class Hidden(vg.GaussianDenoiser):
         return (super().noise(y, noise_level) * 1e5).round() / 1e5
 
 
-@pytest.mark.parametrize("measure", [StandardMeasure(), VolumeMeasure()])
+@pytest.mark.parametrize("measure", [VolumeMeasure()])
 def test_a_derivative_that_is_hidden_deviates(measure):
     denoiser = Hidden(0.0, 0.5)
     assert has_derivative(denoiser, torch.randn(2, 1, 8, 8), measure)

@@ -6,15 +6,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import volgrowth as vg
+from volgrowth.audit.scoring.cascade import SHARED
 from volgrowth.audit.scoring.measures import (
     Flow,
-    denoising_loss,
+    common_noise,
     launch_images,
     measure_images,
 )
 from volgrowth.audit.workers.seeding import seeded
-from volgrowth.config import PaperMeasure, StandardMeasure, VolumeMeasure
+from volgrowth.config import SCREEN_EVALUATIONS, PaperMeasure, ScreenMeasure, StandardMeasure, VolumeMeasure
 from volgrowth.models import load_model
+from volgrowth.numerics.denoisers import GuidedDenoiser
 
 
 class Counting(vg.Denoiser):
@@ -34,36 +36,135 @@ class Counting(vg.Denoiser):
         self.backwards += len(gradient)
 
 
-@pytest.mark.parametrize(
-    "measure",
-    [StandardMeasure(), PaperMeasure(), VolumeMeasure(), StandardMeasure(run_in=(), levels=(0.1, 0.2), num_probes=3)],
-)
-def test_evaluations_are_what_is_spent(measure):
+@pytest.mark.parametrize("measure", [ScreenMeasure(), StandardMeasure(), PaperMeasure(), VolumeMeasure(num_levels=3)])
+@pytest.mark.parametrize("null", [False, True], ids=["", "null"])
+@pytest.mark.parametrize("screened", [False, True], ids=["", "screened"])
+def test_evaluations_are_what_is_spent(measure, null, screened):
     denoiser = Counting(vg.GaussianDenoiser(0.0, 0.3))
-    measured = measure_images(Flow(denoiser), torch.randn(5, 1, 4, 4), list(range(5)), measure, seed=0)
-    assert measured.nfe == measure.evaluations
+    flow = Flow(denoiser, denoiser if null else None, guidance=2.0)
+    measured = launch_images(flow, torch.randn(5, 1, 4, 4), list(range(5)), measure, 0, screened).fetch()
+    if screened and not isinstance(measure, ScreenMeasure):
+        expected = measure.evaluations_after_screen
+    else:
+        expected = measure.evaluations
+    expected += (measure.unconditional_evaluations + measure.guided_evaluations) if null else 0
+    assert measured.nfe == expected
     assert denoiser.forwards + denoiser.backwards == 5 * measured.nfe
 
 
-def test_the_standard_preset_keeps_to_sixteen_evaluations():
-    assert StandardMeasure().evaluations <= 16
+def test_the_standard_preset_keeps_to_five_forward_evaluations():
+    assert ScreenMeasure().evaluations == SCREEN_EVALUATIONS == 3
+    assert StandardMeasure().evaluations <= 5
+    assert not StandardMeasure().differentiates
 
 
-def test_standard_growth_is_the_closed_form_on_gaussian_data():
-    """With a diagonal Jacobian every Rademacher probe is exact: sum of level^2 / (variance + level^2)."""
-    variance = torch.rand(1, 4, 4, dtype=torch.float64)
-    images = torch.randn(3, 1, 4, 4, dtype=torch.float64)
-    measured = measure_images(Flow(vg.GaussianDenoiser(0.0, variance)), images, [0, 1, 2], StandardMeasure(), seed=0)
-    expected = [(level**2 / (variance + level**2)).sum().item() for level in StandardMeasure().levels]
-    np.testing.assert_allclose(measured.columns["growth"], np.mean(expected), rtol=1e-6)
-    np.testing.assert_allclose(measured.columns["rates"], [expected] * 3, rtol=1e-6)
+def gaussian_closed_forms(images, mean, variance, start, end, seed):
+    """Return the closed forms of the forward passes for data N(mean, variance), variance (*image)."""
+    e = common_noise(images, seed)
+    share = start**2 / (variance + start**2)
+    at_image = (share / start * (images - mean)).flatten(1).norm(dim=1)
+    axis = e / e.norm()
+    growth = (axis * (1 + (end - start) * share / start)).norm().log()
+    share = end**2 / (variance + end**2)
+    even = share / end * (images - mean)
+    loss = (((share - 1) * e) ** 2 + even**2).flatten(1).mean(1)
+    rate = (share * e**2).sum() / e.square().mean()
+    return {
+        "noise_norm": at_image,
+        "growth": growth.expand(len(images)),
+        "loss": loss,
+        "screen": rate.expand(len(images)),
+    }
 
 
-def test_loss_of_a_point_mass_is_zero_at_the_point_and_grows_away_from_it():
+@pytest.mark.parametrize("seed", range(5))
+def test_forward_passes_have_their_closed_forms_on_gaussian_data(seed):
+    generator = torch.Generator().manual_seed(seed)
+    variance, mean = torch.rand(2, 1, 4, 4, generator=generator, dtype=torch.float64)
+    images = torch.randn(3, 1, 4, 4, generator=generator, dtype=torch.float64)
+    flow = Flow(vg.GaussianDenoiser(mean, variance))
+    exact = gaussian_closed_forms(images, mean, variance, 0.1, 0.3, seed)
+    standard = measure_images(flow, images, [0, 1, 2], StandardMeasure(), seed).columns
+    for name, column in exact.items():
+        np.testing.assert_allclose(standard[name], column, rtol=1e-9, err_msg=name)
+    screen = measure_images(flow, images, [0, 1, 2], ScreenMeasure(), seed).columns
+    np.testing.assert_array_equal(screen["growth"], standard["screen"])
+    np.testing.assert_array_equal(screen["rates"][:, 0], standard["screen"])
+    for name in SHARED:
+        np.testing.assert_array_equal(screen[name], standard[name], err_msg=name)
+
+
+def test_a_rate_is_the_trace_rate_on_average_over_draws():
+    """For the Gaussian the rate is the same everywhere, so that the mean over noises is the exact trace."""
+    variance = torch.rand(1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images, flow = torch.zeros(1, 1, 4, 4, dtype=torch.float64), Flow(vg.GaussianDenoiser(0.0, variance))
+    rates = [measure_images(flow, images, [0], ScreenMeasure(), seed).columns["growth"][0] for seed in range(400)]
+    exact = (0.3**2 / (variance + 0.3**2)).sum().item()
+    assert np.mean(rates) == pytest.approx(exact, abs=4 * np.std(rates) / 20)
+
+
+def test_standard_growth_is_a_step_of_volume_growth_along_the_common_axis():
+    """On an empirical denoiser, whose derivative varies: the same difference, taken by `vg.volume_growth`."""
+    generator = torch.Generator().manual_seed(1)
+    denoiser = vg.EmpiricalDenoiser(torch.randn(6, 1, 4, 4, generator=generator, dtype=torch.float64))
+    images = denoiser.points[:3] + 0.2 * torch.randn(3, 1, 4, 4, generator=generator, dtype=torch.float64)
+    for seed in range(5):
+        e = common_noise(images, seed)
+        direct = vg.volume_growth(
+            denoiser,
+            images,
+            schedule=vg.VESchedule(),
+            times=torch.tensor([0.1, 0.3], dtype=torch.float64),
+            derivative="difference",
+            radius=0.1 * e.norm().item(),
+            tangents=e.expand_as(images)[:, None],
+            coordinates="y",
+        )
+        found = measure_images(Flow(denoiser), images, [0, 1, 2], StandardMeasure(), seed)
+        np.testing.assert_allclose(found.columns["growth"], direct.log_volume[:, 0], rtol=1e-9)
+        np.testing.assert_allclose(
+            found.columns["noise_norm"], ((direct.endpoint - images) / 0.2).flatten(1).norm(dim=1), rtol=1e-9
+        )
+        assert found.above_ceiling.tolist() == direct.above_ceiling.tolist()
+
+
+def test_a_point_mass_has_every_direction_collapsed_and_no_loss():
     point = torch.zeros(2, 1, 4, 4, dtype=torch.float64)
-    point[1] += 0.34
-    loss = denoising_loss(vg.GaussianDenoiser(0.0, 0.0), point, 0.34, 4, seed=0)
-    assert loss.tolist() == pytest.approx([0.0, 1.0], abs=1e-12)
+    point[1] += 0.3
+    found = measure_images(Flow(vg.GaussianDenoiser(0.0, 0.0)), point, [0, 1], StandardMeasure(), seed=0)
+    assert found.columns["screen"].tolist() == pytest.approx([16, 16])
+    assert found.columns["growth"].tolist() == pytest.approx([np.log(3)] * 2)
+    assert found.columns["loss"].tolist() == pytest.approx([0.0, 1.0], abs=1e-12)
+    assert found.columns["noise_norm"].tolist() == pytest.approx([0.0, 12.0], abs=1e-12)
+    assert not found.above_ceiling.any()
+
+
+def test_guided_growth_is_that_of_the_guided_noise():
+    generator = torch.Generator().manual_seed(2)
+    points = torch.randn(2, 5, 1, 4, 4, generator=generator, dtype=torch.float64)
+    given, null = vg.EmpiricalDenoiser(points[0]), vg.EmpiricalDenoiser(points.flatten(0, 1))
+    images = points[0, :3]
+    for measure in (StandardMeasure(), ScreenMeasure()):
+        found = measure_images(Flow(given, null, guidance=3.0), images, [0, 1, 2], measure, seed=0).columns
+        for name, denoiser in (
+            ("growth_unconditional", null),
+            ("growth_guided", GuidedDenoiser(given, null, 3.0)),
+        ):
+            alone = measure_images(Flow(denoiser), images, [0, 1, 2], measure, seed=0).columns["growth"]
+            np.testing.assert_allclose(found[name], alone, rtol=1e-9, err_msg=name)
+        np.testing.assert_allclose(found["growth_contrast"], found["growth"] - found["growth_unconditional"])
+
+
+@pytest.mark.parametrize("measure", [StandardMeasure(), VolumeMeasure(num_levels=3)])
+def test_what_the_screen_measured_is_not_measured_again(tiny_model, measure):
+    """And what both measure together is the same to the bit."""
+    flow, images = Flow(load_model(str(tiny_model))), torch.randn(4, 1, 8, 8)
+    whole = launch_images(flow, images, [0, 1, 2, 3], measure, 0).fetch().columns
+    rest = launch_images(flow, images, [0, 1, 2, 3], measure, 0, screened=True).fetch().columns
+    screen = launch_images(flow, images, [0, 1, 2, 3], ScreenMeasure(), 0).fetch().columns
+    assert set(rest) == set(whole) - set(SHARED)
+    for name, column in whole.items():
+        np.testing.assert_array_equal((screen if name in SHARED else rest)[name], column, err_msg=name)
 
 
 def test_paper_growth_is_volume_growth_with_the_row_s_own_axis(tiny_model):
@@ -78,7 +179,7 @@ def test_paper_growth_is_volume_growth_with_the_row_s_own_axis(tiny_model):
     np.testing.assert_allclose(measured.columns["rates"].sum(1), measured.columns["growth"])
 
 
-@pytest.mark.parametrize("measure", [StandardMeasure(), PaperMeasure(), VolumeMeasure()])
+@pytest.mark.parametrize("measure", [ScreenMeasure(), StandardMeasure(), PaperMeasure(), VolumeMeasure()])
 def test_a_score_depends_on_its_row_and_not_on_its_company(tiny_model, measure):
     denoiser = load_model(str(tiny_model), dtype="float64")
     images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
@@ -106,8 +207,14 @@ class Copies(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "measure",
-    [StandardMeasure(), VolumeMeasure(num_levels=3), PaperMeasure(num_steps=2), PaperMeasure(derivative="jvp")],
-    ids=["standard", "volume", "difference", "jvp"],
+    [
+        ScreenMeasure(),
+        StandardMeasure(),
+        VolumeMeasure(num_levels=3),
+        PaperMeasure(num_steps=2),
+        PaperMeasure(derivative="jvp"),
+    ],
+    ids=["screen", "standard", "volume", "difference", "jvp"],
 )
 def test_no_step_waits_for_the_device(tiny_model, measure):
     """Tensors on the meta device have no numbers: whatever asks for one, as a host that waits does, fails."""
@@ -144,7 +251,7 @@ def test_rows_with_any_number_that_is_not_finite_are_seen():
 
     images = torch.ones(3, 1, 4, 4)
     images[1] *= -1
-    measured = measure_images(Flow(Broken()), images, [0, 1, 2], StandardMeasure(loss_level=1e-6), seed=0)
+    measured = measure_images(Flow(Broken()), images, [0, 1, 2], StandardMeasure(), seed=0)
     assert measured.finite.tolist() == [True, False, True]
 
 
@@ -161,28 +268,7 @@ def test_volume_growth_and_likelihood_on_gaussian_data():
     np.testing.assert_allclose(measured.columns["log_likelihood"], exact.numpy(), atol=0.02)
 
 
-def test_local_dimension_counts_the_directions_that_data_fills():
-    """FLIPD of data that fills 5 of 16 dimensions, at a point of it, is 5 (arXiv 2406.03537)."""
-    variance = torch.zeros(16, dtype=torch.float64)
-    variance[:5] = 1.0
-    denoiser = vg.GaussianDenoiser(0.0, variance.reshape(1, 4, 4))
-    point = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
-    measured = measure_images(Flow(denoiser), point, [0], StandardMeasure(run_in=(), levels=(0.01,)), seed=0)
-    assert measured.columns["lid"][0] == pytest.approx(5, abs=1e-3)
-    assert measured.columns["growth"][0] == pytest.approx(11, abs=1e-3)
-    assert measured.columns["noise_norm"][0] == 0
-
-
-def test_the_standard_error_is_the_spread_over_seeds(tiny_model):
-    denoiser = load_model(str(tiny_model), dtype="float64")
-    images = torch.randn(4, 1, 8, 8, dtype=torch.float64)
-    runs = [measure_images(Flow(denoiser), images, [0, 1, 2, 3], StandardMeasure(), seed) for seed in range(60)]
-    spread = np.std([run.columns["growth"] for run in runs], axis=0)
-    error = np.sqrt(np.mean([run.columns["growth_error"] ** 2 for run in runs], axis=0))
-    np.testing.assert_allclose(error, spread, rtol=0.35)
-
-
-@pytest.mark.parametrize("measure", [StandardMeasure(run_in=(1e-6,)), VolumeMeasure(largest_level=1000)])
+@pytest.mark.parametrize("measure", [StandardMeasure(norm_level=1e-6), VolumeMeasure(largest_level=1000)])
 def test_a_model_is_not_asked_beyond_the_noise_it_was_trained_on(measure):
     class Levels(vg.GaussianDenoiser):
         schedule = vg.DDPMSchedule((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))

@@ -1,11 +1,9 @@
 """`--cascade`: a cheap screen of every row, then the preset for the rows that pass it and for a sample of the others.
 
-The screen is the trace rate at the image itself, by one probe at one middle noise level: two evaluations. Preset
-`standard` measures the same rate more precisely, so the two agree on which images are high: on digits, near-planted
-digits, MNIST and emoji of the bench all 121 flags of whole audits passed the default screen, with 7 to 12% of the
-distinct images. (The length of the expected noise, at one evaluation, let 9 to 11% pass and lost 4 of the flags.)
-Held-out rows get both measurements, so that the screen becomes a part of the calibrated score (`analysis.calibration`);
-the sample bounds the flags that the screen loses (`analysis.calibration.screening`).
+The screen is preset `screen`, three forward passes. Every row gets the columns that it shares with the preset
+(`SHARED`), and passes by them (`analysis.findings`); a row that the preset measures keeps them, and only the rest is
+measured. Held-out rows are measured whole, so that the screen becomes a part of the calibrated score
+(`analysis.calibration`); the sample bounds the flags that the screen loses (`analysis.calibration.screening`).
 
 Rows are measured by the preset in two stages, `passed` and `sampled`. The choice of each is frozen in the output before
 its first row is measured, with the number of rows it was made from, and a fragment's footer says which choice it holds.
@@ -22,19 +20,14 @@ import torch
 
 from volgrowth.audit.output.fragments import missing_fragment
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest, Shard
-from volgrowth.audit.scoring.measures import Flow, Launched
+from volgrowth.audit.scoring.measures import Launched, launch_images
 from volgrowth.audit.scoring.scorer import Prepared, Scorer
-from volgrowth.audit.workers.seeding import seeded
-from volgrowth.config import StandardMeasure
-from volgrowth.numerics import trace_growth
-from volgrowth.numerics.denoisers import Images
 from volgrowth.records import Status
 from volgrowth.storage.store import Store
 
 STAGES = ("passed", "sampled")
-LEVEL = 0.18
-# the measure of the preset that is nearest to the screen: a scorer asks it for a noise level and its derivatives
-MEASURE = StandardMeasure(run_in=(), levels=(LEVEL,), num_probes=1)
+SHARED = ("screen", "loss", "noise_norm")
+"""Columns of scores that preset `screen` measures and other presets do too."""
 
 
 @dataclass(frozen=True)
@@ -102,36 +95,37 @@ def _file(stage: str) -> str:
 
 
 class Screener(Scorer):
-    """Scores rows by the screen alone: it fills complexity, hashes and the column `screen`.
+    """Scores rows by the screen alone: it fills complexity, hashes and the columns `SHARED`.
 
-    The measure of its settings is `MEASURE`.
+    The measure of its settings is the screen.
     """
 
     def launch(self, items: list[Prepared]) -> Launched:
-        return screen_images(self.flow([item.condition for item in items]), self.images(items), self.config.seed)
+        flow = replace(self.flow([item.condition for item in items]), null=None)
+        images = self.images(items)
+        found = launch_images(flow, images, [item.row for item in items], self.measure, self.config.seed)
+        nothing = torch.zeros_like(found.above_ceiling)  # marks are about growth, which these rows do not have
+        return Launched({name: found.columns[name] for name in SHARED}, nothing, nothing, found.nfe)
 
 
-def screen_images(flow: Flow, images: Images, seed: int) -> Launched:
-    """Screen states (B, *state) of images, at `LEVEL` clamped to the model's trained range of noise levels."""
-    lowest, highest = flow.denoiser.noise_levels or (LEVEL, LEVEL)
-    level = torch.tensor([min(max(LEVEL, lowest), highest)], dtype=torch.float64)
-    trace = trace_growth(flow.denoiser, images, level, 1, seeded(seed, "probe"))
-    beside = replace(flow, null=None).differences(1, 1)
-    nothing = torch.zeros_like(trace.above_ceiling)
-    return Launched({"screen": trace.rate[:, 0]}, nothing, nothing, nfe=trace.nfe + beside)
+class Completer(Scorer):
+    """Scores rows that have been screened: by what the preset measures beyond the columns `SHARED`."""
+
+    screened = True
 
 
 def with_screen(table: pa.Table, screens: pa.Table) -> pa.Table:
-    """Add the column `screen` to scores, and its evaluations to theirs.
+    """Add the columns that the screen measured to scores, and its evaluations to theirs.
 
     Args:
-        table: scores of some rows by the preset.
+        table: scores of some rows by a `Completer`.
         screens: scores of the same rows, in the same order, by the screen. A row that failed there fails in the result.
     """
-    screen = pc.if_else(pc.equal(table["status"], Status.OK.value), screens["screen"], None)
+    scored = pc.equal(table["status"], Status.OK.value)
+    columns = {name: pc.if_else(scored, screens[name], None) for name in SHARED}
     # rows that were measured before, by a worker whose answer was lost, know what was spent
-    spent = pc.if_else(screens["growth"].is_valid(), screens["nfe"], pc.add(table["nfe"], screens["nfe"]))
-    for name, column in (("screen", screen), ("nfe", spent)):
+    columns["nfe"] = pc.if_else(screens["growth"].is_valid(), screens["nfe"], pc.add(table["nfe"], screens["nfe"]))
+    for name, column in columns.items():
         index = table.schema.get_field_index(name)
         table = table.set_column(index, table.field(index), column)
     known = pc.equal(screens["status"], Status.OK.value)

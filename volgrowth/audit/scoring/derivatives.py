@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from volgrowth.audit.workers.seeding import seeded
-from volgrowth.config import Measure, PaperMeasure, VolumeMeasure
+from volgrowth.config import PaperMeasure, VolumeMeasure
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Images, NoiseLevel, per_image
 from volgrowth.numerics.growth import PUBLISHED_SCHEDULE
@@ -69,9 +69,12 @@ def central_difference(noise: Callable[[Tensor], Tensor], y: Tensor, u: Tensor, 
 # first errs by about 1e-4 in float32; for a network where it errs by more, one of the others does not
 RADII = (0.02, 0.005, 0.1)
 
+Differentiating = PaperMeasure | VolumeMeasure
+"""Measures that rest on derivatives of the network."""
+
 
 def derivative_deviation(
-    denoiser: Denoiser, exact: Denoiser, images: Tensor, measure: Measure, seed: int
+    denoiser: Denoiser, exact: Denoiser, images: Tensor, measure: Differentiating, seed: int
 ) -> dict[str, Any]:
     """Measure how far the derivative that a measure uses is from central differences of the same network.
 
@@ -103,7 +106,7 @@ def derivative_deviation(
     return {"noise_level": noise_level, "deviation": torch.stack(deviations).amin(0).max().item()}
 
 
-def has_derivative(denoiser: Denoiser, images: Tensor, measure: Measure) -> bool:
+def has_derivative(denoiser: Denoiser, images: Tensor, measure: Differentiating) -> bool:
     """Say whether the network can be differentiated in the way of the measure.
 
     Raises:
@@ -121,16 +124,14 @@ def has_derivative(denoiser: Denoiser, images: Tensor, measure: Measure) -> bool
     return True
 
 
-def _checked_level(denoiser: Denoiser, measure: Measure) -> float:
+def _checked_level(denoiser: Denoiser, measure: Differentiating) -> float:
     """Return a noise level that the measure visits."""
     if isinstance(measure, PaperMeasure):
         return float(PUBLISHED_SCHEDULE.noise_level(torch.tensor(measure.times[0], dtype=torch.float64)))
-    if isinstance(measure, VolumeMeasure):
-        return clamp_level(denoiser, sqrt(measure.smallest_level * measure.largest_level))
-    return clamp_level(denoiser, measure.levels[0])
+    return clamp_level(denoiser, sqrt(measure.smallest_level * measure.largest_level))
 
 
-def _derivative(denoiser: Denoiser, y: Tensor, u: Tensor, level: Tensor, measure: Measure) -> Tensor:
+def _derivative(denoiser: Denoiser, y: Tensor, u: Tensor, level: Tensor, measure: Differentiating) -> Tensor:
     """Return J u as preset paper computes it, or J^T u as traces do."""
     if isinstance(measure, PaperMeasure):
         length = u[0].norm()  # the published radius is meant for directions of length 1

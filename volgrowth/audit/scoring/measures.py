@@ -1,8 +1,10 @@
 """The measures of the presets on a micro-batch of images.
 
 Every random number is drawn on the CPU from a generator seeded by its purpose, so a score does not depend on the shard,
-batch, worker, order or restart it came from. Probes and noises are common to all images: then their errors are common
-too and cancel when images are ranked (`volgrowth.numerics.traces`). The published axis is drawn for each row.
+batch, worker, order or restart it came from. Probes, and the noise of the forward passes, are common to all images:
+then their errors are common too and cancel when images are ranked (`volgrowth.numerics.traces`). The axis of preset
+`paper` is drawn for each row. Forward passes at different points are calls of their own, so that a row has the same
+numbers to the bit whether the screen measured some of them beforehand or not.
 """
 
 from dataclasses import dataclass
@@ -15,10 +17,19 @@ from torch import Tensor
 
 from volgrowth.audit.scoring.derivatives import Differenced, clamp_level, true_float32
 from volgrowth.audit.workers.seeding import seeded
-from volgrowth.config import Measure, PaperMeasure, StandardMeasure, VolumeMeasure
+from volgrowth.config import (
+    SCREEN_EVALUATIONS,
+    Measure,
+    PaperMeasure,
+    ScreenMeasure,
+    StandardMeasure,
+    VolumeMeasure,
+)
 from volgrowth.numerics import Denoiser, VolumeGrowth, trace_growth, volume_growth
 from volgrowth.numerics.denoisers import GuidedDenoiser
-from volgrowth.numerics.flow import encode
+from volgrowth.numerics.forward_passes import AxisGrowth, NoisePair, axis_growth, noise_pair
+
+ForwardMeasure = ScreenMeasure | StandardMeasure | VolumeMeasure
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,9 @@ def measure_images(flow: Flow, images: Tensor, rows: list[int], measure: Measure
     return launch_images(flow, images, rows, measure, seed).fetch()
 
 
-def launch_images(flow: Flow, images: Tensor, rows: list[int], measure: Measure, seed: int) -> Launched:
+def launch_images(
+    flow: Flow, images: Tensor, rows: list[int], measure: Measure, seed: int, screened: bool = False
+) -> Launched:
     """Give images to the device to be measured, without waiting for it at any point.
 
     Args:
@@ -116,46 +129,85 @@ def launch_images(flow: Flow, images: Tensor, rows: list[int], measure: Measure,
         rows: the row of each image in its data set, which seeds the published axis.
         measure: the preset.
         seed: the audit's seed.
+        screened: whether the images have been screened: then the columns that preset `screen` shares with this one are
+            not measured again.
     """
     if isinstance(measure, PaperMeasure):
         return _paper(flow, images, rows, measure, seed)
     if isinstance(measure, VolumeMeasure):
-        return _volume(flow, images, measure, seed)
-    return _standard(flow, images, measure, seed)
+        return _volume(flow, images, measure, seed, screened)
+    if isinstance(measure, StandardMeasure):
+        return _standard(flow, images, measure, seed, screened)
+    return _screen(flow, images, measure, seed)
 
 
-def _standard(flow: Flow, images: Tensor, measure: StandardMeasure, seed: int) -> Launched:
-    denoiser, levels = flow.denoiser, _rising(flow.denoiser, measure.levels)
-    start = encode(denoiser, images, _rising(denoiser, (*measure.run_in, measure.levels[0])))
-    trace = trace_growth(denoiser, start, levels, measure.num_probes, seeded(seed, "probe"), flow.others)
-    lid = images.shape[1:].numel() - trace.rate + trace.noise_norm**2
-    columns = {
-        **flow.columns(trace.rate.mean(1), trace.other_rates[..., 0].mean(1) if flow.null else None),
-        "rates": trace.rate,
-        "lid": lid.mean(1),
-        "noise_norm": trace.noise_norm.mean(1),
-        "sharpness": trace.sharpness.mean(1),
-        "loss": denoising_loss(denoiser, images, clamp_level(denoiser, measure.loss_level), measure.num_noises, seed),
-    }
-    if measure.num_probes > 1:
-        variance = trace.probe_rates.var(2)
-        columns["growth_error"] = (variance.sum(1) / measure.num_probes).sqrt() / len(levels)
+def common_noise(images: Tensor, seed: int) -> Tensor:
+    """Return the noise (*state) that all images of an audit are measured with: the pair's, and the axis's direction."""
+    return _there(torch.randn(images.shape[1:], generator=seeded(seed, "noise", 0)), images)
+
+
+@torch.no_grad()
+def _screen(flow: Flow, images: Tensor, measure: ScreenMeasure, seed: int) -> Launched:
+    pair = _pair(flow.denoiser, images, measure, seed)
+    null = _pair(flow.null, images, measure, seed).rate if flow.null else None
+    at_image = _expected_noise(flow.denoiser, images, measure)
     return Launched(
-        columns=columns,
-        above_ceiling=trace.above_ceiling,
-        sign_flip=torch.zeros_like(trace.above_ceiling),
-        nfe=measure.evaluations
-        + (measure.unconditional_evaluations if flow.null else 0)
-        + flow.differences(len(levels), measure.num_probes),
+        columns={**flow.columns(pair.rate, null), "rates": pair.rate[:, None], **_shared(pair, at_image)},
+        above_ceiling=pair.above_ceiling,
+        sign_flip=torch.zeros_like(pair.above_ceiling),
+        nfe=measure.evaluations + (measure.unconditional_evaluations if flow.null else 0),
     )
 
 
-def _rising(denoiser: Denoiser, levels: tuple[float, ...]) -> Tensor:
-    """Return the rising noise levels, clamped to the model's trained range, each once."""
-    return torch.tensor(sorted({clamp_level(denoiser, level) for level in levels}), dtype=torch.float64)
+@torch.no_grad()
+def _standard(flow: Flow, images: Tensor, measure: StandardMeasure, seed: int, screened: bool) -> Launched:
+    """Measure the axis along the common noise; what it becomes is linear in the expected noise, its growth is not."""
+    noise = common_noise(images, seed)
+    start, end = (clamp_level(flow.denoiser, level) for level in (measure.norm_level, measure.loss_level))
+
+    def derivative(denoiser: Denoiser, at_image: Tensor) -> Tensor:
+        """Return the derivative of the expected noise along the axis, over a displacement of the noise's size."""
+        there = _expected_noise(denoiser, images + start * noise, measure)
+        return (there - at_image) / (start * noise.norm())
+
+    def growth(along: Tensor) -> AxisGrowth:
+        return axis_growth(along, noise / noise.norm(), start, end)
+
+    at_image = _expected_noise(flow.denoiser, images, measure)
+    along = derivative(flow.denoiser, at_image)
+    found, null, guided = growth(along), None, None
+    if flow.null:
+        aside = derivative(flow.null, _expected_noise(flow.null, images, measure))
+        null = growth(aside).growth
+        if flow.guidance is not None:
+            guided = growth(aside + flow.guidance * (along - aside)).growth
+    columns = {**flow.columns(found.growth, null, guided), "rates": found.growth[:, None]}
+    if not screened:
+        columns |= _shared(_pair(flow.denoiser, images, measure, seed), at_image)
+    return Launched(
+        columns=columns,
+        above_ceiling=found.above_ceiling,
+        sign_flip=found.sign_flip,
+        nfe=(measure.evaluations_after_screen if screened else measure.evaluations)
+        + (measure.unconditional_evaluations if flow.null else 0),
+    )
 
 
-def _volume(flow: Flow, images: Tensor, measure: VolumeMeasure, seed: int) -> Launched:
+def _expected_noise(denoiser: Denoiser, y: Tensor, measure: ForwardMeasure) -> Tensor:
+    """Return the noise that the model expects in y (B, *state) at the level of the noise norm."""
+    return denoiser.noise(y, torch.tensor(clamp_level(denoiser, measure.norm_level), dtype=torch.float64))
+
+
+def _pair(denoiser: Denoiser, images: Tensor, measure: ForwardMeasure, seed: int) -> NoisePair:
+    return noise_pair(denoiser, images, clamp_level(denoiser, measure.loss_level), common_noise(images, seed))
+
+
+def _shared(pair: NoisePair, at_image: Tensor) -> dict[str, Tensor]:
+    """Return the columns that the screen shares with other presets."""
+    return {"screen": pair.rate, "loss": pair.loss, "noise_norm": at_image.flatten(1).norm(dim=1)}
+
+
+def _volume(flow: Flow, images: Tensor, measure: VolumeMeasure, seed: int, screened: bool) -> Launched:
     low, high = (log(clamp_level(flow.denoiser, level)) for level in (measure.smallest_level, measure.largest_level))
     levels = torch.linspace(low, high, measure.num_levels, dtype=torch.float64).exp()
     trace = trace_growth(flow.denoiser, images, levels, measure.num_probes, seeded(seed, "probe"), flow.others)
@@ -165,11 +217,15 @@ def _volume(flow: Flow, images: Tensor, measure: VolumeMeasure, seed: int) -> La
         "rates": trace.rate,
         "log_likelihood": trace.log_likelihood,
     }
+    if not screened:
+        with torch.no_grad():
+            at_image = _expected_noise(flow.denoiser, images, measure)
+            columns |= _shared(_pair(flow.denoiser, images, measure, seed), at_image)
     return Launched(
         columns=columns,
         above_ceiling=trace.above_ceiling,
         sign_flip=torch.zeros_like(trace.above_ceiling),
-        nfe=trace.nfe + flow.differences(len(levels), measure.num_probes),
+        nfe=trace.nfe + (0 if screened else SCREEN_EVALUATIONS) + flow.differences(len(levels), measure.num_probes),
     )
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from volgrowth.audit.scoring.derivatives import Differenced, has_derivative
+from volgrowth.audit.scoring.derivatives import Differenced, Differentiating, has_derivative
 from volgrowth.audit.scoring.measures import Flow, Launched, Measurement, launch_images
 from volgrowth.audit.scoring.prefetch import Ahead, decoding_threads
 from volgrowth.audit.workers.fitting import BatchSize, out_of_memory
@@ -75,9 +75,12 @@ class Scorer:
         workers_here: how many workers share this machine's cores.
 
     Attributes:
+        screened: whether the rows have been screened by a cascade, and only the rest is measured.
         decode_wait, device_wait: see `score`.
         differenced: why derivatives are taken by central differences; None if they are not.
     """
+
+    screened = False
 
     def __init__(
         self,
@@ -183,8 +186,8 @@ class Scorer:
 
     def launch(self, items: list[Prepared]) -> Launched:
         """Give a micro-batch to the device, without waiting for its results."""
-        flow = self.flow([item.condition for item in items])
-        return launch_images(flow, self.images(items), [item.row for item in items], self.measure, self.config.seed)
+        flow, rows = self.flow([item.condition for item in items]), [item.row for item in items]
+        return launch_images(flow, self.images(items), rows, self.measure, self.config.seed, self.screened)
 
     def images(self, items: list[Prepared]) -> Tensor:
         """Return the states of images, copied to the device as bytes, from memory that it can read by itself."""
@@ -196,11 +199,12 @@ class Scorer:
 
     def _lacks_derivative(self, items: list[Prepared]) -> bool:
         """Say whether the network can be evaluated at these images but not differentiated as the measure does."""
-        if isinstance(self.measure, PaperMeasure) and self.measure.derivative == "difference":
+        measure = self.measure
+        if not measure.differentiates or not isinstance(measure, Differentiating):
             return False
         try:
             flow = self.flow([item.condition for item in items])
-            return not has_derivative(flow.denoiser, self.images(items), self.measure)
+            return not has_derivative(flow.denoiser, self.images(items), measure)
         except Exception:  # the trouble is another one, and the first error is raised
             return False
 

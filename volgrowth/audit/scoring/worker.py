@@ -15,8 +15,8 @@ import torch
 from volgrowth.audit.output.fragments import as_scores, publish_fragment, read_fragment
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.output.runs import Tally
-from volgrowth.audit.scoring.cascade import MEASURE, STAGES, Screener, rows_mark, with_screen
-from volgrowth.audit.scoring.derivatives import derivative_deviation
+from volgrowth.audit.scoring.cascade import STAGES, Completer, Screener, rows_mark, with_screen
+from volgrowth.audit.scoring.derivatives import Differentiating, derivative_deviation
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.audit.scoring.understanding import ModelCheck, NoisyStates, examine, untested
 from volgrowth.audit.workers.fitting import BatchSize
@@ -47,6 +47,11 @@ class ScoringWorker(ModelWorker):
     def new_scorer(self, denoiser: Denoiser, config: AuditConfig, kind: type[Scorer] = Scorer) -> Scorer:
         """Return a scorer. It can load a float32 copy of the model, which finite differences need in low precision."""
         return kind(denoiser, config, lambda: self.load("float32"), self.workers_here)
+
+    @cached_property
+    def completer(self) -> Scorer:
+        """Scorer of rows that a cascade has screened."""
+        return self.new_scorer(self.fast, self.config, Completer)
 
     @cached_property
     def fast(self) -> Denoiser:
@@ -88,19 +93,20 @@ class ScoringWorker(ModelWorker):
         self, shard: Shard, rows: Sequence[int] | None, failures: Mapping[int, Failure]
     ) -> tuple[pa.Table, Tally]:
         """Measure every row: by the preset, or in a cascade by the screen, and held-out rows by both."""
-        if not self.config.cascade:
+        held_out = shard.folder != SCORES_FOLDER
+        if not self.config.cascade or (held_out and self.config.measure.includes_screen):
             return self._measure(self.scorer, self._rows(shard, rows), failures)
-        screener = self.new_scorer(self.fast, self.config.model_copy(update={"measure": MEASURE}), Screener)
+        screener = self.new_scorer(self.fast, self.config.model_copy(update={"measure": self.config.screen}), Screener)
         screens, tally = self._measure(screener, self._rows(shard, rows), failures)
-        if shard.folder == SCORES_FOLDER:
+        if not held_out:
             return screens, tally
-        table, more = self._measure(self.scorer, self._rows(shard, rows), failures)
+        table, more = self._measure(self.completer, self._rows(shard, rows), failures)
         table = with_screen(table, screens)
         return table, replace(tally + more, images=len(table), failed=_failed(table))
 
     def complete(self, shard: Shard, rows: Sequence[int], stage: str) -> Tally:
         """Measure rows of a published shard that were only screened, for a stage of a cascade, and publish it again."""
-        table, tally = self._measure(self.scorer, self._rows(shard, rows), {})
+        table, tally = self._measure(self.completer, self._rows(shard, rows), {})
         before, footer = read_fragment(self.store, shard), self.store.read_footer(shard.name)[1]
         screens = before.filter(pc.is_in(before["row"], value_set=table["row"].combine_chunks()))
         known = {name: footer[name] for name in STAGES if name in footer}
@@ -127,8 +133,8 @@ class ScoringWorker(ModelWorker):
         Returns:
             `rows`: how many rows; `batch`: the largest difference of growth over batch sizes, and against the network
             as it is if it was compiled; `dtype`: the largest difference against float64, None if the device cannot
-            hold that; `derivative`: see `_check_derivative`, None if the check failed; `problem`: why something
-            failed, or None.
+            hold that; `derivative`: see `_check_derivative`, None if the check failed or the measure takes none;
+            `compiling`: why the network was not compiled, or None; `problem`: why something failed, or None.
         """
         try:
             return self._noise_floor(shard)
@@ -159,9 +165,10 @@ class ScoringWorker(ModelWorker):
             derivative = self._check_derivative(shard, rows, precise)
         except (VolgrowthError, RuntimeError) as error:  # as above, of the float32 replica
             problem = f"derivatives could not be checked ({kind_and_line(error)})"
-        return {"rows": len(rows), "batch": batch, "dtype": dtype, "derivative": derivative, "problem": problem}
+        found = {"rows": len(rows), "batch": batch, "dtype": dtype, "derivative": derivative}
+        return {**found, "compiling": self._uncompiled, "problem": problem}
 
-    def _check_derivative(self, shard: Shard, rows: list[int], precise: Denoiser | None) -> dict[str, Any]:
+    def _check_derivative(self, shard: Shard, rows: list[int], precise: Denoiser | None) -> dict[str, Any] | None:
         """Compare the derivative that scores rest on with central differences, by `derivative_deviation`.
 
         Args:
@@ -171,8 +178,11 @@ class ScoringWorker(ModelWorker):
 
         Returns:
             A `deviation` above `tolerance` is a reason to warn. `differenced` and `compiling` say why differences were
-            taken in place of derivatives, and why the network was not compiled.
+            taken in place of derivatives, and why the network was not compiled. None for a measure of forward passes.
         """
+        measure = self.scorer.measure
+        if not isinstance(measure, Differentiating):
+            return None
         # the network as it is: compiled, it was compared with that, and would be compiled again for so few rows
         scorer = self.scorer if self.scorer.differenced else Scorer(self.denoiser, self.config)
         low = self.config.dtype in LOW_PRECISION
@@ -185,8 +195,7 @@ class ScoringWorker(ModelWorker):
         if self.config.condition_column:
             exact = exact.given(conditions)
         states, seed = scorer.denoiser.embed(images), self.config.seed
-        found = derivative_deviation(flow.denoiser, exact, states, scorer.measure, seed)
-        network = getattr(self.fast, "network", None)
+        found = derivative_deviation(flow.denoiser, exact, states, measure, seed)
         return {
             **found,
             "tolerance": LOW_DEVIATION if low else DEVIATION,
@@ -194,8 +203,14 @@ class ScoringWorker(ModelWorker):
             "used": _used(scorer),
             "against": "float64" if precise is not None else "float32",
             "differenced": scorer.differenced,
-            "compiling": network.problem if isinstance(network, Compiled) else None,
+            "compiling": self._uncompiled,
         }
+
+    @property
+    def _uncompiled(self) -> str | None:
+        """Why the network was not compiled though the settings ask for it; None if it was, or if they do not."""
+        network = getattr(self.fast, "network", None)
+        return network.problem if isinstance(network, Compiled) else None
 
     def _measure(self, scorer: Scorer, rows: Iterable[Row], failures: Mapping[int, Failure]) -> tuple[pa.Table, Tally]:
         began = time.monotonic()

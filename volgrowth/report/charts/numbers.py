@@ -123,9 +123,9 @@ def level_rates(scores: pa.Table, pairs: Sequence[tuple[int, int]], measure: dic
     some = scores.select(["row", "rates"]).filter(pc.is_in(scores["row"], value_set=wanted))
     by_row = {row: values for row, values in zip(*some.to_pydict().values(), strict=True) if values}
     both = [(by_row[a], by_row[b]) for a, b in pairs if a in by_row and b in by_row]
-    if not both:
-        return None
     values = np.array(both, float)
+    if not both or values.shape[2] < 2:  # a single level is no curve
+        return None
     axis, at = _levels(measure, values.shape[2])
 
     def spread(some: np.ndarray) -> Spread:

@@ -48,7 +48,9 @@ def draw_report_charts(
     truth = summary.get("verification")
     made = ReportCharts(numbers={"duplicates": duplicate_groups(findings)})
     points = _points(scores, findings, truth)
-    unit = "collapsed directions" if summary["measure"].get("preset") == "standard" else "nats"
+    measure = summary["measure"]
+    rates = measure["preset"] == "screen" or "levels" in measure  # levels: preset standard of older audits
+    unit = "collapsed directions" if rates else "nats"
     notable, name = points.notable
     made.numbers["notable"] = name if notable.any() else None
     for key, values in (("growth", points.growth), ("excess_growth", points.excess)):
