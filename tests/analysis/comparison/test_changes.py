@@ -428,8 +428,8 @@ def test_what_can_be_compared():
     held_a, held_b = held_out(random)
     volume = {"preset": "volume"}
     one = audit("a", range(100), before, held_a, measure=volume)
-    for settings in ({"measure": {**volume, "num_probes": 16}}, {"seed": 1}, {}):
-        settings = {"measure": volume, **settings}
+    for probes, seed in ((16, 0), (2, 1), (2, 0)):
+        settings: dict[str, Any] = {"measure": {**volume, "num_probes": probes}, "seed": seed}
         assert compare_audits(one, audit("a", range(100), after, held_b, **settings)).table.num_rows == 100
 
 

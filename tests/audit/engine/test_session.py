@@ -393,8 +393,8 @@ def test_a_searched_batch_size_is_one_that_fits(odd, digit_file, tmp_path):
 
 def test_a_network_without_a_derivative_is_no_network_without_memory(odd, digit_file, tmp_path):
     """In a low precision differences need the network in float32, while a batch size is searched as in the audit."""
-    settings = {"batch_size": "auto", "dtype": "bfloat16", "measure": FEW_LEVELS}
-    finished = audit(odd("detached"), digit_file, tmp_path / "out", **settings)
+    model = odd("detached")
+    finished = audit(model, digit_file, tmp_path / "out", batch_size="auto", dtype="bfloat16", measure=FEW_LEVELS)
     assert finished.summary["counts"]["ok"] == 150
     assert finished.summary["run"]["noise_floor"]["derivative"]["used"] == "central differences"
 
