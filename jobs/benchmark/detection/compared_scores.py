@@ -1,4 +1,4 @@
-r"""Memorization scores to compare: those that this package measures, and those that others have published.
+r"""Single scores to compare: columns of what this package measures, and scores that others have published.
 
 A score is a function (denoiser, images (B, C, H, W) in [-1, 1], seed) -> (B,), high for suspicious images. It must not
 depend on the batch an image comes in. Scores of the audit come from `volgrowth.audit.scoring.measures`; the others are
@@ -6,6 +6,7 @@ written here in the coordinates of `volgrowth.numerics.denoisers`, with e(y, s) 
 Time steps of published attacks are those of the linear DDPM table (arXiv 2006.11239) and stand for its noise levels,
 whatever the model's own table.
 
+    traces      the mean trace of level de/dy at points that the flow has carried from level .03 to .16, .27 and .45
     noise norm  -|e(x, s)|: around an image that a model has memorized the density has its peak there
     sharpness   |J e| with J = de/dy at y = x + s z: where the density is a narrow peak, J is near I / s in every
                 direction (after arXiv 2412.04140, the Hessian's product with the score)
@@ -15,27 +16,31 @@ whatever the model's own table.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from volgrowth.audit.scoring.measures import Flow, denoising_loss, measure_images
+from volgrowth.audit.scoring.measures import Flow, measure_images
 from volgrowth.audit.workers.seeding import seeded
-from volgrowth.config import Measure, PaperMeasure, StandardMeasure, VolumeMeasure
+from volgrowth.config import Measure, PaperMeasure, VolumeMeasure
 from volgrowth.errors import UsageError
 from volgrowth.models.user_code import import_function
-from volgrowth.numerics import DDPMSchedule, Denoiser
+from volgrowth.numerics import DDPMSchedule, Denoiser, trace_growth
+from volgrowth.numerics.flow import encode
 from volgrowth.numerics.tangents import noise_stack
 
 ScoreFunction = Callable[[Denoiser, Tensor, int], Tensor]
 
-# noise level of the scores that need one
-LEVEL = 0.18
+# noise level of the scores that need one, and of the loss
+LEVEL, LOSS_LEVEL, LOSS_NOISES = 0.18, 0.34, 4
+# levels that the flow runs through, those at which it is measured, and probes at each
+RUN_IN, TRACE_LEVELS, PROBES = (0.03, 0.07), (0.16, 0.27, 0.45), 2
 
-STANDARD, VOLUME = StandardMeasure(), VolumeMeasure(num_probes=1)
+VOLUME = VolumeMeasure(num_probes=1)
 DDPM_SCHEDULE = DDPMSchedule(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))
 PIA_TIME, PIA_NORM = 200, 4
 SECMI_TIME, SECMI_STEP = 100, 10
@@ -59,9 +64,33 @@ class Score:
     source: str
 
 
+class SharedScore(ABC):
+    """A score function that is one column of a measurement, which several scores share, or the negative of the column.
+
+    Attributes:
+        column: the name of the column.
+        sign: -1 for the negative.
+    """
+
+    column: str
+    sign: int
+
+    @property
+    @abstractmethod
+    def measurement(self) -> str:
+        """Text that tells this measurement, with its settings, from all others."""
+
+    @abstractmethod
+    def columns(self, denoiser: Denoiser, images: Tensor, seed: int) -> dict[str, np.ndarray]:
+        """Measure images (B, C, H, W). Returns arrays whose first axis is B, by their names."""
+
+    def __call__(self, denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
+        return torch.from_numpy(self.sign * self.columns(denoiser, images, seed)[self.column])
+
+
 @dataclass(frozen=True)
-class Preset:
-    """The score function that is one column of a preset's measurement, or the negative of that column.
+class Preset(SharedScore):
+    """A column of a preset's measurement, under its name in `records.SCORES`.
 
     The axes of preset `paper` are random: each image has its own, drawn from its pixels.
     """
@@ -70,13 +99,37 @@ class Preset:
     column: str
     sign: int = 1
 
-    def __call__(self, denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
-        return torch.from_numpy(self.sign * self.columns(denoiser, images, seed)[self.column])
+    @property
+    def measurement(self) -> str:
+        """The settings of the preset."""
+        return f"{self.measure!r}"
 
     def columns(self, denoiser: Denoiser, images: Tensor, seed: int) -> dict[str, np.ndarray]:
-        """Return all that the preset measures, under the names of `records.SCORES`."""
+        """Return all that the preset measures."""
         rows = [_number(image) for image in images.cpu().numpy()]
         return measure_images(Flow(denoiser), images, rows, self.measure, seed).columns
+
+
+@dataclass(frozen=True)
+class Traces(SharedScore):
+    """A column of the traces along the flow: their mean `rate`, `lid` by FLIPD, or `sharpness`, the norm of de/dy."""
+
+    column: str
+    sign: int = 1
+
+    @property
+    def measurement(self) -> str:
+        """Levels and probes."""
+        return f"traces {RUN_IN} {TRACE_LEVELS} {PROBES}"
+
+    def columns(self, denoiser: Denoiser, images: Tensor, seed: int) -> dict[str, np.ndarray]:
+        """Return the means over the levels."""
+        levels = torch.tensor(TRACE_LEVELS, dtype=torch.float64)
+        start = encode(denoiser, images, torch.tensor((*RUN_IN, TRACE_LEVELS[0]), dtype=torch.float64))
+        trace = trace_growth(denoiser, start, levels, PROBES, seeded(seed, "probe"))
+        lid = images.shape[1:].numel() - trace.rate + trace.noise_norm**2
+        found = {"rate": trace.rate, "lid": lid, "sharpness": trace.sharpness}
+        return {name: values.mean(1).double().cpu().numpy() for name, values in found.items()}
 
 
 def common_axis(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
@@ -86,9 +139,19 @@ def common_axis(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
     )
 
 
+@torch.no_grad()
+def loss_at_level(denoiser: Denoiser, images: Tensor, level: float, num_noises: int, seed: int) -> Tensor:
+    """Return (B,) float64, the mean over pixels and noises z of (e(x + level z, level) - z)^2; all images share z."""
+    total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    for index in range(num_noises):
+        draw = torch.randn(images.shape[1:], generator=seeded(seed, "noise", index)).to(images)
+        total += ((_noise(denoiser, images + level * draw, level) - draw) ** 2).flatten(1).mean(1)
+    return total / num_noises
+
+
 def negative_loss(denoiser: Denoiser, images: Tensor, seed: int) -> Tensor:
-    """Return the negative of the denoising loss of preset standard."""
-    return -denoising_loss(denoiser, images, 0.34, 4, seed)
+    """Return the negative of the denoising loss at a middle level."""
+    return -loss_at_level(denoiser, images, LOSS_LEVEL, LOSS_NOISES, seed)
 
 
 @torch.no_grad()
@@ -140,8 +203,9 @@ def _number(image: np.ndarray) -> int:
 
 
 PAPER, PAPER_LONG = PaperMeasure(), PaperMeasure(num_tangents=10, num_steps=10)
+TRACED = len(RUN_IN) + len(TRACE_LEVELS) * (1 + PROBES)
 SCORES = (
-    Score("standard", Preset(STANDARD, "growth"), STANDARD.evaluations, "preset standard: traces, levels 0.16 to 0.45"),
+    Score("traces", Traces("rate"), TRACED, "traces at levels 0.16 to 0.45 along the flow"),
     Score("vgr", Preset(PAPER, "growth"), PAPER.evaluations, "volume growth, one axis, one step (arXiv 2503.19429)"),
     Score("vgr_common_axis", common_axis, PAPER.evaluations, "the same, one axis for all images"),
     Score("vgr_10x10", Preset(PAPER_LONG, "growth"), PAPER_LONG.evaluations, "the same, 10 axes, 10 steps"),
@@ -149,31 +213,14 @@ SCORES = (
         "volume", Preset(VOLUME, "growth"), VOLUME.evaluations, "preset volume with one probe: full growth by traces"
     ),
     Score("likelihood", Preset(VOLUME, "log_likelihood"), VOLUME.evaluations, "log density that volume gives"),
-    Score("loss", negative_loss, 4, "denoising loss at level 0.34, 4 noises"),
-    Score("flipd", Preset(STANDARD, "lid", -1), STANDARD.evaluations, "local dimension, by FLIPD (arXiv 2406.03537)"),
-    Score("curvature", Preset(STANDARD, "sharpness"), STANDARD.evaluations, "|J|, Frobenius norm at those levels"),
+    Score("loss", negative_loss, LOSS_NOISES, "denoising loss at level 0.34, 4 noises"),
+    Score("flipd", Traces("lid", -1), TRACED, "local dimension, by FLIPD (arXiv 2406.03537)"),
+    Score("curvature", Traces("sharpness"), TRACED, "|J|, Frobenius norm at those levels"),
     Score("sharpness", sharpness, 3, "|J e| at level 0.18, Hessian times score (after arXiv 2412.04140)"),
     Score("noise_norm", negative_noise_norm, 1, "length of the expected noise at level 0.18"),
     Score("pia", pia, 2, "PIA (arXiv 2305.18355)"),
     Score("secmi", secmi, 12, "SecMI, t-error (arXiv 2302.01316)"),
 )
-
-
-def choose_scores(names: Sequence[str] | None, own: Sequence[str]) -> list[Score]:
-    """Return the named built-in scores, or all of them, and a user's own.
-
-    Args:
-        names: built-in scores; None for all.
-        own: a user's functions, as `module:function`.
-
-    Raises:
-        UsageError: an unknown name, or a name that is no function.
-    """
-    known = {score.name: score for score in SCORES}
-    for name in names or ():
-        if name not in known:
-            raise UsageError(f"score {name!r} is not built in: expected some of {', '.join(known)}")
-    return [known[name] for name in names or known] + [user_score(name) for name in own]
 
 
 def user_score(name: str) -> Score:
@@ -210,7 +257,7 @@ def evaluate(score: Score, denoiser: Denoiser, images: Tensor, seed: int) -> np.
     return torch.cat(values).numpy().astype(np.float64)
 
 
-def evaluate_preset(preset: Preset, denoiser: Denoiser, images: Tensor, seed: int) -> dict[str, np.ndarray]:
-    """Return all columns of a preset for images (n, C, H, W)."""
-    parts = [preset.columns(denoiser, part, seed) for part in images.split(BATCH)]
+def evaluate_columns(shared: SharedScore, denoiser: Denoiser, images: Tensor, seed: int) -> dict[str, np.ndarray]:
+    """Return all columns of a measurement of images (n, C, H, W)."""
+    parts = [shared.columns(denoiser, part, seed) for part in images.split(BATCH)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from jobs.benchmark.detection.compared_scores import STANDARD, Preset, evaluate_preset
-from jobs.benchmark.detection.experiment import SEED, Subject
+from jobs.benchmark.detection.compared_scores import Preset, evaluate_columns
+from jobs.benchmark.detection.subjects import SEED, Subject
 from jobs.benchmark.detection.suite import Setup, train_or_load
 from jobs.experiments import say
 from volgrowth.analysis.calibration.error_rates import FDR, q_values
 from volgrowth.analysis.calibration.evidence import Calibration, calibrate
 from volgrowth.analysis.findings import PARTS, part_score
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
+from volgrowth.config import StandardMeasure
 from volgrowth.demo.cases import to_tensor
 from volgrowth.models import load_model
 
@@ -38,7 +39,7 @@ def compare_parts(setups: Sequence[Setup], seeds: int, data: Path, models: Path)
         for seed in range(1, seeds + 1):
             subject = Subject.of(train_or_load(setup, seed, data, models, say))
             denoiser = load_model(str(subject.trained.model))
-            columns = evaluate_preset(Preset(STANDARD, "growth"), denoiser, to_tensor(subject.pixels), SEED)
+            columns = evaluate_columns(Preset(StandardMeasure(), "growth"), denoiser, to_tensor(subject.pixels), SEED)
             for names in TOGETHER:
                 calibration = _calibrated(subject, columns, names)
                 row = {"case": setup.name, "seed": seed, "parts": ", ".join(names)}

@@ -1,115 +1,76 @@
-"""The detection bench: every score, raw and calibrated, on models whose memorization is measured by sampling.
+"""The detection bench: presets and single scores on models whose memorization is measured by sampling.
 
-An image with all of its copies is one family, represented by its first row; families that samples reproduce are the
-positives, all others the negatives. Planted families that samples do not reproduce are negatives as well, though they
-are trained on many times over: `auroc_clear` leaves them out, `fdr_clear` does not count them as false. Calibration and
-p-values are those of the audit, against the case's held-out images, and q-values are over families. Raw scores of
-built-in functions are cached beside the model.
+`subjects` says which images count as memorized and which do not. A preset is judged by the evidence and the q-values of
+an audit against the case's held-out images; a single score raw, and calibrated by itself as an audit would. Detection
+is measured on clear negatives: planted families that samples miss are left out, but in `auroc_all` they are negatives.
 """
 
-import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from jobs.benchmark.detection.compared_scores import SCORES, Preset, Score, evaluate, evaluate_preset
-from jobs.benchmark.detection.metrics import METRICS, detect, draw_replicates, interval, realised
-from jobs.benchmark.detection.suite import Setup, Trained, train_or_load
+from jobs.benchmark.detection.audited_presets import CONTESTANTS, Contestant, audit_case
+from jobs.benchmark.detection.compared_scores import SCORES, Score
+from jobs.benchmark.detection.metrics import detect, interval, mean_over_models, realised
+from jobs.benchmark.detection.subjects import SEED, NotMeasuredError, Subject, score_images
+from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
 from jobs.experiments import say
-from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.calibration.error_rates import q_values
-from volgrowth.analysis.calibration.evidence import Calibration, calibrate
-from volgrowth.analysis.calibration.expected_scores import ScoredImages
+from volgrowth.analysis.calibration.evidence import calibrate
 from volgrowth.analysis.ranking import auroc
-from volgrowth.analysis.verification.proof import Reproduced
-from volgrowth.demo.cases import LabelledSet, to_tensor
 from volgrowth.errors import UsageError
-from volgrowth.models import load_model
-from volgrowth.records import SCORES as COLUMNS
-from volgrowth.sources.pixels.features import features
-
-SEED = 0
-
-# images on which cached scores are tried, and the share of their spread that rounding on another machine explains
-AGAIN, SAME = 8, 1e-3
 
 
 @dataclass(frozen=True)
 class Result:
-    """One score on one case.
+    """One score, or the evidence of one preset, on one case.
 
     Attributes:
-        seed: seed of the case; None for the mean over seeds, whose intervals come from the mean of the replicates.
-        values: each of `METRICS` with its interval, `auroc_clear`, `member_auroc`, and, if calibrated, the rates of
-            `realised`, the variance that complexity explains, and the number of images outside the calibrated range.
-        replicates: each of `METRICS` in every bootstrap replicate, (1 + replicates,), the estimate itself first.
+        seed: seed of the case; None for the mean over seeds and draws.
+        draw: seed of what is random in the measurement; None for the mean.
+        calibrated: True for a score in excess of what complexity explains, and for evidence.
+        values: each of `replicates`, and its interval as NAME_low and NAME_high; `auroc_all`; `member_auroc`, images
+            trained on once against held-out ones, plain images apart; if calibrated, the number of images `outside` the
+            calibrated range, and of a single score the variance `r2` that complexity explains.
+        replicates: each of `METRICS`, and if calibrated the rates of `realised`, in every bootstrap replicate,
+            (1 + replicates,), the estimate itself first.
     """
 
     case: str
     seed: int | None
-    score: Score
+    draw: int | None
+    score: Score | Contestant
     calibrated: bool
     values: dict[str, float]
     replicates: dict[str, np.ndarray]
 
+    @property
+    def is_preset(self) -> bool:
+        """True for the evidence of a preset."""
+        return isinstance(self.score, Contestant)
+
 
 @dataclass(frozen=True)
-class Subject:
-    """A case with its truth, and the images to score: one of each family, then the held-out ones.
+class Bench:
+    """What a run of the bench found.
 
     Attributes:
-        truth: how often samples of the model hit each family and each held-out image.
-        pixels: images (n, C, H, W) uint8.
-        features: calibration's measures of their complexity, (n, features).
-        content: hashes of their content, (n,).
-        drawn: how often each family is drawn in each bootstrap replicate, (1 + replicates, families).
+        results: of each score and preset on each model, then the means of each case.
+        subjects: the models.
+        untrained: case and seed of each model that was asked for and is not cached, if nothing else was asked for.
+        unmeasured: case and seed of the models on which a score is not cached, by the name of the score, likewise.
     """
 
-    trained: Trained
-    truth: Reproduced
-    pixels: np.ndarray
-    features: np.ndarray
-    content: np.ndarray
-    drawn: np.ndarray
-
-    @classmethod
-    def of(cls, trained: Trained) -> Self:
-        """Measure the truth of a trained case, and the complexity of every image."""
-        case, truth = trained.case, trained.truth()
-        pixels = np.concatenate([case.train[case.first], case.holdout])
-        drawn = draw_replicates(truth.images, trained.seed)
-        return cls(trained, truth, pixels, *complexity_and_content(pixels), drawn)
-
-    @property
-    def case(self) -> LabelledSet:
-        return self.trained.case
-
-    @property
-    def positive(self) -> np.ndarray:
-        """Families that the model reproduces, (families,) bool."""
-        return self.truth.images
-
-    @property
-    def members(self) -> np.ndarray:
-        """Families that were trained on once, are not plain and not reproduced, (families,) bool."""
-        return (self.case.copies == 1) & ~_plain(self.case.names) & ~self.positive
-
-    @property
-    def strangers(self) -> np.ndarray:
-        """Held-out images that are not plain, (held-out images,) bool."""
-        return ~_plain(self.case.holdout_names)
-
-    def images(self, values: np.ndarray) -> tuple[ScoredImages, ScoredImages]:
-        """Split a score of all images (n,) into the families' and the held-out images'."""
-        n = len(self.positive)
-        known = ScoredImages(self.features, values, self.content)
-        rows = np.arange(len(values))
-        return known[rows[:n]], known[rows[n:]]
+    results: list[Result]
+    subjects: list[Subject]
+    untrained: list[tuple[str, int]] = field(default_factory=list)
+    unmeasured: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
 
 
 def run_bench(
@@ -117,104 +78,116 @@ def run_bench(
     seeds: int,
     data: Path,
     output: Path,
-    scores: Sequence[Score] = SCORES,
+    scores: Sequence[Score | Contestant] = (*CONTESTANTS, *SCORES),
     say: Callable[[str], None] = say,
-) -> tuple[list[Result], list[Subject]]:
+    *,
+    cached_only: bool = False,
+) -> Bench:
     """Train what is not cached under `output`/models, measure every score on it, and average over seeds.
 
+    Args:
+        setups: the cases.
+        seeds: seeds of each case, from 1.
+        data: folder of the image sets.
+        output: folder with or for the models.
+        scores: presets and single scores.
+        say: told of progress.
+        cached_only: leave out the models and the scores that are not cached.
+
     Raises:
-        UsageError: no seeds, or a user's score that fails.
+        UsageError: no seeds, no model is left, or a user's score that fails.
     """
     if seeds < 1:
         raise UsageError(f"seeds is {seeds}: expected 1 or more")
-    results, subjects = [], []
+    models, found = output / "models", Bench([], [])
     for setup, seed in itertools.product(setups, range(1, seeds + 1)):
-        subject = Subject.of(train_or_load(setup, seed, data, output / "models", say))
-        subjects.append(subject)
+        if cached_only and not is_trained(setup, seed, data, models):
+            found.untrained.append((setup.name, seed))
+            continue
+        subject = Subject.of(train_or_load(setup, seed, data, models, say), cached_only=cached_only)
+        found.subjects.append(subject)
         say(f"scoring {setup.name}, seed {seed}: {int(subject.positive.sum())} images reproduced")
         for score in scores:
-            results += judge_score(subject, score, score_images(subject, score))
-    return results + mean_over_seeds(results), subjects
+            judged = judge(subject, score)
+            found.results.extend(judged)
+            if not judged:
+                found.unmeasured.setdefault(score.name, []).append((setup.name, seed))
+    if not found.results and cached_only:
+        raise UsageError(
+            f"nothing of these cases is cached in {models}: run without --cached, which trains and measures"
+        )
+    return replace(found, results=found.results + mean_over_seeds(found.results))
 
 
-def complexity_and_content(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return calibration's regressors (n, features) and the content hashes (n,) of uint8 images (n, C, H, W)."""
-    rows = [features(image) for image in pixels]
-    schema = pa.schema([COLUMNS.field(name) for name in rows[0]])
-    table = pa.Table.from_pylist(rows, schema)
-    return regressors(table), table.column("content_hash").to_numpy()
+def judge(subject: Subject, score: Score | Contestant) -> list[Result]:
+    """Measure one score, or one preset in several draws, on a case, and judge what could be measured."""
+    judged = list[Result]()
+    for draw in range(score.draws) if isinstance(score, Contestant) else (SEED,):
+        with suppress(NotMeasuredError):
+            if isinstance(score, Contestant):
+                judged.append(judge_preset(subject, score, draw))
+            else:
+                judged += judge_score(subject, score, score_images(subject, score))
+    return judged
 
 
-def score_images(subject: Subject, score: Score) -> np.ndarray:
-    """Return a score of all images of a subject, (n,). Scores that are built in are cached beside the model.
-
-    A cached score is measured again on `AGAIN` of the images, and thrown away if code or settings have changed it.
-    """
-    if score not in SCORES:
-        return _column(score, _evaluate(subject, score, subject.pixels))
-    # scores that are columns of one measurement share it
-    name = f"{score.function.measure!r}" if isinstance(score.function, Preset) else score.name
-    key = hashlib.sha256(name.encode() + subject.pixels.tobytes()).hexdigest()[:12]
-    path = subject.trained.model.parent / "scores" / f"{key}.npz"
-    if path.exists():
-        with np.load(path) as cached:
-            values = _column(score, cached)
-        rows = np.linspace(0, len(values) - 1, AGAIN).astype(int)
-        again = _column(score, _evaluate(subject, score, subject.pixels[rows]))
-        if np.abs(again - values[rows]).max() <= SAME * values.std():
-            return values
-    columns: dict[str, Any] = _evaluate(subject, score, subject.pixels)
-    path.parent.mkdir(exist_ok=True)
-    np.savez(path.with_suffix(".part.npz"), **columns)
-    path.with_suffix(".part.npz").replace(path)
-    return _column(score, columns)
-
-
-def _evaluate(subject: Subject, score: Score, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    denoiser, images = load_model(str(subject.trained.model)), to_tensor(pixels)
-    if isinstance(score.function, Preset):
-        return evaluate_preset(score.function, denoiser, images, SEED)
-    return {score.name: evaluate(score, denoiser, images, SEED)}
-
-
-def _column(score: Score, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    function = score.function
-    return function.sign * columns[function.column] if isinstance(function, Preset) else columns[score.name]
+def judge_preset(subject: Subject, preset: Contestant, draw: int) -> Result:
+    """Judge the evidence of a preset, and the flags that an audit would raise, for one draw of what is random."""
+    found = audit_case(subject, preset.measure, draw)
+    evidence, q_value = (found.findings[name].to_numpy() for name in ("evidence", "q_value"))
+    if found.holdout is None or np.isnan(evidence).any():
+        raise UsageError(f"preset {preset.name} gave an image no evidence: expected a score of every image")
+    values, replicates = _detected(subject, evidence, found.holdout["evidence"].to_numpy())
+    values["outside"] = float(np.sum(found.findings["outside_range"].to_numpy()))
+    replicates |= realised(q_value, subject.positive, subject.planted, subject.drawn)
+    return _result(subject, draw, preset, values, replicates, calibrated=True)
 
 
 def judge_score(subject: Subject, score: Score, values: np.ndarray) -> list[Result]:
     """Return the results of a score (n,): raw and, if the case has enough held-out images, calibrated."""
     families, holdout = subject.images(values)
-    results = [_result(subject, score, families.score, holdout.score, None)]
+    results = [_result(subject, SEED, score, *_detected(subject, families.score, holdout.score), calibrated=False)]
     calibration = calibrate(families, holdout)
     if calibration is not None and calibration.main.holdout_expected is not None:
-        excess = families.score - calibration.main.expected, holdout.score - calibration.main.holdout_expected
-        results.append(_result(subject, score, *excess, calibration))
+        known, replicates = _detected(
+            subject,
+            families.score - calibration.main.expected,
+            holdout.score - calibration.main.holdout_expected,
+        )
+        # images beyond the held-out ones' complexity are not judged, as in `analysis.findings`
+        p_value = np.where(calibration.outside, 1.0, calibration.p_value)
+        q_value = q_values(p_value, subject.content[: len(p_value)])
+        replicates |= realised(q_value, subject.positive, subject.planted, subject.drawn)
+        known |= {"r2": calibration.main.r2, "outside": float(calibration.outside.sum())}
+        results.append(_result(subject, SEED, score, known, replicates, calibrated=True))
     return results
 
 
-def _result(
-    subject: Subject, score: Score, value: np.ndarray, held: np.ndarray, calibration: Calibration | None
-) -> Result:
-    """Judge a score of the families and of the held-out images, raw or in excess of what calibration expects."""
-    positive, case = subject.positive, subject.case
-    replicates = detect(value, positive, subject.drawn)
-    clear = positive | (case.copies == 1)
+def _detected(subject: Subject, value: np.ndarray, held: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Return what a score of the families and of the held-out images detects: numbers, and replicates of `METRICS`."""
+    positive = subject.positive
+    clear = positive | ~subject.planted
     members, strangers = value[subject.members], held[subject.strangers]
+    strangers = strangers[~np.isnan(strangers)]  # images that are audited too have no evidence
+    both = np.concatenate([members, strangers])
     values = {
-        **_with_intervals(replicates),
-        "auroc_clear": auroc(value[clear], positive[clear]),
-        "member_auroc": auroc(
-            np.concatenate([members, strangers]), np.arange(len(members) + len(strangers)) < len(members)
-        ),
+        "auroc_all": auroc(value, positive),
+        "member_auroc": auroc(both, np.arange(len(both)) < len(members)),
     }
-    if calibration is not None:
-        # images beyond the held-out ones' complexity are not judged, as in `analysis.findings`
-        p_value = np.where(calibration.outside, 1.0, calibration.p_value)
-        values |= realised(q_values(p_value, subject.content[: len(positive)]), positive, case.copies > 1)
-        values |= {"r2": calibration.main.r2, "outside": float(calibration.outside.sum())}
-    setup = subject.trained.setup
-    return Result(setup.name, subject.trained.seed, score, calibration is not None, values, replicates)
+    return values, detect(value[clear], positive[clear], subject.drawn[:, clear])
+
+
+def _result(
+    subject: Subject,
+    draw: int,
+    score: Score | Contestant,
+    values: dict[str, float],
+    replicates: dict[str, np.ndarray],
+    *,
+    calibrated: bool,
+) -> Result:
+    setup, seed = subject.trained.setup, subject.trained.seed
+    return Result(setup.name, seed, draw, score, calibrated, _with_intervals(replicates) | values, replicates)
 
 
 def _with_intervals(replicates: dict[str, np.ndarray]) -> dict[str, float]:
@@ -225,32 +198,46 @@ def _with_intervals(replicates: dict[str, np.ndarray]) -> dict[str, float]:
     return values
 
 
-def _plain(names: np.ndarray) -> np.ndarray:
-    return np.char.startswith(names.astype(str), "plain")
-
-
-def mean_over_seeds(results: list[Result]) -> list[Result]:
-    """Return the mean over seeds of every score on every case."""
-    groups: dict[tuple[str, str, bool], list[Result]] = {}
+def mean_over_seeds(results: Sequence[Result]) -> list[Result]:
+    """Return the mean over seeds, and over the draws of each, of every score on every case."""
+    groups: dict[tuple[str, str, bool, bool], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.case, result.score.name, result.calibrated), []).append(result)
+        groups.setdefault((result.case, result.score.name, result.is_preset, result.calibrated), []).append(result)
     return [_mean(group) for group in groups.values()]
 
 
 def _mean(group: list[Result]) -> Result:
-    first = group[0]
-    replicates = {name: np.mean([result.replicates[name] for result in group], 0) for name in METRICS}
-    values = {name: float(np.mean([result.values[name] for result in group])) for name in first.values}
-    return Result(first.case, None, first.score, first.calibrated, values | _with_intervals(replicates), replicates)
+    first, models = group[0], list(_by_seed(group))
+    replicates = {
+        name: mean_over_models([[result.replicates[name] for result in model] for model in models])
+        for name in first.replicates
+    }
+    values = {
+        name: float(np.mean([np.mean([result.values[name] for result in model]) for model in models]))
+        for name in first.values
+    }
+    return Result(
+        first.case, None, None, first.score, first.calibrated, values | _with_intervals(replicates), replicates
+    )
 
 
-def result_table(results: list[Result]) -> pa.Table:
-    """Return all results as a table, one column for each number. A number that is missing, and no seed, is null."""
+def _by_seed(group: list[Result]) -> Iterator[list[Result]]:
+    for _, model in itertools.groupby(group, lambda result: result.seed):
+        yield list(model)
+
+
+def result_table(results: Sequence[Result]) -> pa.Table:
+    """Return all results as a table, one column for each number. Numbers that are missing are null.
+
+    Seed and draw are null in the mean over them.
+    """
     rows: list[dict[str, Any]] = [
         {
             "case": result.case,
-            "seed": result.seed,  # null in the mean over seeds
+            "seed": result.seed,
+            "draw": result.draw,
             "score": result.score.name,
+            "preset": result.is_preset,
             "calibrated": result.calibrated,
             "nfe": result.score.nfe,
             **{name: None if np.isnan(value) else value for name, value in result.values.items()},

@@ -87,6 +87,16 @@ SUITE = (
         held_out=2500,
         halvings=1,
     ),
+    # as users have it: very many images of which few are planted, and few held out
+    Setup(
+        "hanzi-large",
+        "hanzi12.npz",
+        19_992,
+        ((15, 300), (10, 150)),
+        Recipe(steps=6000),
+        plain=8,
+        held_out=392,
+    ),
 )
 
 
@@ -125,8 +135,7 @@ class Trained:
 def train_or_load(setup: Setup, seed: int, folder: Path, cache: Path, say: Callable[[str], None]) -> Trained:
     """Train the model of a case and draw its samples, or take both from the cache, where their settings name them."""
     case = setup.case(folder, seed)
-    digest = hashlib.sha256(case.train.tobytes() + repr((setup, seed, torch.__version__)).encode()).hexdigest()[:12]
-    home = cache / f"{setup.name}-{seed}-{digest}"
+    home = _home(setup, seed, case, cache)
     model, samples = home / "model", home / "samples.npy"
     if not (model / "model_index.json").exists():
         say(f"training {setup.name}, seed {seed}: {setup.recipe.steps} steps on {len(case.train)} images")
@@ -135,3 +144,14 @@ def train_or_load(setup: Setup, seed: int, folder: Path, cache: Path, say: Calla
         say(f"sampling {setup.name}, seed {seed}: {setup.samples} images")
         np.save(samples, draw_samples(load_model(str(model)), range(setup.samples), seed=0))
     return Trained(setup, seed, case, model, np.load(samples))
+
+
+def is_trained(setup: Setup, seed: int, folder: Path, cache: Path) -> bool:
+    """Return whether a case's model and its samples are in the cache."""
+    home = _home(setup, seed, setup.case(folder, seed), cache)
+    return (home / "model" / "model_index.json").exists() and (home / "samples.npy").exists()
+
+
+def _home(setup: Setup, seed: int, case: LabelledSet, cache: Path) -> Path:
+    digest = hashlib.sha256(case.train.tobytes() + repr((setup, seed, torch.__version__)).encode()).hexdigest()[:12]
+    return cache / f"{setup.name}-{seed}-{digest}"

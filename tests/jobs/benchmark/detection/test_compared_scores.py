@@ -11,7 +11,6 @@ from jobs.benchmark.detection.compared_scores import (
     LEVEL,
     SCORES,
     Score,
-    choose_scores,
     evaluate,
     user_score,
 )
@@ -162,10 +161,3 @@ def test_a_score_that_is_no_function_is_said_in_one_sentence(name):
 def test_values_are_numbers_of_python_s_precision(images):
     score = Score("half", lambda denoiser, images, seed: images.flatten(1).mean(1).float(), 0, "")
     assert evaluate(score, vg.GaussianDenoiser(0.0, 0.3), images, 0).dtype == np.float64
-
-
-def test_built_in_scores_can_be_chosen():
-    assert choose_scores(None, []) == list(SCORES)
-    assert [score.name for score in choose_scores(["loss", "pia"], ["math:sqrt"])] == ["loss", "pia", "math:sqrt"]
-    with pytest.raises(UsageError, match="score 'lust' is not built in: expected some of standard, vgr"):
-        choose_scores(["lust"], [])

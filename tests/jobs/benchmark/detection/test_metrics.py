@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.benchmark.detection.metrics import METRICS, detect, draw_replicates, interval, realised
+from jobs.benchmark.detection.metrics import METRICS, detect, draw_replicates, interval, mean_over_models, realised
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 
 
@@ -68,13 +68,27 @@ def test_without_a_class_there_is_no_metric(positive):
 def test_realised_rates_by_hand():
     q_value = np.array([0.01, 0.04, 0.08, 0.15, 0.6])
     positive, planted = np.array([True, False, True, False, True]), np.array([True, False, True, True, True])
-    found = realised(q_value, positive, planted, promised=(0.05, 0.2))
-    assert found == pytest.approx(
-        {
-            **{"fdr_5": 1 / 2, "fdr_clear_5": 1 / 2, "power_5": 1 / 3},
-            **{"fdr_20": 2 / 4, "fdr_clear_20": 1 / 4, "power_20": 2 / 3},
-        }
-    )
-    nothing = realised(np.ones(3), np.array([True, False, False]), np.ones(3, bool))
+    drawn = np.array([[1, 1, 1, 1, 1], [0, 2, 3, 0, 0]])
+    found = realised(q_value, positive, planted, drawn, promised=(0.05, 0.2))
+    expected = {
+        **{"fdr_5": [1 / 2, 1], "fdr_clear_5": [1 / 2, 1], "power_5": [1 / 3, 0]},
+        **{"fdr_20": [2 / 4, 2 / 5], "fdr_clear_20": [1 / 4, 2 / 5], "power_20": [2 / 3, 1]},
+    }
+    assert found.keys() == expected.keys()
+    for name, rates in expected.items():
+        assert found[name] == pytest.approx(rates), name
+    nothing = realised(np.ones(3), np.array([True, False, False]), np.ones(3, bool), np.ones((1, 3)))
     assert nothing["fdr_20"] == nothing["fdr_clear_20"] == nothing["power_20"] == 0
-    assert np.isnan(realised(np.ones(3), np.zeros(3, bool), np.zeros(3, bool))["power_20"])
+
+
+def test_a_mean_over_models_varies_with_models_draws_and_images():
+    constant = np.ones(201)
+    assert mean_over_models([[constant], [constant * 3]])[0] == 2
+    models = mean_over_models([[constant], [constant * 3]])
+    assert set(models[1:]) == {1, 2, 3}
+    draws = mean_over_models([[constant, constant * 3]])
+    assert draws[0] == 2
+    assert set(draws[1:]) == {1, 3}
+    images = mean_over_models([[np.arange(201.0)]])
+    assert images[0] == 0
+    assert set(images[1:]) <= set(range(1, 201))

@@ -1,0 +1,91 @@
+"""The presets as an audit judges them: the evidence of each family, its q-value, and its flag.
+
+Scores of a case are put into the tables of an audit, one row for each family and one for each held-out image, and
+analysed as those of an audit are. What is random in a preset is drawn from a seed, and tried over several of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.benchmark.detection.compared_scores import SCORES, VOLUME, Preset, Score, user_score
+from jobs.benchmark.detection.subjects import Columns, Subject, measure_shared
+from volgrowth.analysis.findings import Analysis, analyse
+from volgrowth.config import Measure, StandardMeasure
+from volgrowth.errors import UsageError
+from volgrowth.records import SCORES as COLUMNS
+from volgrowth.records import Status
+
+DRAWS = 5
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A preset that is judged by its evidence.
+
+    Attributes:
+        draws: seeds, from 0, of what is random in the measurement.
+        source: the preset in one line, for the tables.
+    """
+
+    name: str
+    measure: Measure
+    draws: int
+    source: str
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per image."""
+        return self.measure.evaluations
+
+
+CONTESTANTS = (
+    Contestant("standard", StandardMeasure(), DRAWS, "evidence of preset standard"),
+    Contestant("volume", VOLUME, 1, "evidence of preset volume, with one probe"),
+)
+
+
+def choose_scores(names: Sequence[str] | None, own: Sequence[str]) -> list[Score | Contestant]:
+    """Return the named presets and built-in scores, or all of them, and a user's own scores.
+
+    Args:
+        names: of presets and built-in scores; a name that is both stands for both. None for all.
+        own: a user's functions, as `module:function`.
+
+    Raises:
+        UsageError: an unknown name, or a name that is no function.
+    """
+    known: list[Score | Contestant] = [*CONTESTANTS, *SCORES]
+    unknown = sorted(set(names or ()) - {score.name for score in known})
+    if unknown:
+        expected = ", ".join(dict.fromkeys(score.name for score in known))
+        raise UsageError(f"score {unknown[0]!r} is not built in: expected some of {expected}")
+    chosen = [score for score in known if names is None or score.name in names]
+    return [*chosen, *(user_score(name) for name in own)]
+
+
+def audit_case(subject: Subject, measure: Measure, seed: int) -> Analysis:
+    """Return what an audit finds in a case: its findings are those of the families, then of the held-out images."""
+    columns = measure_shared(subject, Preset(measure, "growth"), seed)
+    table = score_table(subject, columns)
+    families = len(subject.positive)
+    return analyse(table[:families], table[families:])
+
+
+def score_table(subject: Subject, columns: Columns) -> pa.Table:
+    """Return the scores of all images of a subject as an audit writes them, all of status `ok`."""
+    rows = len(subject.pixels)
+    known = {
+        "row": np.arange(rows),
+        "image_id": pa.array([f"{row}" for row in range(rows)]),
+        "status": pa.array([Status.OK.value] * rows),
+        **{name: values for name, values in columns.items() if values.ndim == 1},
+        **{name: subject.described[name].combine_chunks() for name in subject.described.column_names},
+    }
+    fields = [
+        pa.array(known[field.name]).cast(field.type) if field.name in known else pa.nulls(rows, field.type)
+        for field in COLUMNS
+    ]
+    return pa.table(fields, schema=COLUMNS)
