@@ -108,7 +108,7 @@ def run_bench(
         found.subjects.append(subject)
         say(f"scoring {setup.name}, seed {seed}: {int(subject.positive.sum())} images reproduced")
         for score in scores:
-            judged = judge(subject, score)
+            judged = judge_in_draws(subject, score)
             found.results.extend(judged)
             if not judged:
                 found.unmeasured.setdefault(score.name, []).append((setup.name, seed))
@@ -119,7 +119,7 @@ def run_bench(
     return replace(found, results=found.results + mean_over_seeds(found.results))
 
 
-def judge(subject: Subject, score: Score | Contestant) -> list[Result]:
+def judge_in_draws(subject: Subject, score: Score | Contestant) -> list[Result]:
     """Measure one score, or one preset in several draws, on a case, and judge what could be measured."""
     judged = list[Result]()
     for draw in range(score.draws) if isinstance(score, Contestant) else (SEED,):

@@ -57,7 +57,7 @@ CHOSEN_ON = 1
 
 
 @dataclass(frozen=True)
-class Row:
+class Verdict:
     """A model and what its presets miss.
 
     Attributes:
@@ -73,7 +73,7 @@ class Row:
     large: bool
 
 
-def target_rows(results: Sequence[Result], subject: Subject) -> Row | None:
+def target_rows(results: Sequence[Result], subject: Subject) -> Verdict | None:
     """Compare the presets with their targets on one model; None if no preset with targets was measured."""
     setup, seed = subject.trained.setup, subject.trained.seed
     looked_at, large = seed == CHOSEN_ON and setup.name != LARGE, setup.name == LARGE
@@ -87,7 +87,7 @@ def target_rows(results: Sequence[Result], subject: Subject) -> Row | None:
             missed[preset] = [target.shortfall(value) for target, value in means.items() if target.missed(value)]
             shown |= {f"{preset}: {target.label}": _spread(draws, target) for target in targets}
             shown[f"{preset}: missed"] = "; ".join(missed[preset]) or "none"
-    return Row(shown, looked_at, missed, large) if missed else None
+    return Verdict(shown, looked_at, missed, large) if missed else None
 
 
 def _spread(draws: Sequence[Result], target: Target) -> str:
@@ -99,7 +99,7 @@ def _spread(draws: Sequence[Result], target: Target) -> str:
     return mean if worst == mean else f"{mean} ({worst})"
 
 
-def target_sentences(rows: Sequence[Row]) -> list[str]:
+def target_sentences(rows: Sequence[Verdict]) -> list[str]:
     """Say on how many models each preset meets its targets, and name each one that it misses."""
     sentences = []
     for preset, targets in TARGETS.items():
