@@ -13,7 +13,7 @@ import pyarrow as pa
 from jobs.benchmark.detection.compared_scores import SCORES, VOLUME, Preset, Score, user_score
 from jobs.benchmark.detection.subjects import Columns, Subject, measure_shared
 from volgrowth.analysis.findings import Analysis, analyse
-from volgrowth.config import Measure, StandardMeasure
+from volgrowth.config import Measure, ScreenMeasure, StandardMeasure
 from volgrowth.errors import UsageError
 from volgrowth.records import SCORES as COLUMNS
 from volgrowth.records import Status
@@ -42,6 +42,7 @@ class Contestant:
 
 
 CONTESTANTS = (
+    Contestant("screen", ScreenMeasure(), DRAWS, "evidence of preset screen"),
     Contestant("standard", StandardMeasure(), DRAWS, "evidence of preset standard"),
     Contestant("volume", VOLUME, 1, "evidence of preset volume, with one probe"),
 )

@@ -263,30 +263,6 @@ def _paper(flow: Flow, images: Tensor, rows: list[int], measure: PaperMeasure, s
     )
 
 
-@torch.no_grad()
-def denoising_loss(denoiser: Denoiser, images: Tensor, noise_level: float, num_noises: int, seed: int) -> Tensor:
-    """Return the mean over pixels and noises e of (noise(x + level e) - e)^2, with the same noises for every image.
-
-    Args:
-        denoiser: the model.
-        images: states x (B, *state).
-        noise_level: the level.
-        num_noises: noises to average over.
-        seed: the audit's seed.
-
-    Returns:
-        (B,) float64.
-    """
-    level = torch.tensor(noise_level, dtype=torch.float64)
-    total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-    for index in range(num_noises):
-        draw = torch.randn(images.shape[1:], generator=seeded(seed, "noise", index))
-        draw = _there(draw, images)
-        predicted = denoiser.noise(images + noise_level * draw, level)
-        total += ((predicted - draw) ** 2).flatten(1).mean(1)
-    return total / num_noises
-
-
 def _there(tensor: Tensor, beside: Tensor) -> Tensor:
     """Copy a tensor to the device and precision of another, without waiting for it to arrive."""
     return tensor.to(beside.device, beside.dtype, non_blocking=True)
