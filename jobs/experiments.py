@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from jobs.charts import save_figure
 from jobs.pages import fill_page, made_by, markdown_table, page_in
+from volgrowth.plain import print_plain
 
 Rows = Sequence[Mapping[str, Any]]
 Setting = TypeVar("Setting")
@@ -87,7 +88,7 @@ def publish_outcome(page: str, name: str, outcome: Outcome, output: Path, second
 
 def say(line: str) -> None:
     """Print a line of progress with the time of day."""
-    print(f"{datetime.now(UTC):%H:%M:%S} {line}", flush=True)
+    print_plain(f"{datetime.now(UTC):%H:%M:%S} {line}")
 
 
 def _plain_value(value: Any) -> Any:

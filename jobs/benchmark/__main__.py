@@ -16,6 +16,7 @@ from jobs.benchmark.image_sets import EMOJI_FONT, HANZI_FONT, write_image_sets
 from jobs.experiments import Outcome, publish_outcome
 from jobs.pages import markdown_table, page_in
 from volgrowth.errors import VolgrowthError
+from volgrowth.plain import plain, print_plain
 
 
 def _detection(given: argparse.Namespace) -> Outcome:
@@ -178,12 +179,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         outcome = run(given)
     except VolgrowthError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_plain(f"error: {plain(str(error))}", error=True)
         return 2
     if outcome:
         publish_outcome(page, given.command, outcome, given.output, time.perf_counter() - began)
-        print("\n\n".join(markdown_table(rows) for rows in outcome.tables.values()))
-        print(f"page: {page_in(given.output, page)}")
+        print_plain("\n\n".join(markdown_table(rows) for rows in outcome.tables.values()))
+        print_plain(f"page: {page_in(given.output, page)}")
     return 0
 
 

@@ -20,12 +20,14 @@ from rich.progress import track
 from torch import Tensor
 
 from volgrowth.analysis.judging import judge
+from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import Audit, open_audit
 from volgrowth.config import AuditConfig
 from volgrowth.errors import DataError, ModelError, UsageError, VolgrowthError
 from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition
+from volgrowth.plain import plain, print_plain
 from volgrowth.records import Status
 from volgrowth.sources import BadImage, Row, decode_image, to_unit
 from volgrowth.storage.store import Store
@@ -180,7 +182,8 @@ def ranked_table(audit: Audit, queries: Sequence[Query], found: Influence) -> pa
 
 def attribute(given: argparse.Namespace) -> pa.Table:
     """Measure what the command line asks for, and publish the table in the audit's output folder."""
-    audit = open_audit(given.output)
+    audit = open_audit(given.output, trust_output=given.trust_output)
+    audit.refuse_if_strange("measuring influence")
     if given.rates and len(given.rates) != max(len(given.checkpoints), 1):
         raise UsageError(f"{len(given.rates)} rates were given: expected one for each of the checkpoints")
     for name in ("levels", "noises", "width", "batch_size"):
@@ -193,7 +196,8 @@ def attribute(given: argparse.Namespace) -> pa.Table:
     table = ranked_table(audit, queries, measure_influence(rows, queries, given))
     settings = {name: getattr(given, name) for name in ("levels", "noises", "width", "seed", "device", "batch_size")}
     models = given.checkpoints or [rows.config.model]
-    audit.store.write_table(TABLE, table, {"checkpoints": "\n".join(models), "settings": repr(settings)})
+    with driving(audit.store) as lock:
+        lock.fenced().write_table(TABLE, table, {"checkpoints": "\n".join(models), "settings": repr(settings)})
     return table
 
 
@@ -211,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="seed of noises and sketches")
     add("--device", default="cpu", help="cpu or cuda")
     add("--batch-size", type=int, help="images at once; 1 for models that torch.func.vmap cannot take")
+    add("--trust-output", action="store_true", help="use what OUT names although this account did not make it")
     return parser
 
 
@@ -220,12 +225,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         table = attribute(given)
     except VolgrowthError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_plain(f"error: {plain(str(error))}", error=True)
         return 2
     order = [("query", "ascending"), ("rank", "ascending")]
     for line in table.filter(pc.less_equal(table["rank"], SHOWN)).sort_by(order).to_pylist():
-        print("{query}: {rank}. row {row} {image_id}, {influence_normalised:.3g}, raw {influence:.3g}".format(**line))
-    print(f"table: {Store(given.output).path(TABLE)}")
+        names = {name: plain(line.pop(name)) for name in ("query", "image_id")}
+        said = "{query}: {rank}. row {row} {image_id}, {influence_normalised:.3g}, raw {influence:.3g}"
+        print_plain(said.format(**names, **line))
+    print_plain(f"table: {Store(given.output).path(TABLE)}")
     return 0
 
 

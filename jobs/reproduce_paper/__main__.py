@@ -17,6 +17,7 @@ from jobs.reproduce_paper.stochastic import stochastic
 from jobs.reproduce_paper.trajectory import trajectory
 from jobs.reproduce_paper.workshop import FULL, QUICK, Workshop, planted_setup
 from volgrowth.errors import VolgrowthError
+from volgrowth.plain import plain, print_plain
 
 EXPERIMENTS: dict[str, Callable[[Workshop], Outcome]] = {
     "overfit": overfit,
@@ -45,7 +46,7 @@ def reproduce_paper(arguments: Sequence[str] | None = None) -> int:
         shop = Workshop(QUICK if given.quick else FULL, planted_setup(given.data), given.data, given.models)
         run_experiments("paper", EXPERIMENTS, given.only, shop, given.output)
     except VolgrowthError as error:
-        print(error, file=sys.stderr)
+        print_plain(f"error: {plain(str(error))}", error=True)
         return 2
     return 0
 

@@ -17,12 +17,14 @@ import volgrowth as vg
 from jobs.influence.__main__ import SCHEMA, TABLE, main, most_suspicious_rows, network_of
 from tests.support.checkpoints import save_pipeline, unet
 from tests.support.pipelines import build
+from volgrowth.audit.output.lock import LOCK
 from volgrowth.audit.output.result import open_audit
 from volgrowth.commands.audit import run_audit
-from volgrowth.demo.cases import to_tensor
+from volgrowth.demo.cases import to_tensor, write_image_parquet
 from volgrowth.errors import ModelError
 from volgrowth.models import load_model
 from volgrowth.sources import encode_png
+from volgrowth.storage import made_here
 
 ROWS, BROKEN, COPIED, COPIES = 30, 4, 7, (27, 28, 29)
 JOB = Path(__file__).parents[2] / "jobs/influence.py"
@@ -158,6 +160,33 @@ def test_what_cannot_start_is_said(
 ) -> None:
     assert main([str(audited), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_another_account_made_has_to_be_trusted(
+    audited: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (audited / TABLE).unlink(missing_ok=True)
+    monkeypatch.setattr(made_here, "_remembered", set())
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert main([str(audited), "--rows", "7", "--levels", "2"]) == 2
+    assert "measuring influence would use what it names" in capsys.readouterr().err
+    assert not (audited / TABLE).exists()
+    assert main([str(audited), "--rows", "7", "--levels", "2", "--trust-output"]) == 0
+    assert not (audited / LOCK).exists()
+
+
+def test_names_from_data_are_printed_and_never_obeyed(
+    tiny_model: Path, digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, image = tmp_path / "named.parquet", tmp_path / "::error:: \x1b[2J.png"
+    write_image_parquet(data, digits[:4], ["::warning::a\nb", "\x1b[2Jc", "d", "e"])
+    image.write_bytes(encode_png(digits[0]))
+    out = audit(tiny_model, data, tmp_path / "out", trust_model=True)
+    assert main([str(out), "--images", str(image), "--levels", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert not [line for line in said.splitlines() if line.startswith("::") or line == "b"]
+    assert "\\x1b[2Jc" in said
 
 
 def test_a_checkpoint_of_other_images(audited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

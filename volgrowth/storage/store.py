@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.asyn import AsyncFileSystem
+from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 
 from volgrowth.credentials import hide
@@ -32,6 +34,8 @@ from volgrowth.storage.sealing import (
 from volgrowth.storage.urls import filesystem
 from volgrowth.storage.whole import create_whole, write_whole
 
+# seconds that an upload may take whatever its size, and the bytes a second that come on top of them
+UPLOAD_SECONDS, SLOWEST_UPLOAD = 90.0, 100_000
 # bytes at the end of a Parquet file that are read first: most footers are shorter
 TAIL = 1 << 16
 
@@ -165,7 +169,7 @@ class Store:
                 write_whole(Path(self._at(name)), data, self._guard)
             else:
                 self._guard()
-                self.files.pipe_file(self._at(name), data)
+                self._upload(self._at(name), data)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Publish a JSON object, indented for people and sealed by a digest, its last entry."""
@@ -194,10 +198,10 @@ class Store:
             return False
         with self._writing(name):
             try:
-                self.files.pipe_file(path, data, mode="create")
+                self._upload(path, data, mode="create")
             except Exception as error:
                 if isinstance(error, NotImplementedError | TypeError) or getattr(error, "errno", None) == errno.ENOSYS:
-                    self.files.pipe_file(path, data)
+                    self._upload(path, data)
                 elif not self.exists(name):
                     raise
         with self._reading(name), suppress(FileNotFoundError):
@@ -213,6 +217,16 @@ class Store:
     def _at(self, name: str) -> str:
         """Return the path of a file in the file system."""
         return str(PurePosixPath(self.root) / name)
+
+    def _upload(self, path: str, data: bytes, **how: Any) -> None:
+        """Put a file into the store by one upload. Clients wait for ever for a server that does not take the bytes."""
+        if not isinstance(self.files, AsyncFileSystem):
+            return self.files.pipe_file(path, data, **how)
+        seconds = UPLOAD_SECONDS + len(data) / SLOWEST_UPLOAD
+        try:
+            return self.files.pipe_file(path, data, timeout=seconds, **how)
+        except FSTimeoutError:
+            raise TimeoutError(f"{len(data)} bytes were not taken in {seconds:.0f} seconds") from None
 
     def _details(self, name: str) -> dict[str, Any]:
         with self._explained(name), _unless_absent():

@@ -6,8 +6,8 @@ and a password in a URL of S3 or HTTP, and a signature in one of HTTP, go to the
 `volgrowth.credentials`.
 
 The retry rule of the whole package: a request is repeated by the store's client and by nothing else. For S3 that is
-three attempts of five seconds each to connect (`AWS_MAX_ATTEMPTS`), and five times as many where the store asks to slow
-down or breaks a connection off (s3fs around botocore). The error that is left is said in one sentence
+three attempts (`AWS_MAX_ATTEMPTS`), each of five seconds to connect and 15 of silence, and five times as many where the
+store asks to slow down or breaks a connection off (s3fs around botocore). The error that is left is said in one sentence
 (`volgrowth.storage.failures`); it ends the command or the engine's task, and both can be repeated.
 """
 
@@ -59,6 +59,8 @@ def filesystem(name: str) -> tuple[Any, str]:
     protocol = name.partition("://")[0]
     try:
         _forget_old_environment(protocol)
+        if protocol in ("s3", "s3a"):
+            _wait_once()
         files, path = fsspec.core.url_to_fs(name, **_options(protocol, _credentials(name, protocol)))
     except ImportError as error:
         extra = EXTRAS.get(protocol)
@@ -100,6 +102,17 @@ def _credentials(name: str, protocol: str) -> dict[str, Any]:
         return {}
     basic = base64.b64encode(f"{known.user}:{known.password}".encode()).decode()
     return {"client_kwargs": {"headers": {"Authorization": f"Basic {basic}"}}}
+
+
+def _wait_once() -> None:
+    """Have s3fs not repeat a request that was not answered in time, since botocore did: 75 waits were 19 minutes."""
+    import s3fs.core
+    from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, HTTPClientError, SSLError
+
+    known = s3fs.core.S3_RETRYABLE_ERRORS
+    if HTTPClientError in known:  # the class of timeouts, too
+        broken_off = (ConnectionClosedError, EndpointConnectionError, SSLError)
+        s3fs.core.S3_RETRYABLE_ERRORS = (*(kind for kind in known if kind is not HTTPClientError), *broken_off)
 
 
 def _forget_old_environment(protocol: str) -> None:
