@@ -181,7 +181,7 @@ def test_names_from_data_are_printed_and_never_obeyed(
     data, image = tmp_path / "named.parquet", tmp_path / "::error:: \x1b[2J.png"
     write_image_parquet(data, digits[:4], ["::warning::a\nb", "\x1b[2Jc", "d", "e"])
     image.write_bytes(encode_png(digits[0]))
-    out = audit(tiny_model, data, tmp_path / "out", trust_model=True)
+    out = audit(tiny_model, data, tmp_path / "out", id_column="name", trust_model=True)
     assert main([str(out), "--images", str(image), "--levels", "2"]) == 0
     said = capsys.readouterr().out
     assert "\x1b" not in said

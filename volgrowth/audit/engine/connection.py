@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 import ray.util.client
+from ray._raylet import GcsClient
 from ray.exceptions import RpcError
 
 from volgrowth.errors import EngineError, kind_and_line
@@ -140,11 +141,17 @@ def _no_folder(error: OSError) -> EngineError:
 
 
 def _check_reachable(address: str) -> None:
-    """Check that HOST:PORT answers, since Ray itself tries for minutes. "auto" and ray:// are not checked."""
+    """Check that a head answers at HOST:PORT, since Ray itself tries for minutes. "auto" and ray:// are not checked."""
     _, colon, port = address.rpartition(":")
     if "://" in address or not colon or not port.isdigit():
         return
-    if error := _reachable(address, 10.0):
+    error: Exception | None = _reachable(address, 10.0)
+    if error is None:
+        try:
+            GcsClient(address=address)  # asks the head which cluster it is, and waits for half a minute
+        except RpcError as silent:
+            error = silent
+    if error:
         raise EngineError(
             f"Ray cannot be reached at {address} ({kind_and_line(error)}): expected the address of a running cluster, "
             f"or none to start one here"
