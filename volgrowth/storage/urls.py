@@ -7,8 +7,8 @@ and a password in a URL of S3 or HTTP, and a signature in one of HTTP, go to the
 
 The retry rule of the whole package: a request is repeated by the store's client and by nothing else. For S3 that is
 three attempts (`AWS_MAX_ATTEMPTS`), each of five seconds to connect and 15 of silence, and five times as many where the
-store asks to slow down or breaks a connection off (s3fs around botocore). The error that is left is said in one sentence
-(`volgrowth.storage.failures`); it ends the command or the engine's task, and both can be repeated.
+store asks to slow down or breaks a connection off (s3fs around botocore). The error that is left is said in one
+sentence (`volgrowth.storage.failures`); it ends the command or the engine's task, and both can be repeated.
 """
 
 import base64

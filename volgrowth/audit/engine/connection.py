@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 import ray.util.client
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub leaves it out
 from ray.exceptions import RpcError
 
 from volgrowth.errors import EngineError, kind_and_line
@@ -22,10 +22,17 @@ from volgrowth.signals import check_interrupted
 # the variable of Ray's own patience with a head, and its default, in seconds; half of it is waited here
 RAYS_PATIENCE, RAYS_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", "60"
 
+RESUMES = "what is published stays, and the same command resumes on a cluster that answers"
+
 
 @contextmanager
-def ray_running(address: str | None) -> Iterator[None]:
+def ray_running(address: str | None, lost: Callable[[str], object]) -> Iterator[None]:
     """Connect to Ray: the caller's, the cluster at `address` or RAY_ADDRESS, or one that is started for the while.
+
+    Args:
+        address: the cluster.
+        lost: called with a sentence if the connection cannot be closed, as where the head was stopped: Ray then waits
+            for ever. It has to end the process.
 
     Raises:
         EngineError: the cluster cannot be reached, or has another version of Ray.
@@ -52,8 +59,15 @@ def ray_running(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        with _handler_kept():
-            ray.shutdown()
+        said = f"the head of the Ray cluster does not answer while the connection to it is closed: {RESUMES}"
+        stuck = threading.Timer(_patience(), lost, [said])
+        stuck.daemon = True
+        stuck.start()
+        try:
+            with _handler_kept():
+                ray.shutdown()
+        finally:
+            stuck.cancel()
         tell_guard(ray=False)
 
 
@@ -86,7 +100,7 @@ def head_watched(lost: Callable[[str], object]) -> Iterator[None]:
         return
     address, over = ray.get_runtime_context().gcs_address, threading.Event()
     head = ray._private.worker.global_worker.gcs_client
-    patience = 0.5 * float(os.environ.get(RAYS_PATIENCE, RAYS_SECONDS))
+    patience = _patience()
 
     def watch() -> None:
         missing = None
@@ -96,10 +110,7 @@ def head_watched(lost: Callable[[str], object]) -> Iterator[None]:
                 continue
             missing = missing or time.monotonic()
             if time.monotonic() - missing > patience and not over.is_set():
-                lost(
-                    f"the head of the Ray cluster at {address} has not answered for {patience:g} seconds: what is "
-                    f"published stays, and the same command resumes on a cluster that answers"
-                )
+                lost(f"the head of the Ray cluster at {address} has not answered for {patience:g} seconds: {RESUMES}")
 
     watching = threading.Thread(target=watch, name="volgrowth-head", daemon=True)
     watching.start()
@@ -108,6 +119,11 @@ def head_watched(lost: Callable[[str], object]) -> Iterator[None]:
     finally:
         over.set()
         watching.join()  # Ray must not be closed while a question is on its way
+
+
+def _patience() -> float:
+    """Return for how many seconds a head may be silent: half as long as Ray itself waits."""
+    return 0.5 * float(os.environ.get(RAYS_PATIENCE, RAYS_SECONDS))
 
 
 def _answers(head: Any, seconds: float) -> bool:

@@ -39,7 +39,7 @@ def run_tasks(session: Session, worker: type, tasks: Iterable[Task], count: int,
         from volgrowth.audit.engine.driver import RayCrew
 
         if not session.connected:
-            session.resources.enter_context(ray_running(session.config.ray_address))
+            session.resources.enter_context(ray_running(session.config.ray_address, session.abandon))
             session.resources.enter_context(head_watched(session.abandon))
             session.connected = True
         crew = RayCrew(session, worker, count, progress)
