@@ -106,13 +106,13 @@ def _credentials(name: str, protocol: str) -> dict[str, Any]:
 
 def _wait_once() -> None:
     """Have s3fs not repeat a request that was not answered in time, since botocore did: 75 waits were 19 minutes."""
-    import s3fs.core
-    from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, HTTPClientError, SSLError
+    import botocore.exceptions as raised  # type: ignore[import-untyped]
+    import s3fs.core  # type: ignore[import-untyped]
 
     known = s3fs.core.S3_RETRYABLE_ERRORS
-    if HTTPClientError in known:  # the class of timeouts, too
-        broken_off = (ConnectionClosedError, EndpointConnectionError, SSLError)
-        s3fs.core.S3_RETRYABLE_ERRORS = (*(kind for kind in known if kind is not HTTPClientError), *broken_off)
+    if raised.HTTPClientError in known:  # the class of timeouts, too
+        broken_off = (raised.ConnectionClosedError, raised.EndpointConnectionError, raised.SSLError)
+        s3fs.core.S3_RETRYABLE_ERRORS = (*(kind for kind in known if kind is not raised.HTTPClientError), *broken_off)
 
 
 def _forget_old_environment(protocol: str) -> None:
