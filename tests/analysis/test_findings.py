@@ -10,7 +10,7 @@ from volgrowth.analysis import chunks
 from volgrowth.analysis.calibration import boosted_trees
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.distinct import strongest_rows
-from volgrowth.analysis.findings import analyse
+from volgrowth.analysis.findings import ANALYSED, analyse
 from volgrowth.records import FINDINGS, Status
 
 BAD = [status for status in Status if status is not Status.OK]
@@ -175,6 +175,22 @@ def test_an_image_out_of_range_is_no_trial_of_its_near_duplicates() -> None:
     assert column(findings, "trials")[:2] == [1, 1]
     assert column(findings, "cluster_p_value")[0] == column(findings, "p_value")[0]
     assert np.flatnonzero(strongest_rows(findings))[0] == 0
+
+
+def test_columns_that_are_not_analysed_need_not_be_there() -> None:
+    rows, held = scores(*many(80), failed()), scores(*many(60, seed=1))
+    whole, thin = analyse(rows, held), analyse(rows.select(ANALYSED), held.select(ANALYSED))
+    assert thin.findings.equals(whole.findings)
+    assert thin.holdout is not None
+    assert thin.holdout.equals(whole.holdout)
+
+
+def test_ids_may_be_more_than_arrow_takes_from_one_column(huge_ids: pa.ChunkedArray) -> None:
+    rows = scores(*many(90))
+    ids = pa.chunked_array([*huge_ids.chunks, *rows["image_id"].slice(len(huge_ids)).chunks])
+    audited = rows.set_column(rows.column_names.index("image_id"), rows.field("image_id"), ids)
+    names = [name for name in FINDINGS.names if name != "image_id"]
+    assert analyse(audited).findings.select(names).equals(analyse(rows).findings.select(names))
 
 
 def test_tables_in_several_chunks() -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_mask
-from volgrowth.analysis.calibration.complexity import TableRegressors
+from volgrowth.analysis.calibration.complexity import MEASURED, TableRegressors
 from volgrowth.analysis.calibration.error_rates import q_values
 from volgrowth.analysis.calibration.evidence import Calibration, calibrate
 from volgrowth.analysis.calibration.expected_scores import (
@@ -36,10 +36,9 @@ Columns = dict[str, pa.Array]
 
 PARTS = ("growth", "loss", "noise_norm")
 """Columns of scores that make the evidence: growth as it is, the others as minus their logarithm."""
-_CALIBRATING = (
-    *("row", "content_hash", "screen", *PARTS),
-    *("png_bytes", "variance", "total_variation", "mean", "edge_density"),
-)
+_CALIBRATING = ("row", "content_hash", "screen", *PARTS, *MEASURED)
+ANALYSED = (*_CALIBRATING, "status", "image_id", "phash", "growth_contrast")
+"""Columns of scores that the analysis reads."""
 SMALLEST = 1e-12
 """Losses and lengths of noise below this count as this: their logarithm has an end."""
 

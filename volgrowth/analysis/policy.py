@@ -30,8 +30,7 @@ from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.calibration.false_bounds import CONFIDENCE, innocent_among
 from volgrowth.analysis.judging import judge, proven_rows, ranking_column, strongest_above
-from volgrowth.audit.output.fragments import read_fragment
-from volgrowth.audit.output.manifest import SCORES_FOLDER
+from volgrowth.audit.output.fragments import read_scores
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.records import Status, column
@@ -112,7 +111,8 @@ def make_list(audit: Audit, policy: CurationPolicy) -> pa.Table:
         UsageError: no row has an allowed or opted-out id, or a row is both allowed and opted out.
         OutputError: no row was calibrated, so that the policy could flag none.
     """
-    scores, verification = thin_scores(audit, "source", "status"), audit.summary.get("verification")
+    scores = read_scores(audit.store, audit.frozen, columns=("source", "status"))
+    verification = audit.summary.get("verification")
     return decide_actions(audit.findings, scores, policy, list_digest(audit), verification)
 
 
@@ -130,7 +130,9 @@ def bound_innocent(audit: Audit, policy: CurationPolicy) -> str | None:
         return "how many of these are innocent was not bounded by the version that wrote this audit: audit again"
     known, held = judge(findings), detection["calibration_rows"]
     chosen, above = strongest_above(known, held)
-    above = above[_Rows(findings, thin_scores(audit, "status"), policy, None).flagged[chosen]]
+    above = above[
+        _Rows(findings, read_scores(audit.store, audit.frozen, columns=("status",)), policy, None).flagged[chosen]
+    ]
     most, confidence = innocent_among(above, held, detection["trials"]), f"with {CONFIDENCE:.0%} confidence"
     if not len(above):
         return None
@@ -142,13 +144,6 @@ def bound_innocent(audit: Audit, policy: CurationPolicy) -> str | None:
 def list_digest(audit: Audit) -> str:
     """Return the name of an audit in its lists: the first digits of its manifest's digest."""
     return audit.frozen.digest.removeprefix("sha256:")[:16]
-
-
-def thin_scores(audit: Audit, *columns: str) -> pa.Table:
-    """Read some columns of the scores, in row order, one fragment at a time."""
-    shards = [shard for shard in audit.frozen.shards if shard.folder == SCORES_FOLDER]
-    names = list(columns)
-    return pa.concat_tables([read_fragment(audit.store, shard).select(names) for shard in shards])
 
 
 def store_of(file: str) -> tuple[Store, str]:

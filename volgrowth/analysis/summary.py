@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from volgrowth.analysis.calibration.complexity import REGRESSORS
+from volgrowth.analysis.calibration.complexity import MEASURED, REGRESSORS
 from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, rows_needed
 from volgrowth.analysis.calibration.evidence import Calibration
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
@@ -24,6 +24,12 @@ from volgrowth.records import Mark, Status
 
 FIRST = (10, 20, 40, 100, 200, 400, 1000, 4000, 10_000)
 """Numbers of the most suspicious images for which the report bounds how many are innocent."""
+
+SUMMARISED = (
+    *("row", "source", "status", "error", "growth", "marks", "nfe", "content_hash", "phash"),
+    *MEASURED,
+)
+"""Columns of scores that the summary reads."""
 
 METHOD = {
     "held-out": "cross-conformal p-values, Benjamini-Hochberg over distinct images",
@@ -170,8 +176,9 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
     if calibration is None:
         return None
     known = judge(findings)
+    counted = findings.select(["copies", "q_value_by", "precursor", "trials"])
     first, judged, flagged = (
-        findings.filter(pa.array(known.first & rows)) for rows in (known.tested, known.judged, known.flagged)
+        counted.filter(pa.array(known.first & rows)) for rows in (known.tested, known.judged, known.flagged)
     )
     memorized, duplicated = len(flagged), int((flagged.column("copies").to_numpy() > 1).sum())
     detection = {

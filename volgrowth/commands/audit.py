@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from math import prod
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
-from volgrowth.analysis.findings import Analysis, Reference, analyse
-from volgrowth.analysis.summary import summarize_audit
+from volgrowth.analysis.findings import ANALYSED, Analysis, Reference, analyse
+from volgrowth.analysis.summary import SUMMARISED, summarize_audit
 from volgrowth.audit.engine.batch_size import kept_batch, settle_batch
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.model_check import check_model_tasks, kept_check
@@ -89,7 +89,10 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
         store.delete(SUCCESS)
         with Session(config, manifest, store, lock) as session:
             analysis = _measured(session, failed, quiet)
-        _write(Audit(store, store.read_json(MANIFEST)), analysis, config)
+        _write_tables(store, analysis, config)
+        del analysis  # its tables are as large as all that the report reads
+        write_report(Audit(store, store.read_json(MANIFEST)))
+        store.write(SUCCESS, b"")
     return open_audit(config.output)
 
 
@@ -235,7 +238,7 @@ def _measured(session: Session, failed: list[Shard], quiet: bool) -> Analysis:
     while True:
         try:
             _score(session, failed, quiet)
-            return _analyse(Audit(session.store, session.store.read_json(MANIFEST)), session.config)
+            return _analyse(session.store, session.config)
         except DamagedError as error:
             if error.name in seen:
                 raise
@@ -288,7 +291,7 @@ def _complete_cascade(session: Session, floor: NoiseFloor, retried: bool, quiet:
     for stage in STAGES:
         chosen = Chosen.load(store, stage, manifest.data.rows)
         if chosen is None:
-            screening = _analyse(Audit(store, store.read_json(MANIFEST)), config).screening
+            screening = _analyse(store, config).screening
             assert screening is not None  # the analysis of a cascade has one
             rows = screening.passing if stage == "passed" else screening.sample(config.screen_sample, config.seed)
             chosen = Chosen(stage, rows, manifest.data.rows)
@@ -334,11 +337,11 @@ def _failed_rows(store: Store, shard: Shard) -> list[int]:
     return table.filter(pc.not_equal(table["status"], Status.OK.value))["row"].to_pylist()
 
 
-def _analyse(audit: Audit, config: AuditConfig) -> Analysis:
+def _analyse(store: Store, config: AuditConfig) -> Analysis:
     """Calibrate the scores, beside those of the reference audit if there is one."""
-    reference = None
+    audit, reference = Audit(store, store.read_json(MANIFEST), columns=ANALYSED), None
     if config.reference:
-        other = open_audit(config.reference)
+        other = replace(open_audit(config.reference), columns=ANALYSED)
         try:
             reference = Reference(other.scores, other.holdout_scores)
         except DamagedError as error:  # of another output, which is not mended here
@@ -346,9 +349,10 @@ def _analyse(audit: Audit, config: AuditConfig) -> Analysis:
     return analyse(audit.scores, audit.holdout_scores, reference, config.screen_share if config.cascade else None)
 
 
-def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
-    """Write findings, summary and report, and last of all the marker that the audit is done."""
-    store, manifest = audit.store, audit.frozen
+def _write_tables(store: Store, analysis: Analysis, config: AuditConfig) -> None:
+    """Write findings and summary."""
+    audit = Audit(store, store.read_json(MANIFEST), columns=SUMMARISED)
+    manifest = audit.frozen
     reconcile(store, manifest)
     metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
     store.write_table(FINDINGS_FILE, analysis.findings, metadata)
@@ -357,8 +361,6 @@ def _write(audit: Audit, analysis: Analysis, config: AuditConfig) -> None:
     sampled = Chosen.load(store, "sampled") if config.cascade else None
     run = _run_facts(store, config)
     store.write_json(SUMMARY_FILE, summarize_audit(audit, analysis, config, run, sampled.rows if sampled else None))
-    write_report(audit)
-    store.write(SUCCESS, b"")
 
 
 def _run_facts(store: Store, config: AuditConfig) -> dict[str, Any]:

@@ -1,8 +1,13 @@
 """`volgrowth diff`: compare two finished audits."""
 
+from dataclasses import replace
+
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.comparison.changes import Comparison, compare_audits, write_changes
 from volgrowth.audit.output.result import open_audit
+
+COMPARED = ("row", "growth", "content_hash")
+"""Columns of scores that the comparison reads."""
 
 
 def diff_audits(out_a: str, out_b: str, fdr: float = FDR, *, table: str | None = None) -> Comparison:
@@ -24,7 +29,8 @@ def diff_audits(out_a: str, out_b: str, fdr: float = FDR, *, table: str | None =
         UsageError: the two audits cannot be compared, or `fdr` is out of range.
         OutputError: an audit has not finished or was not calibrated.
     """
-    comparison = compare_audits(open_audit(out_a), open_audit(out_b), fdr)
+    one, other = (replace(open_audit(output), columns=COMPARED) for output in (out_a, out_b))
+    comparison = compare_audits(one, other, fdr)
     if table:
         write_changes(comparison, table)
     return comparison

@@ -1,6 +1,8 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pytest
 
 from tests.support.tables import failed, many, scores
 from volgrowth.analysis.calibration.held_out import count_near_duplicates, most_different_regressor
@@ -33,6 +35,18 @@ def test_exact_copies_are_counted_elsewhere_and_once() -> None:
 
 def test_flat_images_share_a_hash_and_are_passed_over() -> None:
     assert near(look(9, 50, variance=0.0), failed()) == 0
+
+
+def test_ids_may_be_more_than_arrow_takes_from_one_column(huge_ids: pa.ChunkedArray) -> None:
+    """A column of strings of which rows are taken holds 2 GiB at most: 30 million ids of 71 bytes."""
+    rows = scores(*many(300), look(2, 3))
+    place = rows.column_names.index("image_id")
+    with pytest.raises(pa.ArrowInvalid, match="overflow"):
+        rows.slice(0, len(huge_ids)).set_column(place, "image_id", huge_ids).take([0, 1, 2])
+    audited = pa.concat_tables([rows.slice(0, 3).set_column(place, rows.field("image_id"), huge_ids), rows.slice(3)])
+    held = scores(*many(200, seed=1), look(2, 50))
+    assert count_near_duplicates(audited, held) == count_near_duplicates(rows, held) > 0
+    assert most_different_regressor(audited, held) == most_different_regressor(rows, held)
 
 
 def test_sets_of_one_kind() -> None:

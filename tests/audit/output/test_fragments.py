@@ -37,6 +37,12 @@ def test_a_whole_audit_reconciles(store, frozen):
     assert read_scores(store, frozen)["row"].to_pylist() == list(range(25))
 
 
+def test_some_columns_are_read(store, frozen):
+    some = read_scores(store, frozen, columns=("growth", "row"))
+    assert some.equals(read_scores(store, frozen).select(["growth", "row"]))
+    assert some.schema == pa.schema([SCORES.field("growth"), SCORES.field("row")])
+
+
 def damaged(store: Store, frozen: Manifest) -> None:
     whole = store.read("scores/part-00001.parquet")
     store.write("scores/part-00001.parquet", whole[: len(whole) // 2])

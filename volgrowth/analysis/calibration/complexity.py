@@ -14,7 +14,8 @@ from volgrowth.analysis.as_numpy import as_floats
 
 REGRESSORS = ("log_png_bytes", "variance", "log_variance", "total_variation", "mean", "edge_density")
 
-_MEASURED = ("png_bytes", "variance", "total_variation", "mean", "edge_density")
+MEASURED = ("png_bytes", "variance", "total_variation", "mean", "edge_density")
+"""Columns of scores that the regressors are made of."""
 
 # variance below which images are equally flat: that of half a grey level
 FLAT = (0.5 / 127.5) ** 2
@@ -41,7 +42,7 @@ class TableRegressors:
     """
 
     def __init__(self, scores: pa.Table, further: np.ndarray | None = None):
-        self.scores, self.further = scores.select(list(_MEASURED)).combine_chunks(), further
+        self.scores, self.further = scores.select(list(MEASURED)).combine_chunks(), further
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """Return the regressors of a slice of the rows, or of the rows at some positions."""

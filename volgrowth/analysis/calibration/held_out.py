@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import ks_2samp
 
-from volgrowth.analysis.calibration.complexity import REGRESSORS, regressors
+from volgrowth.analysis.calibration.complexity import MEASURED, REGRESSORS, regressors
 from volgrowth.analysis.distinct import first_of_each
 from volgrowth.analysis.duplicates import Light, has_look
 
@@ -40,7 +40,7 @@ def most_different_regressor(scores: pa.Table, holdout: pa.Table) -> tuple[str, 
     The distance is that of Kolmogorov and Smirnov between distinct images, in [0, 1]. A distance that chance alone
     exceeds once in a thousand times passes. `scores` and `holdout` as in `count_near_duplicates`.
     """
-    features = [regressors(_distinct(table)) for table in (scores, holdout)]
+    features = [regressors(_distinct(table, MEASURED)) for table in (scores, holdout)]
     sizes = [len(some) for some in features]
     if not min(sizes):
         return None
@@ -50,11 +50,12 @@ def most_different_regressor(scores: pa.Table, holdout: pa.Table) -> tuple[str, 
     return (REGRESSORS[worst], float(distances[worst])) if distances[worst] > max(APART, chance) else None
 
 
-def _distinct(table: pa.Table) -> pa.Table:
-    table = table.filter(table["content_hash"].is_valid())
+def _distinct(table: pa.Table, columns: tuple[str, ...]) -> pa.Table:
+    """Return some columns of the first row of each distinct image: no ids, of which Arrow takes 2 GiB at most."""
+    table = table.select(["content_hash", *columns]).filter(table["content_hash"].is_valid())
     return table.take(pa.array(first_of_each(table["content_hash"].to_numpy())))
 
 
 def _with_look(table: pa.Table) -> pa.Table:
-    table = _distinct(table)
+    table = _distinct(table, ("phash", "mean", "variance"))
     return table.filter(pa.array(has_look(table)))

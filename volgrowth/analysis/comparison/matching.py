@@ -153,7 +153,7 @@ def _distinct(
             f"again, which keeps the scores"
         )
     known = scores.column("content_hash").is_valid()
-    scores, findings = scores.filter(known), findings.filter(known)
+    content, findings = scores["content_hash"].filter(known).to_numpy(), findings.filter(known)
     _, image, copies = np.unique(findings["identical"].to_numpy(), return_inverse=True, return_counts=True)
     judgement = judge(findings, verification)
     scored = findings["growth"].is_valid().to_numpy()
@@ -161,7 +161,7 @@ def _distinct(
     chosen = np.zeros(len(order), bool)
     chosen[order[first_of_each(image[order])]] = True
     return Distinct(
-        content=scores["content_hash"].to_numpy()[chosen],
+        content=content[chosen],
         image_id=findings["image_id"].to_numpy()[chosen],
         row=findings["row"].to_numpy()[chosen],
         cluster=findings["cluster"].to_numpy()[chosen],

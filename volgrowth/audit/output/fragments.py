@@ -96,10 +96,12 @@ def whole_footer(store: Store, name: str) -> tuple[int, dict[str, str]] | None:
         raise
 
 
-def as_scores(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return tables of scores as one with the columns of `SCORES`: those that an older version lacks are null."""
-    tables = [table.replace_schema_metadata() for table in tables]
-    return pa.concat_tables([SCORES.empty_table(), *tables], promote_options="permissive").select(SCORES.names)
+def as_scores(tables: Sequence[pa.Table], columns: Sequence[str] | None = None) -> pa.Table:
+    """Return tables of scores as one with the columns of `SCORES`, or some of them; what a table lacks is null."""
+    wanted = SCORES.names if columns is None else list(columns)
+    tables = [table.select([name for name in table.column_names if name in wanted]) for table in tables]
+    tables = [SCORES.empty_table().select(wanted), *(table.replace_schema_metadata() for table in tables)]
+    return pa.concat_tables(tables, promote_options="permissive").select(wanted)
 
 
 def reconcile(store: Store, manifest: Manifest) -> None:
@@ -122,13 +124,16 @@ def missing_fragment(store: Store, shard: Shard) -> OutputError:
     )
 
 
-def read_scores(store: Store, manifest: Manifest, folder: str = SCORES_FOLDER) -> pa.Table:
+def read_scores(
+    store: Store, manifest: Manifest, folder: str = SCORES_FOLDER, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Return all scores of one data set of an audit, in row order.
 
     Args:
         store: the output of the audit.
         manifest: its manifest.
         folder: `SCORES_FOLDER` for the audited rows, `HOLDOUT_FOLDER` for the held-out ones.
+        columns: those to read, of the columns of `SCORES`; all for None.
 
     Raises:
         DamagedError: a fragment is damaged, or does not hold its rows.
@@ -136,11 +141,11 @@ def read_scores(store: Store, manifest: Manifest, folder: str = SCORES_FOLDER) -
     """
     shards = [shard for shard in manifest.shards if shard.folder == folder]
     with ThreadPoolExecutor(READERS) as pool:
-        return as_scores(list(pool.map(lambda shard: read_fragment(store, shard), shards)))
+        return as_scores(list(pool.map(lambda shard: read_fragment(store, shard, columns), shards)), columns)
 
 
-def read_fragment(store: Store, shard: Shard) -> pa.Table:
-    """Return the scores of one shard, with the columns of `SCORES` and without the metadata of its file.
+def read_fragment(store: Store, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the scores of one shard, with the columns of `SCORES` or some of them, without the metadata of its file.
 
     Raises:
         DamagedError: the fragment is damaged, or does not hold the rows of the shard.
@@ -150,7 +155,7 @@ def read_fragment(store: Store, shard: Shard) -> pa.Table:
     with suppress(pa.ArrowException):  # columns of other types are not those of a fragment
         found = as_scores([table])
         if np.array_equal(found["row"].to_numpy(), np.arange(shard.start, shard.stop)):
-            return found
+            return found if columns is None else found.select(list(columns))
     raise DamagedError(
         shard.name, store.path(shard.name), f"it does not hold rows {shard.start} to {shard.stop - 1}, each once"
     )

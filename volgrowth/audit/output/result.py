@@ -48,11 +48,13 @@ class Audit:
         store: the files of the output folder.
         manifest: settings, model and data as they were frozen before the first row was scored: `manifest.json`.
         trust_output: True to use the model and the data that the manifest names, whoever made it.
+        columns: columns of the scores that are read, all for None; of very many rows the others would fill the memory.
     """
 
     store: Store
     manifest: dict[str, Any]
     trust_output: bool = False
+    columns: tuple[str, ...] | None = None
 
     @cached_property
     def frozen(self) -> Manifest:
@@ -62,12 +64,12 @@ class Audit:
     @cached_property
     def scores(self) -> pa.Table:
         """One row per audited image, as measured."""
-        return read_scores(self.store, self.frozen)
+        return read_scores(self.store, self.frozen, columns=self.columns)
 
     @cached_property
     def holdout_scores(self) -> pa.Table | None:
         """One row per held-out image, as measured; None without a held-out set."""
-        return read_scores(self.store, self.frozen, HOLDOUT_FOLDER) if self.frozen.holdout else None
+        return read_scores(self.store, self.frozen, HOLDOUT_FOLDER, self.columns) if self.frozen.holdout else None
 
     @cached_property
     def findings(self) -> pa.Table:

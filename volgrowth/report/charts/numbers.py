@@ -144,7 +144,8 @@ def _levels(measure: dict[str, Any], count: int) -> tuple[str, np.ndarray]:
 
 def duplicate_groups(findings: pa.Table) -> dict[str, Any]:
     """Count pictures with a score by the number of their rows, and list the largest."""
-    scored = findings.filter(pa.array(strongest_rows(findings) & findings["growth"].is_valid().to_numpy()))
+    shown = pa.array(strongest_rows(findings) & findings["growth"].is_valid().to_numpy())
+    scored = findings.select(["row", "cluster", "copies", "memorized"]).filter(shown)
     copies = pc.fill_null(scored["copies"], 1).to_numpy()
     flagged = as_mask(scored["memorized"])
     bands = []

@@ -100,7 +100,8 @@ def _in_words(values: np.ndarray) -> str:
 def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figures.ChartPoints:
     """Return one row of each picture: copies that counted would dominate the figures."""
     known = judge(findings, truth)
-    findings = findings.filter(pa.array(known.first))
+    first = pa.array(known.first)
+    findings = findings.select(["row", "growth", "expected_growth", "excess_growth", "memorized"]).filter(first)
     scores = scores.select(["row", "png_bytes"]).take(
         pc.index_in(findings["row"], value_set=scores["row"].combine_chunks())
     )

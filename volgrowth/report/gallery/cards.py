@@ -83,7 +83,7 @@ def make_cards(
     copies = _copies(scores, {r["content_hash"] for r in records} - {None})
     partners = sorted({exhibit.control for exhibit in shown.exhibits if exhibit.control is not None})
     excess_of = dict(zip(partners, of_rows(findings, partners)["excess_growth"].to_pylist(), strict=True))
-    ranked = _sorted_finite(findings.filter(pa.array(strongest_rows(findings)))[ranking])
+    ranked = _sorted_finite(findings[ranking].filter(pa.array(strongest_rows(findings))))
     truth = frozenset(of_rows(findings, list(truth_rows))["cluster"].to_pylist())
     cards = []
     for rank, record in enumerate(_distinct(records), 1):
