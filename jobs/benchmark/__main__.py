@@ -104,6 +104,13 @@ def _faults(given: argparse.Namespace) -> Outcome:
     return inject_faults(given.output, given.only, given.quick)
 
 
+def _gpu(given: argparse.Namespace) -> None:
+    """Check on a GPU what only a GPU can tell, one JSON line a result, in eight minutes: see docs/performance.md."""
+    from jobs.benchmark.device.check import check_device
+
+    print(f"results: {check_device(given.output, given.only, given.quick)}")
+
+
 def _images(given: argparse.Namespace) -> None:
     """Make the bench's image sets mnist12.npz, emoji32.npz and hanzi12.npz from npm and Debian packages."""
     write_image_sets(given.output, given.font, given.hanzi_font)
@@ -120,6 +127,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "evidence": (_evidence, "detection"),
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
+    "gpu": (_gpu, ""),
     "images": (_images, ""),
 }
 
@@ -146,6 +154,10 @@ def _parser() -> argparse.ArgumentParser:
     added["duplicates"].add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="numbers of hashes")
     added["promise"].add_argument("--draws", type=int, default=20, help="simulated audits for each line; 20 by default")
     added["speed"].add_argument("--quick", action="store_true", help="only the smallest network, one round")
+    added["gpu"].add_argument(
+        "--quick", action="store_true", help="the smallest network, few images, with or without a GPU"
+    )
+    added["gpu"].add_argument("--only", nargs="+", help="names of steps, such as waits or audits; all by default")
     added["faults"].add_argument("--quick", action="store_true", help="few tries of the faults that need no Ray")
     added["faults"].add_argument("--only", nargs="+", help="names of faults, such as bits or sigterm; all by default")
     added["images"].add_argument("--font", type=Path, default=EMOJI_FONT, help="the file NotoColorEmoji.ttf")

@@ -299,6 +299,24 @@ def test_an_error_of_the_network_itself_is_raised_as_it_is(monkeypatch: pytest.M
         small(fails).compiled().noise(randn(2, 1, 8, 8).float(), torch.tensor(0.3))
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")])
+def test_a_compiled_network_without_memory_is_not_given_up(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(network: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
+        def run(x: Tensor, labels: Tensor) -> Tensor:
+            raise error
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    faster = small(convolutions()).compiled()
+    with pytest.raises(RuntimeError, match=str(error)):
+        faster.noise(randn(2, 1, 8, 8).float(), torch.tensor(0.3))
+    assert isinstance(faster.network, Compiled)
+    assert faster.network.problem is None
+
+
 def test_networks_of_convolutions_have_channels_last_on_gpus_and_the_same_growth_with_it(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

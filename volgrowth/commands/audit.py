@@ -364,7 +364,9 @@ def _write_tables(store: Store, analysis: Analysis, config: AuditConfig) -> None
 
 
 def _run_facts(store: Store, config: AuditConfig) -> dict[str, Any]:
-    """Describe how the scores were made: time and devices, the model's check, the noise floor, the batch size."""
+    """Describe how the scores were made: time, devices and arithmetic, the model's check, noise floor, batch size."""
     batch = kept_batch(store) if config.batch_size is None else config.batch_size
     checked, floor = kept_check(store), noise_floor(store)
-    return {**total_effort(store), "model_check": checked, "noise_floor": floor, "batch_size": batch}
+    arithmetic = floor.pop("arithmetic", None) if floor else None
+    facts = {"model_check": checked, "noise_floor": floor, "batch_size": batch, "arithmetic": arithmetic}
+    return {**total_effort(store), **facts}

@@ -14,6 +14,7 @@ from volgrowth.errors import ModelError, first_line
 from volgrowth.models.recognition import refuse_pointer
 from volgrowth.models.tensor_names import WRAPPERS, plain_name
 from volgrowth.models.weight_digest import is_finite
+from volgrowth.storage.file_digests import file_digest
 
 # file names of weights: networks and autoencoders (diffusers), text encoders (transformers)
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
@@ -255,8 +256,7 @@ def model_digest(settings: Any, files: tuple[Path, ...]) -> str:
     """Return "sha256:..." over settings that JSON can hold and over the contents of files."""
     sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in files:
-        with path.open("rb") as file:
-            sha.update(hashlib.file_digest(file, "sha256").digest())
+        sha.update(file_digest(path))
     return "sha256:" + sha.hexdigest()
 
 
@@ -269,6 +269,9 @@ def from_pretrained(
     kind: Any, component: Component, what: str = "network", leftovers: bool = False, **options: Any
 ) -> Any:
     """Load a module of diffusers or transformers with its weights, frozen.
+
+    The module is built without memory for its weights, and these are pages of the file until they are cast or copied to
+    a device. So a worker needs no more memory of its own than the weights take in its precision.
 
     Args:
         kind: the module's class.
@@ -311,11 +314,13 @@ def from_pretrained(
 
 def _load_unwrapped(kind: Any, component: Component) -> tuple[Any, list[str], list[str]]:
     """Load weights that carry the prefixes of a wrapper; return the module, missing and unexpected names."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
     from safetensors.torch import load_file
 
-    module = kind.from_config(component.config)
+    with init_empty_weights():
+        module = kind.from_config(component.config)
     tensors = {plain_name(name): tensor for path in component.weights for name, tensor in load_file(path).items()}
-    missing, unexpected = module.load_state_dict(tensors, strict=False)
+    missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
     return module, missing, unexpected
 
 

@@ -24,6 +24,7 @@ from volgrowth.models.conditioning import Conditioner
 from volgrowth.models.parameterizations import Parameterization, Scales
 from volgrowth.numerics import Denoiser, Schedule
 from volgrowth.numerics.denoisers import Condition, Images, NoiseLevel, per_image
+from volgrowth.numerics.memory import out_of_memory
 
 Levels = Callable[[int], Tensor]
 Network = Callable[..., Tensor]
@@ -203,9 +204,9 @@ class Compiled:
             most = self.LOW_TOLERANCE if x.dtype in (torch.bfloat16, torch.float16) else self.TOLERANCE
             if not all((a - b).abs().max() <= most * a.abs().max() for a, b in zip(expected, given, strict=True)):
                 self.problem = "compiled, the network gives other numbers"
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # torch's compilers raise their own kinds, and those of the compilers they call
+            if out_of_memory(error):
+                raise  # a smaller batch will do
             self.problem = f"torch.compile failed with {kind_and_line(error)}"
         if self.problem:
             log.warning("%s: it runs as it is", self.problem)

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from volgrowth.errors import first_line, kind_and_line
 from volgrowth.numerics.denoisers import Denoiser
 from volgrowth.numerics.forward import NoDerivative, pushforward, say_once
+from volgrowth.numerics.memory import out_of_memory
 
 Stack = Float[Tensor, "batch one_plus_k *image"]
 Derivative = Literal["jvp", "difference"]
@@ -54,17 +55,17 @@ def noise_stack(denoiser: Denoiser, stack: Stack, noise_level: float, derivative
         noise = denoiser.noise(points.flatten(0, 1), level).reshape(stack.shape)
         return torch.cat([noise[:, :1], (noise[:, 1:] - noise[:, :1]) / radius], 1)
     if id(denoiser) in _one_by_one:
-        return _jvps(denoiser, stack, level)
+        return tangents_one_by_one(denoiser, stack, level)
     try:
         return pushforward(lambda y: denoiser.noise(y, level), stack.transpose(0, 1)).transpose(0, 1)
     except NoDerivative:
         raise
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error).lower():
+        if out_of_memory(error):
             raise  # a smaller batch will do
         # torch.func.jvp reports an error of its own if it fails too; only text is kept, since a traceback holds tensors
         reason = kind_and_line(error)
-    result = _jvps(denoiser, stack, level)
+    result = tangents_one_by_one(denoiser, stack, level)
     _one_by_one[id(denoiser)] = denoiser
     say_once(f"tangents go through {type(denoiser).__name__} one by one, exact but slower, since not at once: {reason}")
     return result
@@ -76,7 +77,7 @@ def evaluations(denoiser: Denoiser, k: int, derivative: Derivative) -> int:
 
 
 @torch.no_grad()
-def _jvps(denoiser: Denoiser, stack: Stack, level: Tensor) -> Stack:
+def tangents_one_by_one(denoiser: Denoiser, stack: Stack, level: Tensor) -> Stack:
     """Return what `noise_stack` does, by torch.func.jvp, for one tangent after the other."""
     rows = []
     # the fused attention kernels have no forward-mode derivative

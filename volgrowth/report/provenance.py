@@ -131,7 +131,7 @@ def _run(summary: Summary) -> Pairs:
         ("Finished", moment(summary["created"])),
         ("Took", duration(run["seconds"])),
         ("Images a second", score(run["images_per_second"])),
-        ("Workers", f"{number(run['workers'])} × {run['device']}"),
+        ("Workers", f"{number(run['workers'])} × {' and '.join(run.get('device_names', ())) or run['device']}"),
         ("Device-hours", score(run["device_hours"])),
         (
             "Waiting",
@@ -139,6 +139,7 @@ def _run(summary: Summary) -> Pairs:
         ),
         ("Lost workers", f"{number(run['lost_workers'])}, {plural(run['retries'], 'task')} tried again"),
         *_noise(run["noise_floor"]),
+        *_arithmetic(run.get("arithmetic")),  # older audits have none
         *([("Micro-batch", plural(run["batch_size"], "image"))] if run.get("batch_size") else []),
         ("Network evaluations", number(run["evaluations"])),
     ]
@@ -158,6 +159,20 @@ def _noise(floor: Summary | None) -> Pairs:
         said = f"{check['used']}, {percent(check['deviation'])} from central differences in {check['against']}"
         pairs.append(("Derivatives", f"{said} ({plural(check['images'], 'image')})"))
     return pairs
+
+
+def _arithmetic(found: Summary | None) -> Pairs:
+    """Say what the operations were that scores rest on, as they were observed for one image."""
+    if not found:
+        return []
+    layouts = {True: "channels last", False: "channels first", None: "no convolutions"}
+    said = [
+        f"products in {' and '.join(found['dtype']) or 'no precision of torch'}",
+        f"TF32 in {' and '.join(found['tf32'])}" if found["tf32"] else "TF32 nowhere",
+        f"{' and '.join(found['attention'])} attention" if found["attention"] else "no attention",
+        layouts[found["channels_last"]],
+    ]
+    return [("Arithmetic", f"{', '.join(said)} (observed on {found['device']})")]
 
 
 def _words(name: str) -> str:

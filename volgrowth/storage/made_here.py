@@ -32,7 +32,7 @@ def remember_made(content: dict[str, Any]) -> None:
         file.parent.mkdir(mode=0o700, exist_ok=True)
         handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
-            if _is_private(handle):
+            if is_private(handle):
                 os.write(handle, f"{digest}\n".encode())
         finally:
             os.close(handle)
@@ -54,10 +54,11 @@ def _written() -> set[str]:
     except OSError:
         return set()
     with os.fdopen(handle, "rb") as stream:
-        return set(stream.read().decode("ascii", "replace").split()) if _is_private(handle) else set()
+        return set(stream.read().decode("ascii", "replace").split()) if is_private(handle) else set()
 
 
-def _is_private(handle: int) -> bool:
+def is_private(handle: int) -> bool:
+    """Return whether an open file is a regular file of this account that no other account may write to."""
     found = os.fstat(handle)
     own = found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return own and stat.S_ISREG(found.st_mode)

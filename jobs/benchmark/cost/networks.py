@@ -111,13 +111,18 @@ NETWORKS = (
 
 
 def random_denoiser(network: TimedNetwork, dtype: torch.dtype, device: torch.device, seed: int = 0) -> NetworkDenoiser:
-    """Return the network as a denoiser with random frozen weights."""
+    """Return the network as a denoiser with random frozen weights.
+
+    The weights are drawn in float32 on the CPU and rounded to `dtype` afterwards, so that they are the same numbers in
+    every precision and on every device, up to that rounding.
+    """
     torch.manual_seed(seed)
-    # diffusers' own `to` warns of a cast that is meant here
-    module = torch.nn.Module.to(network.build(), device, dtype).eval().requires_grad_(False)
+    module = network.build().eval().requires_grad_(False)
     for parameter in module.parameters():  # weights that start at zero would make the derivative trivial
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
+    # diffusers' own `to` warns of a cast that is meant here
+    module = torch.nn.Module.to(module, device, dtype)
     parameterization = Scheduled.on_table(DDPM_SCHEDULE, "epsilon")
     denoiser = NetworkDenoiser(partial(network.call, module), parameterization, network.shape, precision=dtype)
     denoiser.device, denoiser.dtype = device, torch.float64 if dtype is torch.float64 else torch.float32

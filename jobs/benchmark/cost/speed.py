@@ -139,9 +139,9 @@ def idle_share(denoiser: NetworkDenoiser, images: Tensor, measure: Measure, took
     numbers = list(range(len(images)))
 
     def bare() -> None:
-        before = launch_images(Flow(denoiser), images, numbers, measure, 0)
+        before = launch_images(Flow(denoiser), images, numbers, measure, 0).sent()
         for _ in range(count - 1):
-            after = launch_images(Flow(denoiser), images, numbers, measure, 0)
+            after = launch_images(Flow(denoiser), images, numbers, measure, 0).sent()
             before.fetch()
             before = after
         before.fetch()

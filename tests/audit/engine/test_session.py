@@ -234,6 +234,15 @@ def test_the_noise_floor_is_measured_and_small(reference):
     assert 0 < floor["dtype"] <= 1e-3 * growth
 
 
+def test_the_arithmetic_is_said(reference):
+    run = reference.summary["run"]
+    found = run["arithmetic"]
+    assert (found["dtype"], found["tf32"], found["channels_last"]) == (["float32"], [], False)
+    assert run["device_names"] == [found["device"]]
+    said = "products in float32, TF32 nowhere, flash attention, channels first"
+    assert f"{said} (observed on {found['device']})" in page(reference)
+
+
 def test_a_noise_floor_that_cannot_be_measured_is_tried_once_and_said(tiny_model, digit_file, tmp_path, monkeypatch):
     tried = []
 

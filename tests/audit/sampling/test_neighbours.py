@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from volgrowth.audit.sampling import neighbours
 from volgrowth.audit.sampling.neighbours import Neighbours
@@ -55,12 +57,32 @@ def test_blocks_ranges_and_order_do_not_matter(cuts: list[int], seed: int, merge
 
 
 def test_memory_is_cut_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "QUERIES_AT_ONCE", 3)
-    monkeypatch.setattr(neighbours, "IMAGES_AT_ONCE", 4)
+    monkeypatch.setattr(neighbours, "AT_ONCE", 4)
     queries, among, groups = images(10, 0), images(30, 1), np.arange(30)
     found = Neighbours(queries, 5)
     found.add(among, groups)
     assert (found.squared == directly(queries, among, groups, 5)[0]).all()
+
+
+def test_a_device_without_memory_left_compares_smaller_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where an attempt had compared a part of its block, and where a group comes again."""
+    queries, among, groups = images(10, 0), images(30, 1), np.arange(30) % 13
+    whole, compute, tried = Neighbours(queries, 5), neighbours._squared_distances, list[int]()
+    whole.add(among, groups)
+
+    def limited(some: Tensor, block: Tensor) -> Tensor:
+        tried.append(len(block))
+        if len(some) * len(block) > 20 or len(tried) == 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(some, block)
+
+    monkeypatch.setattr(neighbours, "_squared_distances", limited)
+    monkeypatch.setattr(neighbours, "AT_ONCE", 16)
+    small = Neighbours(queries, 5)
+    small.add(among, groups)
+    assert set(tried) >= {16, 8, 4, 2}
+    assert (small.squared == whole.squared).all()
+    assert (small.group == whole.group).all()
 
 
 def test_fewer_groups_than_neighbours() -> None:

@@ -117,6 +117,22 @@ def test_a_derivative_that_is_hidden_deviates(measure):
     assert check(denoiser, denoiser, measure) > 0.5
 
 
+class Full(vg.GaussianDenoiser):
+    """Evaluates, and has no memory for a backward pass."""
+
+    image_shape = (1, 8, 8)
+
+    def noise(self, y, noise_level):
+        if torch.is_grad_enabled():
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return super().noise(y, noise_level)
+
+
+def test_a_device_without_memory_is_no_network_without_a_derivative():
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        has_derivative(Full(0.0, 0.5), torch.randn(2, 1, 8, 8), VolumeMeasure())
+
+
 def test_differences_of_a_network_in_bfloat16_deviate(tiny_model):
     """What the settings refuse, shown to be what the self-check would find."""
     low, exact = load_model(str(tiny_model), dtype="bfloat16"), load_model(str(tiny_model))

@@ -7,7 +7,7 @@ import torch
 
 import volgrowth as vg
 from volgrowth.audit.scoring import scorer as scorer_module
-from volgrowth.audit.scoring.measures import Launched
+from volgrowth.audit.scoring.measures import Launched, Sent
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.audit.workers.fitting import GROW_AFTER
 from volgrowth.config import AuditConfig, VolumeMeasure
@@ -89,6 +89,18 @@ def test_memory_that_runs_out_halves_the_batch_and_rows_say_so(digits):
     np.testing.assert_allclose(table.column("growth").to_numpy(), full.column("growth").to_numpy(), rtol=1e-5)
 
 
+def test_a_machine_without_memory_left_is_met_as_a_device_is(digits, monkeypatch):
+    stack = np.stack
+
+    def limited(arrays, *args):
+        if len(arrays) > 2:
+            raise MemoryError("Unable to allocate 16 GiB")
+        return stack(arrays, *args)
+
+    monkeypatch.setattr("volgrowth.audit.scoring.scorer.np.stack", limited)
+    assert Scorer(Limited(99), config()).score(rows(digits[:5])).column("batch").to_pylist() == [2] * 5
+
+
 def test_the_batch_grows_back_when_memory_returns(digits):
     scorer = Scorer(Limited(4, until=1), config())
     table = scorer.score(rows(np.resize(digits, (4 * (GROW_AFTER + 4), 1, 8, 8))))
@@ -128,7 +140,7 @@ def test_rows_known_to_fail_are_recorded_and_not_looked_at(tiny_model, digits, s
 
 def test_results_are_fetched_while_the_device_is_at_the_next_micro_batch(digits, monkeypatch):
     happened = []
-    launch, fetch = scorer_module.launch_images, Launched.fetch
+    launch = scorer_module.launch_images
 
     def told(name, function):
         def tell(*arguments):
@@ -138,9 +150,11 @@ def test_results_are_fetched_while_the_device_is_at_the_next_micro_batch(digits,
         return tell
 
     monkeypatch.setattr(scorer_module, "launch_images", told("launch", launch))
-    monkeypatch.setattr(Launched, "fetch", told("fetch", fetch))
+    monkeypatch.setattr(Launched, "sent", told("sent", Launched.sent))
+    monkeypatch.setattr(Sent, "fetch", told("fetch", Sent.fetch))
     Scorer(Limited(9), config()).score(rows(digits[:32]))
-    assert happened == ["launch", "launch", "fetch", "launch", "fetch", "launch", "fetch", "fetch"]
+    one = ["launch", "sent"]  # the copy of the results does not queue behind the next launch
+    assert happened == [*one, *one, "fetch", *one, "fetch", *one, "fetch", "fetch"]
 
 
 FEW_LEVELS = {"preset": "volume", "num_levels": 3}

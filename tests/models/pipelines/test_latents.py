@@ -14,7 +14,7 @@ from tests.support.checkpoints import edit
 from tests.support.pipelines import FLUX_RESOLUTION, LATENTS, autoencoder, build, quantiser
 from volgrowth.models import NetworkDenoiser, inspect_model, load_model
 from volgrowth.models.load import DType
-from volgrowth.models.pipelines.latents import Latents
+from volgrowth.models.pipelines.latents import Latents, images_at_once
 
 FAMILIES = ("ldm", "dit", "sd1", "sdxl", "sd3", "flux")
 SCALES = {"dit": 0.18215, "sd1": 0.18215, "sdxl": 0.13025, "sd3": 1.5305, "flux": 0.3611}
@@ -81,6 +81,38 @@ def test_encoding_is_the_mode(pipelines: dict[str, Path], family: str) -> None:
     with torch.no_grad():
         decoded = pipeline.vae.decode(mode).sample
     assert_close(denoiser.render(expected), decoded, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", ["sd1", "ldm"])
+def test_a_device_without_memory_left_encodes_and_decodes_in_slices(
+    pipelines: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser = load(pipelines[family])
+    codec, seen = denoiser.codec, list[int]()
+    assert isinstance(codec, Latents)
+    states, shown = codec.encode(images(5)), codec.decode(codec.encode(images(5)))
+
+    def limited(work: Any) -> Any:
+        def attempt(batch: Tensor, **options: Any) -> Any:
+            seen.append(len(batch))
+            if len(batch) > 2:
+                raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+            return work(batch, **options)
+
+        return attempt
+
+    for name in ("encode", "decode"):
+        monkeypatch.setattr(codec.vae, name, limited(getattr(codec.vae, name)))
+    assert_close(denoiser.embed(images(5)), states, rtol=1e-12, atol=1e-12)
+    assert_close(denoiser.render(states), shown, rtol=1e-12, atol=1e-12)
+    assert seen == [5, 2, 2, 1] * 2
+
+
+def test_a_gpu_gets_slices_by_the_size_of_images() -> None:
+    """So that they are the same on all GPUs; a CPU gets whole batches."""
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [images_at_once((3, size, size), gpu) for size in (32, 512, 1024, 4096)] == [2048, 8, 2, 1]
+    assert images_at_once((3, 512, 512), cpu) > 10**6
 
 
 def test_quantised_latents_are_those_before_quantisation(pipelines: dict[str, Path]) -> None:

@@ -18,6 +18,8 @@ from tests.support.pipelines import CLIP_TOKENS, FLUX_RESOLUTION, TEXT_FAMILIES,
 from volgrowth.errors import ModelError
 from volgrowth.models import NetworkDenoiser, inspect_model, load_model
 from volgrowth.models.load import DType
+from volgrowth.models.pipelines import text
+from volgrowth.models.pipelines.text import TextConditioner
 
 CAPTION = "two cats"
 LONG = "abc " * 40
@@ -189,6 +191,42 @@ def test_what_is_cut_is_what_the_network_does_not_see(pipelines: dict[str, Path]
     assert first.equal(second)
     first, second = (parts(denoiser, [f"{cut}{end}"])["encoder_hidden_states"] for end in ("b", "c"))
     assert not first.equal(second)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+def test_an_embedding_does_not_depend_on_the_captions_beside_it(
+    pipelines: dict[str, Path], family: str, dtype: DType
+) -> None:
+    """Bit for bit, in batches as a GPU has them; and they are those of the captions one at a time, up to rounding."""
+    alone: Any = load(pipelines[family], dtype).conditioner
+    captions = [CAPTION, "a", LONG, "", "three dogs", "b c", "d"]
+    expected = alone(captions)
+    together = TextConditioner(alone._embed, alone.readers, at_once=4)(captions)
+    tolerance = 1e-5 if dtype == "float32" else 0.05
+    assert_close(together, expected, rtol=0.02, atol=tolerance)
+    for order in ([6, 5, 4, 3, 2, 1, 0], [2], [3, 3, 1]):
+        found = TextConditioner(alone._embed, alone.readers, at_once=4)([captions[row] for row in order])
+        assert all(tensor.equal(together[name][order]) for name, tensor in found.items())
+
+
+def test_a_caption_is_encoded_once(sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as there is room for its embedding: then the one that was used longest ago makes room."""
+    conditioner: Any = load(sd1).conditioner
+    (pipeline,) = conditioner._embed.args
+    seen: list[int] = []
+    pipeline.text_encoder.register_forward_hook(lambda module, ids, output: seen.append(len(output[0])))
+    first = conditioner(["a", None, "b", "a", None])["encoder_hidden_states"]
+    assert sum(seen) == 2  # the null condition was encoded when the model was loaded
+    assert conditioner(["b", "a"])["encoder_hidden_states"].equal(first[[2, 0]])
+    assert sum(seen) == 2
+    monkeypatch.setattr(text, "KEPT_BYTES", 2 * first[0].nbytes)
+    assert conditioner(["c", "d", "e", "a"])["encoder_hidden_states"][3].equal(first[0])
+    assert sum(seen) == 5
+    conditioner(["e", "a"])
+    assert sum(seen) == 5
+    assert conditioner(["b"])["encoder_hidden_states"][0].equal(first[2])
+    assert sum(seen) == 6
 
 
 @pytest.mark.parametrize("value", [3, 2.5, ["a cat"], b"a cat"])

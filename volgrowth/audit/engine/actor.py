@@ -16,10 +16,11 @@ from volgrowth.models.user_code import note_line
 
 @dataclass(frozen=True)
 class Home:
-    """Where a worker is: its node, device, host and process."""
+    """Where a worker is: its node, its device and the device's name, host and process."""
 
     node: str
     device: str
+    device_name: str
     host: str
     pid: int
 
@@ -37,7 +38,7 @@ class Actor:
         node, share = context.get_node_id(), context.get_assigned_resources().get("GPU", 0.0)
         self.worker.workers_here = workers_on(node, ray.nodes() if share else [], share)
         self.worker.prepare()
-        return Home(node, self.worker.device, platform.node(), os.getpid())
+        return Home(node, self.worker.device, self.worker.device_name, platform.node(), os.getpid())
 
     def call(self, method: str, arguments: tuple[Any, ...], attempt: int) -> Any:
         """Call a method of the worker and return its answer, after counting it if it is a tally."""

@@ -206,6 +206,7 @@ class RayCrew:
             else:
                 worker.state, worker.home, self.failed_starts = State.READY, answer, 0
                 self.session.run.devices.add(answer.device)
+                self.session.run.device_names.add(answer.device_name)
                 self.session.run.startup_seconds = max(
                     self.session.run.startup_seconds, time.monotonic() - worker.hired
                 )

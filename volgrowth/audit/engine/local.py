@@ -35,6 +35,7 @@ class LocalCrew:
             self.worker.prepare()
             run.workers = max(run.workers, 1)
             run.devices.add(self.worker.device)
+            run.device_names.add(self.worker.device_name)
             run.startup_seconds = max(run.startup_seconds, time.monotonic() - began)
             while task := ledger.take():
                 self._do(ledger, task)

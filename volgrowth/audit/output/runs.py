@@ -58,7 +58,8 @@ class Run:
     Attributes:
         log: the file that the log is appended to; None for no log.
         tally: the sum over all tasks.
-        devices: names of the workers' devices.
+        devices: kinds of the workers' devices: cpu, cuda.
+        device_names: which devices these are, such as NVIDIA H100 80GB HBM3.
         workers: the most workers that were ready at a time.
         room: the workers that the cluster had room for.
         working_seconds: seconds that there were tasks, the start of workers included.
@@ -73,6 +74,7 @@ class Run:
     log: str | None = None
     tally: Tally = field(default_factory=Tally)
     devices: set[str] = field(default_factory=set)
+    device_names: set[str] = field(default_factory=set)
     workers: int = 0
     room: int = 1
     working_seconds: float = 0.0
@@ -138,6 +140,7 @@ class Run:
             "workers": self.workers,
             "startup_seconds": self.startup_seconds,
             "devices": sorted(self.devices),
+            "device_names": sorted(self.device_names),
             "lost_workers": self.lost_workers,
             "retries": self.retries,
         }
@@ -148,10 +151,11 @@ def total_effort(store: Store) -> dict[str, Any]:
 
     Returns:
         `seconds`: from start to end of each run, summed; `device_hours`: hours that workers were there, busy or not,
-        which a cluster charges for; `workers`: the most workers at a time; `device`: names of the devices;
-        `images_per_second`: rows scored per second that there were tasks, the start of workers included;
-        `decode_share`, `device_share`: shares of the workers' busy time that the device waited for images, and images
-        for the device; `lost_workers`; `retries`: tasks that were tried again; `runs`: the number of runs.
+        which a cluster charges for; `workers`: the most workers at a time; `device`: kinds of the devices;
+        `device_names`: which ones, none for runs of versions that did not note them; `images_per_second`: rows scored
+        per second that there were tasks, the start of workers included; `decode_share`, `device_share`: shares of the
+        workers' busy time that the device waited for images, and images for the device; `lost_workers`; `retries`:
+        tasks that were tried again; `runs`: the number of runs.
     """
     names = [f"{RUNS_FOLDER}/{name}" for name in store.names(RUNS_FOLDER) if not name.startswith(".")]
     found = [kept_json(store, name, SHAPES[RUNS_FOLDER], "the time of that run is not counted") for name in names]
@@ -166,6 +170,7 @@ def total_effort(store: Store) -> dict[str, Any]:
         "device_hours": total("worker_seconds") / 3600,
         "workers": max((run["workers"] for run in runs), default=0),
         "device": " and ".join(sorted({device for run in runs for device in run["devices"]})) or "none",
+        "device_names": sorted({name for run in runs for name in run.get("device_names", [])}),
         "images_per_second": total("images") / max(total("working_seconds"), 1e-9),
         "decode_share": total("decode_wait") / busy,
         "device_share": total("device_wait") / busy,

@@ -1,11 +1,12 @@
 """Exact nearest neighbours of a set of queries, kept while any number of images passes by.
 
-Memory holds the queries, k neighbours of each, and one block of distances. Distances are computed as
-|q|^2 + |x|^2 - 2 q.x in float64, which for uint8 pixels is integer arithmetic without rounding: the neighbours do not
-depend on blocks, shards or devices. Images belong to groups (an image and its copies); a group is as near as its
-nearest member and counts once.
+Memory holds the queries, k neighbours of each, and one block of distances, a smaller one where memory runs out.
+Distances are computed as |q|^2 + |x|^2 - 2 q.x in float64, which for uint8 pixels is integer arithmetic without
+rounding: the neighbours do not depend on blocks, shards or devices. Images belong to groups (an image and its copies);
+a group is as near as its nearest member and counts once.
 """
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from volgrowth.audit.output.manifest import Shard
 from volgrowth.audit.sampling.drawing import read_images
+from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.audit.workers.loading import DataWorker
 
-QUERIES_AT_ONCE = 2048
-IMAGES_AT_ONCE = 2048
+# queries, and images, that are compared at a time, as long as memory lasts
+AT_ONCE = 2048
 
 
 class Neighbours:
@@ -37,7 +39,7 @@ class Neighbours:
         self._queries = _flat(queries, device)
         self._squared = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=device)
         self._group = torch.full((len(queries), k), -1, dtype=torch.long, device=device)
-        self.k, self.device = k, device
+        self.k, self.device, self._block = k, device, BatchSize(AT_ONCE)
 
     def add(self, images: np.ndarray, groups: np.ndarray) -> None:
         """Compare the queries with further images.
@@ -45,15 +47,22 @@ class Neighbours:
         Args:
             images: (n, ...) of the shape and type of the queries.
             groups: (n,) the group of each image, not negative.
+
+        Raises:
+            NoMemoryError: the device has no memory for one query and one image.
         """
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            block = _flat(images[start : start + IMAGES_AT_ONCE], self.device)
-            number = _tensor(groups[start : start + IMAGES_AT_ONCE]).to(self.device)
+
+        def compare(which: Sequence[int]) -> None:
+            # what an attempt that ran out of memory has compared may be compared again: a group competes as one
+            there = slice(which[0], which[-1] + 1)
+            block, number = _flat(images[there], self.device), _tensor(groups[there]).to(self.device)
             present, member = number.unique(return_inverse=True)
-            for first in range(0, len(self._queries), QUERIES_AT_ONCE):
-                rows = slice(first, first + QUERIES_AT_ONCE)
+            for first in range(0, len(self._queries), self._block.size):
+                rows = slice(first, first + self._block.size)
                 squared = _by_group(_squared_distances(self._queries[rows], block), member, len(present))
                 self._compete(rows, squared, present)
+
+        self._block.each(range(len(images)), compare)
 
     def merge(self, squared: np.ndarray, group: np.ndarray) -> None:
         """Take in the neighbours (S, k) that were found among other images, in the form of the attributes."""
@@ -120,7 +129,7 @@ class SearchingWorker(DataWorker):
         found = Neighbours(self.queries[1], k, self.device)
         rows = zip(self.source(shard.folder).read(shard.start, shard.stop), groups.tolist(), strict=True)
         wanted = ((self.pixels(row), group) for row, group in rows if group >= 0)
-        while some := list(islice(wanted, IMAGES_AT_ONCE)):
+        while some := list(islice(wanted, AT_ONCE)):
             there = [(pixels, group) for pixels, group in some if pixels is not None]
             if there:
                 found.add(np.stack([pixels for pixels, _ in there]), np.array([group for _, group in there]))

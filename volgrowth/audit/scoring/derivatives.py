@@ -13,6 +13,7 @@ from volgrowth.config import PaperMeasure, VolumeMeasure
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Images, NoiseLevel, per_image
 from volgrowth.numerics.growth import PUBLISHED_SCHEDULE
+from volgrowth.numerics.memory import out_of_memory
 from volgrowth.numerics.tangents import noise_stack
 
 
@@ -118,7 +119,7 @@ def has_derivative(denoiser: Denoiser, images: Tensor, measure: Differentiating)
     try:
         _derivative(denoiser, images, torch.ones_like(images), level, measure)
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if out_of_memory(error):
             raise
         return False
     return True
@@ -172,6 +173,15 @@ class true_float32:  # noqa: N801  a context manager, used like torch.no_grad
             torch.backends.cudnn.allow_tf32 = cudnn
         for kind, precision in kinds:
             kind.fp32_precision = precision
+
+
+def tf32_allowed() -> dict[str, bool]:
+    """Return whether a GPU may now round the factors of float32 products, and of float32 convolutions, to TF32."""
+    cudnn: Any = torch.backends.cudnn
+    product: Any = torch.backends.cuda.matmul
+    if not hasattr(cudnn, "conv"):
+        return {"products": product.allow_tf32, "convolutions": cudnn.allow_tf32}
+    return {"products": product.fp32_precision == "tf32", "convolutions": cudnn.conv.fp32_precision == "tf32"}
 
 
 def _kinds() -> list[Any]:

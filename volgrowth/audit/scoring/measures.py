@@ -56,6 +56,33 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """A micro-batch whose results are on their way to the host, in one tensor and one copy.
+
+    Attributes:
+        packed: (B, numbers) float64 on the host, pinned if the results come from a GPU.
+        shapes: shape of each column, then those of the two marks.
+        nfe: network evaluations per image.
+        there: the event after the copy; None if `packed` is there already.
+    """
+
+    packed: Tensor
+    shapes: dict[str, torch.Size]
+    nfe: int
+    there: torch.cuda.Event | None
+
+    def fetch(self) -> Measurement:
+        """Wait for these results, and not for what was launched after them, and return them."""
+        if self.there is not None:
+            self.there.synchronize()
+        widths = [shape[1:].numel() for shape in self.shapes.values()]
+        parts = np.split(self.packed.numpy(), np.cumsum(widths)[:-1], 1)
+        found = {name: part.reshape(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
+        above, flipped = (found.pop(name) > 0 for name in ("above_ceiling", "sign_flip"))
+        return Measurement(found, above, flipped, self.nfe)
+
+
+@dataclass(frozen=True)
 class Launched:
     """A micro-batch that the device is computing: a `Measurement` in tensors that are ready now or later."""
 
@@ -64,14 +91,22 @@ class Launched:
     sign_flip: Tensor
     nfe: int
 
+    def sent(self) -> Sent:
+        """Start the copy of the results to the host, so that it does not queue behind what is launched next."""
+        tensors = {**self.columns, "above_ceiling": self.above_ceiling, "sign_flip": self.sign_flip}
+        packed = torch.cat([tensor.reshape(len(tensor), -1).double() for tensor in tensors.values()], 1)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        if packed.device.type != "cuda":
+            return Sent(packed.cpu(), shapes, self.nfe, None)
+        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        host.copy_(packed, non_blocking=True)
+        there = torch.cuda.Event()
+        there.record(torch.cuda.current_stream(packed.device))
+        return Sent(host, shapes, self.nfe, there)
+
     def fetch(self) -> Measurement:
-        """Wait for the results and return them. One copy brings everything."""
-        rows = len(self.above_ceiling)
-        tensors = [*self.columns.values(), self.above_ceiling, self.sign_flip]
-        parts = [tensor.reshape(rows, -1).double() for tensor in tensors]
-        there = np.split(torch.cat(parts, 1).cpu().numpy(), np.cumsum([part.shape[1] for part in parts])[:-1], 1)
-        *columns, above, flipped = (a.reshape(tensor.shape) for a, tensor in zip(there, tensors, strict=True))
-        return Measurement(dict(zip(self.columns, columns, strict=True)), above > 0, flipped > 0, self.nfe)
+        """Wait for the results and return them."""
+        return self.sent().fetch()
 
 
 @dataclass(frozen=True)

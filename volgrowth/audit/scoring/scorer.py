@@ -3,9 +3,9 @@
 Threads read and decode images while the device computes (`scoring.prefetch`). Micro-batches have one fixed shape, and
 the last one of a shard is padded to it, so that a score does not depend on which rows came along. While a device
 computes one micro-batch, the next is stacked, copied and queued behind it; then the results of the first are fetched,
-in one copy. A device that runs out of memory gets half the micro-batch, and the whole one again after a while
-(`workers.fitting`); the column `batch` says which size a row had. A network without the derivative that the measure
-takes is measured by central differences in float32.
+whose one copy was queued before the next micro-batch. A device that runs out of memory gets half the micro-batch, and
+the whole one again after a while (`workers.fitting`); the column `batch` says which size a row had. A network without
+the derivative that the measure takes is measured by central differences in float32.
 """
 
 from collections import deque
@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from volgrowth.audit.scoring.derivatives import Differenced, Differentiating, has_derivative
-from volgrowth.audit.scoring.measures import Flow, Launched, Measurement, launch_images
+from volgrowth.audit.scoring.measures import Flow, Launched, Measurement, Sent, launch_images
 from volgrowth.audit.scoring.prefetch import Ahead, decoding_threads
-from volgrowth.audit.workers.fitting import BatchSize, out_of_memory
+from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.config import LOW_PRECISION, AuditConfig, Measure, PaperMeasure
 from volgrowth.errors import EngineError, kind_and_line
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition
 from volgrowth.numerics.forward import say_once
+from volgrowth.numerics.memory import out_of_memory
 from volgrowth.records import SCORES, Failure, Mark, Status
 from volgrowth.sources import BadImage, Row, bytes_hash, decode_image, features, to_unit
 
@@ -62,7 +63,7 @@ class Chunk:
     items: list[Prepared]
     size: int
     cut: list[int | None]
-    launched: Launched
+    sent: Sent
 
 
 class Scorer:
@@ -172,12 +173,12 @@ class Scorer:
                 self.batch.grow()
         return chunks
 
-    def _try(self, some: list[Prepared], size: int) -> Launched | Trouble:
-        """Launch one padded micro-batch."""
+    def _try(self, some: list[Prepared], size: int) -> Sent | Trouble:
+        """Launch one padded micro-batch, and the copy of its results."""
         padded = some + [some[-1]] * (size - len(some))
         try:
-            return self.launch(padded)
-        except RuntimeError as error:
+            return self.launch(padded).sent()
+        except (RuntimeError, MemoryError) as error:
             # leave the block before anything is freed or retried: the traceback holds the tensors
             trouble, self._why = (Trouble.MEMORY if out_of_memory(error) else Trouble.DERIVATIVE), kind_and_line(error)
             if trouble is Trouble.DERIVATIVE and (self.differenced or not self._lacks_derivative(padded)):
@@ -240,7 +241,7 @@ def _records(group: list[Prepared], chunks: list[Chunk]) -> list[dict[str, Any]]
 
 
 def _fetched(chunk: Chunk) -> Iterator[dict[str, Any]]:
-    measurement = chunk.launched.fetch()
+    measurement = chunk.sent.fetch()
     for index in range(len(chunk.items)):
         yield _columns(measurement, index, chunk.size, chunk.cut[index])
 

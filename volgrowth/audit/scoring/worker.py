@@ -15,6 +15,7 @@ import torch
 from volgrowth.audit.output.fragments import as_scores, publish_fragment, read_fragment
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.output.runs import Tally
+from volgrowth.audit.scoring.arithmetic import describe_arithmetic
 from volgrowth.audit.scoring.cascade import STAGES, Completer, Screener, rows_mark, with_screen
 from volgrowth.audit.scoring.derivatives import Differentiating, derivative_deviation
 from volgrowth.audit.scoring.scorer import Scorer
@@ -134,7 +135,8 @@ class ScoringWorker(ModelWorker):
             `rows`: how many rows; `batch`: the largest difference of growth over batch sizes, and against the network
             as it is if it was compiled; `dtype`: the largest difference against float64, None if the device cannot
             hold that; `derivative`: see `_check_derivative`, None if the check failed or the measure takes none;
-            `compiling`: why the network was not compiled, or None; `problem`: why something failed, or None.
+            `compiling`: why the network was not compiled, or None; `arithmetic`: the name of the device, and see
+            `describe_arithmetic`, None if that failed; `problem`: why something failed, or None.
         """
         try:
             return self._noise_floor(shard)
@@ -160,13 +162,27 @@ class ScoringWorker(ModelWorker):
             dtype = moved(precise, dtype="float64", batch_size=NOISE_ROWS)
         except (VolgrowthError, RuntimeError):  # too large for the device, or made for one precision
             precise = None
-        derivative, problem = None, None
+        derivative, arithmetic, problem = None, None, None
+        try:
+            arithmetic = self._arithmetic(shard, rows[:1])
+        except Exception as error:  # an operation that cannot be watched must not cost the noise floor
+            problem = f"the arithmetic could not be observed ({kind_and_line(error)})"
         try:
             derivative = self._check_derivative(shard, rows, precise)
         except (VolgrowthError, RuntimeError) as error:  # as above, of the float32 replica
             problem = f"derivatives could not be checked ({kind_and_line(error)})"
         found = {"rows": len(rows), "batch": batch, "dtype": dtype, "derivative": derivative}
-        return {**found, "compiling": self._uncompiled, "problem": problem}
+        return {**found, "compiling": self._uncompiled, "arithmetic": arithmetic, "problem": problem}
+
+    @property
+    def _plain_scorer(self) -> Scorer:
+        """A scorer of the network as it is: compiled, it was compared with that, and would be compiled for few rows."""
+        return self.scorer if self.scorer.differenced else Scorer(self.denoiser, self.config)
+
+    def _arithmetic(self, shard: Shard, rows: list[int]) -> dict[str, Any]:
+        scorer = self._plain_scorer
+        items = [scorer.prepare(row) for row in self._rows(shard, rows)]
+        return {"device": self.device_name, **describe_arithmetic(scorer, items)}
 
     def _check_derivative(self, shard: Shard, rows: list[int], precise: Denoiser | None) -> dict[str, Any] | None:
         """Compare the derivative that scores rest on with central differences, by `derivative_deviation`.
@@ -183,21 +199,25 @@ class ScoringWorker(ModelWorker):
         measure = self.scorer.measure
         if not isinstance(measure, Differentiating):
             return None
-        # the network as it is: compiled, it was compared with that, and would be compiled again for so few rows
-        scorer = self.scorer if self.scorer.differenced else Scorer(self.denoiser, self.config)
+        scorer = self._plain_scorer
         low = self.config.dtype in LOW_PRECISION
         exact = precise or (self.load("float32") if low else self.denoiser)
         read = list(self._rows(shard, rows))
         pixels = np.stack([each for each in map(self.pixels, read) if each is not None])
         images = torch.from_numpy(to_unit(pixels)).to(scorer.denoiser.device, scorer.denoiser.dtype)
         conditions = [row.condition for row in read]
-        flow = scorer.flow(conditions)
-        if self.config.condition_column:
-            exact = exact.given(conditions)
-        states, seed = scorer.denoiser.embed(images), self.config.seed
-        found = derivative_deviation(flow.denoiser, exact, states, measure, seed)
+        found = list[dict[str, Any]]()
+
+        def compare(some: Sequence[int]) -> None:
+            given, states = [conditions[index] for index in some], scorer.denoiser.embed(images[list(some)])
+            beside = exact.given(given) if self.config.condition_column else exact
+            used = scorer.flow(given).denoiser
+            found.append(derivative_deviation(used, beside, states, measure, self.config.seed))
+
+        BatchSize(len(images)).each(range(len(images)), compare)
         return {
-            **found,
+            **found[0],
+            "deviation": float(np.max([each["deviation"] for each in found])),  # NaN if one is
             "tolerance": LOW_DEVIATION if low else DEVIATION,
             "images": len(images),
             "used": _used(scorer),

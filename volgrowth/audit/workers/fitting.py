@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 
 from volgrowth.errors import EngineError
+from volgrowth.numerics.memory import out_of_memory
 
 # batches without trouble after which a halved size is doubled again
 GROW_AFTER = 32
@@ -68,14 +69,8 @@ class BatchSize:
 def _fits(work: Callable[[Sequence[T]], None], some: Sequence[T]) -> bool:
     try:
         work(some)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         return False  # leaves the block before anything is freed: the traceback holds the tensors
     return True
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Say whether an error of torch means that the device, or this machine, has no memory left."""
-    said = ("can't allocate memory", "ALLOC_FAILED")  # the CPU's allocator; cuBLAS and cuDNN
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

@@ -41,6 +41,13 @@ class DataWorker:
         torch.set_num_threads(1)
         self.store = Store(self.config.output)
 
+    @property
+    def device_name(self) -> str:
+        """Name of the GPU, or the kind of this machine's processor with the instructions that torch uses on it."""
+        if torch.device(self.device).type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
+
     def source(self, folder: str) -> Source:
         """Return the audited or the held-out data set, which is opened once, by its frozen listing.
 

@@ -138,19 +138,24 @@ class TextFamily(NetworkFamily):
 
     @abstractmethod
     def embed(
-        self, pipeline: Any, caption: str | None, config: dict[str, Any], pixels: tuple[int, int], device: torch.device
+        self,
+        pipeline: Any,
+        captions: Sequence[str] | None,
+        config: dict[str, Any],
+        pixels: tuple[int, int],
+        device: torch.device,
     ) -> Embeddings:
-        """Return the keyword arguments of the wrapped network for one caption.
+        """Return the keyword arguments of the wrapped network for some captions.
 
         Args:
             pipeline: the loaded pipeline, an instance of the class that `pipeline(config)` names.
-            caption: the text; None for the null condition.
+            captions: the texts; None for the null condition.
             config: the network's configuration.
             pixels: (height, width) of the model's images.
             device: the network's device.
 
         Returns:
-            Tensors by argument name, each of shape (1, ...).
+            Tensors by argument name, each of shape (captions, ...), or (1, ...) for the null condition.
         """
 
     def embedding_width(self, network: Any) -> int:
@@ -220,9 +225,14 @@ class UNet2DCondition(TextFamily):
         return forward
 
     def embed(
-        self, pipeline: Any, caption: str | None, config: dict[str, Any], pixels: tuple[int, int], device: torch.device
+        self,
+        pipeline: Any,
+        captions: Sequence[str] | None,
+        config: dict[str, Any],
+        pixels: tuple[int, int],
+        device: torch.device,
     ) -> Embeddings:
-        prompt, guided = [caption or ""], caption is None
+        prompt, guided = _prompt(captions), captions is None
         found = pipeline.encode_prompt(
             prompt=prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=guided
         )
@@ -230,7 +240,7 @@ class UNet2DCondition(TextFamily):
         if config.get("addition_embed_type"):
             pooled = found[3] if guided else found[2]
             embeddings["text_embeds"] = pooled
-            embeddings["time_ids"] = torch.tensor([[*pixels, 0, 0, *pixels]]).to(pooled)
+            embeddings["time_ids"] = torch.tensor([[*pixels, 0, 0, *pixels]]).to(pooled).expand(len(prompt), -1)
         return embeddings
 
 
@@ -244,10 +254,15 @@ class SD3(TextFamily):
         return "StableDiffusion3Pipeline"
 
     def embed(
-        self, pipeline: Any, caption: str | None, config: dict[str, Any], pixels: tuple[int, int], device: torch.device
+        self,
+        pipeline: Any,
+        captions: Sequence[str] | None,
+        config: dict[str, Any],
+        pixels: tuple[int, int],
+        device: torch.device,
     ) -> Embeddings:
-        guided = caption is None
-        found = pipeline.encode_prompt([caption or ""], None, None, device=device, do_classifier_free_guidance=guided)
+        prompt, guided = _prompt(captions), captions is None
+        found = pipeline.encode_prompt(prompt, None, None, device=device, do_classifier_free_guidance=guided)
         embeddings, pooled = (found[1], found[3]) if guided else (found[0], found[2])
         return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
 
@@ -292,11 +307,16 @@ class Flux(TextFamily):
         return forward
 
     def embed(
-        self, pipeline: Any, caption: str | None, config: dict[str, Any], pixels: tuple[int, int], device: torch.device
+        self,
+        pipeline: Any,
+        captions: Sequence[str] | None,
+        config: dict[str, Any],
+        pixels: tuple[int, int],
+        device: torch.device,
     ) -> Embeddings:
         tokens = self.t5_tokens(config)
         options = {"max_sequence_length": tokens} if tokens else {}
-        embeddings, pooled, _ = pipeline.encode_prompt([caption or ""], None, device=device, **options)
+        embeddings, pooled, _ = pipeline.encode_prompt(_prompt(captions), None, device=device, **options)
         return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
 
     def t5_tokens(self, config: dict[str, Any]) -> int | None:
@@ -312,6 +332,11 @@ class Flux(TextFamily):
 FAMILIES: dict[str, NetworkFamily] = {
     family.name: family for family in (UNet2D(), DiT(), UNet2DCondition(), SD3(), Flux())
 }
+
+
+def _prompt(captions: Sequence[str] | None) -> list[str]:
+    """Return captions as a pipeline takes them, which is asked for no caption with an empty one."""
+    return [""] if captions is None else list(captions)
 
 
 def _pack(x: Tensor) -> Tensor:

@@ -8,14 +8,18 @@ a sample, so that an audit of the same image gives the same number each time. A 
 gives its latents before quantisation, which latent diffusion is trained on (arXiv 2112.10752).
 """
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from volgrowth.models.checkpoint_files import Component, from_pretrained
+from volgrowth.numerics.memory import Sliced
 
 AUTOENCODER_KINDS = ("AutoencoderKL", "VQModel")
+# of a slice on a GPU: 8 images of 512 x 512
+SLICE_PIXELS = 1 << 21
 
 
 class Latents:
@@ -24,10 +28,16 @@ class Latents:
     Args:
         vae: the module, frozen. Its own configuration is used, which fills in a scale that old files omit.
         pixel_shape: (channels, height, width) of the images.
+        at_once: images that the module gets at a time, fewer if the device has no memory for them.
+
+    Attributes:
+        encoded, decoded: the two halves of the module; their `size` says how many images they get at a time now.
     """
 
-    def __init__(self, vae: Any, pixel_shape: tuple[int, int, int]):
+    def __init__(self, vae: Any, pixel_shape: tuple[int, int, int], at_once: int = sys.maxsize):
         self.vae, self.pixel_shape, config = vae, pixel_shape, vae.config
+        self.encoded = Sliced(self._encode, at_once, "the autoencoder's encoder")
+        self.decoded = Sliced(self._decode, at_once, "the autoencoder's decoder")
         scale: float = config.scaling_factor
         mean, deviation = config.get("latents_mean"), config.get("latents_std")
         if mean and deviation:
@@ -39,18 +49,36 @@ class Latents:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        encoded = self.vae.encode(images)
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        latents = self.encoded(images)
         shift, scale = self._affine(latents)
         return (latents - shift) * scale
 
     @torch.no_grad()
     def decode(self, states: Tensor) -> Tensor:
         shift, scale = self._affine(states)
-        return self.vae.decode(states / scale + shift, return_dict=False)[0]
+        return self.decoded(states / scale + shift)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        encoded = self.vae.encode(images)
+        latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return latents
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        images: Tensor = self.vae.decode(latents, return_dict=False)[0]
+        return images
 
     def _affine(self, latents: Tensor) -> list[Tensor]:
         return [each.to(latents.device, latents.dtype, non_blocking=True) for each in (self.shift, self.scale)]
+
+
+def images_at_once(pixel_shape: tuple[int, int, int], device: torch.device) -> int:
+    """Return how many images an autoencoder gets at a time: all on a CPU, `SLICE_PIXELS` pixels on a GPU.
+
+    The activations of an autoencoder are as large as its images, so that a batch that suits the network may be too
+    large for it.
+    """
+    _, height, width = pixel_shape
+    return sys.maxsize if device.type == "cpu" else max(1, SLICE_PIXELS // (height * width))
 
 
 def downsampling(vae: Component) -> int:
@@ -62,6 +90,6 @@ def load_autoencoder(vae: Component, dtype: torch.dtype, device: torch.device) -
     """Load an autoencoder, frozen. `dtype` is the precision of states, since some autoencoders overflow in float16."""
     import diffusers
 
-    module = from_pretrained(getattr(diffusers, vae.kind), vae, low_cpu_mem_usage=False)
+    module = from_pretrained(getattr(diffusers, vae.kind), vae, low_cpu_mem_usage=True)
     torch.nn.Module.to(module, device, dtype)
     return module

@@ -12,12 +12,12 @@ from volgrowth.models.checkpoint_files import Component, from_pretrained, model_
 from volgrowth.models.conditioning import ClassConditioner, Conditioner
 from volgrowth.models.network import NetworkDenoiser
 from volgrowth.models.pipelines.families import FAMILIES, NetworkFamily, TextFamily
-from volgrowth.models.pipelines.latents import Latents, downsampling, load_autoencoder
+from volgrowth.models.pipelines.latents import Latents, downsampling, images_at_once, load_autoencoder
 from volgrowth.models.pipelines.lora import add_lora
 from volgrowth.models.pipelines.schedulers import SchedulerConfig
 from volgrowth.models.pipelines.settings import OF_AVERAGES, arguments, unknown_settings
 from volgrowth.models.pipelines.sizes import check_encoder_size, check_image_size, check_network_size
-from volgrowth.models.pipelines.text import OPTIONS, TextConditioner, TextEncoders, quiet, readers
+from volgrowth.models.pipelines.text import AT_ONCE, OPTIONS, TextConditioner, TextEncoders, quiet, readers
 from volgrowth.records import ModelInfo
 
 
@@ -186,14 +186,15 @@ class DiffusersFolder:
         config, family = self.network.config, self.family
         with quiet():  # diffusers warns of settings that training adds to config.json, as EMAModel does
             kind = getattr(diffusers, self.network.kind)
-            network = from_pretrained(kind, self.network, low_cpu_mem_usage=False)
+            network = from_pretrained(kind, self.network, low_cpu_mem_usage=True)
         # diffusers' own `to` warns of a cast that is meant here
         torch.nn.Module.to(network, device, precision)
         if channels_last(family, device):
             torch.nn.Module.to(network, memory_format=torch.channels_last)  # type: ignore[call-overload]
         codec = None
         if self.vae:
-            codec = Latents(load_autoencoder(self.vae, dtype, device), self.image_shape)
+            vae = load_autoencoder(self.vae, dtype, device)
+            codec = Latents(vae, self.image_shape, images_at_once(self.image_shape, device))
         _, height, width = self.state_shape
         denoiser = NetworkDenoiser(
             family.forward(network, config),
@@ -220,7 +221,8 @@ class DiffusersFolder:
         if self.options.lora:
             add_lora(pipeline, self.options.lora)
         embed = partial(family.embed, pipeline, config=config, pixels=self.image_shape[1:], device=device)
-        conditioner = TextConditioner(embed, readers(pipeline, family.t5_tokens(config)))
+        at_once = AT_ONCE if device.type == "cuda" else 1
+        conditioner = TextConditioner(embed, readers(pipeline, family.t5_tokens(config)), at_once)
         known, given = family.embedding_width(network), conditioner([None])["encoder_hidden_states"].shape[-1]
         if known != given:
             raise ModelError(

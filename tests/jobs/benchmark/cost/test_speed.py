@@ -44,6 +44,17 @@ def test_random_weights_give_something_to_differentiate() -> None:
     assert images.abs().max() <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_network_has_the_same_weights_in_every_precision(dtype: torch.dtype) -> None:
+    """Otherwise times and deviations of two precisions would be those of two networks."""
+    weights = [
+        dict(random_denoiser(TINY, each, CPU).network.args[0].named_parameters())  # type: ignore[attr-defined]
+        for each in (torch.float32, dtype)
+    ]
+    assert all(torch.equal(tensor.to(dtype), weights[1][name]) for name, tensor in weights[0].items())
+    assert all(tensor.any() for tensor in weights[0].values())
+
+
 class Two(torch.nn.Module):
     """One product and one sum: 6 images, 5 numbers in and 7 out."""
 

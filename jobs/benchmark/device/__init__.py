@@ -1,0 +1,1 @@
+"""What only a GPU can tell: `python jobs/benchmark.py gpu --output DIR`, one JSON line a result."""

@@ -1,0 +1,102 @@
+"""What must stay true on any GPU: growth is right, the host does not wait, and a full device is met.
+
+Run with `pytest -m gpu` on a machine that has one. How fast it is, `python jobs/benchmark.py gpu` measures.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from jobs.benchmark.device.correctness import check_full_device
+from jobs.benchmark.device.launches import host_waits
+from jobs.benchmark.device.rig import CIFAR, PRESETS, SMALL, Rig, launch, low_allowed
+from tests.support.pipelines import build
+from volgrowth.audit.scoring.arithmetic import describe_arithmetic
+from volgrowth.audit.scoring.scorer import Scorer
+from volgrowth.config import AuditConfig
+from volgrowth.models import NetworkDenoiser, load_model
+from volgrowth.sources import Row, encode_png
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use"),
+]
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(GPU, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_growth_is_that_of_float64_on_a_cpu(rig: Rig, preset: str, dtype: torch.dtype) -> None:
+    measure = PRESETS[preset]
+    if dtype is torch.bfloat16 and not low_allowed(measure):
+        pytest.skip("differences are refused in bfloat16")
+    images = rig.images(SMALL, 8, CPU)
+    exact = launch(rig.denoiser(SMALL, torch.float64, CPU), images.double(), measure).fetch().columns["growth"]
+    found = launch(rig.denoiser(SMALL, dtype), images.to(GPU), measure).fetch().columns["growth"]
+    deviation = np.std(found - exact) / np.std(exact)
+    assert deviation < (0.02 if dtype is torch.float32 else 0.1)
+    assert spearmanr(found, exact).statistic > (0.99 if dtype is torch.float32 else 0.9)
+
+
+@pytest.mark.parametrize("preset", [name for name, measure in PRESETS.items() if low_allowed(measure)])
+def test_a_launch_does_not_wait_for_the_device(rig: Rig, preset: str) -> None:
+    denoiser, images, measure = rig.denoiser(SMALL, torch.bfloat16), rig.images(SMALL, 16), PRESETS[preset]
+    launch(denoiser, images, measure).fetch()  # what is only done once may wait
+    assert host_waits(rig, lambda: launch(denoiser, images, measure)) is None
+
+
+def test_results_do_not_wait_for_the_work_behind_them(rig: Rig) -> None:
+    denoiser, images, measure = rig.denoiser(SMALL, torch.bfloat16), rig.images(SMALL, 16), PRESETS["paper, jvp"]
+    launch(denoiser, images, measure).fetch()
+    launched = launch(denoiser, images, measure)
+    torch.cuda._sleep(4_000_000_000)  # two seconds or so
+    behind = torch.cuda.Event()
+    behind.record()
+    launched.fetch()
+    assert not behind.query()
+
+
+def test_a_full_device_is_met_with_smaller_micro_batches(rig: Rig) -> None:
+    scores, autoencoder = check_full_device(rig)
+    assert scores["failed"] == 0
+    assert max(scores["used"]) < scores["asked"]
+    assert scores["worst"] < 0.1 * scores["spread"]
+    assert autoencoder["finite"]
+
+
+def test_the_arithmetic_of_a_network_of_convolutions(tmp_path: Path) -> None:
+    build("sd1", tmp_path)
+    config = AuditConfig.build(model=str(tmp_path), data="unused", output="unused", dtype="bfloat16")
+    scorer = Scorer(load_model(str(tmp_path), dtype="bfloat16", device="cuda"), config)
+    image = encode_png(np.zeros((3, 16, 16), np.uint8))
+    found = describe_arithmetic(scorer, [scorer.prepare(Row(0, "0", "", image))])
+    assert (found["dtype"], found["channels_last"]) == (["bfloat16"], True)
+    assert found["attention"]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+def test_an_embedding_does_not_depend_on_the_captions_beside_it(tmp_path: Path, family: str) -> None:
+    build(family, tmp_path)
+    captions = [f"{'a' * (1 + k % 9)} {'b' * (k // 9)}" for k in range(40)]
+    found: list[dict[str, Any]] = []
+    for order in (captions, captions[::-1]):
+        denoiser = load_model(str(tmp_path), dtype="bfloat16", device="cuda")
+        assert isinstance(denoiser, NetworkDenoiser)
+        assert denoiser.conditioner is not None
+        found.append(denoiser.conditioner(order))
+    for name, tensor in found[0].items():
+        assert tensor.equal(found[1][name].flip(0))
+
+
+def test_weights_are_the_same_on_every_device(rig: Rig) -> None:
+    here, there = (rig.denoiser(CIFAR, torch.bfloat16, at).network.args[0] for at in (CPU, GPU))  # type: ignore[attr-defined]
+    assert all(a.equal(b.cpu()) for a, b in zip(here.parameters(), there.parameters(), strict=True))
