@@ -32,7 +32,8 @@ AUDITS = (
     (1, "paper", ("measure.derivative=jvp",), 512),
     (2, "paper", ("measure.derivative=jvp",), 512),
     (4, "paper", ("measure.derivative=jvp",), 512),
-    (4, "standard", (), 256),
+    (4, "screen", (), 512),
+    (4, "standard", (), 512),
 )
 
 

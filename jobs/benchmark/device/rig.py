@@ -16,12 +16,12 @@ from jobs.benchmark.cost.roofline import Limits
 from jobs.benchmark.cost.speed import MEASURES
 from volgrowth.audit.scoring.derivatives import true_float32
 from volgrowth.audit.scoring.measures import Flow, Sent, launch_images
-from volgrowth.config import Measure, PaperMeasure, VolumeMeasure
+from volgrowth.config import Measure, PaperMeasure, ScreenMeasure, VolumeMeasure
 from volgrowth.models import NetworkDenoiser
 
 Result = dict[str, Any]
-PRESETS: Mapping[str, Measure] = {**MEASURES, "volume": VolumeMeasure()}
-QUICK_PRESETS: Mapping[str, Measure] = {**MEASURES, "volume": VolumeMeasure(num_levels=3)}
+PRESETS: Mapping[str, Measure] = {"screen": ScreenMeasure(), **MEASURES, "volume": VolumeMeasure()}
+QUICK_PRESETS: Mapping[str, Measure] = {**PRESETS, "volume": VolumeMeasure(num_levels=3)}
 CPU = torch.device("cpu")
 SMALL, CIFAR, DIT, STABLE_DIFFUSION = NETWORKS[2:6]
 # a check is to end within eight minutes: after so many seconds no step, and no part of one, is begun
