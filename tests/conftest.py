@@ -1,6 +1,7 @@
 """Every test runs with the types and shapes of the public numerics checked on each call."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -118,8 +119,30 @@ def ray_session(ray_folder: Path) -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fits_kept() -> Iterator[None]:
+    """Fit each regression once in a process: many tests calibrate the same scores, and a fit has no randomness."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    def fit_once(regressor: Any, features: np.ndarray, score: np.ndarray) -> Any:
+        digest = hashlib.sha256(repr((regressor.get_params(), features.shape)).encode())
+        digest.update(np.ascontiguousarray(features))
+        digest.update(np.ascontiguousarray(score))
+        known = fitted.setdefault(digest.digest(), {})
+        if not known:
+            known.update(vars(fit(regressor, features, score)))
+        vars(regressor).update(known)
+        return regressor
+
+    fitted: dict[bytes, dict[str, Any]] = {}
+    fit = HistGradientBoostingRegressor.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HistGradientBoostingRegressor, "fit", fit_once)
+        yield
+
+
 @pytest.fixture(scope="module")
-def few_trees() -> Iterator[None]:
+def few_trees(fits_kept: None) -> Iterator[None]:
     """Calibrate with a tenth of the trees, where how well growth is calibrated is not what a module tests."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -146,13 +169,20 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> s3.Bucket:
     return s3.Bucket(s3_endpoint)
 
 
-@pytest.fixture
-def proxy(s3_endpoint: str, bucket: s3.Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3.Proxy]:
-    """A proxy before the S3 server that breaks requests on demand; the environment points clients to it."""
+@pytest.fixture(scope="session")
+def s3_proxy(s3_endpoint: str) -> Iterator[s3.Proxy]:
+    """One proxy for the whole run: a client of each new address would take longer to make than most tests."""
     proxy = s3.Proxy(s3_endpoint)
-    s3.use(monkeypatch, proxy.url)
     yield proxy
     proxy.close()
+
+
+@pytest.fixture
+def proxy(s3_proxy: s3.Proxy, bucket: s3.Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3.Proxy]:
+    """A proxy before the S3 server that breaks requests on demand; the environment points clients to it."""
+    s3.use(monkeypatch, s3_proxy.url)
+    yield s3_proxy
+    s3_proxy.forget()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,23 @@ def environment(endpoint: str) -> dict[str, str]:
     }
 
 
+@cache
+def _client(endpoint: str) -> Any:
+    """Return a client of the server's own, one for all buckets: to make one takes longer than most tests."""
+    import boto3
+
+    keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+    return boto3.client("s3", endpoint_url=endpoint, **keys)
+
+
 class Bucket:
     """A fresh bucket, which is looked into past the code under test and past the proxy."""
 
     def __init__(self, endpoint: str):
-        import boto3
-
         self.name = f"bucket-{uuid.uuid4().hex[:12]}"
         self.url = f"s3://{self.name}"
         self.environment = environment(endpoint)
-        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
-        self.client = boto3.client("s3", endpoint_url=endpoint, **keys)
+        self.client = _client(endpoint)
         self.client.create_bucket(Bucket=self.name)
 
     def put(self, key: str, data: bytes) -> None:
@@ -143,6 +150,12 @@ class Proxy:
 
     def heal(self) -> None:
         self.faults.clear()
+
+    def forget(self) -> None:
+        """Mend all faults and forget the requests, for the next test."""
+        self.heal()
+        with self._lock:
+            self.requests.clear()
 
     def close(self) -> None:
         self._server.shutdown()
