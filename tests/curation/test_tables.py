@@ -20,8 +20,8 @@ from volgrowth.curation.tables import write_kept_dataset, write_kept_parquet
 from volgrowth.errors import DataError
 from volgrowth.sources import open_source
 from volgrowth.sources.base import Request
-from volgrowth.sources.readers.parquet import ParquetSource
-from volgrowth.sources.readers.saved import ArrowSource
+from volgrowth.sources.readers.tables.parquet import ParquetSource
+from volgrowth.sources.readers.tables.saved import ArrowSource
 from volgrowth.storage.places import LocalPlace
 
 IMAGES = digits(200)

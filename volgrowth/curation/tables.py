@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from volgrowth.curation.kept import WEIGHT, Kept, kept_file, refuse_weights
 from volgrowth.errors import DataError
 from volgrowth.sources.listing import SourceFile
-from volgrowth.sources.readers.parquet import ParquetSource
-from volgrowth.sources.readers.saved import ArrowSource, DatasetSource
-from volgrowth.sources.readers.table_columns import BATCH_ROWS
-from volgrowth.sources.readers.table_types import without_views
+from volgrowth.sources.readers.tables.parquet import ParquetSource
+from volgrowth.sources.readers.tables.saved import ArrowSource, DatasetSource
+from volgrowth.sources.readers.tables.table_columns import BATCH_ROWS
+from volgrowth.sources.readers.tables.table_types import without_views
 from volgrowth.storage.failures import store_reason
 
 GROUP_BYTES = 64 << 20

@@ -16,9 +16,9 @@ from volgrowth.sources.base import Request
 from volgrowth.sources.contents import UNITS, Contents
 from volgrowth.sources.opened import NAMELESS
 from volgrowth.sources.pixels.decoding import EXTENSIONS
-from volgrowth.sources.readers.parquet import PAGE_BYTES, open_parquet
 from volgrowth.sources.readers.splits import SPLIT_WORDS
-from volgrowth.sources.readers.table_columns import image_columns
+from volgrowth.sources.readers.tables.parquet import PAGE_BYTES, open_parquet
+from volgrowth.sources.readers.tables.table_columns import image_columns
 from volgrowth.sources.readers.webdataset import refuse_packed
 from volgrowth.storage.places import Found, Place, printable, read_ahead
 

@@ -37,8 +37,8 @@ from volgrowth.sources.listing import Listing
 from volgrowth.sources.ordering import Sorted
 from volgrowth.sources.readers.folder import FolderSource
 from volgrowth.sources.readers.hub import HubSource
-from volgrowth.sources.readers.parquet import ParquetSource
-from volgrowth.sources.readers.saved import ArrowSource
+from volgrowth.sources.readers.tables.parquet import ParquetSource
+from volgrowth.sources.readers.tables.saved import ArrowSource
 from volgrowth.sources.readers.webdataset import WebDatasetSource, refuse_packed
 from volgrowth.storage.places import Found, Place, locate, read_ahead
 from volgrowth.storage.urls import is_url

@@ -124,7 +124,7 @@ def test_large_values_in_a_few_bytes_of_parquet_are_taken_one_by_one(tmp_path):
 
 
 def test_a_row_group_larger_than_what_is_fetched_ahead_is_read_by_pages(tmp_path, monkeypatch):
-    import volgrowth.sources.readers.parquet as module
+    import volgrowth.sources.readers.tables.parquet as module
 
     images = digits(40)
     column = pa.array(images, pa.binary())

@@ -25,8 +25,8 @@ import pyarrow.compute as pc
 from volgrowth.errors import DataError
 from volgrowth.sources.base import Request
 from volgrowth.sources.listing import Listing, SourceFile
-from volgrowth.sources.readers.metadata_tables import SUFFIXES, table_columns, table_rows
-from volgrowth.sources.readers.table_columns import shown_names
+from volgrowth.sources.readers.tables.metadata_tables import SUFFIXES, table_columns, table_rows
+from volgrowth.sources.readers.tables.table_columns import shown_names
 from volgrowth.storage.places import Found, Place, printable
 
 FILE_NAME, KEY = "file_name", "key"

@@ -6,9 +6,9 @@ from typing import Any
 from volgrowth.errors import DataError
 from volgrowth.sources.base import Request
 from volgrowth.sources.listing import Listing
-from volgrowth.sources.readers.saved import DatasetSource
 from volgrowth.sources.readers.splits import choose_split
-from volgrowth.sources.readers.table_columns import shown_names
+from volgrowth.sources.readers.tables.saved import DatasetSource
+from volgrowth.sources.readers.tables.table_columns import shown_names
 from volgrowth.storage.failures import store_reason
 from volgrowth.storage.places import LocalPlace
 

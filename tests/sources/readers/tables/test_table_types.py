@@ -10,7 +10,7 @@ import pytest
 from tests.support.samples import again, digits, values
 from volgrowth.errors import DataError
 from volgrowth.sources import content_id, open_source
-from volgrowth.sources.readers.table_types import image_fields, is_plain_image, same_values
+from volgrowth.sources.readers.tables.table_types import image_fields, is_plain_image, same_values
 
 BYTES, PATH = pa.field("bytes", pa.binary()), pa.field("path", pa.string())
 STRUCTS = {

@@ -14,8 +14,8 @@ from tests.support.samples import again, dataset, digits, write_parquet
 from volgrowth.errors import DataError
 from volgrowth.sources import open_source
 from volgrowth.sources.base import Request
-from volgrowth.sources.readers.arrow_files import files_by_split
-from volgrowth.sources.readers.saved import ArrowSource
+from volgrowth.sources.readers.tables.arrow_files import files_by_split
+from volgrowth.sources.readers.tables.saved import ArrowSource
 from volgrowth.storage.places import LocalPlace
 
 IMAGES = digits(40)

@@ -21,9 +21,14 @@ from volgrowth.sources.base import Request, Row, Source
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.opened import Opened
-from volgrowth.sources.readers.arrow_files import described_splits, files_by_split, is_kept_result, load_arrow_files
 from volgrowth.sources.readers.splits import DEFAULT_SPLIT, choose_split
-from volgrowth.sources.readers.table_columns import BATCH_ROWS, Columns, choose_columns, rows_of
+from volgrowth.sources.readers.tables.arrow_files import (
+    described_splits,
+    files_by_split,
+    is_kept_result,
+    load_arrow_files,
+)
+from volgrowth.sources.readers.tables.table_columns import BATCH_ROWS, Columns, choose_columns, rows_of
 from volgrowth.storage.failures import store_reason
 from volgrowth.storage.places import Found, LocalPlace, Place
 

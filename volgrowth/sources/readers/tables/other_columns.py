@@ -11,7 +11,7 @@ import pyarrow as pa
 from volgrowth.sources.arrays import texts
 from volgrowth.sources.pixels.decoding import EXTENSIONS
 from volgrowth.sources.pixels.other_content import BASE64
-from volgrowth.sources.readers.table_types import image_fields, is_bytes, is_several, is_text
+from volgrowth.sources.readers.tables.table_types import image_fields, is_bytes, is_several, is_text
 from volgrowth.storage.urls import is_url
 
 Peek = Callable[[str], pa.ChunkedArray]

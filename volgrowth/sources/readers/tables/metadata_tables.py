@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from volgrowth.errors import DataError
 from volgrowth.sources.arrays import texts
 from volgrowth.sources.conditions import check_condition_column, conditions_of
-from volgrowth.sources.readers.table_columns import image_columns
+from volgrowth.sources.readers.tables.table_columns import image_columns
 from volgrowth.storage.places import Found, Place
 
 SUFFIXES = frozenset({".csv", ".jsonl", ".parquet", ".pq", ".parq"})

@@ -20,8 +20,8 @@ from volgrowth.sources.base import FilesSource, Request, Row, content_id
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.readers.splits import files_of_split
-from volgrowth.sources.readers.table_columns import BATCH_ROWS, Columns, choose_columns, rows_of
-from volgrowth.sources.readers.table_types import is_untold, same_values
+from volgrowth.sources.readers.tables.table_columns import BATCH_ROWS, Columns, choose_columns, rows_of
+from volgrowth.sources.readers.tables.table_types import is_untold, same_values
 from volgrowth.storage.places import Found, Place, printable, read_ahead
 
 PAGE_BYTES = 1 << 20

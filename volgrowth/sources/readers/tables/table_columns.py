@@ -14,8 +14,8 @@ from volgrowth.errors import DataError
 from volgrowth.sources.arrays import huggingface_features, texts
 from volgrowth.sources.base import Encoded, Request, Row, content_id, too_large
 from volgrowth.sources.conditions import FLAGS, OPTIONS, check_condition_column, conditions_of
-from volgrowth.sources.readers.other_columns import Peek, conversion, outward
-from volgrowth.sources.readers.table_types import image_fields, is_bytes, is_plain_image
+from volgrowth.sources.readers.tables.other_columns import Peek, conversion, outward
+from volgrowth.sources.readers.tables.table_types import image_fields, is_bytes, is_plain_image
 from volgrowth.storage.places import Place, read_ahead
 from volgrowth.storage.urls import is_url
 
