@@ -2,10 +2,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -62,27 +61,40 @@ def test_a_process_id_that_was_given_out_again_is_no_driver(store):
         Lock(store).acquire()
 
 
-def test_a_driver_elsewhere_is_watched(store, monkeypatch):
-    """For as long as it takes to show that it lives, by a clock that only waiting moves."""
-    clock, waited = [0.0], []
+@dataclass
+class Clock:
+    """A clock that only waiting moves. At each wait `meanwhile` is called with the number of waits so far."""
+
+    waited: list[float] = field(default_factory=list)
+    meanwhile: Callable[[int], object] = lambda count: None
+
+    def monotonic(self) -> float:
+        return sum(self.waited)
+
+    def sleep(self, seconds: float) -> None:
+        self.waited.append(seconds)
+        self.meanwhile(len(self.waited))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock by which another driver's lock is watched."""
+    monkeypatch.setattr(locking, "time", Clock())
+    return locking.time
+
+
+def test_a_driver_elsewhere_is_watched(store, clock):
+    """For as long as it takes to show that it lives."""
     there = {"id": "other", "host": "elsewhere", "pid": 1, "born": "1", "boot": "another", "namespace": "pid:[1]"}
-
-    def wait(seconds, beat=None):
-        clock[0] += seconds
-        waited.append(seconds)
-        if len(waited) == beat:
-            store.write_json(LOCK, {**there, "beat": 1})
-
-    monkeypatch.setattr(locking, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=wait))
     store.write_json(LOCK, {**there, "beat": 0})
     with driving(store):
-        assert sum(waited) >= locking.WATCH_SECONDS
+        assert sum(clock.waited) >= locking.WATCH_SECONDS
     store.write_json(LOCK, {**there, "beat": 0})
-    waited.clear()
-    monkeypatch.setattr(locking.time, "sleep", partial(wait, beat=3))
+    clock.waited.clear()
+    clock.meanwhile = lambda count: count == 3 and store.write_json(LOCK, {**there, "beat": 1})
     with pytest.raises(OutputError, match="process 1 on elsewhere"):
         Lock(store).acquire()
-    assert len(waited) == 3
+    assert len(clock.waited) == 3
 
 
 def test_who_was_taken_for_dead_stops_and_leaves_the_lock_to_the_other(store, monkeypatch):
@@ -101,27 +113,17 @@ def test_who_was_taken_for_dead_stops_and_leaves_the_lock_to_the_other(store, mo
     [{"boot": "another kernel"}, {"namespace": "pid:[4]"}, {"boot": None, "namespace": None}],
     ids=["a machine of the same name", "another container", "an older version"],
 )
-def test_a_driver_that_cannot_be_seen_is_taken_over_for_its_heartbeat_alone(store, monkeypatch, capsys, other):
+def test_a_driver_that_cannot_be_seen_is_taken_over_for_its_heartbeat_alone(store, clock, capsys, other):
     """Its process has a number that is free here, or that another program has."""
-    monkeypatch.setattr(locking, "WATCH_SECONDS", 1.5)
-    mine = Lock(store).mine
-    beating = threading.Event()
-
-    def beat():
-        count = 0
-        while not beating.wait(0.2):
-            count += 1
-            store.write_json(LOCK, {**mine, "id": "other", **other, "beat": count})
-
-    store.write_json(LOCK, {**mine, "id": "other", **other, "beat": 0})
-    thread = threading.Thread(target=beat)
-    thread.start()
+    there = {**Lock(store).mine, "id": "other", **other}
+    store.write_json(LOCK, {**there, "beat": 0})
+    clock.meanwhile = lambda count: store.write_json(LOCK, {**there, "beat": count})
     with pytest.raises(OutputError, match="is being written by another volgrowth"):
         Lock(store).acquire()
-    beating.set()
-    thread.join()
+    clock.meanwhile = lambda count: None
     with driving(store):
-        assert "watching for 1.5 seconds if another volgrowth (process" in capsys.readouterr().err
+        assert sum(clock.waited) >= locking.WATCH_SECONDS
+    assert "watching for 30 seconds if another volgrowth (process" in capsys.readouterr().err
 
 
 def test_a_process_that_waits_for_its_parent_alone_holds_no_lock(store):
@@ -134,12 +136,12 @@ def test_a_process_that_waits_for_its_parent_alone_holds_no_lock(store):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b'{"id": 3, "pid": "x", "boot": []}'])
-def test_a_damaged_lock_is_taken_over_if_nobody_writes_it_again(store, monkeypatch, capsys, content):
-    monkeypatch.setattr(locking, "WATCH_SECONDS", 1.0)
+def test_a_damaged_lock_is_taken_over_if_nobody_writes_it_again(store, clock, capsys, content):
     store.write(LOCK, content)
     with driving(store) as lock:
         lock.confirm()
-    assert "watching for 1 seconds" in capsys.readouterr().err
+    assert sum(clock.waited) >= locking.WATCH_SECONDS
+    assert "watching for 30 seconds" in capsys.readouterr().err
 
 
 PUBLISHES = """
