@@ -126,8 +126,8 @@ def fits_kept() -> Iterator[None]:
 
     def fit_once(regressor: Any, features: np.ndarray, score: np.ndarray) -> Any:
         digest = hashlib.sha256(repr((regressor.get_params(), features.shape)).encode())
-        digest.update(np.ascontiguousarray(features))
-        digest.update(np.ascontiguousarray(score))
+        digest.update(np.ascontiguousarray(features).tobytes())
+        digest.update(np.ascontiguousarray(score).tobytes())
         known = fitted.setdefault(digest.digest(), {})
         if not known:
             known.update(vars(fit(regressor, features, score)))

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.curation.test_applying import edited
-from tests.sources.readers.test_table_types import PLAIN, STRUCTS, column
+from tests.sources.readers.tables.test_table_types import PLAIN, STRUCTS, column
 from tests.support.samples import digits, values, write_parquet
 from volgrowth.curation import apply_list
 from volgrowth.curation.kept import WEIGHT, Kept
