@@ -28,7 +28,7 @@ HTTP_SECONDS = 30.0
 
 # One request for a whole object: ranges fetched side by side can come from two versions of it, and parts still on
 # their way outlive the upload that was given up.
-_S3 = {"max_concurrency": 1, "config_kwargs": {"retries": {"mode": "standard"}}}
+_S3: dict[str, Any] = {"max_concurrency": 1, "config_kwargs": {"retries": {"mode": "standard"}}}
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3}
 _VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "HF_", "FSSPEC_")
 
