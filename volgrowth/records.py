@@ -28,6 +28,7 @@ class ModelInfo:
         unknown_settings: entries of its configurations that nothing here knows, as `FILE: KEY=VALUE`.
         notes: sentences about what was left aside or assumed when the model was opened.
         source_hash: of a factory's name and source alone, which was its whole hash in older audits; else None.
+        files: digest of all files that this was read from; None for a factory, and in older audits.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelInfo:
     unknown_settings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     source_hash: str | None = None
+    files: str | None = None
 
     def is_model_of(self, recorded: "ModelInfo") -> bool:
         """Return True if this is the model of a manifest; older manifests know a factory by its source alone."""

@@ -375,11 +375,11 @@ def test_the_numbers_of_the_figures_are_handed_over_as_json() -> None:
 
 def test_every_figure_is_a_file_too() -> None:
     names = {"growth", "excess-growth", "complexity", "levels", "returns"}
-    files = full_report().files()
+    files = full_report().figures
     assert set(files) == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert all(files[f"{name}.png"].startswith(b"\x89PNG") for name in names)
     assert all(b"<svg" in files[f"{name}.svg"] and b"var(--" not in files[f"{name}.svg"] for name in names)
-    assert files == full_report().files()
+    assert files == full_report().figures
 
 
 def test_figures_count_near_duplicates_once() -> None:

@@ -1,7 +1,11 @@
 """Controls: for each image of interest another image of the same complexity, to compare it with."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy.spatial import cKDTree
+
+if TYPE_CHECKING:
+    from scipy.spatial import cKDTree
 
 # neighbours that are tried first; four times as many while all of them are taken
 CANDIDATES = 16
@@ -21,6 +25,8 @@ def match_controls(features: np.ndarray, wanted: np.ndarray, allowed: np.ndarray
     result = np.full(len(wanted), -1)
     if not len(wanted) or not len(allowed):
         return result
+    from scipy.spatial import cKDTree  # a fifth of a second to import
+
     scale = features[allowed].std(0)
     scale = np.where(scale > 0, scale, 1.0)
     tree = cKDTree(features[allowed] / scale)
@@ -32,7 +38,7 @@ def match_controls(features: np.ndarray, wanted: np.ndarray, allowed: np.ndarray
     return result
 
 
-def _nearest_free(tree: cKDTree, point: np.ndarray, taken: set[int]) -> int:
+def _nearest_free(tree: "cKDTree", point: np.ndarray, taken: set[int]) -> int:
     """Return the nearest point of the tree that is not taken; there must be one."""
     count = CANDIDATES
     while True:

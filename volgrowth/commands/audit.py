@@ -4,51 +4,27 @@
 2. score: have workers measure every row that has no score yet
 3. analyse: calibrate the scores, and flag images
 4. write: findings, summary and report, and last of all the marker that the audit is done
+
+The last three are in `volgrowth.commands.measuring`, which loads torch. A finished audit that is asked for again needs
+only the first.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
-from itertools import chain
 from math import prod
 from typing import Any
 
-import pyarrow.compute as pc
-
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
-from volgrowth.analysis.findings import ANALYSED, Analysis, Reference, analyse
-from volgrowth.analysis.summary import SUMMARISED, summarize_audit
-from volgrowth.audit.engine.batch_size import kept_batch, settle_batch
-from volgrowth.audit.engine.ledger import Task
-from volgrowth.audit.engine.model_check import check_model_tasks, kept_check
-from volgrowth.audit.engine.noise_floor import NoiseFloor, noise_floor
-from volgrowth.audit.engine.progress import AuditProgress
-from volgrowth.audit.engine.running import run_tasks
-from volgrowth.audit.engine.session import Session
-from volgrowth.audit.engine.shard_tasks import Report, ShardTasks
 from volgrowth.audit.output.checking import clear_bad_files, verify_files
-from volgrowth.audit.output.fragments import published, reconcile
+from volgrowth.audit.output.fragments import published
 from volgrowth.audit.output.freezing import FrozenAudit, freeze
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, DataInfo, Manifest, Shard
-from volgrowth.audit.output.mending import say_scored_again, set_aside
-from volgrowth.audit.output.result import (
-    FINDINGS_FILE,
-    HOLDOUT_FINDINGS_FILE,
-    REPORT_FILE,
-    SUMMARY_FILE,
-    Audit,
-    open_audit,
-)
-from volgrowth.audit.output.runs import Tally, total_effort
+from volgrowth.audit.output.result import REPORT_FILE, Audit, open_audit
 from volgrowth.audit.output.unchanged import check_unchanged
-from volgrowth.audit.scoring.cascade import STAGES, Chosen, forget
-from volgrowth.audit.scoring.worker import ScoringWorker
-from volgrowth.commands.report import write_report
 from volgrowth.config import AuditConfig, PaperMeasure
-from volgrowth.errors import DamagedError, DataError, OutputError, UsageError
-from volgrowth.models import inspect_model
+from volgrowth.errors import DataError, UsageError
+from volgrowth.models.locating import files_digest
 from volgrowth.plain import print_plain
-from volgrowth.records import ModelInfo, Status
+from volgrowth.records import ModelInfo
 from volgrowth.report.words import cascade_sentences, failure_sentences, headline_lines
 from volgrowth.sources import open_source
 from volgrowth.storage.store import Store
@@ -71,7 +47,8 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
             stay, and the same call resumes.
         KeyboardInterrupt: passed on after an orderly end; the same call resumes.
     """
-    store, inputs = Store(config.output), inspect_inputs(config)
+    store = Store(config.output)
+    inputs = inspect_inputs(config, _recorded_model(store))
     if not quiet:
         print_opened(inputs.manifest)
     if store.exists(SUCCESS) and not extend and not retry_failed:
@@ -87,12 +64,10 @@ def run_audit(config: AuditConfig, *, quiet: bool = False, extend: bool = False,
         if store.exists(SUCCESS) and not failed and not clear_bad_files(store):
             return _finished_before(config.output, quiet)
         store.delete(SUCCESS)
-        with Session(config, manifest, store, lock) as session:
-            analysis = _measured(session, failed, quiet)
-        _write_tables(store, analysis, config)
-        del analysis  # its tables are as large as all that the report reads
-        write_report(Audit(store, store.read_json(MANIFEST)))
-        store.write(SUCCESS, b"")
+        # loads torch, which a finished audit does without
+        from volgrowth.commands.measuring import measure_rows
+
+        measure_rows(config, manifest, store, lock, failed, quiet)
     return open_audit(config.output)
 
 
@@ -131,17 +106,39 @@ def failed_share(audit: Audit) -> float:
     return (counts["rows"] - counts["ok"]) / max(counts["rows"], 1)
 
 
-def inspect_inputs(config: AuditConfig) -> FrozenAudit:
+def _failed_shards(store: Store, manifest: Manifest) -> list[Shard]:
+    """Return the published shards that have rows without a score."""
+    done = published(store, manifest)
+    return [shard for shard in manifest.shards if int(done.get(shard.name, {}).get("failed", 0))]
+
+
+def _recorded_model(store: Store) -> ModelInfo | None:
+    """Return the model that the manifest of an output describes; None for a new output."""
+    if not store.exists(MANIFEST):
+        return None
+    return Manifest.from_json(store.read_json(MANIFEST), f"{store.url}/{MANIFEST}").model
+
+
+def inspect_inputs(config: AuditConfig, recorded: ModelInfo | None = None) -> FrozenAudit:
     """Describe model and data set as they are now, and check that they fit the settings and each other.
 
     Only headers, listings and footers are read.
+
+    Args:
+        config: the settings.
+        recorded: an earlier description of the model, which holds as long as the model's files are the same. So a
+            finished audit that is asked for again needs no torch.
 
     Raises:
         UsageError: settings, model, data set or reference audit do not fit each other.
         DataError: a data set cannot be opened, or the held-out set is too small or the audited one.
         ModelError: the model is not there, or is none that can be audited.
     """
-    model = inspect_model(**config.model_arguments)
+    model = recorded
+    if model is None or model.files is None or model.files != files_digest(**config.model_arguments):
+        from volgrowth.models.load import inspect_model  # loads torch
+
+        model = inspect_model(**config.model_arguments)
     _check_conditions(config, model)
     asked: dict[str, Any] = {"condition_column": config.condition_column, "max_bytes": config.max_bytes}
     source = open_source(
@@ -230,143 +227,3 @@ def _check_reference(reference: str, manifest: Manifest) -> None:
         raise UsageError(
             f"--reference {reference}: it audits the same model; expected one that was not trained on these images"
         )
-
-
-def _measured(session: Session, failed: list[Shard], quiet: bool) -> Analysis:
-    """Score what is not scored yet, and analyse all of it; a file that turns out to be damaged is made again."""
-    seen = set[str]()
-    while True:
-        try:
-            _score(session, failed, quiet)
-            return _analyse(session.store, session.config)
-        except DamagedError as error:
-            if error.name in seen:
-                raise
-            seen.add(error.name)
-            set_aside(session.store, session.manifest, error)
-
-
-def _score(session: Session, failed: list[Shard], quiet: bool) -> None:
-    """Score the shards that are not published, then the rows of `failed` without a score, then a cascade's choice."""
-    settle_batch(session)
-    store, shards, floor = session.store, session.manifest.shards, NoiseFloor(session)
-    done = published(store, session.manifest)
-    todo = [shard for shard in shards if shard.name not in done]
-    failed = [shard for shard in failed if shard.name in done]
-    say_scored_again(store, todo)
-    rows, left = (sum(shard.rows for shard in some) for some in (shards, todo))
-    progress = AuditProgress(rows, len(shards), rows - left, len(shards) - len(todo), quiet=quiet)
-    first = check_model_tasks(session) if todo else []
-    _score_shards(session, floor, ((shard, None) for shard in todo), len(todo), progress, first)
-    rows = sum(int(done[shard.name]["failed"]) for shard in failed)
-    progress = AuditProgress(rows, len(failed), quiet=quiet, doing="retrying")
-    _score_shards(session, floor, ((shard, _failed_rows(store, shard)) for shard in failed), len(failed), progress)
-    if session.config.cascade:
-        _complete_cascade(session, floor, bool(failed), quiet)
-
-
-def _score_shards(
-    session: Session,
-    floor: NoiseFloor,
-    shards: Iterable[tuple[Shard, Sequence[int] | None]],
-    count: int,
-    progress: AuditProgress,
-    first: Sequence[Task] = (),
-) -> None:
-    """Do the tasks of `first`, and score the given rows of each shard, all of them for None."""
-    report = _reporter(session, floor, progress)
-    tasks = (ShardTasks(shard, report, rows).task() for shard, rows in shards)
-    run_tasks(session, ScoringWorker, chain(first, tasks), count, progress)
-
-
-def _complete_cascade(session: Session, floor: NoiseFloor, retried: bool, quiet: bool) -> None:
-    """Measure the rows that passed the screen of a cascade, then a sample of the others.
-
-    The rows are chosen once and kept in the output, so that a resumed audit measures the same ones; rows that were
-    `retried` change the choice.
-    """
-    config, manifest, store = session.config, session.manifest, session.store
-    if retried:
-        forget(store)
-    for stage in STAGES:
-        chosen = Chosen.load(store, stage, manifest.data.rows)
-        if chosen is None:
-            screening = _analyse(store, config).screening
-            assert screening is not None  # the analysis of a cascade has one
-            rows = screening.passing if stage == "passed" else screening.sample(config.screen_sample, config.seed)
-            chosen = Chosen(stage, rows, manifest.data.rows)
-            chosen.save(store)
-        _measure_screened(session, floor, chosen.todo(store, manifest, published(store, manifest)), stage, quiet)
-
-
-def _measure_screened(
-    session: Session, floor: NoiseFloor, rows: dict[Shard, list[int]], stage: str, quiet: bool
-) -> None:
-    """Measure rows of published shards that were only screened, for a stage of a cascade."""
-    doing = f"measuring {stage}"
-    progress = AuditProgress(sum(map(len, rows.values())), len(rows), quiet=quiet, doing=doing)
-    report = _reporter(session, floor, progress)
-
-    def task(shard: Shard) -> Task:
-        arguments = shard, rows[shard], stage
-        return Task(f"{shard.name}, {doing}", "complete", arguments, lambda tally: report(shard, tally))
-
-    run_tasks(session, ScoringWorker, map(task, rows), len(rows), progress)
-
-
-def _reporter(session: Session, floor: NoiseFloor, progress: AuditProgress) -> Report:
-    """Return the callback that updates the progress display and the run record after each published shard."""
-
-    def report(shard: Shard, tally: Tally) -> list[Task]:
-        progress.advance(tally.images, tally.failed)
-        session.run.add(tally)
-        session.run.event("shard", shard=shard.name, **asdict(tally))
-        return floor.tasks(shard, tally)
-
-    return report
-
-
-def _failed_shards(store: Store, manifest: Manifest) -> list[Shard]:
-    """Return the published shards that have rows without a score."""
-    done = published(store, manifest)
-    return [shard for shard in manifest.shards if int(done.get(shard.name, {}).get("failed", 0))]
-
-
-def _failed_rows(store: Store, shard: Shard) -> list[int]:
-    table = store.read_table(shard.name)
-    return table.filter(pc.not_equal(table["status"], Status.OK.value))["row"].to_pylist()
-
-
-def _analyse(store: Store, config: AuditConfig) -> Analysis:
-    """Calibrate the scores, beside those of the reference audit if there is one."""
-    audit, reference = Audit(store, store.read_json(MANIFEST), columns=ANALYSED), None
-    if config.reference:
-        other = replace(open_audit(config.reference), columns=ANALYSED)
-        try:
-            reference = Reference(other.scores, other.holdout_scores)
-        except DamagedError as error:  # of another output, which is not mended here
-            raise OutputError(str(error)) from None
-    return analyse(audit.scores, audit.holdout_scores, reference, config.screen_share if config.cascade else None)
-
-
-def _write_tables(store: Store, analysis: Analysis, config: AuditConfig) -> None:
-    """Write findings and summary."""
-    audit = Audit(store, store.read_json(MANIFEST), columns=SUMMARISED)
-    manifest = audit.frozen
-    reconcile(store, manifest)
-    metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
-    store.write_table(FINDINGS_FILE, analysis.findings, metadata)
-    if analysis.holdout is not None:
-        store.write_table(HOLDOUT_FINDINGS_FILE, analysis.holdout, metadata)
-    sampled = Chosen.load(store, "sampled") if config.cascade else None
-    run = _run_facts(store, config)
-    store.write_json(SUMMARY_FILE, summarize_audit(audit, analysis, config, run, sampled.rows if sampled else None))
-
-
-def _run_facts(store: Store, config: AuditConfig) -> dict[str, Any]:
-    """Describe how the scores were made: time, devices and arithmetic, the model's check, noise floor, batch size."""
-    batch = kept_batch(store) if config.batch_size is None else config.batch_size
-    checked, floor = kept_check(store), noise_floor(store)
-    arithmetic = floor.pop("arithmetic", None) if floor else None
-    facts = {"model_check": checked, "noise_floor": floor, "batch_size": batch, "arithmetic": arithmetic}
-    return {**total_effort(store), **facts}

@@ -1,10 +1,14 @@
 """`volgrowth report`: write the page for people from the tables of a finished audit."""
 
-import hashlib
+import json
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import version
 from itertools import groupby
 from math import prod
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +19,16 @@ from volgrowth.audit.output.listings import read_rows
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import FIGURES_FOLDER, REPORT_FILE, SUMMARY_FILE, Audit, open_audit, open_stored
 from volgrowth.audit.output.unchanged import expected_hashes
-from volgrowth.audit.sampling.drawing import AT_ONCE as DRAWN_AT_ONCE
-from volgrowth.audit.sampling.drawing import FOLDER, SAMPLE
+from volgrowth.audit.sampling.sample_files import AT_ONCE as DRAWN_AT_ONCE
+from volgrowth.audit.sampling.sample_files import FOLDER, SAMPLE
 from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.plain import plain, print_plain
 from volgrowth.report import Shown, choose_exhibits, render_report, thumbnail
 from volgrowth.report.charts.numbers import duplicate_groups
-from volgrowth.report.page import CAP, FRAME
+from volgrowth.report.page import CAP, FRAME, code_digest
 from volgrowth.sources import BadImage, bytes_hash, decode_image
 from volgrowth.storage.store import Store
+from volgrowth.version import VERSION
 
 SAMPLES_FILE = f"{FOLDER}/samples.parquet"
 # images in the gallery, and the limit up to which all flagged ones are shown
@@ -63,24 +68,44 @@ def report_audit(output: str, *, redact: bool = False, trust_output: bool = Fals
 
 
 def write_report(audit: Audit, redact: bool = False) -> None:
-    """Write the page and its figures, and put the numbers of the figures into summary.json; see `report_audit`."""
+    """Write the page and its figures, and put the numbers of the figures into summary.json; see `report_audit`.
+
+    Pages that are there, whole, and made from the same are left as they are.
+    """
+    shown = _shown(audit, redact)
+    origin = _origin(audit.summary, shown)
+    if audit.summary.get("pages_origin") == origin and _are_whole(audit.store, audit.summary["pages"]):
+        return
     try:
-        report = render_report(
-            audit.summary, audit.scores, audit.findings, _shown(audit, redact), audit.holdout_findings
-        )
+        report = render_report(audit.summary, audit.scores, audit.findings, shown, audit.holdout_findings)
     except KeyError as error:
-        url, version = audit.store.url, audit.summary.get("volgrowth", "of unknown version")
+        url, earlier = audit.store.url, audit.summary.get("volgrowth", "of unknown version")
         raise UsageError(
-            f"{url} was summarised by volgrowth {version}, which did not write what the report now shows "
+            f"{url} was summarised by volgrowth {earlier}, which did not write what the report now shows "
             f"({error.args[0]}): to keep the scores, delete {url}/_SUCCESS and run the same `volgrowth audit` again"
         ) from error
-    pages = {f"{FIGURES_FOLDER}/{name}": data for name, data in report.files().items()}
+    pages = {f"{FIGURES_FOLDER}/{name}": data for name, data in report.figures.items()}
     pages[REPORT_FILE] = report.html.encode()
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in pages.items()}
+    digests = {name: sha256(data).hexdigest() for name, data in pages.items()}
     # first, so that pages which an interrupted command did not write differ from their digests
-    audit.store.write_json(SUMMARY_FILE, {**audit.summary, "figures": report.numbers, "pages": digests})
+    made = {"figures": report.numbers, "pages": digests, "pages_origin": origin}
+    audit.store.write_json(SUMMARY_FILE, {**audit.summary, **made})
     for name, data in pages.items():
         audit.store.write(name, data)
+
+
+def _origin(summary: dict[str, Any], shown: Shown) -> str:
+    """Return a digest of all that the pages are made from: the summary stands for the tables it was written with."""
+    numbers = {name: value for name, value in summary.items() if name not in ("figures", "pages", "pages_origin")}
+    pictures = sha256(repr([sorted(shown.rows.items()), sorted(shown.samples.items())]).encode()).hexdigest()
+    drawn_by = [VERSION, version("matplotlib"), code_digest()]
+    parts = [numbers, list(map(asdict, shown.exhibits)), shown.redacted, pictures, drawn_by]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _are_whole(store: Store, pages: dict[str, str]) -> bool:
+    """Say whether all pages are there with their digests."""
+    return all(store.exists(name) and sha256(store.read(name)).hexdigest() == pages[name] for name in pages)
 
 
 def _shown(audit: Audit, redact: bool) -> Shown:

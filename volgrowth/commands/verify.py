@@ -47,18 +47,9 @@ from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit, open_stored
 from volgrowth.audit.output.unchanged import check_unchanged
-from volgrowth.audit.sampling.drawing import (
-    DECODED,
-    SAMPLE,
-    SAMPLER,
-    STOPPED,
-    Drawing,
-    DrawingWorker,
-    Start,
-    drawings,
-    is_drawn,
-)
+from volgrowth.audit.sampling.drawing import SAMPLER, Drawing, DrawingWorker, Start, drawings, is_drawn
 from volgrowth.audit.sampling.neighbours import Neighbours, SearchingWorker
+from volgrowth.audit.sampling.sample_files import DECODED, SAMPLE, STOPPED
 from volgrowth.commands.report import SAMPLES_FILE, write_report
 from volgrowth.config import EXECUTION, AuditConfig
 from volgrowth.errors import UsageError

@@ -6,15 +6,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from volgrowth.errors import ModelError, first_line
 from volgrowth.models.recognition import refuse_pointer
 from volgrowth.models.tensor_names import WRAPPERS, plain_name
-from volgrowth.models.weight_digest import is_finite
 from volgrowth.storage.file_digests import file_digest
+
+if TYPE_CHECKING:
+    import torch
 
 # file names of weights: networks and autoencoders (diffusers), text encoders (transformers)
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
@@ -324,8 +324,10 @@ def _load_unwrapped(kind: Any, component: Component) -> tuple[Any, list[str], li
     return module, missing, unexpected
 
 
-def check_weights_finite(folder: Path, module: torch.nn.Module) -> None:
+def check_weights_finite(folder: Path, module: "torch.nn.Module") -> None:
     """Raise ModelError if a weight of a loaded module is NaN or infinite."""
+    from volgrowth.models.weight_digest import is_finite  # loads torch
+
     bad = [name for name, tensor in module.named_parameters() if not is_finite(tensor)]
     if bad:
         raise ModelError(

@@ -10,12 +10,11 @@ import inspect
 import torch
 
 from volgrowth.errors import ModelError
+from volgrowth.models.locating import FACTORY
 from volgrowth.models.user_code import at_line, import_function
 from volgrowth.models.weight_digest import digest_weights
 from volgrowth.numerics import Denoiser
 from volgrowth.records import ModelInfo
-
-FACTORY = "factory:"
 
 _CALL = "function(device=torch.device, dtype=torch.dtype)"
 

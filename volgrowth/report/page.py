@@ -9,24 +9,24 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from volgrowth.analysis.caveats import list_caveats
 from volgrowth.records import Mark, Status
 from volgrowth.report import formats, words
-from volgrowth.report.charts.figures import figure_files
-from volgrowth.report.charts.plots import ReportCharts, draw_report_charts
 from volgrowth.report.gallery.cards import FILTERS, SORTS, Card, fit_cards, make_cards
 from volgrowth.report.gallery.exhibits import Shown
 from volgrowth.report.gallery.pictures import data_url
 from volgrowth.report.provenance import opened_pairs, provenance_groups
 from volgrowth.report.words import Summary
+
+if TYPE_CHECKING:
+    from volgrowth.report.charts.plots import ReportCharts
 
 _HERE = Path(__file__).parent
 
@@ -53,18 +53,12 @@ class ReportPage:
     Attributes:
         html: the page.
         numbers: behind the figures and the gallery; the summary does not have them yet.
-        figures: by name.
+        figures: the PNG and SVG files of the figures, their bytes by file name.
     """
 
     html: str
     numbers: dict[str, Any]
-    figures: dict[str, Figure]
-
-    def files(self) -> dict[str, bytes]:
-        """Return the figures as PNG and SVG files: their bytes by file name."""
-        return {
-            file: data for name, figure in self.figures.items() for file, data in figure_files(name, figure).items()
-        }
+    figures: dict[str, bytes]
 
 
 def render_report(
@@ -83,6 +77,8 @@ def render_report(
         ValueError: an exhibit is of a row that the tables do not have.
         KeyError: the summary or a table lacks what the page shows, as those of another version may.
     """
+    from volgrowth.report.charts.plots import draw_report_charts  # matplotlib takes a second to import
+
     truth = summary.get("verification") or {}
     detection = summary["detection"] or {}
     drawn = draw_report_charts(summary, scores, findings, shown, holdout)
@@ -102,7 +98,13 @@ def render_report(
     except UndefinedError as error:
         raise KeyError(error.message) from error
     said = {**drawn.numbers, "gallery": {"images": len(texts), "with_pictures": pictured}}
-    return ReportPage(page, said, drawn.figures)
+    return ReportPage(page, said, drawn.files)
+
+
+def code_digest() -> str:
+    """Return a digest of the code, templates and styles that make the page."""
+    files = (path for path in sorted(_HERE.rglob("*")) if path.is_file() and path.suffix != ".pyc")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _dense(text: str) -> str:
@@ -110,7 +112,7 @@ def _dense(text: str) -> str:
     return re.sub(r">\s*\n\s*", ">", text)
 
 
-def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: ReportCharts) -> dict[str, Any]:
+def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: "ReportCharts") -> dict[str, Any]:
     """Return the variables of the template, without those of the gallery."""
     groups = drawn.numbers["duplicates"]
     pictures = {group["row"]: shown.rows.get(group["row"]) for group in groups["largest"]}

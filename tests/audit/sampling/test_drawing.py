@@ -8,9 +8,6 @@ import torch
 
 from tests.audit.output.test_manifest import manifest
 from volgrowth.audit.sampling.drawing import (
-    AT_ONCE,
-    DECODED,
-    SAMPLE,
     Drawing,
     Start,
     draw_samples,
@@ -20,6 +17,7 @@ from volgrowth.audit.sampling.drawing import (
     to_pixels,
     write_images,
 )
+from volgrowth.audit.sampling.sample_files import AT_ONCE, DECODED, SAMPLE
 from volgrowth.audit.workers.fitting import BatchSize, NoMemoryError
 from volgrowth.errors import ModelError
 from volgrowth.models import load_model

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from tests.support.page_parser import parse
 from volgrowth.report.charts import figures
-from volgrowth.report.charts.figures import ChartPoints, draw_complexity, draw_histogram, inline_svg
+from volgrowth.report.charts.figures import ChartPoints, draw_complexity, draw_histogram, figure_files, inline_svg
 from volgrowth.report.charts.numbers import LevelRates, Spread, count_bars, expected_by_size
 
 
@@ -24,9 +24,13 @@ def points(rows: int, notable: int = 0) -> ChartPoints:
     )
 
 
+def inline(figure: Figure, name: str, alt: str) -> str:
+    return inline_svg(figure_files(name, figure)[f"{name}.svg"], name, alt)
+
+
 def svg_of_histogram(values: np.ndarray, heldout: np.ndarray | None = None) -> str:
     notable = np.zeros(values.shape, bool)
-    return inline_svg(draw_histogram(count_bars(values, heldout, notable), "flagged", "growth"), "h", "a histogram")
+    return inline(draw_histogram(count_bars(values, heldout, notable), "flagged", "growth"), "h", "a histogram")
 
 
 def scatter(some: ChartPoints) -> tuple[Figure, int, int]:
@@ -47,18 +51,18 @@ def test_words_stay_words() -> None:
 
 def test_a_hostile_description_stays_text() -> None:
     hostile = '"><script>alert(1)</script>'
-    svg = inline_svg(scatter(points(5))[0], "s", hostile)
+    svg = inline(scatter(points(5))[0], "s", hostile)
     assert parse(svg).all("svg")[0]["aria-label"] == hostile
     assert not parse(svg).all("script")
 
 
 def test_the_same_figure_gives_the_same_bytes() -> None:
-    first, second = (inline_svg(scatter(points(9000))[0], "s", "") for _ in range(2))
+    first, second = (inline(scatter(points(9000))[0], "s", "") for _ in range(2))
     assert first == second
 
 
 def test_figures_that_share_a_page_share_no_id() -> None:
-    drawn = [inline_svg(scatter(points(50))[0], name, "") for name in ("a", "b")]
+    drawn = [inline(scatter(points(50))[0], name, "") for name in ("a", "b")]
     ids = [{a["id"] for _, a in parse(svg).elements if "id" in a} for svg in drawn]
     assert ids[0]
     assert ids[0].isdisjoint(ids[1])
@@ -67,7 +71,7 @@ def test_figures_that_share_a_page_share_no_id() -> None:
 def test_a_scatter_is_thinned_but_never_of_what_is_notable() -> None:
     _, dots, ordinary = scatter(points(9000, notable=40))
     assert (dots, ordinary) == (figures.SCATTER_POINTS, 8960)
-    svg = inline_svg(scatter(points(9000, notable=40))[0], "s", "")
+    svg = inline(scatter(points(9000, notable=40))[0], "s", "")
     assert len([u for u in parse(svg).all("use") if "--accent" in u["style"]]) == 40 + 1  # one in the legend
 
 
@@ -84,14 +88,14 @@ def test_degenerate_scatters_draw(rows: int) -> None:
 def test_a_bin_with_one_notable_image_of_many_has_a_tick() -> None:
     values = np.append(np.random.default_rng(0).normal(size=100_000), 9.0)
     notable = np.arange(values.size) == values.size - 1
-    svg = inline_svg(draw_histogram(count_bars(values, None, notable), "flagged", "growth"), "h", "")
+    svg = inline(draw_histogram(count_bars(values, None, notable), "flagged", "growth"), "h", "")
     assert len([u for u in parse(svg).all("use") if "--accent" in u["style"]]) == 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 19])
 def test_rates_are_drawn_at_one_level_and_at_many(count: int) -> None:
     spread = Spread(np.geomspace(0.1, 10, count), *np.ones((3, count)))
-    svg = inline_svg(figures.draw_levels(LevelRates(5, "noise level", spread, spread), "growth"), "l", "")
+    svg = inline(figures.draw_levels(LevelRates(5, "noise level", spread, spread), "growth"), "l", "")
     assert {"var(--accent", "var(--cool"} <= set(re.findall(r"var\(--\w+", svg))
 
 
@@ -108,7 +112,7 @@ def test_flags_are_marked_and_what_samples_reproduced_as_well() -> None:
     some = points(100, notable=10)
     both = replace(some, reproduced=np.arange(100) < 4)
     figure, dots, _ = scatter(both)
-    svg = inline_svg(figure, "s", "")
+    svg = inline(figure, "s", "")
     assert dots == 90
     styles = [use["style"] for use in parse(svg).all("use") if "--accent" in use["style"]]
     assert len([style for style in styles if "fill: var(--accent" in style]) == 4 + 1

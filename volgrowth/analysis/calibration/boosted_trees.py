@@ -10,10 +10,13 @@ the masks of all features together. Leaf values are added in the order of the tr
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingRegressor
 
 FEW = 8192
 """Images up to which the tables would take longer to make than scikit-learn takes to predict."""
@@ -24,7 +27,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """Returns predictions, (n,), for features (n, k); NaN is a missing one."""
 
 
-def predictor(model: HistGradientBoostingRegressor, sample: np.ndarray, count: int) -> Predict:
+def predictor(model: "HistGradientBoostingRegressor", sample: np.ndarray, count: int) -> Predict:
     """Return the fastest function that predicts `count` images to the bit as a regression with numeric features does.
 
     Args:
@@ -37,7 +40,7 @@ def predictor(model: HistGradientBoostingRegressor, sample: np.ndarray, count: i
     return partial(_walked, model)
 
 
-def _walked(model: HistGradientBoostingRegressor, features: np.ndarray) -> np.ndarray:
+def _walked(model: "HistGradientBoostingRegressor", features: np.ndarray) -> np.ndarray:
     if not len(features):  # no row may have been scored
         return np.empty(0)
     # boosting threads spin while they wait: on a busy machine several are slower than one by orders of magnitude
@@ -45,7 +48,7 @@ def _walked(model: HistGradientBoostingRegressor, features: np.ndarray) -> np.nd
         return model.predict(features)
 
 
-def _looked_up(model: HistGradientBoostingRegressor, sample: np.ndarray) -> "TreeTables | None":
+def _looked_up(model: "HistGradientBoostingRegressor", sample: np.ndarray) -> "TreeTables | None":
     """Return the tables of a model; None if this version of scikit-learn keeps its trees in another way."""
     try:
         trees = TreeTables(model)
@@ -57,7 +60,7 @@ def _looked_up(model: HistGradientBoostingRegressor, sample: np.ndarray) -> "Tre
 class TreeTables:
     """The trees of a fitted regression as tables."""
 
-    def __init__(self, model: HistGradientBoostingRegressor):
+    def __init__(self, model: "HistGradientBoostingRegressor"):
         grown = [tree.nodes for (tree,) in model._predictors]
         self.first = float(model._baseline_prediction.item())
         tests = np.concatenate(grown)

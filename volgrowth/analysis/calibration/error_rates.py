@@ -17,7 +17,6 @@ from math import ceil, log
 from typing import Literal
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 FDR = 0.1
 TAIL = (0.75, 0.95)
@@ -36,6 +35,8 @@ def q_values(p_value: np.ndarray, test: np.ndarray, method: Literal["bh", "by"] 
     """
     if not len(p_value):
         return np.empty(0)
+    from scipy.stats import false_discovery_control  # half a second to import, and only an analysis needs it
+
     _, first, inverse = np.unique(test, return_index=True, return_inverse=True)
     return false_discovery_control(p_value[first], method=method)[inverse]
 

@@ -14,15 +14,17 @@ that has seen it:
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 
 from volgrowth.analysis.calibration.boosted_trees import Predict, predictor
 from volgrowth.analysis.chunks import for_chunks
 from volgrowth.analysis.distinct import first_of_each
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingRegressor
 
 FOLDS = 5
 
@@ -96,7 +98,7 @@ class Learnt:
         residual_spread: 1.4826 times the median absolute deviation of the excess of those images.
     """
 
-    models: list[HistGradientBoostingRegressor]
+    models: "list[HistGradientBoostingRegressor]"
     expected: np.ndarray
     held: np.ndarray
     fold: np.ndarray
@@ -199,13 +201,13 @@ def _folds(images: ScoredImages) -> np.ndarray:
     return (images.content % np.uint64(FOLDS)).astype(int)
 
 
-def _fit_folds(images: ScoredImages) -> list[HistGradientBoostingRegressor]:
+def _fit_folds(images: ScoredImages) -> "list[HistGradientBoostingRegressor]":
     """Fit one regression per fold, on the images of all other folds."""
     folds = _folds(images)
     return [_fit(images[folds != fold]) for fold in range(FOLDS)]
 
 
-def _own_fold(models: list[HistGradientBoostingRegressor], images: ScoredImages) -> np.ndarray:
+def _own_fold(models: "list[HistGradientBoostingRegressor]", images: ScoredImages) -> np.ndarray:
     """Predict each image by the regression of its own fold, (n,)."""
     folds = _folds(images)
     expected = np.empty(len(folds))
@@ -220,12 +222,14 @@ def _own_fold(models: list[HistGradientBoostingRegressor], images: ScoredImages)
     return expected
 
 
-def _predictors(models: list[HistGradientBoostingRegressor], features: Features, count: int) -> list[Predict]:
+def _predictors(models: "list[HistGradientBoostingRegressor]", features: Features, count: int) -> list[Predict]:
     sample = features[: min(count, SAMPLE)]
     return [predictor(model, sample, count) for model in models]
 
 
-def _fit(images: ScoredImages) -> HistGradientBoostingRegressor:
+def _fit(images: ScoredImages) -> "HistGradientBoostingRegressor":
+    from sklearn.ensemble import HistGradientBoostingRegressor  # a second to import, and only an analysis needs it
+
     if len(images.score) > FIT_ROWS:
         images = images[np.argsort(images.content, kind="stable")[:FIT_ROWS]]  # a random choice, since hashes are
     model = HistGradientBoostingRegressor(

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import ks_2samp
 
 from volgrowth.analysis.calibration.complexity import MEASURED, REGRESSORS, regressors
 from volgrowth.analysis.distinct import first_of_each
@@ -40,6 +39,8 @@ def most_different_regressor(scores: pa.Table, holdout: pa.Table) -> tuple[str, 
     The distance is that of Kolmogorov and Smirnov between distinct images, in [0, 1]. A distance that chance alone
     exceeds once in a thousand times passes. `scores` and `holdout` as in `count_near_duplicates`.
     """
+    from scipy.stats import ks_2samp  # half a second to import, and only an analysis needs it
+
     features = [regressors(_distinct(table, MEASURED)) for table in (scores, holdout)]
     sizes = [len(some) for some in features]
     if not min(sizes):

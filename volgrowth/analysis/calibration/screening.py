@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from math import floor
 
 import numpy as np
-from scipy.special import gammaln
 
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.distinct import simes
@@ -179,4 +178,6 @@ def _chance(hits: int, sampled: int, marked: int, population: int) -> float:
 
 
 def _log_choose(n: int, k: np.ndarray | int) -> np.ndarray:
+    from scipy.special import gammaln  # a tenth of a second to import, and only a cascade needs it
+
     return gammaln(n + 1) - gammaln(np.asarray(k) + 1) - gammaln(n - np.asarray(k) + 1)

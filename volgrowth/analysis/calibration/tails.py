@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import betainc
 
 SHARES = (0.1, 0.05, 0.025, 0.0125)
 """Shares of the held-out images that lie above the quantiles from which a tail is fitted."""
@@ -171,6 +170,8 @@ def _tested(count: int) -> int:
 
 def _fit_statistic(smallest: np.ndarray, count: int) -> np.ndarray:
     """Return min over k of P(U_(k) <= u_k), from the smallest of `count` values u, sorted along the last axis."""
+    from scipy.special import betainc  # a tenth of a second to import, and only an analysis needs it
+
     k = np.arange(1, smallest.shape[-1] + 1)
     return betainc(k, count - k + 1, smallest).min(-1)
 

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import binom, binomtest
 
 from volgrowth.analysis.judging import judge, ranking_column
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
@@ -96,13 +95,17 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[f
     """Return the exact confidence interval of a binomial proportion; (0, 1) without trials."""
     if not trials:
         return 0.0, 1.0
+    from scipy.stats import binomtest  # half a second to import, and only a verification needs it
+
     interval = binomtest(successes, trials).proportion_ci(level, method="exact")
     return float(interval.low), float(interval.high)
 
 
 def chance_to_see(samples: int, share: float = MIN_SHARE) -> float:
     """Return the chance that an image which fills a share of all samples has `MIN_HITS` hits among so many samples."""
-    return float(binom.sf(MIN_HITS - 1, samples, share))
+    from scipy.special import bdtrc  # a tenth of a second to import, and only some sentences need it
+
+    return float(bdtrc(MIN_HITS - 1, samples, share))
 
 
 def samples_needed(share: float = MIN_SHARE, power: float = POWER) -> int:

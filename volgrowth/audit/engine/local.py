@@ -26,6 +26,7 @@ class LocalCrew:
     def __init__(self, session: Session, worker: type, progress: AuditProgress):
         self.session, self.progress = session, progress
         self.worker = worker(session.config, session.manifest, _device(session.config.gpus_per_worker))
+        self.worker.earlier = session.replica
         self.pace, self._answered = Pace(session.config.hang_minutes), False
 
     def work(self, ledger: Ledger) -> None:
@@ -33,6 +34,7 @@ class LocalCrew:
         run, began, threads = self.session.run, time.monotonic(), torch.get_num_threads()
         try:
             self.worker.prepare()
+            self.session.replica = getattr(self.worker, "denoiser", self.session.replica)
             run.workers = max(run.workers, 1)
             run.devices.add(self.worker.device)
             run.device_names.add(self.worker.device_name)

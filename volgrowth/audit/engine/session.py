@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.output.lock import Lock
@@ -24,12 +24,14 @@ class Session:
         run: the record of this run, saved when the session ends.
         resources: context managers that are closed when the session ends, such as a local Ray.
         connected: whether Ray is among them.
+        replica: the model, once a worker in this process has loaded it: later workers take it over.
     """
 
     def __init__(self, config: AuditConfig, manifest: Manifest, store: Store, lock: Lock):
         self.config, self.manifest, self.store, self.lock = config, manifest, store, lock
         self.run, self.resources = Run(store, config.log_json), ExitStack()
         self.connected = False
+        self.replica: Any = None
 
     def __enter__(self) -> Self:
         self.resources.enter_context(self.run)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest
 from volgrowth.audit.output.mending import tell_user
+from volgrowth.audit.sampling.sample_files import AT_ONCE, DECODED, FOLDER, SAMPLE
 from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.audit.workers.loading import ModelWorker
 from volgrowth.audit.workers.seeding import seeded
@@ -29,13 +30,7 @@ from volgrowth.storage.store import Store
 from volgrowth.theory.inertia import stopped
 
 STEPS = 50
-AT_ONCE = 128
 SAMPLER = f"DDIM, {STEPS} steps"
-FOLDER = "verification"
-
-SAMPLE = "sample"
-STOPPED = "stopped"
-DECODED = "decoded"
 
 
 @dataclass(frozen=True)

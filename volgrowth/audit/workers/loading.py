@@ -11,6 +11,7 @@ from volgrowth.config import AuditConfig
 from volgrowth.errors import ModelError
 from volgrowth.models import inspect_model, load_model
 from volgrowth.models.load import DType
+from volgrowth.models.locating import files_digest
 from volgrowth.numerics import Denoiser
 from volgrowth.sources import BadImage, Row, Source, decode_image
 from volgrowth.storage.store import Store
@@ -67,7 +68,15 @@ class DataWorker:
 
 
 class ModelWorker(DataWorker):
-    """A worker that holds a model replica too."""
+    """A worker that holds a model replica too.
+
+    Attributes:
+        denoiser: the replica, in the precision of the settings.
+        earlier: the replica of an earlier worker of the same session in this process, which this one takes over; None
+            to load one. The engine sets it before `prepare`.
+    """
+
+    earlier: Denoiser | None = None
 
     def prepare(self) -> None:
         """Load the model.
@@ -76,7 +85,17 @@ class ModelWorker(DataWorker):
             ModelError: as `load_model`; or the model here is not the one in the manifest.
         """
         super().prepare()
-        name = self.config.model_arguments
+        if self.earlier is None:
+            self._check_model()
+            self.denoiser = self.load(self.config.dtype)
+        else:
+            self.denoiser = self.earlier
+
+    def _check_model(self) -> None:
+        """Raise a ModelError unless the model here is the one in the manifest."""
+        name, recorded = self.config.model_arguments, self.manifest.model
+        if recorded.files is not None and files_digest(**name) == recorded.files:
+            return
         here = inspect_model(**name)
         if not here.is_model_of(self.manifest.model):
             fix = "put the same model on every node"
@@ -86,7 +105,6 @@ class ModelWorker(DataWorker):
                 f"model {self.config.model} has other weights on {platform.node()} than where the audit was started: "
                 f"expected {self.manifest.model.hash} and got {here.hash}; {fix}"
             )
-        self.denoiser = self.load(self.config.dtype)
 
     def load(self, dtype: DType) -> Denoiser:
         """Load another replica of the model in a given precision."""

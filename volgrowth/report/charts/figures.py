@@ -1,7 +1,8 @@
-"""Drawing of figures: matplotlib draws each once, for files and, as inline SVG in the page's colours, for the page.
+"""Drawing of figures: matplotlib draws each once as a PNG and once as an SVG file; the page holds the SVG too.
 
-A figure is drawn in the page's light colours; `inline_svg` turns each into its CSS variable, so that one drawing serves
-light, dark and print. Nothing from the data set is written into a figure; names go into the page around it.
+A figure is drawn in the page's light colours on white; `inline_svg` turns each colour into its CSS variable and leaves
+the white out, so that one drawing serves light, dark and print. Nothing from the data set is written into a figure;
+names go into the page around it.
 """
 
 import io
@@ -21,6 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from volgrowth.report.charts.numbers import Bars, LevelRates, Spread
 from volgrowth.report.formats import number
 
+_PAPER = "#ffffff"
 # Six colours that nothing else in a figure has, by what they mean.
 INK, MUTED, RULE, BAR, ACCENT, COOL = "#1d1c1a", "#66625b", "#e3dfd6", "#bcb7ac", "#b3401a", "#2a6a85"
 _CSS = {
@@ -197,20 +199,17 @@ def figure_files(name: str, figure: Figure) -> dict[str, bytes]:
     with mpl.rc_context(_STYLE):
         for kind, metadata in (("png", {"Software": None}), ("svg", _NO_METADATA)):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
+            figure.savefig(buffer, format=kind, dpi=DPI, facecolor=_PAPER, metadata=metadata)
             made[f"{name}.{kind}"] = buffer.getvalue()
     return made
 
 
-def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
-    """Return a figure as an `<svg>` element for an HTML page; the same figure gives the same bytes.
+def inline_svg(file: bytes, name: str, alt: str) -> Markup:
+    """Return the SVG file of a figure as an `<svg>` element for an HTML page.
 
     `name` is unique on the page and starts the ids inside; `alt` describes the figure to those who cannot see it.
     """
-    buffer = io.StringIO()
-    with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
-    svg = buffer.getvalue()
+    svg = file.decode().replace(f"fill: {_PAPER}", "fill: none")
     body = re.sub(r"<!--.*?-->|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     view_box = re.search(r'viewBox="([\d. -]+)"', body)
     assert view_box is not None  # matplotlib always writes one

@@ -27,16 +27,17 @@ from volgrowth.report.words import Summary
 
 @dataclass
 class ReportCharts:
-    """The figures of a report by name, their SVG for the page, and the numbers in them."""
+    """The figures of a report: their files by name, their SVG for the page by figure, and the numbers in them."""
 
-    figures: dict[str, Figure] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     svg: dict[str, Markup] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, figure: Figure, alt: str, drawn: Any = None) -> None:
         """Add a figure under a name. `alt` describes it to who cannot see it; `drawn` are numbers the summary lacks."""
-        self.figures[name] = figure
-        self.svg[name] = figures.inline_svg(figure, name, alt)
+        files = figures.figure_files(name, figure)
+        self.files |= files
+        self.svg[name] = figures.inline_svg(files[f"{name}.svg"], name, alt)
         if drawn is not None:
             self.numbers[name.replace("-", "_")] = plain_numbers(drawn)
 
