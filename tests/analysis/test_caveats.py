@@ -21,12 +21,33 @@ def caveats_of(folder: Path, audited: list[dict[str, Any]], held: list[dict[str,
 
 
 def flagged(rows: int) -> list[dict[str, Any]]:
-    """Rows of which half stand out."""
-    return [{**row, "growth": row["growth"] + 100 * (2 * k < rows)} for k, row in enumerate(many(rows))]
+    """Rows of which a fifth stands out."""
+    return [{**row, "growth": row["growth"] + 100 * (5 * k < rows)} for k, row in enumerate(many(rows))]
 
 
 def test_a_verdict_that_holds_has_no_caveat(tmp_path: Path) -> None:
     assert caveats_of(tmp_path, flagged(60), many(400, seed=9)) == []
+
+
+def test_held_out_evidence_of_another_kind_is_said(tmp_path: Path) -> None:
+    """Images like the audited ones, but all with more growth than these."""
+    held = [{**row, "growth": row["growth"] + 2, "phash": 10_000 + k} for k, row in enumerate(many(400, seed=9))]
+    said = caveats_of(tmp_path, many(300), held)
+    assert any(each.startswith("Of the audited images 100% have less evidence than the median") for each in said)
+
+
+def test_a_self_check_that_fails_is_said_and_one_that_holds_is_not() -> None:
+    shares = [
+        {"p_value": 0.01, "realised": 0.01, "allowed": 0.02},
+        {"p_value": 0.001, "realised": 0.02, "allowed": 0.004},
+    ]
+    check = {"shares": shares, "flagged": 0.9, "promised": 0.1}
+    known = {"counts": {"rows": 9, "ok": 9}, "detection": None}
+    failing, holding = (
+        list_caveats({**known, "calibration": {"self_check": {**check, "holds": holds}}}) for holds in (False, True)
+    )
+    (said,) = set(failing) - set(holding)
+    assert "2.00% have a p-value of at most 0.001, and 90% of the halves have a flag, where 10% is promised" in said
 
 
 def test_without_held_out_images_the_rate_is_an_assumption(tmp_path: Path) -> None:

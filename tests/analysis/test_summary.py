@@ -129,7 +129,8 @@ def test_what_the_self_check_found_is_a_warning(found: dict[str, Any], said: str
 
 @pytest.mark.parametrize("with_holdout", [False, True])
 def test_calibration_says_how_good_it_is(tmp_path: Path, with_holdout: bool) -> None:
-    holdout = scores(*many(90, seed=9)) if with_holdout else None
+    held = [{**row, "phash": 10_000 + k} for k, row in enumerate(many(90, seed=9))]
+    holdout = scores(*held) if with_holdout else None
     summary, _, analysis = summarized(tmp_path, scores(*rows()), holdout)
     assert analysis.calibration is not None
     assert summary["calibration"] == {
@@ -138,6 +139,7 @@ def test_calibration_says_how_good_it_is(tmp_path: Path, with_holdout: bool) -> 
         "reference": None,
         "rows": 90 if with_holdout else 67,
         "shared": 0,
+        "near_duplicates": 0,
         "r2": analysis.calibration.main.r2,
         "residual_spread": analysis.calibration.main.residual_spread,
         "outside_range": int(np.sum(analysis.calibration.outside)),
@@ -149,7 +151,14 @@ def test_calibration_says_how_good_it_is(tmp_path: Path, with_holdout: bool) -> 
             "left_out": analysis.calibration.left_out,
         },
         "tail": None,  # it takes 300 held-out images
+        "self_check": summary["calibration"]["self_check"],
     }
+    check = summary["calibration"]["self_check"]
+    assert (check is not None) == with_holdout
+    if check:
+        assert (check["rows"], check["splits_with_a_tail"], check["holds"]) == (90, 0, True)
+        assert [share["p_value"] for share in check["shares"]] == [0.01, 0.001]
+        assert check["flagged"] <= check["promised"] == 0.1
     assert list(summary["calibration"]["evidence"]["parts"]) == ["growth"]
     assert "no spread" in summary["calibration"]["evidence"]["left_out"]["loss"]  # it is the same in all these rows
     assert "does not measure" in summary["calibration"]["evidence"]["left_out"]["noise_norm"]
@@ -213,9 +222,67 @@ def test_a_good_held_out_set_needs_no_words(tmp_path: Path) -> None:
 
 
 def test_held_out_images_that_could_not_serve(tmp_path: Path) -> None:
-    said = warnings(tmp_path, many(80), [*many(20, seed=9), *many(80)[:40], *[failed()] * 5])
-    assert "Of 65 held-out images 20 could be scored and are not in the audited set" in said
+    new = [{**row, "phash": 10_000 + k} for k, row in enumerate(many(20, seed=9))]
+    said = warnings(tmp_path, many(80), [*new, *many(80)[:40], *[failed()] * 5])
+    assert "Of 65 held-out images 20 could be scored and do not look like audited ones" in said
     assert "50 are needed, and 799 to flag a single image" in said
+
+
+def test_near_duplicates_of_audited_images_do_not_calibrate(tmp_path: Path) -> None:
+    """Were they taken for unknown ones, the ten that the model knows as well would hide those ten."""
+    look = [{"phash": 500 + k, "mean": 0.0, "variance": 0.25} for k in range(10)]
+    audited, held = many(300), [{**row, "phash": 10_000 + k} for k, row in enumerate(many(400, seed=9))]
+    for index in range(10):
+        audited[index] |= {**look[index], "growth": audited[index]["growth"] + 100}
+        held[index] |= {**look[index], "growth": held[index]["growth"] + 100}
+    summary, _, analysis = summarized(tmp_path, scores(*audited), scores(*held))
+    assert (summary["calibration"]["rows"], summary["calibration"]["near_duplicates"]) == (390, 10)
+    assert analysis.findings["memorized"].to_pylist()[:10] == [True] * 10
+    assert "10 held-out images look like audited ones" in " ".join(summary["detection"]["warnings"])
+    assert not any("look like an audited one" in said for said in summary["caveats"]), "a few change no verdict"
+    assert analysis.holdout is not None
+    assert analysis.holdout["evidence"].to_pylist()[:10] == [None] * 10
+    apart = [{**row, "mean": -0.9} if index < 10 else row for index, row in enumerate(held)]
+    assert summarized(tmp_path / "apart", scores(*audited), scores(*apart))[0]["calibration"]["rows"] == 400
+
+
+def test_a_hold_out_that_was_torn_from_its_near_duplicates_is_said(tmp_path: Path) -> None:
+    audited = many(300)
+    held = [{**row, "phash": 10_000 + k} for k, row in enumerate(many(300, seed=9))]
+    for index in range(50):
+        audited[index] |= {"phash": index, "mean": 0.0, "variance": 0.25}
+        held[index] |= {"phash": index, "mean": 0.0, "variance": 0.25}
+    caveats = summarized(tmp_path, scores(*audited), scores(*held))[0]["caveats"]
+    assert any(said.startswith("50 of 300 held-out images are audited as well, or look like") for said in caveats)
+
+
+@pytest.mark.parametrize(
+    ("held", "why"),
+    [
+        ({"growth": 30.0}, "constant"),
+        ({"loss": 0.0}, "saturated in one part"),
+        ({"loss": float("nan")}, "NaN in one part"),
+        ({"noise_norm": 2.0}, "measured in the held-out images alone"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_hold_outs_that_say_little_leave_the_verdict_to_the_rest(
+    tmp_path: Path, held: dict[str, Any], why: str
+) -> None:
+    """Ten images stand out in growth and in loss; the held-out images are as they should not be in one column."""
+    random = np.random.default_rng(0)
+    audited, others = many(300), [{**row, "phash": 10_000 + k} for k, row in enumerate(many(400, seed=9))]
+    for row in (*audited, *others):
+        row["loss"] = float(np.exp(random.normal()))
+    for row in audited[:10]:
+        row["growth"], row["loss"] = row["growth"] + 100, row["loss"] * 1e-9
+    others = [{**row, **held} for row in others]
+    summary = summarized(tmp_path, scores(*audited), scores(*others))[0]
+    detection, left_out = summary["detection"], summary["calibration"]["evidence"]["left_out"]
+    assert detection["memorized"] >= 10, why
+    if "growth" not in held:
+        assert set(held) <= set(left_out), why
+        assert left_out[next(iter(held))].startswith(("it was not measured in every", "most images show exactly")), why
 
 
 def test_shared_images_are_counted(tmp_path: Path) -> None:

@@ -53,6 +53,26 @@ def test_stretches_lie_apart_in_the_data_set(rows):
     assert all(one.stop <= other.start for one, other in pairwise(found))
 
 
+def test_the_plan_says_how_few_memorized_images_could_be_seen_and_what_more_held_out_ones_buy():
+    found = forecast(manifest(20_000, 400, shard_size=1000), [20.0] * 4)
+    said = describe_forecast(found).splitlines()
+    assert [each.held for each in found.reach] == [400, 1200, 4000]
+    assert [each.by_counting for each in found.reach] == [499, 167, 50]
+    clear, clearer = zip(*(each.with_tail or () for each in found.reach), strict=True)
+    assert all(one < other / 2 for one, other in zip(clearer, clear, strict=True))
+    assert clear[0] < 499 / 2
+    assert list(clear) == sorted(clear, reverse=True)
+    end = f"499 by counting alone, with the usual tail {clear[0]} of evidence 5 or {clearer[0]} of evidence 10"
+    assert said[-3].endswith(f"400 held out (these): {end}")
+
+
+def test_a_plan_without_held_out_images_says_so():
+    said = describe_forecast(forecast(manifest(1000, shard_size=1000), [20.0] * 4)).splitlines()
+    assert said[-5].startswith("without held-out images the error rate will be an assumption")
+    few = describe_forecast(forecast(manifest(1000, 100, shard_size=1000), [20.0] * 4)).splitlines()
+    assert "100 held out (these): 100 by counting alone, too few for a tail" in few[-3]
+
+
 def test_a_pilot_says_what_the_audit_will_take(tiny_model, digit_file, tmp_path, capsys):
     out = str(tmp_path / "out")
     arguments = [str(tiny_model), str(digit_file), "--output", out, "--engine", "local", "--shard-size", "40"]

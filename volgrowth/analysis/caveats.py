@@ -20,6 +20,10 @@ UNJUDGED = 0.01
 """Share of the scored rows beyond which rows outside the calibration's range change what a verdict means."""
 
 
+LEFT_OUT = 0.1
+"""Share of the held-out images beyond which those that were left out change what a verdict means."""
+
+
 def list_caveats(summary: Summary) -> list[str]:
     """Return the caveats of an audit, the weightiest first, from the content of its `summary.json`."""
     return [said for caveat in CAVEATS if (said := caveat(summary))]
@@ -120,6 +124,45 @@ def _other_kind(summary: Summary) -> str | None:
     )
 
 
+def _other_bulk(summary: Summary) -> str | None:
+    detection = summary["detection"] or {}
+    different = detection.get("bulk_difference")
+    if not different or detection.get("holdout_difference"):
+        return None
+    return (
+        f"Of the audited images {different['share_below_median']:.0%} have less evidence than the median held-out one, "
+        f"where half of them should, and the distribution below it differs by {different['distance']:.2f} (distance of "
+        f"Kolmogorov and Smirnov): the held-out images are of another kind, or the model knows a large part of the "
+        f"audited ones. The error rate is promised only for images of the same kinds: hold out a random part of the "
+        f"data set."
+    )
+
+
+def _torn_apart(summary: Summary) -> str | None:
+    calibration = summary["calibration"] or {}
+    left_out = (calibration.get("shared") or 0) + (calibration.get("near_duplicates") or 0)
+    held = left_out + (calibration.get("rows") or 0)
+    if left_out <= LEFT_OUT * held:
+        return None
+    return (
+        f"{left_out:,} of {held:,} held-out images are audited as well, or look like an audited one, and did not "
+        f"calibrate: what is left may be of another kind. Hold out whole groups of near duplicates."
+    )
+
+
+def _self_check(summary: Summary) -> str | None:
+    check = (summary["calibration"] or {}).get("self_check")
+    if not check or check["holds"]:
+        return None
+    beyond = [share for share in check["shares"] if share["realised"] > share["allowed"]]
+    said = [f"{each['realised']:.2%} have a p-value of at most {each['p_value']:g}" for each in beyond]
+    said += [f"{check['flagged']:.0%} of the halves have a flag, where {check['promised']:.0%} is promised"]
+    return (
+        f"Held-out images that are calibrated by each other do not keep the promise: {', and '.join(said)}. The tail "
+        f"of their evidence is heavier than the fitted one, and more flags may be false than the rate says."
+    )
+
+
 def _deviating(summary: Summary) -> str | None:
     floor = (summary.get("run") or {}).get("noise_floor") or {}
     check = floor.get("derivative")
@@ -156,6 +199,9 @@ CAVEATS: tuple[Callable[[Summary], str | None], ...] = (
     _uncalibrated,
     _assumed,
     _other_kind,
+    _other_bulk,
+    _self_check,
+    _torn_apart,
     _resolution,
     _failed,
     _held_out_failed,

@@ -25,6 +25,7 @@ from volgrowth.analysis.calibration.expected_scores import (
     pass_screen,
 )
 from volgrowth.analysis.calibration.false_bounds import count_above, false_bounds
+from volgrowth.analysis.calibration.held_out import look_alikes
 from volgrowth.analysis.calibration.screening import Screening
 from volgrowth.analysis.distinct import Pictures, identical_rows
 from volgrowth.analysis.duplicates import duplicate_clusters
@@ -92,8 +93,9 @@ def analyse(
     holdout = None
     if holdout_scores is not None:
         holdout = _Scored(holdout_scores, reference.holdout if reference else None)
-    passed = None if screen_share is None else _screen(audited, holdout, screen_share)
-    calibration = _calibrate(audited, holdout, passed)
+    alike = None if holdout is None else look_alikes(scores, holdout.scores)[holdout.mask]
+    passed = None if screen_share is None else _screen(audited, holdout, screen_share, alike)
+    calibration = _calibrate(audited, holdout, passed, alike)
     held_findings = None
     if holdout is not None:
         held_findings = _findings(holdout, _held_out(holdout, calibration) if calibration else {})
@@ -102,13 +104,13 @@ def analyse(
     return Analysis(findings, held_findings, calibration, screening)
 
 
-def _screen(audited: "_Scored", holdout: "_Scored | None", share: float) -> Passing:
+def _screen(audited: "_Scored", holdout: "_Scored | None", share: float, alike: np.ndarray | None) -> Passing:
     """Decide which images pass the screen."""
-    passed = None if holdout is None else pass_screen(audited.screen(), holdout.screen(), share)
+    passed = None if holdout is None else pass_screen(audited.screen(), holdout.screen(), share, alike)
     if passed is None:
         raise DataError(
-            f"fewer than {MIN_IMAGES} held-out images could be scored and are not audited themselves, too few for a "
-            f"cascade: hold out more, or audit without --cascade"
+            f"fewer than {MIN_IMAGES} held-out images could be scored and do not look like audited ones, too few "
+            f"for a cascade: hold out more, or audit without --cascade"
         )
     return passed
 
@@ -200,7 +202,9 @@ class _Scored:
         return pa.array(values, from_pandas=True).take(pa.array(np.cumsum(self.mask) - 1, mask=~self.mask))
 
 
-def _calibrate(audited: _Scored, holdout: _Scored | None, passed: Passing | None) -> Calibration | None:
+def _calibrate(
+    audited: _Scored, holdout: _Scored | None, passed: Passing | None, alike: np.ndarray | None
+) -> Calibration | None:
     """Calibrate the evidence from the parts that were measured in every image; in every held-out one of a cascade."""
     whole = [images for images in (holdout, None if passed else audited) if images is not None]
     names = [name for name in PARTS if name == "growth" or all(images.measured(name) for images in whole)]
@@ -209,10 +213,16 @@ def _calibrate(audited: _Scored, holdout: _Scored | None, passed: Passing | None
         for images in parts.values():
             images.score[np.isnan(images.score)] = -np.inf
     held = None if holdout is None else {name: holdout.part(name) for name in names}
-    found = calibrate(parts, held, passed, alone=("loss",))
+    found = calibrate(parts, held, passed, alone=("loss",), alike=alike)
     if found is not None:
-        found.left_out.update({name: "the preset does not measure it" for name in PARTS if name not in names})
+        found.left_out.update({name: _why_not(name, whole) for name in PARTS if name not in names})
     return found
+
+
+def _why_not(column: str, images: list[_Scored]) -> str:
+    """Say why a column of scores makes no part of the evidence."""
+    somewhere = any(each.table.column(column).null_count < each.table.num_rows for each in images)
+    return "it was not measured in every image" if somewhere else "the preset does not measure it"
 
 
 def _calibrated(audited: _Scored, calibration: Calibration, passed: Passing | None) -> Columns:

@@ -12,8 +12,9 @@ from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, rows_n
 from volgrowth.analysis.calibration.evidence import Calibration
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.calibration.false_bounds import innocent_among
-from volgrowth.analysis.calibration.held_out import count_near_duplicates, most_different_regressor
+from volgrowth.analysis.calibration.held_out import look_alikes, most_different_regressor
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
+from volgrowth.analysis.calibration.self_check import CHECKED, check_halves
 from volgrowth.analysis.caveats import with_caveats
 from volgrowth.analysis.failures import count_failures
 from volgrowth.analysis.findings import Analysis
@@ -135,6 +136,7 @@ def _calibration(analysis: Analysis, config: AuditConfig) -> dict[str, Any] | No
         "reference": config.reference,
         "rows": len(calibration.rows),
         "shared": calibration.shared,
+        "near_duplicates": calibration.alike,
         "r2": calibration.main.r2,
         "residual_spread": calibration.main.residual_spread,
         "outside_range": int(calibration.outside.sum()),
@@ -146,6 +148,24 @@ def _calibration(analysis: Analysis, config: AuditConfig) -> dict[str, Any] | No
             "left_out": calibration.left_out,
         },
         "tail": _tail(calibration),
+        "self_check": _self_check(calibration),
+    }
+
+
+def _self_check(calibration: Calibration) -> dict[str, Any] | None:
+    """Describe how well held-out images keep the promise among themselves; None without any."""
+    if calibration.holdout_evidence is None:
+        return None
+    found = check_halves(calibration.holdout_evidence)
+    shares = zip(CHECKED, found.realised, found.allowed, strict=True)
+    return {
+        "rows": found.rows,
+        "splits": found.splits,
+        "splits_with_a_tail": found.tails,
+        "shares": [{"p_value": level, "realised": share, "allowed": most} for level, share, most in shares],
+        "flagged": found.flagged,
+        "promised": FDR,
+        "holds": found.holds,
     }
 
 
@@ -212,7 +232,9 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
         ],
         "beyond_holdout": int((above == 0).sum()),
         "holdout_difference": _difference(audit),
-        "warnings": _warnings(audit, calibration),
+        "bulk_difference": calibration.bulk
+        and {"share_below_median": calibration.bulk[0], "distance": calibration.bulk[1]},
+        "warnings": _warnings(calibration),
     }
 
 
@@ -267,20 +289,17 @@ def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
 
 
-def _warnings(audit: Audit, calibration: Calibration) -> list[str]:
+def _warnings(calibration: Calibration) -> list[str]:
     """Say what is wrong with the held-out set."""
     warnings = []
     if calibration.shared:
         warnings.append(
             f"{calibration.shared} held-out images are in the audited set too and were left out of the comparison."
         )
-    held = audit.holdout_scores
-    assert held is not None  # the held-out images calibrated
-    near = count_near_duplicates(audit.scores, held)
-    if near:
+    if calibration.alike:
         warnings.append(
-            f"{near} held-out images look like audited ones (by perceptual hash, brightness and contrast): if the "
-            f"model knows those, fewer images can be flagged. Hold out images without near duplicates in the data set."
+            f"{calibration.alike} held-out images look like audited ones (by perceptual hash, brightness and contrast) "
+            f"and were left out of the comparison: a model that knows those may know these."
         )
     return warnings
 
@@ -297,10 +316,11 @@ def _left_out(audit: Audit) -> list[str]:
     held = audit.holdout_scores
     if held is None:
         return []
-    scored = held.filter(pc.equal(held["status"], Status.OK.value))["content_hash"].unique()
+    alike = look_alikes(audit.scores, held)
+    scored = held.filter(pc.and_(pc.equal(held["status"], Status.OK.value), pa.array(~alike)))["content_hash"].unique()
     new = len(scored) - _sum(pc.is_in(scored, value_set=audit.scores["content_hash"].drop_null().unique()))
     return [
-        f"Of {len(held)} held-out images {new} could be scored and are not in the audited set, too few to calibrate "
+        f"Of {len(held)} held-out images {new} could be scored and do not look like audited ones, too few to calibrate "
         f"with: {MIN_IMAGES} are needed, and {rows_needed(len(audit.findings['cluster'].unique()), 1)} to flag a "
         f"single image."
     ]

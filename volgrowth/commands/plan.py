@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from volgrowth.analysis.calibration.error_rates import FDR
+from volgrowth.analysis.calibration.reach import CLEAR, Reach, reach
 from volgrowth.analysis.calibration.screening import MOST_SAMPLED
 from volgrowth.audit.engine.batch_size import choose_batch
 from volgrowth.audit.engine.ledger import Task
@@ -36,6 +38,10 @@ PILOT_FOLDER = ".plan"
 FORECAST_FILE = "forecast.json"
 PIECES = 8
 CONFIDENCE = 0.9
+LARGER = (1, 3, 10)
+"""Hold-outs, as multiples of the one that is given, for which the plan says what they would show."""
+HELD_OUT = (300, 1000, 10_000)
+"""The same without any."""
 
 
 class Range(NamedTuple):
@@ -69,6 +75,8 @@ class Forecast:
         device_hours: wall time times workers, as a Range.
         money: cost, as a Range in the currency of the price; None without a price.
         peak_memory: bytes per worker: memory of the device on a GPU, else of the process.
+        held_out: number of held-out images.
+        reach: the fewest memorized images of which any could be flagged, with these held-out images and with more.
     """
 
     rows: int
@@ -82,6 +90,8 @@ class Forecast:
     device_hours: Range
     money: Range | None
     peak_memory: int
+    held_out: int
+    reach: tuple[Reach, ...]
 
 
 def plan_audit(config: AuditConfig, *, price: float | None = None, quiet: bool = False) -> Forecast:
@@ -169,7 +179,15 @@ def predict(
         device_hours=hours.times(workers),
         money=None if price is None else hours.times(workers * price),
         peak_memory=max(piece.peak_memory for piece in pieces),
+        held_out=manifest.holdout.rows if manifest.holdout else 0,
+        reach=_reach(manifest),
     )
+
+
+def _reach(manifest: Manifest) -> tuple[Reach, ...]:
+    """Return how few memorized images could be seen, taking every row for a distinct image."""
+    sizes = [factor * manifest.holdout.rows for factor in LARGER] if manifest.holdout else HELD_OUT
+    return tuple(reach(manifest.data.rows, held) for held in sizes)
 
 
 def _evaluations(config: AuditConfig, manifest: Manifest) -> dict[str, float]:
@@ -205,7 +223,25 @@ def describe_forecast(forecast: Forecast) -> str:
     ]
     if forecast.money is not None:
         lines.insert(3, f"cost          {_interval(forecast.money, lambda amount: f'{amount:,.2f}')}")
-    return "\n".join([*lines, f"in brackets: {CONFIDENCE:.0%} intervals over which rows the pilot drew"])
+    brackets = f"in brackets: {CONFIDENCE:.0%} intervals over which rows the pilot drew"
+    return "\n".join([*lines, brackets, *_reach_lines(forecast)])
+
+
+def _reach_lines(forecast: Forecast) -> list[str]:
+    """Say how few memorized images could be flagged, and what more held-out images would buy."""
+    lines = [f"to flag any image at a false-discovery rate of {FDR:.0%}, at least so many must be memorized:"]
+    if not forecast.held_out:
+        lines.insert(0, "without held-out images the error rate will be an assumption: give some with --holdout")
+    for each in forecast.reach:
+        tail = "too few for a tail"
+        if each.with_tail is not None:
+            tails = " or ".join(
+                f"{count:,} of evidence {clear:g}" for count, clear in zip(each.with_tail, CLEAR, strict=True)
+            )
+            tail = f"with the usual tail {tails}"
+        now = " (these)" if each.held == forecast.held_out else ""
+        lines.append(f"  {each.held:>9,} held out{now}: {each.by_counting:,} by counting alone, {tail}")
+    return lines
 
 
 def _choose_batch(session: Session) -> int:

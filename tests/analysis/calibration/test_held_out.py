@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from tests.support.tables import failed, many, scores
-from volgrowth.analysis.calibration.held_out import count_near_duplicates, most_different_regressor
+from volgrowth.analysis.calibration.held_out import differing_bulk, look_alikes, most_different_regressor
 
 
 def look(phash: int, content: int, **changes: Any) -> dict[str, Any]:
@@ -16,7 +16,7 @@ AUDITED = scores(look(1, 1), look(2, 2), look(2, 3, mean=-0.5), look(9, 4, varia
 
 
 def near(*held: dict[str, Any]) -> int:
-    return count_near_duplicates(AUDITED, scores(*held))
+    return int(look_alikes(AUDITED, scores(*held)).sum())
 
 
 def test_one_hash_and_one_brightness_are_a_near_duplicate() -> None:
@@ -28,9 +28,9 @@ def test_another_brightness_or_contrast_is_another_image() -> None:
     assert near(look(2, 52, mean=-0.45)) == 1
 
 
-def test_exact_copies_are_counted_elsewhere_and_once() -> None:
+def test_exact_copies_are_counted_elsewhere_and_all_rows_are_marked() -> None:
     assert near(look(1, 1)) == 0
-    assert near(look(1, 50), look(1, 50)) == 1
+    assert look_alikes(AUDITED, scores(look(7, 51), look(1, 50), failed(), look(1, 50))).tolist() == [0, 1, 0, 1]
 
 
 def test_flat_images_share_a_hash_and_are_passed_over() -> None:
@@ -71,3 +71,22 @@ def test_copies_count_once() -> None:
     rows = many(300)
     copied = rows + [rows[0]] * 500
     assert most_different_regressor(scores(*copied), scores(*many(200, seed=1))) is None
+
+
+def test_evidence_of_one_kind_passes_though_a_fifth_is_memorized() -> None:
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        audited = random.normal(size=300)
+        audited[:60] += 6
+        assert differing_bulk(audited, random.normal(size=400)) is None
+        assert differing_bulk(random.normal(size=30), random.normal(size=60)) is None
+    assert differing_bulk(audited[:0], audited) is None, "nothing to compare"
+    assert differing_bulk(np.zeros(100), np.zeros(100)) is None, "constant scores"
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.8, 1.0), (-0.8, 1.0), (0.0, 2.5), (0.0, 0.4), (9.0, 1.0)])
+def test_evidence_of_another_kind_is_seen_where_it_is_low(shift: float, scale: float) -> None:
+    random = np.random.default_rng(0)
+    found = differing_bulk(random.normal(shift, scale, 2000), random.normal(size=500))
+    assert found is not None
+    assert found[0] == pytest.approx({0.8: 0.21, -0.8: 0.79, 9.0: 0}.get(shift, 0.5), abs=0.1)

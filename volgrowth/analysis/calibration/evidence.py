@@ -28,6 +28,7 @@ from volgrowth.analysis.calibration.expected_scores import (
     spread_of,
     usable,
 )
+from volgrowth.analysis.calibration.held_out import differing_bulk
 from volgrowth.analysis.calibration.p_values import PValues, held_out_p_values
 from volgrowth.analysis.calibration.tails import Tail, fit_tail
 from volgrowth.analysis.chunks import for_chunks
@@ -51,6 +52,9 @@ class Calibration:
         holdout_evidence: the same of each distinct held-out image of `rows`, (m,); None without any.
         rows: positions of the distinct images that calibrate, in the held-out set, or the audited one if cross-fitted.
         shared: number of distinct held-out images that were left out because they are audited as well.
+        alike: number of those that were left out because they look like an audited one.
+        bulk: difference of audited and held-out images where evidence is low (`held_out.differing_bulk`); None if they
+            can pass for one kind, or without held-out images, or if a screen let only some be measured.
         outside: mask of the audited images outside the range of complexity that was fitted, (n,).
         p_values: of each audited image: against held-out images, otherwise of an assumed tail.
         tail: of the held-out images' evidence; None if it could not be fitted, or without held-out images.
@@ -65,6 +69,8 @@ class Calibration:
     holdout_evidence: np.ndarray | None
     rows: np.ndarray
     shared: int
+    alike: int
+    bulk: tuple[float, float] | None
     outside: np.ndarray
     p_values: PValues
     tail: Tail | None = None
@@ -95,6 +101,7 @@ def calibrate(
     holdout: ScoredImages | Parts | None = None,
     passing: Passing | None = None,
     alone: Collection[str] = (),
+    alike: np.ndarray | None = None,
 ) -> Calibration | None:
     """Fit the expected scores of every image, add up the evidence, and compute p-values.
 
@@ -105,6 +112,7 @@ def calibrate(
             ones the audited images calibrate themselves.
         passing: result of a screen of the same images; the score of images that do not pass may be -infinity.
         alone: names of scores whose own p-values are wanted beside those of the evidence.
+        alike: mask of the held-out images that look like audited ones, (m,): they do not calibrate.
 
     Returns:
         None if the audited images would calibrate themselves and are fewer than `MIN_IMAGES` distinct ones.
@@ -112,7 +120,8 @@ def calibrate(
     judged = audited if isinstance(audited, Mapping) else {"score": audited}
     held = {"score": holdout} if isinstance(holdout, ScoredImages) else holdout
     first, known = next(iter(judged.values())), held or judged
-    rows, shared = usable(first, next(iter(held.values())) if held else None)
+    chosen = usable(first, next(iter(held.values())) if held else None, alike)
+    rows = chosen.rows
     if len(rows) < MIN_IMAGES:
         return None if held is None else calibrate(judged, alone=alone)
     learnt, left_out = _learn_parts(judged, known, rows)
@@ -134,13 +143,22 @@ def calibrate(
         evidence=found.evidence,
         holdout_evidence=found.held,
         rows=rows,
-        shared=shared,
+        shared=chosen.shared,
+        alike=chosen.alike,
+        bulk=None if found.held is None or passing else _apart(first, found, outside),
         outside=outside,
         p_values=PValues(found.used, found.conformal),
         tail=found.tail,
         unscreened_p_value=found.unscreened,
         part_p_values=found.alone,
     )
+
+
+def _apart(images: ScoredImages, found: "_Judged", outside: np.ndarray) -> tuple[float, float] | None:
+    """Compare the distinct images in the calibration's range with the held-out ones where evidence is low."""
+    assert found.held is not None
+    rows = images.distinct
+    return differing_bulk(found.evidence[rows[~outside[rows]]], found.held)
 
 
 class _Judged:

@@ -145,18 +145,21 @@ class Passing:
     held: np.ndarray
 
 
-def pass_screen(audited: ScoredImages, holdout: ScoredImages, share: float) -> Passing | None:
+def pass_screen(
+    audited: ScoredImages, holdout: ScoredImages, share: float, alike: np.ndarray | None = None
+) -> Passing | None:
     """Decide which images pass a screen: those whose excess is as high as that of a share of the held-out images.
 
     Args:
         audited: with the screen as their score.
         holdout: with the screen as their score.
         share: of the held-out images that passes.
+        alike: see `usable`.
 
     Returns:
         None with fewer than `MIN_IMAGES` usable held-out images.
     """
-    rows, _ = usable(audited, holdout)
+    rows = usable(audited, holdout, alike).rows
     if len(rows) < MIN_IMAGES:
         return None
     held = holdout[rows]
@@ -187,13 +190,35 @@ def learn(known: ScoredImages, rows: np.ndarray) -> Learnt:
     return Learnt(models, own, fitted.score - own[rows], _folds(fitted), *_quality(fitted.score, own[rows]))
 
 
-def usable(audited: ScoredImages, holdout: ScoredImages | None) -> tuple[np.ndarray, int]:
-    """Return the first rows of the distinct images that calibrate, and how many held-out ones are audited as well."""
+@dataclass(frozen=True)
+class Usable:
+    """The images that calibrate.
+
+    Attributes:
+        rows: first rows of the distinct ones.
+        shared: number of distinct held-out images that do not, because they are audited as well.
+        alike: number of those that do not because they look like an audited one.
+    """
+
+    rows: np.ndarray
+    shared: int = 0
+    alike: int = 0
+
+
+def usable(audited: ScoredImages, holdout: ScoredImages | None, alike: np.ndarray | None = None) -> Usable:
+    """Choose the images that calibrate: the distinct held-out ones that the model cannot have seen among the audited.
+
+    Args:
+        audited: the images to judge, which calibrate themselves without a hold-out.
+        holdout: the held-out images.
+        alike: mask of the held-out images that look like audited ones, (m,); None if that is not known.
+    """
     if holdout is None:
-        return audited.distinct, 0
+        return Usable(audited.distinct)
     distinct = holdout.distinct
     shared = np.isin(holdout.content[distinct], audited.content)
-    return distinct[~shared], int(shared.sum())
+    near = np.zeros(len(distinct), bool) if alike is None else alike[distinct] & ~shared
+    return Usable(distinct[~(shared | near)], int(shared.sum()), int(near.sum()))
 
 
 def _folds(images: ScoredImages) -> np.ndarray:
