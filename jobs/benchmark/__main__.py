@@ -54,6 +54,13 @@ def _kills(given: argparse.Namespace) -> Outcome:
     return soak_with_kills(given.output, given.rows, given.every)
 
 
+def _analysis(given: argparse.Namespace) -> Outcome:
+    """Make up scores and run all that follows scoring, up to the report: time and memory by number of rows."""
+    from jobs.benchmark.cost.analysis_load import analysis_load
+
+    return analysis_load(given.output, given.rows, given.before)
+
+
 def _duplicates(given: argparse.Namespace) -> Outcome:
     """Group near duplicates among many planted hashes: time, memory, and how many of the planted pairs are found."""
     from jobs.benchmark.near_duplicates import FAMILY, RADIUS, measure_apart
@@ -123,6 +130,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "scale": (_scale, "performance"),
     "soak": (_soak, "engine"),
     "kills": (_kills, "engine"),
+    "analysis": (_analysis, "engine"),
     "duplicates": (_duplicates, "engine"),
     "evidence": (_evidence, "detection"),
     "promise": (_promise, "detection"),
@@ -152,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
         "--every", type=int, default=1_000_000, help="images from one kill of a driver to the next"
     )
     added["duplicates"].add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="numbers of hashes")
+    sizes = [100_000, 300_000, 1_000_000]
+    added["analysis"].add_argument("--rows", type=int, nargs="+", default=sizes, help="numbers of rows, rising")
+    added["analysis"].add_argument("--before", type=Path, help="checkout of an older version, measured beside this one")
     added["promise"].add_argument("--draws", type=int, default=20, help="simulated audits for each line; 20 by default")
     added["speed"].add_argument("--quick", action="store_true", help="only the smallest network, one round")
     added["gpu"].add_argument(

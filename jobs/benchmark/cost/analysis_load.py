@@ -1,236 +1,69 @@
-"""From scores to lists: time and memory of everything that an audit does after its last row was scored.
+"""From scores to lists: time and memory of all that an audit does after its last row was scored.
 
-Scores are made up, so that no network is in the way: an output is frozen as `volgrowth audit` freezes it, and all its
-fragments are published. The command then has only to read them, calibrate, find duplicates, and write findings, summary
-and report. It runs in a process of its own, whose memory is counted from where its libraries are loaded.
-
-The made-up rows have the properties that decide the work: scores that depend on complexity, one row in ten an exact
-copy of an earlier row, a few memorized rows, one row in a thousand without a score.
+Scores are made up (`made_up_audit`), so that no network is in the way. The command runs in a process of its own, whose
+memory is counted from where its libraries are loaded.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from importlib import import_module
-from io import BytesIO
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 from scipy import stats
 
-MODEL = "factory:jobs.benchmark.cost.engine_load:costless_denoiser"
-SHARD_ROWS = 10_000
-FILE_ROWS = 100_000
-HELD_OUT = 20_000
-LEVELS = 10
-# the functions of a command whose seconds are shown, by the module that calls them
-STEPS = {
-    "analysis, s": ("volgrowth.commands.audit", "analyse"),
-    "summary, s": ("volgrowth.commands.audit", "summarize_audit"),
-    "report, s": ("volgrowth.commands.audit", "write_report"),
-}
-ROOT = Path(__file__).parents[3]
-# the audit whose time and memory are extrapolated
+from jobs.benchmark.cost import made_up_audit
+from jobs.benchmark.processes import ROOT
+from jobs.experiments import Outcome, say
+from volgrowth.errors import EngineError
+
 MANY = 100_000_000
+"""Rows of the audit whose time and memory are extrapolated."""
+COLUMNS = (("CPU, s", "seconds of CPU time"), ("above it, MiB", "MiB of memory"))
+SETTINGS = {"held-out rows": made_up_audit.HELD_OUT, "shard size": made_up_audit.SHARD_ROWS}
 
 
-def measure_analysis(folder: Path, sizes: Sequence[int], before: Path | None = None) -> list[dict[str, Any]]:
+def analysis_load(folder: Path, sizes: Sequence[int], before: Path | None = None) -> Outcome:
     """Measure every size, by an older version too if `before` is a checkout of it.
 
-    Returns:
-        A row of the page for each size and version: seconds of the whole command and of its steps, its CPU time, and
-        the most memory above that of the loaded libraries.
+    A row of the table has the seconds of the command, its CPU time and that of its steps, and the most memory above that
+    of the loaded libraries.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for rows in sizes:
         for version, checkout in (("this", ROOT), ("before", before)):
             if checkout:
-                output = folder / f"{version}-{rows}"
-                _run(checkout, "make", str(output), str(rows))
-                found.append({"rows": rows, "version": version, **json.loads(_run(checkout, "finish", str(output)))})
-    return found
+                say(f"{rows:,} rows, {version} version")
+                made = folder / f"{version}-{rows}"
+                _run(checkout, "make", str(made), str(rows))
+                found.append({"rows": rows, "version": version, **json.loads(_run(checkout, "finish", str(made)))})
+    said = [_line(found, version, *column) for version in ("this", "before") for column in COLUMNS]
+    return Outcome([line for line in said if line], {"table": found}, SETTINGS)
 
 
-def straight_line(found: Sequence[dict[str, Any]], column: str) -> tuple[float, float, float]:
-    """Return intercept, slope a million rows, and R^2 of the line through a column of three sizes or more."""
-    fit = stats.linregress([row["rows"] / 1e6 for row in found], [row[column] for row in found])
-    return float(fit.intercept), float(fit.slope), float(fit.rvalue**2)
-
-
-def make_scores(folder: Path, rows: int) -> Path:
-    """Freeze an audit of so many rows and publish made-up fragments, if they are not there yet. Returns the folder."""
-    from volgrowth.audit.output.fragments import publish_fragment
-    from volgrowth.audit.output.freezing import freeze
-    from volgrowth.audit.output.manifest import SCORES_FOLDER
-    from volgrowth.commands.audit import inspect_inputs
-    from volgrowth.storage.store import Store
-
-    output = folder / "out"
-    if (folder / "done").exists():
-        return output
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    data, held = _write_one_image(folder / "data.parquet", rows), _write_one_image(folder / "held.parquet", HELD_OUT)
-    config, store = _config(output, data, held), Store(str(output))
-    manifest = freeze(store, inspect_inputs(config))
-    for shard in manifest.shards:
-        held_out = shard.folder != SCORES_FOLDER
-        table = made_up(shard.start, shard.rows, 1 if held_out else 0, memorized=0.0 if held_out else 1e-3)
-        publish_fragment(store, manifest, shard, table, 1)
-    (folder / "done").touch()
-    return output
-
-
-def made_up(start: int, count: int, seed: int, memorized: float) -> pa.Table:
-    """Return made-up scores of `count` rows from `start` on, with the columns of `records.SCORES`."""
-    from volgrowth.records import SCORES
-    from volgrowth.sources import bytes_hash
-
-    random = np.random.default_rng([seed, start])
-    image = _images(random, start, count, seed)
-    plain, light, tone = (_normal(image, salt) for salt in range(3))
-    known = np.isin(np.arange(count), np.flatnonzero(random.uniform(size=count) < memorized))
-    luck = 4.0 * known + np.stack([_normal(image, salt) for salt in (3, 4, 5)])
-    variance = np.exp(-2 + 0.5 * light + 0.3 * plain).astype(np.float32)
-    growth = 40 - 6 * plain + 2 * np.sin(3 * tone) + np.log(variance) + 0.8 * luck[0]
-    failed = random.uniform(size=count) < 1e-3
-    columns: dict[str, Any] = {
-        "row": np.arange(start, start + count),
-        "image_id": [f"sha256:{number:064x}" for number in image.tolist()],
-        "source": [f"data.parquet:{row}" for row in range(start, start + count)],
-        "status": np.where(failed, "non_finite", "ok"),
-        "error": pa.array(["not finite: growth"] * count, mask=~failed),
-        "png_bytes": np.exp(6 + 0.5 * plain + 0.1 * light).astype(np.int32),
-        "variance": variance,
-        "total_variation": (0.2 * np.exp(0.5 * plain + 0.2 * light)).astype(np.float32),
-        "mean": (0.3 * tone).clip(-1, 1).astype(np.float32),
-        "edge_density": (1 / (1 + np.exp(-plain - 0.5 * light))).astype(np.float32),
-        "phash": _mixed(image, 7),
-        "content_hash": _mixed(image, 8),
-        "bytes_hash": np.full(count, bytes_hash(_one_image()), np.uint64),
-        "nfe": np.full(count, 15),
-        "batch": np.full(count, 256),
-    }
-    measured = {
-        "growth": growth,
-        "loss": np.exp(-2 + 0.4 * plain - 0.3 * luck[1]),
-        "lid": growth / 2,
-        "noise_norm": np.exp(1 + 0.2 * plain - 0.2 * luck[2]),
-        "sharpness": growth * 0.1,
-    }
-    columns |= {name: pa.array(values, mask=failed) for name, values in measured.items()}
-    rates = pa.array((growth[:, None] * np.linspace(0.5, 1.5, LEVELS)).astype(np.float32).ravel())
-    ends = np.arange(count + 1) * LEVELS
-    columns["rates"] = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), rates)
-    columns["marks"] = pa.ListArray.from_arrays(np.zeros(count + 1, np.int32), pa.array([], pa.string()))
-    return pa.table([columns.get(f.name, pa.nulls(count, f.type)) for f in SCORES], names=SCORES.names).cast(SCORES)
-
-
-def _images(random: np.random.Generator, start: int, count: int, seed: int) -> np.ndarray:
-    """Return the number of each row's image: its own, or for one row in ten that of an earlier row."""
-    own = np.arange(start, start + count)
-    earlier = random.integers(0, np.maximum(own, 1))
-    drawn = np.where((random.uniform(size=count) < 0.1) & (own > 0), earlier, own)
-    return drawn.astype(np.uint64) * np.uint64(50) + np.uint64(seed << 50)
-
-
-def _mixed(number: np.ndarray, salt: int) -> np.ndarray:
-    """Return a hash of each number, (n,) uint64 (splitmix64)."""
-    mixed = (number + np.uint64(salt)) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-def _normal(image: np.ndarray, salt: int) -> np.ndarray:
-    """Return a standard normal number for each image, the same for its copies."""
-    return stats.norm.ppf((_mixed(image, 100 * (salt + 1)) >> np.uint64(11)) / 2.0**53 + 2.0**-54)
-
-
-def _write_one_image(path: Path, rows: int) -> Path:
-    """Write a Parquet file in which every row is the same image, and which is small however many rows it has."""
-    images = pa.array([{"bytes": _one_image(), "path": None}])
-    with pq.ParquetWriter(path, pa.schema({"image": images.type})) as writer:
-        for start in range(0, rows, FILE_ROWS):
-            some = images.take(pa.array(np.zeros(min(FILE_ROWS, rows - start), int)))
-            writer.write_table(pa.table({"image": some}))
-    return path
-
-
-def _one_image() -> bytes:
-    stream = BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _config(output: Path, data: Path, held: Path) -> Any:
-    from volgrowth.config import AuditConfig
-
-    named: dict[str, Any] = {"model": MODEL, "data": str(data), "holdout": str(held), "output": str(output)}
-    return AuditConfig.build(**named, shard_size=SHARD_ROWS, engine="local", max_failed=0.01)
+def _line(found: Sequence[dict[str, Any]], version: str, column: str, what: str) -> str | None:
+    """Say how a column grows with the rows, with what that means for `MANY`; None with fewer than three sizes."""
+    mine = [row for row in found if row["version"] == version]
+    if len(mine) < 3:
+        return None
+    fit = stats.linregress([row["rows"] / 1e6 for row in mine], [row[column] for row in mine])
+    many = fit.intercept + fit.slope * MANY / 1e6
+    return (
+        f"{what.capitalize()}, {version} version: {fit.intercept:,.0f} and {fit.slope:,.0f} more for each million rows "
+        f"(R² {fit.rvalue**2:.4f}); for {MANY:,} rows that would be {many:,.0f}."
+    )
 
 
 def _run(checkout: Path, *arguments: str) -> str:
-    """Run this file in a process of its own, by the code of a checkout. Returns the last line that it printed.
+    """Run `made_up_audit` in a process of its own, by the code of a checkout. Returns the last line that it printed.
 
     Raises:
-        RuntimeError: the process failed.
+        EngineError: the process failed.
     """
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+    command = [sys.executable, made_up_audit.__file__, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(checkout)})
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: its own message says why")
+        raise EngineError(f"{' '.join(command)} ended with {done.returncode}: its own message says why")
     return done.stdout.splitlines()[-1]
-
-
-def finish_here(folder: Path) -> dict[str, Any]:
-    """Finish the audit of a folder in this process, which should do nothing else; forget what came of it before."""
-    output = folder / "out"
-    for name in ("findings.parquet", "holdout-findings.parquet", "summary.json", "report.html", "_SUCCESS"):
-        (output / name).unlink(missing_ok=True)
-    spent: dict[str, float] = {}
-
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*given: Any, **named: Any) -> Any:
-            began = time.monotonic()
-            try:
-                return function(*given, **named)
-            finally:
-                spent[name] = spent.get(name, 0.0) + time.monotonic() - began
-
-        return call
-
-    for name, (module, function) in STEPS.items():
-        caller = import_module(module)
-        setattr(caller, function, timed(name, getattr(caller, function)))
-    config = _config(output, folder / "data.parquet", folder / "held.parquet")
-    started, began, cpu = _memory("VmRSS"), time.monotonic(), time.process_time()
-    import_module("volgrowth.commands.audit").run_audit(config, quiet=True)
-    seconds = time.monotonic() - began
-    return {
-        "seconds": seconds,
-        "CPU, s": time.process_time() - cpu,
-        **{name: spent.get(name) for name in STEPS},
-        "at start, MiB": started,
-        "above it, MiB": _memory("VmHWM") - started,
-    }
-
-
-def _memory(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "make":
-        print(make_scores(Path(sys.argv[2]), int(sys.argv[3])))
-    else:
-        print(json.dumps(finish_here(Path(sys.argv[2]))))
