@@ -28,19 +28,27 @@ SETTINGS = {"held-out rows": made_up_audit.HELD_OUT, "shard size": made_up_audit
 def analysis_load(folder: Path, sizes: Sequence[int], before: Path | None = None) -> Outcome:
     """Measure every size, by an older version too if `before` is a checkout of it.
 
-    A row of the table has the seconds of the command, its CPU time and that of its steps, and the most memory above that
-    of the loaded libraries.
+    Sizes that `folder` holds already are not measured again. A row of the table has the seconds of the command, its CPU
+    time and that of its steps, and the most memory above that of the loaded libraries.
     """
     found: list[dict[str, Any]] = []
     for rows in sizes:
         for version, checkout in (("this", ROOT), ("before", before)):
             if checkout:
-                say(f"{rows:,} rows, {version} version")
-                made = folder / f"{version}-{rows}"
-                _run(checkout, "make", str(made), str(rows))
-                found.append({"rows": rows, "version": version, **json.loads(_run(checkout, "finish", str(made)))})
+                measured = _measured(folder / f"{version}-{rows}", rows, checkout)
+                found.append({"rows": rows, "version": version, **measured})
     said = [_line(found, version, *column) for version in ("this", "before") for column in COLUMNS]
     return Outcome([line for line in said if line], {"table": found}, SETTINGS)
+
+
+def _measured(folder: Path, rows: int, checkout: Path) -> dict[str, Any]:
+    """Measure a size by the code of a checkout, unless the folder holds what was measured before."""
+    known = folder / "measured.json"
+    if not known.exists():
+        say(f"{rows:,} rows by {folder.name.split('-')[0]} version")
+        _run(checkout, "make", str(folder), str(rows))
+        known.write_text(_run(checkout, "finish", str(folder)))
+    return json.loads(known.read_text())
 
 
 def _line(found: Sequence[dict[str, Any]], version: str, column: str, what: str) -> str | None:
