@@ -116,24 +116,26 @@ class ScreenMeasure(_ForwardPasses):
 
 
 class StandardMeasure(_ForwardPasses):
-    """Preset `standard`: what preset `screen` measures, and the growth of one axis, in four forward passes.
+    """Preset `standard`: what preset `screen` measures, a further loss, and growth of one axis, by five forward passes.
 
     `growth` is the log volume growth of one axis, common to all images, over one step of the flow from `norm_level` to
-    `loss_level`. It is a difference over a displacement of the noise's own size, so that it costs one evaluation more,
-    and holds in low precision.
+    `loss_level`. It is a difference over a displacement of the noise's own size, so that it costs one evaluation more
+    than the noise norm, and holds in low precision. The further loss, at `high_level`, is of a noise of its own: what
+    it buys is that less depends on the draw of the first noise.
     """
 
     preset: Literal["standard"] = "standard"
+    high_level: NoiseLevel = 0.45
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per image: the screen's, and one for the axis."""
-        return SCREEN_EVALUATIONS + 1
+        """Network evaluations per image: the screen's, one for the further loss, and one for the axis."""
+        return SCREEN_EVALUATIONS + 2
 
     @property
     def evaluations_after_screen(self) -> int:
-        """Both evaluations of the axis, since that at the image is not kept."""
-        return 2
+        """That of the further loss, and both of the axis, since the screen keeps no answer of the network."""
+        return 3
 
     @property
     def unconditional_evaluations(self) -> int:

@@ -35,9 +35,12 @@ from volgrowth.records import FINDINGS, Status
 
 Columns = dict[str, pa.Array]
 
-PARTS = ("growth", "loss", "noise_norm")
+PARTS = ("growth", "loss", "noise_norm", "loss_high")
 """Columns of scores that make the evidence: growth as it is, the others as minus their logarithm."""
-_CALIBRATING = ("row", "content_hash", "screen", *PARTS, *MEASURED)
+FULL = "log_likelihood"
+"""Column that is measured with growth of all dimensions. Growth of one axis, or by one probe, is not added to others:
+on the benchmark sums with it found no more, and less under some draws of the noise."""
+_CALIBRATING = ("row", "content_hash", "screen", *PARTS, FULL, *MEASURED)
 ANALYSED = (*_CALIBRATING, "status", "image_id", "phash", "growth_contrast")
 """Columns of scores that the analysis reads."""
 SMALLEST = 1e-12
@@ -213,7 +216,8 @@ def _calibrate(
         for images in parts.values():
             images.score[np.isnan(images.score)] = -np.inf
     held = None if holdout is None else {name: holdout.part(name) for name in names}
-    found = calibrate(parts, held, passed, alone=("loss",), alike=alike)
+    aside = () if whole[0].measured(FULL) else ("growth",)
+    found = calibrate(parts, held, passed, alone=("loss",), alike=alike, aside=aside)
     if found is not None:
         found.left_out.update({name: _why_not(name, whole) for name in PARTS if name not in names})
     return found

@@ -88,6 +88,30 @@ def test_a_part_that_says_nothing_is_left_out_with_the_reason(
     assert_array_equal(found.p_value, alone.p_value)
 
 
+@pytest.mark.parametrize("with_holdout", [False, True])
+def test_a_score_that_is_set_aside_is_calibrated_and_not_added(with_holdout: bool) -> None:
+    audited, holdout = sets(300, 1), sets(200, 2) if with_holdout else None
+    found = calibrate(audited, holdout, aside=("growth",))
+    both, alone = (
+        calibrated(audited, holdout),
+        calibrated({"loss": audited["loss"]}, holdout and {"loss": holdout["loss"]}),
+    )
+    assert found is not None
+    assert list(found.parts) == ["loss"]
+    assert "without it" in found.left_out["growth"]
+    assert_array_equal(found.main.expected, both.main.expected)
+    assert_array_equal(found.evidence, alone.evidence)
+
+
+def test_a_score_that_is_set_aside_counts_where_there_is_no_other() -> None:
+    growth = {"growth": sets(300, 1)["growth"]}
+    found = calibrate(growth, aside=("growth",))
+    assert found is not None
+    assert list(found.parts) == ["growth"]
+    assert not found.left_out
+    assert_array_equal(found.evidence, calibrated(growth, None).evidence)
+
+
 def test_growth_without_spread_leaves_the_verdict_to_the_loss() -> None:
     audited, holdout = sets(300, 1, memorized=10), sets(400, 2)
     for some in (audited, holdout):
@@ -95,6 +119,8 @@ def test_growth_without_spread_leaves_the_verdict_to_the_loss() -> None:
     found = calibrated(audited, holdout)
     assert np.median(found.evidence[:10]) > np.quantile(found.evidence[10:], 0.9)
     assert_array_equal(found.main.expected, 5.0)
+    assert list(found.parts) == ["loss"]
+    assert "no spread" in found.left_out["growth"]
 
 
 def test_the_tail_reaches_below_what_counting_can() -> None:

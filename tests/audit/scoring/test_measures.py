@@ -58,7 +58,7 @@ def test_the_standard_preset_keeps_to_five_forward_evaluations():
     assert not StandardMeasure().differentiates
 
 
-def gaussian_closed_forms(images, mean, variance, start, end, seed):
+def gaussian_closed_forms(images, mean, variance, start, end, high, seed):
     """Return the closed forms of the forward passes for data N(mean, variance), variance (*image)."""
     e = common_noise(images, seed)
     share = start**2 / (variance + start**2)
@@ -69,12 +69,10 @@ def gaussian_closed_forms(images, mean, variance, start, end, seed):
     even = share / end * (images - mean)
     loss = (((share - 1) * e) ** 2 + even**2).flatten(1).mean(1)
     rate = (share * e**2).sum() / e.square().mean()
-    return {
-        "noise_norm": at_image,
-        "growth": growth.expand(len(images)),
-        "loss": loss,
-        "screen": rate.expand(len(images)),
-    }
+    further, share = common_noise(images, seed, 1), high**2 / (variance + high**2)
+    loss_high = ((share / high * (images + high * further - mean) - further) ** 2).flatten(1).mean(1)
+    of_all = {"growth": growth.expand(len(images)), "screen": rate.expand(len(images))}
+    return {**of_all, "noise_norm": at_image, "loss": loss, "loss_high": loss_high}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -83,7 +81,7 @@ def test_forward_passes_have_their_closed_forms_on_gaussian_data(seed):
     variance, mean = torch.rand(2, 1, 4, 4, generator=generator, dtype=torch.float64)
     images = torch.randn(3, 1, 4, 4, generator=generator, dtype=torch.float64)
     flow = Flow(vg.GaussianDenoiser(mean, variance))
-    exact = gaussian_closed_forms(images, mean, variance, 0.1, 0.3, seed)
+    exact = gaussian_closed_forms(images, mean, variance, 0.1, 0.3, 0.45, seed)
     standard = measure_images(flow, images, [0, 1, 2], StandardMeasure(), seed).columns
     for name, column in exact.items():
         np.testing.assert_allclose(standard[name], column, rtol=1e-9, err_msg=name)

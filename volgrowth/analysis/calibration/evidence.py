@@ -7,7 +7,7 @@ more on the bench (docs/detection.md), and weights that were fitted to the audit
 memorized in it.
 
 A part that no image was measured in, or that hardly varies among the images it is calibrated on, is left out, with
-the reason.
+the reason. A score may also be calibrated and left aside, where others tell more without it.
 """
 
 from collections.abc import Collection, Mapping
@@ -36,6 +36,8 @@ from volgrowth.analysis.chunks import for_chunks
 REPRODUCED = 5.0
 """Evidence that three quarters of the images that samples reproduce had, or more, in each case of docs/detection.md."""
 
+NO_SPREAD = "most images show exactly what is expected of them, so that it has no spread"
+
 Parts = Mapping[str, ScoredImages]
 
 
@@ -45,9 +47,8 @@ class Calibration:
 
     Attributes:
         method: `held-out`, or `cross-fitted` without enough held-out images.
-        parts: expectation of each score that the evidence is made of, by its name; the first is the score that an audit
-            calls growth.
-        left_out: the reason for each score that is not part of the evidence, by its name.
+        scores: expectation of each score, by its name; the first is the score that an audit calls growth.
+        left_out: the reason for each score that the evidence is not made of, by its name.
         evidence: summed excess of all parts, in units of its spread, of each audited image, (n,).
         holdout_evidence: the same of each distinct held-out image of `rows`, (m,); None without any.
         rows: positions of the distinct images that calibrate, in the held-out set, or the audited one if cross-fitted.
@@ -63,7 +64,7 @@ class Calibration:
     """
 
     method: Literal["held-out", "cross-fitted"]
-    parts: dict[str, Expectation]
+    scores: dict[str, Expectation]
     left_out: dict[str, str]
     evidence: np.ndarray
     holdout_evidence: np.ndarray | None
@@ -79,8 +80,13 @@ class Calibration:
 
     @property
     def main(self) -> Expectation:
-        """The expectation of the first part."""
-        return next(iter(self.parts.values()))
+        """The expectation of the first score."""
+        return next(iter(self.scores.values()))
+
+    @property
+    def parts(self) -> dict[str, Expectation]:
+        """Expectations of the scores that the evidence is made of, by name."""
+        return {name: score for name, score in self.scores.items() if name not in self.left_out}
 
     @property
     def p_value(self) -> np.ndarray:
@@ -102,6 +108,7 @@ def calibrate(
     passing: Passing | None = None,
     alone: Collection[str] = (),
     alike: np.ndarray | None = None,
+    aside: Collection[str] = (),
 ) -> Calibration | None:
     """Fit the expected scores of every image, add up the evidence, and compute p-values.
 
@@ -113,6 +120,7 @@ def calibrate(
         passing: result of a screen of the same images; the score of images that do not pass may be -infinity.
         alone: names of scores whose own p-values are wanted beside those of the evidence.
         alike: mask of the held-out images that look like audited ones, (m,): they do not calibrate.
+        aside: names of scores that are calibrated, but added up only where there is no other.
 
     Returns:
         None if the audited images would calibrate themselves and are fewer than `MIN_IMAGES` distinct ones.
@@ -123,8 +131,11 @@ def calibrate(
     chosen = usable(first, next(iter(held.values())) if held else None, alike)
     rows = chosen.rows
     if len(rows) < MIN_IMAGES:
-        return None if held is None else calibrate(judged, alone=alone)
+        return None if held is None else calibrate(judged, alone=alone, aside=aside)
     learnt, left_out = _learn_parts(judged, known, rows)
+    added = _added(learnt, aside)
+    others = {name: "the others tell more without it" if name in aside else NO_SPREAD for name in learnt}
+    left_out |= {name: reason for name, reason in others.items() if name not in added}
     wanted = [name for name in alone if name in learnt]
     fitted = next(iter(known.values())).features[rows]
     low, high = np.nanmin(fitted, 0), np.nanmax(fitted, 0)
@@ -135,10 +146,13 @@ def calibrate(
         outside[chunk] = ((features < low) | (features > high)).any(1)
 
     for_chunks(len(outside), compare)
-    found = _judge_themselves(judged, learnt, rows, wanted) if held is None else _judge(judged, learnt, passing, wanted)
+    if held is None:
+        found = _judge_themselves(judged, learnt, added, rows, wanted)
+    else:
+        found = _judge(judged, learnt, added, passing, wanted)
     return Calibration(
         method="cross-fitted" if held is None else "held-out",
-        parts={name: found.expectation(name, part, held is None) for name, part in learnt.items()},
+        scores={name: found.expectation(name, part, held is None) for name, part in learnt.items()},
         left_out=left_out,
         evidence=found.evidence,
         holdout_evidence=found.held,
@@ -198,23 +212,30 @@ def _learn_parts(audited: Parts, known: Parts, rows: np.ndarray) -> tuple[dict[s
             continue
         part = learn(known[name], rows)
         if parts and not part.residual_spread > 0:
-            left_out[name] = "most images show exactly what is expected of them, so that it has no spread"
+            left_out[name] = NO_SPREAD
         else:
             parts[name] = part
     return parts, left_out
 
 
-def _varying(learnt: Mapping[str, Learnt]) -> list[str]:
-    """Return the parts that are added up: those with a spread, or all if none has one."""
-    return [name for name, part in learnt.items() if part.residual_spread > 0] or list(learnt)
+def _added(learnt: Mapping[str, Learnt], aside: Collection[str]) -> list[str]:
+    """Return the scores that are added up: those with a spread, if any has one, and of these others than `aside`."""
+    varying = [name for name, part in learnt.items() if part.residual_spread > 0] or list(learnt)
+    return [name for name in varying if name not in aside] or varying
 
 
-def _judge(audited: Parts, learnt: Mapping[str, Learnt], passing: Passing | None, alone: Collection[str]) -> _Judged:
+def _judge(
+    audited: Parts,
+    learnt: Mapping[str, Learnt],
+    added: Collection[str],
+    passing: Passing | None,
+    alone: Collection[str],
+) -> _Judged:
     """Judge images against held-out ones. What belongs to each fold is kept for one chunk of images at a time."""
     first = next(iter(audited.values()))
     count, fold = len(first.score), next(iter(learnt.values())).fold
     found = _Judged(count, learnt, alone, passing is not None)
-    added, units = _varying(learnt), {name: part.residual_spread or 1.0 for name, part in learnt.items()}
+    units = {name: part.residual_spread or 1.0 for name, part in learnt.items()}
     held = sum((learnt[name].held / units[name] for name in added), np.zeros(()))
     spread = spread_of(held) or 1.0
     found.held = held = held / spread
@@ -247,14 +268,14 @@ def _judge(audited: Parts, learnt: Mapping[str, Learnt], passing: Passing | None
 
 
 def _judge_themselves(
-    audited: Parts, learnt: Mapping[str, Learnt], rows: np.ndarray, alone: Collection[str]
+    audited: Parts, learnt: Mapping[str, Learnt], added: Collection[str], rows: np.ndarray, alone: Collection[str]
 ) -> _Judged:
     """Judge images that calibrate themselves, `rows` the distinct ones, by an assumed tail."""
     found = _Judged(len(next(iter(audited.values())).score), learnt, alone, False)
     for name, part in learnt.items():
         found.expected[name] = part.expected
         found.excess[name] = audited[name].score - part.expected
-    total = sum((found.excess[name] / (learnt[name].residual_spread or 1.0) for name in _varying(learnt)), np.zeros(()))
+    total = sum((found.excess[name] / (learnt[name].residual_spread or 1.0) for name in added), np.zeros(()))
     found.evidence = total / (spread_of(total[rows]) or 1.0)
     found.used, found.conformal = tail_p_values(found.evidence, rows), np.full(len(total), np.nan)
     found.alone = {name: tail_p_values(found.excess[name], rows) for name in alone}

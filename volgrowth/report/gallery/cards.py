@@ -164,7 +164,7 @@ def _order(record: Card) -> tuple[bool, float, int]:
 
 def _parts(record: Card) -> str:
     """Say how much each part of the evidence speaks, in units of the held-out images' spread."""
-    names = {"growth": "growth", "loss": "loss", "noise norm": "noise_norm"}
+    names = {"growth": "growth", "loss": "loss", "noise norm": "noise_norm", "loss at a higher level": "loss_high"}
     known = {name: record.get(f"evidence_{column}") for name, column in names.items()}
     return ", ".join(f"{name} {signed(value)}" for name, value in known.items() if not missing(value))
 
