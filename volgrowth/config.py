@@ -74,11 +74,6 @@ class _MeasureSettings(Frozen):
         """Whether the preset measures all that preset `screen` does."""
         return self.evaluations_after_screen < self.evaluations
 
-    @property
-    def differentiates(self) -> bool:
-        """Whether torch differentiates the network."""
-        return False
-
 
 class _ForwardPasses(_MeasureSettings):
     """The levels of the three forward passes that preset `screen` takes and others take among more."""
@@ -98,8 +93,7 @@ class ScreenMeasure(_ForwardPasses):
 
     One at the image itself gives the length of the noise that the model expects there, at `norm_level`. Two at
     `loss_level`, under a noise and its opposite, give the denoising loss and `growth`: how many directions have
-    collapsed around the image (`volgrowth.numerics.forward_passes`). The levels, and a pair of noises in place of one,
-    were chosen on the benchmark (docs/detection.md).
+    collapsed around the image (`numerics.forward_passes`). docs/detection.md says how the levels were chosen.
     """
 
     preset: Literal["screen"] = "screen"
@@ -119,9 +113,8 @@ class StandardMeasure(_ForwardPasses):
     """Preset `standard`: what preset `screen` measures, a further loss, and growth of one axis, by five forward passes.
 
     `growth` is the log volume growth of one axis, common to all images, over one step of the flow from `norm_level` to
-    `loss_level`. It is a difference over a displacement of the noise's own size, so that it costs one evaluation more
-    than the noise norm, and holds in low precision. The further loss, at `high_level`, is of a noise of its own: what
-    it buys is that less depends on the draw of the first noise.
+    `loss_level`, by a difference over a displacement of the noise's own size. The further loss, at `high_level`, is of
+    a noise of its own, so that less depends on the draw of the first.
     """
 
     preset: Literal["standard"] = "standard"
@@ -178,11 +171,6 @@ class VolumeMeasure(_ForwardPasses):
         """The traces again, without the condition."""
         return self.num_levels * (1 + self.num_probes)
 
-    @property
-    def differentiates(self) -> bool:
-        """Whether torch differentiates the network: always."""
-        return True
-
 
 class PaperMeasure(_MeasureSettings):
     """Preset `paper`: volume growth as published (arXiv 2503.19429), one axis and one step of 1000.
@@ -206,11 +194,6 @@ class PaperMeasure(_MeasureSettings):
     def guided_evaluations(self) -> int:
         """A guided step evaluates the network with and without the condition."""
         return 2 * self.evaluations
-
-    @property
-    def differentiates(self) -> bool:
-        """Whether torch differentiates the network: not for differences."""
-        return self.derivative == "jvp"
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -378,10 +361,8 @@ class AuditConfig(Frozen):
     @property
     def screen(self) -> ScreenMeasure:
         """The measure of a cascade's screen, at the levels of the preset if it takes the same forward passes."""
-        measure = self.measure
-        if isinstance(measure, PaperMeasure):
-            return ScreenMeasure()
-        return ScreenMeasure(norm_level=measure.norm_level, loss_level=measure.loss_level)
+        known = self.measure.model_dump(include=set(ScreenMeasure.model_fields), exclude={"preset"})
+        return ScreenMeasure(**known)
 
     @property
     def images_at_once(self) -> int:

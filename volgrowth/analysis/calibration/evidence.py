@@ -133,19 +133,9 @@ def calibrate(
     if len(rows) < MIN_IMAGES:
         return None if held is None else calibrate(judged, alone=alone, aside=aside)
     learnt, left_out = _learn_parts(judged, known, rows)
-    added = _added(learnt, aside)
-    others = {name: "the others tell more without it" if name in aside else NO_SPREAD for name in learnt}
-    left_out |= {name: reason for name, reason in others.items() if name not in added}
+    added = _added(learnt, aside, left_out)
     wanted = [name for name in alone if name in learnt]
-    fitted = next(iter(known.values())).features[rows]
-    low, high = np.nanmin(fitted, 0), np.nanmax(fitted, 0)
-    outside = np.empty(len(first.score), bool)
-
-    def compare(chunk: slice) -> None:
-        features = first.features[chunk]
-        outside[chunk] = ((features < low) | (features > high)).any(1)
-
-    for_chunks(len(outside), compare)
+    outside = _outside(first, next(iter(known.values())).features[rows])
     if held is None:
         found = _judge_themselves(judged, learnt, added, rows, wanted)
     else:
@@ -173,6 +163,19 @@ def _apart(images: ScoredImages, found: "_Judged", outside: np.ndarray) -> tuple
     assert found.held is not None
     rows = images.distinct
     return differing_bulk(found.evidence[rows[~outside[rows]]], found.held)
+
+
+def _outside(images: ScoredImages, fitted: np.ndarray) -> np.ndarray:
+    """Return a mask of the images that are outside the range of the features (m, features) that were fitted, (n,)."""
+    low, high = np.nanmin(fitted, 0), np.nanmax(fitted, 0)
+    outside = np.empty(len(images.score), bool)
+
+    def compare(chunk: slice) -> None:
+        features = images.features[chunk]
+        outside[chunk] = ((features < low) | (features > high)).any(1)
+
+    for_chunks(len(outside), compare)
+    return outside
 
 
 class _Judged:
@@ -218,10 +221,16 @@ def _learn_parts(audited: Parts, known: Parts, rows: np.ndarray) -> tuple[dict[s
     return parts, left_out
 
 
-def _added(learnt: Mapping[str, Learnt], aside: Collection[str]) -> list[str]:
-    """Return the scores that are added up: those with a spread, if any has one, and of these others than `aside`."""
+def _added(learnt: Mapping[str, Learnt], aside: Collection[str], left_out: dict[str, str]) -> list[str]:
+    """Return the scores that are added up: those with a spread, if any has one, and of these others than `aside`.
+
+    `left_out` gets the reason for each of the others.
+    """
     varying = [name for name, part in learnt.items() if part.residual_spread > 0] or list(learnt)
-    return [name for name in varying if name not in aside] or varying
+    added = [name for name in varying if name not in aside] or varying
+    reasons = {name: NO_SPREAD if name not in varying else "the others tell more without it" for name in learnt}
+    left_out |= {name: reason for name, reason in reasons.items() if name not in added}
+    return added
 
 
 def _judge(

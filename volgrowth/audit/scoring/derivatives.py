@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from contextlib import suppress
 from math import sqrt
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from volgrowth.audit.workers.seeding import seeded
-from volgrowth.config import PaperMeasure, VolumeMeasure
+from volgrowth.config import Measure, PaperMeasure, VolumeMeasure
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Images, NoiseLevel, per_image
 from volgrowth.numerics.growth import PUBLISHED_SCHEDULE
@@ -72,6 +72,11 @@ RADII = (0.02, 0.005, 0.1)
 
 Differentiating = PaperMeasure | VolumeMeasure
 """Measures that rest on derivatives of the network."""
+
+
+def by_torch(measure: Measure) -> TypeGuard[Differentiating]:
+    """Say whether torch differentiates the network for a measure; other measures take forward passes alone."""
+    return isinstance(measure, VolumeMeasure) or (isinstance(measure, PaperMeasure) and measure.derivative == "jvp")
 
 
 def derivative_deviation(

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from volgrowth.audit.scoring.derivatives import Differenced, Differentiating, has_derivative
+from volgrowth.audit.scoring.derivatives import Differenced, by_torch, has_derivative
 from volgrowth.audit.scoring.measures import Flow, Launched, Measurement, Sent, launch_images
 from volgrowth.audit.scoring.prefetch import Ahead, decoding_threads
 from volgrowth.audit.workers.fitting import BatchSize
@@ -201,7 +201,7 @@ class Scorer:
     def _lacks_derivative(self, items: list[Prepared]) -> bool:
         """Say whether the network can be evaluated at these images but not differentiated as the measure does."""
         measure = self.measure
-        if not measure.differentiates or not isinstance(measure, Differentiating):
+        if not by_torch(measure):
             return False
         try:
             flow = self.flow([item.condition for item in items])
