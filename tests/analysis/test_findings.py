@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose
 
-from tests.support.tables import NO_SCORE, failed, many, scores
+from tests.support.tables import failed, many, scores
 from volgrowth.analysis import chunks
 from volgrowth.analysis.calibration import boosted_trees
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
@@ -201,9 +201,16 @@ def test_tables_in_several_chunks() -> None:
 
 
 def with_screens(rows: list[dict[str, Any]], measured: float) -> list[dict[str, Any]]:
-    """Rows of a cascade: all have a screen, and only those of high growth the other scores."""
+    """Rows of a cascade: all have what the screen measures, and only those of high growth the other scores."""
+    rest = dict.fromkeys(("growth", "rates", "loss_high"))
     return [
-        {**row, "screen": row["growth"] + index % 3, **(NO_SCORE if row["growth"] < measured else {})}
+        {
+            **row,
+            "loss": float(np.exp(-row["growth"] / 10)),
+            "noise_norm": 1.0 + index % 3,
+            "loss_high": 0.1 + 0.01 * (index % 7),
+            **(rest if row["growth"] < measured else {}),
+        }
         for index, row in enumerate(rows)
     ]
 

@@ -166,18 +166,17 @@ def test_samples_are_drawn_by_the_seed_and_bounded():
 
 
 def tables(memorized: int = 20) -> tuple[pa.Table, pa.Table, list[dict[str, Any]]]:
-    """400 audited images with screens, copies and a failed row among them, and 300 held-out ones."""
+    """400 audited images with losses, copies and a failed row among them, and 300 held-out ones."""
     random, sets = np.random.default_rng(5), []
     for count, seed in ((400, 1), (300, 2)):
         rows = many(count, seed)
         for row in rows:
-            row["screen"] = row["growth"] + float(random.normal(0, 0.5))
+            row["noise_norm"], row["loss_high"] = np.exp(random.normal(0, 0.1, 2)).tolist()
             row["loss"] = float(0.1 * np.exp(random.normal(0, 0.1)))
         sets.append(rows)
     for row in sets[0][:memorized]:
         row["growth"] += 30
-        row["screen"] += 30
-        row["loss"] = 0.01
+        row["loss"] = row["loss_high"] = 0.01
     copy = dict(sets[0][3])
     return scores(*sets[0], failed(), copy), scores(*sets[1]), [*sets[0], failed(), copy]
 
@@ -190,7 +189,7 @@ def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def only(measured: np.ndarray, rows: list[dict[str, Any]]) -> pa.Table:
     """The table of a cascade that measured these rows."""
-    nothing = {"growth": None, "rates": None, "loss": None}
+    nothing = {"growth": None, "rates": None, "loss_high": None}
     return scores(*[row if index in measured else {**row, **nothing} for index, row in enumerate(rows)])
 
 
@@ -235,7 +234,8 @@ def test_what_was_screened_out_is_judged_and_not_flagged():
     assert set(out["memorized"].to_pylist()) == set(out["precursor"].to_pylist()) == {False}
     assert out["expected_growth"].null_count == 0
     measured = np.isin(screening.out, sampled)
-    for name in ("growth", "excess_growth", "excess_loss"):
+    assert out["excess_loss"].null_count == 0  # the screen's loss
+    for name in ("growth", "excess_growth", "evidence"):
         assert out[name].is_valid().to_numpy().tolist() == measured.tolist()
 
 
