@@ -26,7 +26,6 @@ from volgrowth.models import NetworkDenoiser
 from volgrowth.sources import Row, decode_image, encode_png
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# preset `volume` is more of the traces of `standard`
 MEASURES: dict[str, Measure] = {
     "standard": StandardMeasure(),
     "paper": PaperMeasure(),
