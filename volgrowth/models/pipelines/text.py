@@ -3,9 +3,10 @@ r"""Captions become the embeddings that a network takes, by the text encoders of
 Padding, the layer that is read and the pooling are rules of each pipeline's `encode_prompt`, so that function runs
 here, with the pipeline's text encoders frozen and in the network's precision.
 
-**Batches.** The last digits of an embedding depend on the shape of the batch that it was computed in. So all batches
-have one shape: each caption is padded to the pipeline's full length, and short batches are filled up. Then the captions
-beside a caption do not change its embedding. On a CPU, where a batch is no faster, that shape is one caption.
+**Batches.** The last digits of an embedding depend on the shape of the batch that it was computed in (in bfloat16 on a
+CPU, CLIP gives others to a caption alone than among eight). So all batches have one shape: each caption is padded to
+the pipeline's full length, and short batches are filled up. Then the captions beside a caption do not change its
+embedding. On a CPU, where a batch gains little, that shape is one caption.
 
 **Overflow.** CLIP reads 77 tokens, T5 as many as the pipeline allows (256 or 512). A word that one encoder cuts off
 and another reads is not lost, so the overflow of a caption is the smallest number of tokens that any encoder cuts off.
