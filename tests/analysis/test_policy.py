@@ -1,5 +1,6 @@
 """Which action a policy gives each row."""
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.analysis.test_summary import summarized
+from tests.support.tables import many, scores
 from volgrowth.analysis.judging import ranking_column
-from volgrowth.analysis.policy import CURATION, Action, CurationPolicy, decide_actions
+from volgrowth.analysis.policy import CURATION, Action, CurationPolicy, bound_innocent, decide_actions
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.records import FINDINGS
 
@@ -210,6 +213,46 @@ def test_every_cluster_is_treated_as_one_picture(drawn, action):
             assert kept == ([row["row"] for row in members if row["image_id"] in allow] or [cluster])
         else:
             assert said == {"review": len(free)} or not free
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Any]:
+    """Summary and audit of 200 images, of which ten stand out, one of them with a near duplicate: no eleventh."""
+    rows, held = many(200), [{**row, "phash": 10_000 + k} for k, row in enumerate(many(600, seed=9))]
+    for row in rows[:10]:
+        row["growth"] += 100
+    rows[0] |= {"phash": 1, "mean": 0.0}
+    return summarized(tmp_path_factory.mktemp("judged"), scores(*rows, {**rows[0], "content_hash": 7}), scores(*held))[
+        :2
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (
+            CurationPolicy("top_k", 10),
+            r"of these 10 images at most [0-4] are innocent, with 90% confidence",
+        ),
+        (CurationPolicy("max_score", 20.0), r"of these 10 images at most [0-4] are innocent"),
+        (CurationPolicy("top_k", 110), r"of these 110 images at most (9\d|10\d) are innocent"),
+        (CurationPolicy("top_k", 0), None),
+        (CurationPolicy("fdr", 0.1), None),
+    ],
+    ids=lambda value: f"{value.by} {value.limit:g}" if isinstance(value, CurationPolicy) else "",
+)
+def test_who_chooses_a_number_is_told_how_many_are_innocent_at_most(
+    judged: tuple[dict[str, Any], Any], policy: CurationPolicy, said: str | None
+) -> None:
+    summary, audit = judged
+    status = audit.scores.select(["status"])
+    found = bound_innocent(audit.findings, status, policy, summary["detection"])
+    assert (found is None) == (said is None)
+    assert said is None or re.match(said, found or "")
+    if said:
+        older = {name: value for name, value in summary["detection"].items() if name != "trials"}
+        assert "was not bounded by the version" in (bound_innocent(audit.findings, status, policy, older) or "")
+        assert "without held-out images" in (bound_innocent(audit.findings, status, policy, {"null": "x"}) or "")
 
 
 def test_evidence_ranks_where_there_is_any() -> None:

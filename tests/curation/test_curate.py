@@ -51,6 +51,7 @@ def test_a_list_is_made_edited_applied_and_undone(out, capsys):
     assert command(["curate", out, "--top-k", "2", "--action", "drop", "--list", "list.csv"]) == 0
     said = capsys.readouterr().out
     assert "list: list.csv" in said
+    assert re.search(r"of these .* innocent", said)
     text = Path("list.csv").read_text()
     dropped = text.count('"drop"')
     assert f"drop {dropped}, downweight 0," in said

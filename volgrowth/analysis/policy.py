@@ -116,23 +116,28 @@ def make_list(audit: Audit, policy: CurationPolicy) -> pa.Table:
     return decide_actions(audit.findings, scores, policy, list_digest(audit), verification)
 
 
-def bound_innocent(audit: Audit, policy: CurationPolicy) -> str | None:
+def bound_innocent(
+    findings: pa.Table, scores: pa.Table, policy: CurationPolicy, detection: dict[str, Any] | None
+) -> str | None:
     """Say how many of the pictures that a policy flags are innocent, at most; None for a policy by the rate.
 
     The bound holds for every cut at once (`false_bounds`), so also for one chosen after looking at the images.
+
+    Args:
+        findings: of all rows.
+        scores: their column `status`.
+        policy: the rule.
+        detection: part `detection` of the summary.
     """
     if policy.by == "fdr":
         return None
-    findings, detection = audit.findings, audit.summary["detection"] or {}
-    if detection.get("null") != "held-out":
+    if not detection or detection["null"] != "held-out":
         return "how many of these are innocent cannot be bounded without held-out images: audit with --holdout"
     if "trials" not in detection:
         return "how many of these are innocent was not bounded by the version that wrote this audit: audit again"
-    known, held = judge(findings), detection["calibration_rows"]
-    chosen, above = strongest_above(known, held)
-    above = above[
-        _Rows(findings, read_scores(audit.store, audit.frozen, columns=("status",)), policy, None).flagged[chosen]
-    ]
+    held = detection["calibration_rows"]
+    chosen, above = strongest_above(judge(findings), held)
+    above = above[_Rows(findings, scores, policy, None).flagged[chosen]]
     most, confidence = innocent_among(above, held, detection["trials"]), f"with {CONFIDENCE:.0%} confidence"
     if not len(above):
         return None

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from volgrowth.analysis.calibration.false_bounds import CONFIDENCE, false_bounds, innocent_among, null_counts
+from volgrowth.analysis.calibration.false_bounds import (
+    CONFIDENCE,
+    draw_null,
+    false_bounds,
+    innocent_among,
+    null_counts,
+)
 
 
 def held_above(excess: np.ndarray, held: np.ndarray) -> np.ndarray:
@@ -76,3 +82,20 @@ def test_what_the_held_out_images_cannot_tell_is_not_bounded() -> None:
 def test_nothing_to_bound() -> None:
     assert false_bounds(np.empty(0, int), 100).shape == (0,)
     assert false_bounds(np.zeros(3, int), 0).tolist() == [1, 1, 1]
+
+
+def test_the_bounds_hold_on_draws_that_they_were_not_made_of() -> None:
+    """If the rank came from the draws that are ranked, they would hold less often."""
+    kept, before = [], []
+    for tests, held in ((300, 300), (300, 1000), (2000, 200), (2000, 3000), (10_000, 1000), (100, 5000)):
+        ranks, innocent = null_counts(tests, held)
+        draws = draw_null(np.random.default_rng([1, tests, held]), ranks, tests, held)
+        kept.append((draws <= innocent).all(1).mean())
+        own = draw_null(np.random.default_rng([2, tests, held]), ranks, tests, held)
+        ordered = np.sort(own, axis=0)
+        lowest = np.max([np.searchsorted(column, own[:, j]) for j, column in enumerate(ordered.T)], axis=0)
+        reused = ordered[np.sort(lowest)[int(np.ceil(CONFIDENCE * len(own))) - 1]]
+        before.append((draws <= reused).all(1).mean())
+    error = np.sqrt(2 * CONFIDENCE * (1 - CONFIDENCE) / len(draws) / len(kept))
+    assert np.mean(kept) >= CONFIDENCE - 3 * error
+    assert np.mean(before) < np.mean(kept)
