@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from volgrowth.analysis.policy import CurationPolicy, bound_innocent, make_list, thin_scores
+from volgrowth.analysis.policy import CurationPolicy, bound_innocent, make_list
+from volgrowth.audit.output.fragments import read_scores
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import Audit, open_audit, open_stored
 from volgrowth.curation.applying import apply_list, check_destination
@@ -60,7 +61,8 @@ def _curate(
     bound = None
     if policy is not None:
         table, how = make_list(audit, policy), f"{policy.by} {policy.limit:g}, {policy.action}"
-        bound = bound_innocent(audit.findings, thin_scores(audit, "status"), policy, audit.summary["detection"])
+        status = read_scores(audit.store, audit.frozen, columns=("status",))
+        bound = bound_innocent(audit.findings, status, policy, audit.summary["detection"])
     elif list_path is not None:
         table, how = read_list(audit, list_path), "as read from a file"
     else:
