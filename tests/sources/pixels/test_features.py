@@ -45,6 +45,20 @@ def test_the_png_is_the_image():
     assert features(pixels)["png_bytes"] == len(stream.getvalue())
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 9), (1, 9, 1), (3, 31, 17)])
+@pytest.mark.parametrize("value", [0, 255, None])
+def test_statistics_are_exact(shape, value):
+    """Sums of squares and of steps in small integers are those in large ones, up to the last bit."""
+    random = np.random.default_rng(0).integers(0, 256, shape)
+    values = random if value is None else np.full(shape, value)
+    size, total, squares = values.size, int(values.sum()), int((values**2).sum())
+    steps = np.abs(np.concatenate([np.diff(values, axis=1).ravel(), np.diff(values, axis=2).ravel()]))
+    got = features(values.astype(np.uint8))
+    assert got["variance"] == (size * squares - total * total) / size**2 / 127.5**2
+    assert got["total_variation"] == int(steps.sum()) / max(steps.size, 1) / 127.5
+    assert got["edge_density"] == int((steps > 25.5).sum()) / max(steps.size, 1)
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
 def test_the_perceptual_hash_is_imagehashs(shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

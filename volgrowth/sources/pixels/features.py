@@ -1,7 +1,7 @@
 """Features of an image apart from any model: complexity for calibration, hashes for duplicates.
 
 They are all computed from the pixels that the model sees, so images that differ only in their encoding agree.
-Integers are kept as long as possible: sums of uint8 are exact, and do not depend on the order of addition.
+Integers are kept as long as possible, and as small: sums of them are exact, and do not depend on the order of addition.
 """
 
 import hashlib
@@ -47,20 +47,25 @@ def features(pixels: np.ndarray) -> dict[str, float | int]:
 
 
 def _statistics(pixels: np.ndarray) -> dict[str, float]:
-    values = pixels.astype(np.int32)
-    total, squares = int(values.sum()), int(np.vdot(values.astype(np.int64), values))
-    size = pixels.size
-    down = np.abs(values[:, 1:] - values[:, :-1]).ravel()
-    right = np.abs(values[:, :, 1:] - values[:, :, :-1]).ravel()
-    steps = np.concatenate([down, right])
+    size, total = pixels.size, int(pixels.sum(dtype=np.uint64))
+    squares = pixels.ravel().astype(np.uint16)
+    squares *= squares  # 255^2 fits
+    steps = np.concatenate([_steps(pixels[:, 1:], pixels[:, :-1]), _steps(pixels[:, :, 1:], pixels[:, :, :-1])])
     neighbours = max(steps.size, 1)
     return {
         # In integers, size^2 * variance: no cancellation, so a flat image has exactly 0.
-        "variance": (size * squares - total * total) / size**2 / 127.5**2,
-        "total_variation": int(steps.sum()) / neighbours / 127.5,
+        "variance": (size * int(squares.sum(dtype=np.uint64)) - total * total) / size**2 / 127.5**2,
+        "total_variation": int(steps.sum(dtype=np.uint64)) / neighbours / 127.5,
         "mean": total / size / 127.5 - 1,
         "edge_density": int(np.count_nonzero(steps > EDGE * 127.5)) / neighbours,
     }
+
+
+def _steps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return |one - other| of uint8 values, which does not leave uint8, in one dimension."""
+    found = np.maximum(one, other)
+    found -= np.minimum(one, other)
+    return found.ravel()
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
