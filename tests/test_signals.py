@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from jobs.benchmark.faults.held_model import hold_workers
 from tests.conftest import VOLGROWTH, start_volgrowth, wait_for
-from tests.support.held_model import HELD_MODEL, held_up
+from tests.support.held_model import caught, fragments, held_audit
 
 # a call that returns after hours, with no chance for Python's handlers to run
 PROGRAM = """
@@ -111,21 +112,11 @@ def test_what_nohup_ignores_stays_ignored():
 @pytest.fixture
 def typed(tmp_path: Path, digit_file: Path) -> list[Any]:
     """Arguments of an audit in 25 shards without Ray, in a folder with its model."""
-    (tmp_path / "held_model.py").write_text(HELD_MODEL)
-    return [
-        "audit", "factory:held_model:make", digit_file, "--output", "out", "--shard-size", "6", "--engine", "local",
-        "--set", "batch_size=6", "--trust-model",
-    ]  # fmt: skip
-
-
-def fragments(folder: Path) -> int:
-    return len(list(folder.glob("out/scores/*.parquet")))
+    return held_audit(tmp_path, digit_file, "--engine", "local")
 
 
 def test_sigterm_ends_an_audit_in_good_order(typed, tmp_path):
-    with held_up(tmp_path, tmp_path / "out", 2):
-        process = start_volgrowth(typed, tmp_path)
-        wait_for(lambda: fragments(tmp_path) >= 2, process)
+    with caught(typed, tmp_path) as process:
         process.terminate()
         _, errors = process.communicate()
     assert process.returncode == 130
@@ -147,7 +138,7 @@ def test_a_terminal_that_closes_ends_an_audit_in_good_order_unless_it_shall_go_o
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     ours, theirs = os.openpty()
-    with held_up(tmp_path, tmp_path / "out", 2):
+    with hold_workers(tmp_path, tmp_path / "out", 2):
         process = subprocess.Popen(
             [VOLGROWTH, *map(str, typed)], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs,
             start_new_session=True, preexec_fn=begin,
@@ -170,7 +161,7 @@ def test_a_terminal_that_closes_ends_an_audit_in_good_order_unless_it_shall_go_o
 
 
 def test_other_commands_say_that_they_were_interrupted(typed, tmp_path):
-    with held_up(tmp_path, tmp_path / "out/.plan", 0):
+    with hold_workers(tmp_path, tmp_path / "out/.plan", 0):
         process = start_volgrowth(["plan", *typed[1:]], tmp_path)
         wait_for(lambda: (tmp_path / "out/.plan/.driver.json").exists(), process)
         process.send_signal(signal.SIGHUP)

@@ -61,6 +61,13 @@ def _analysis(given: argparse.Namespace) -> Outcome:
     return analysis_load(given.output, given.rows, given.before)
 
 
+def _driver(given: argparse.Namespace) -> Outcome:
+    """Hand out very many shards that cost nothing: the driver's memory."""
+    from jobs.benchmark.cost.driver_memory import measure_driver
+
+    return measure_driver(given.output, given.shards)
+
+
 def _duplicates(given: argparse.Namespace) -> Outcome:
     """Group near duplicates among many planted hashes: time, memory, and how many of the planted pairs are found."""
     from jobs.benchmark.near_duplicates import FAMILY, RADIUS, measure_apart
@@ -131,6 +138,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "soak": (_soak, "engine"),
     "kills": (_kills, "engine"),
     "analysis": (_analysis, "engine"),
+    "driver": (_driver, "engine"),
     "duplicates": (_duplicates, "engine"),
     "evidence": (_evidence, "detection"),
     "promise": (_promise, "detection"),
@@ -159,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     added["kills"].add_argument(
         "--every", type=int, default=1_000_000, help="images from one kill of a driver to the next"
     )
+    added["driver"].add_argument("--shards", type=int, default=20_000, help="number of shards; 20,000 by default")
     added["duplicates"].add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="numbers of hashes")
     sizes = [100_000, 300_000, 1_000_000]
     added["analysis"].add_argument("--rows", type=int, nargs="+", default=sizes, help="numbers of rows, rising")

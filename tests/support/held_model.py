@@ -1,8 +1,13 @@
 """A model that stops when a test says so, to catch an audit in the act however fast or busy the machine is."""
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from jobs.benchmark.faults.held_model import hold_workers
+from tests.conftest import start_volgrowth, wait_for
 
 # the source of a module; a file `hold` beside it has two lines: an output, and a number of fragments
 HELD_MODEL = """
@@ -32,13 +37,24 @@ def make(device, dtype):
 """
 
 
+def held_audit(folder: Path, data: Path, *more: Any, model: str = HELD_MODEL, shard_size: int = 6) -> list[Any]:
+    """Write the module of the model to a folder, and return the arguments of an audit to its folder `out`."""
+    (folder / "held_model.py").write_text(model)
+    return [
+        "audit", "factory:held_model:make", data, "--output", "out", "--shard-size", shard_size,
+        "--set", f"batch_size={shard_size}", "--trust-model", *more,
+    ]  # fmt: skip
+
+
+def fragments(folder: Path) -> int:
+    """Return how many fragments an audit to the folder `out` has published."""
+    return len(list(folder.glob("out/scores/*.parquet")))
+
+
 @contextmanager
-def held_up(folder: Path, out: Path, fragments: int) -> Iterator[None]:
-    """Stop every worker of the audit `out` once so many fragments are there; `folder` is that of the model's module."""
-    partial = folder / "partial"
-    partial.write_text(f"{out}\n{fragments}")
-    partial.rename(folder / "hold")
-    try:
-        yield
-    finally:
-        (folder / "hold").unlink()
+def caught(arguments: Sequence[Any], folder: Path, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start an audit to `out`, and give its process while its workers wait, once two fragments are there."""
+    with hold_workers(folder, folder / "out", 2):
+        process = start_volgrowth(arguments, folder, **environment)
+        wait_for(lambda: fragments(folder) >= 2, process)
+        yield process

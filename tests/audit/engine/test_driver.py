@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import volgrowth as vg
-from tests.conftest import start_volgrowth, volgrowth, wait_for
-from tests.support.held_model import HELD_MODEL, held_up
+from tests.conftest import volgrowth
+from tests.support.held_model import caught, fragments, held_audit
 from volgrowth.audit.output.result import Audit
 from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
@@ -140,22 +140,12 @@ def test_rows_that_fail_are_recorded_and_the_rest_is_scored(tiny_model, digits, 
 @pytest.fixture
 def typed(tmp_path, digit_file):
     """Arguments of an audit in 25 shards, in a folder with its model."""
-    (tmp_path / "held_model.py").write_text(HELD_MODEL)
-    return [
-        "audit", "factory:held_model:make", digit_file, "--output", "out", "--shard-size", "6", "--workers", "2",
-        "--set", "batch_size=6", "--trust-model",
-    ]  # fmt: skip
-
-
-def fragments(folder: Path) -> int:
-    return len(list(folder.glob("out/scores/*.parquet")))
+    return held_audit(tmp_path, digit_file, "--workers", "2")
 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_resumable_audit_and_says_so(typed, tmp_path):
-    with held_up(tmp_path, tmp_path / "out", 2):
-        process = start_volgrowth(typed, tmp_path)
-        wait_for(lambda: fragments(tmp_path) >= 2, process)
+    with caught(typed, tmp_path) as process:
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130

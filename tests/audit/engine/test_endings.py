@@ -12,7 +12,7 @@ import pytest
 
 import volgrowth as vg
 from tests.conftest import start_volgrowth, volgrowth, wait_for
-from tests.support.held_model import HELD_MODEL, held_up
+from tests.support.held_model import HELD_MODEL, caught, fragments, held_audit
 from volgrowth.demo.cases import write_image_parquet
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -39,19 +39,7 @@ HASTY = "from volgrowth.audit.engine import pace; pace.FACTOR = 3.0; from volgro
 @pytest.fixture
 def typed(tmp_path: Path, digit_file: Path) -> list[Any]:
     """Arguments of an audit in 25 shards, in a folder with its model."""
-    (tmp_path / "held_model.py").write_text(MODEL)
-    return ["audit", "factory:held_model:make", digit_file, *settings(6)]
-
-
-def settings(shard_size: int) -> list[Any]:
-    return [
-        "--output", "out", "--shard-size", shard_size, "--workers", "1", "--set", f"batch_size={shard_size}",
-        "--trust-model",
-    ]  # fmt: skip
-
-
-def fragments(folder: Path) -> int:
-    return len(list(folder.glob("out/scores/*.parquet")))
+    return held_audit(tmp_path, digit_file, "--workers", "1", model=MODEL)
 
 
 def interrupted(process: Any, folder: Path) -> None:
@@ -63,9 +51,7 @@ def interrupted(process: Any, folder: Path) -> None:
 
 
 def test_sigterm_ends_an_audit_at_work_in_good_order(typed, tmp_path):
-    with held_up(tmp_path, tmp_path / "out", 2):
-        process = start_volgrowth(typed, tmp_path)
-        wait_for(lambda: fragments(tmp_path) >= 2, process)
+    with caught(typed, tmp_path) as process:
         process.terminate()
         interrupted(process, tmp_path)
 
@@ -79,12 +65,21 @@ def test_a_signal_while_ray_starts(typed, tmp_path, ray_folder, number):
     interrupted(process, tmp_path)
 
 
-def test_a_row_that_never_ends_is_found_and_the_rest_is_scored(typed, digits, tmp_path):
+def test_sigterm_while_ray_ends(typed, tmp_path):
+    """Ray gives SIGTERM back its first meaning for these seconds, which ends a process without a word."""
+    process = start_volgrowth(typed, tmp_path)
+    wait_for(lambda: fragments(tmp_path) == 25, process)
+    process.terminate()
+    interrupted(process, tmp_path)
+
+
+def test_a_row_that_never_ends_is_found_and_the_rest_is_scored(digits, tmp_path):
     images = digits[:70].copy()
     images[67] = 255
     write_image_parquet(tmp_path / "white.parquet", images, [str(row) for row in range(70)])
-    command = ["audit", "factory:held_model:endless", tmp_path / "white.parquet", *settings(2)]
+    command = held_audit(tmp_path, tmp_path / "white.parquet", "--workers", "1", model=MODEL, shard_size=2)
     command += ["--set", "hang_minutes=0.03", "--max-failed", "0.1"]
+    command[1] = "factory:held_model:endless"
     started = [sys.executable, "-c", HASTY, *map(str, command)]
     finished = subprocess.run(started, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
@@ -120,23 +115,22 @@ def cluster(ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_the_loss_of_the_head_is_a_sentence_and_the_audit_resumes(typed, cluster, tmp_path, lost, number, said):
     patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": "8"}
-    with held_up(tmp_path, tmp_path / "out", 2):
-        process = start_volgrowth([*typed, "--ray-address", cluster.address], tmp_path, **patience)
-        wait_for(lambda: fragments(tmp_path) >= 2, process)
+    with caught([*typed, "--ray-address", cluster.address], tmp_path, **patience) as process:
         for info in cluster.head_node.all_processes[lost]:
             os.kill(info.process.pid, number)
         _, errors = process.communicate()
-        if number == signal.SIGSTOP:  # a head in this state is found before Ray is started, too
-            again = volgrowth(*typed, "--ray-address", cluster.address, cwd=tmp_path)
-            assert again.returncode == 2
-            assert f"Ray cannot be reached at {cluster.address} (RpcError: " in again.stderr
-            os.kill(cluster.head_node.all_processes[lost][0].process.pid, signal.SIGCONT)
     assert process.returncode == 2, errors
     assert said in errors
     assert "the same command resumes on a cluster that answers" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "out/.driver.json").exists()
     assert not (tmp_path / "out/noise-floor.json").exists()  # no task was blamed
+    if number == signal.SIGSTOP:  # a head in this state is found before Ray is started, too
+        again = volgrowth(*typed, "--ray-address", cluster.address, cwd=tmp_path)
+        assert again.returncode == 2
+        assert f"Ray cannot be reached at {cluster.address} (RpcError: " in again.stderr
+        os.kill(cluster.head_node.all_processes[lost][0].process.pid, signal.SIGCONT)
+        return
     kept = {path.name: path.read_bytes() for path in tmp_path.glob("out/scores/*.parquet")}
     resumed = volgrowth(*typed, "--engine", "local", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pytest
 
 import volgrowth as vg
+from jobs.benchmark.faults.held_model import hold_workers
 from jobs.benchmark.processes import command_of
 from tests.conftest import start_volgrowth, volgrowth, wait_for
-from tests.support.held_model import HELD_MODEL, held_up
+from tests.support.held_model import HELD_MODEL
 
 # how long anything takes is left to the machine; what never happens ends by this
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -110,7 +111,7 @@ class Run:
     @contextmanager
     def caught(self, count: int, *more: Any) -> Iterator[subprocess.Popen[str]]:
         """Start it; its driver while the workers are held up, when so many fragments are there."""
-        with held_up(self.machines.folder, self.out, count):
+        with hold_workers(self.machines.folder, self.out, count):
             process = self.start(*more)
             wait_for(lambda: self.fragments() >= count, process)
             yield process

@@ -1,5 +1,6 @@
 """The ledger by itself: workers that fail are played by the test, so that every order of events can be."""
 
+import weakref
 from collections import Counter
 
 import pytest
@@ -21,6 +22,34 @@ def task(name: str = "it", answers: list[object] | None = None) -> Task:
         return []
 
     return Task(name, "method", (), done)
+
+
+def test_a_task_that_is_done_is_forgotten():
+    """However many shards an audit has, the driver holds those that are not done."""
+    alive = []
+
+    def coming():
+        for number in range(1000):
+            made = task(str(number))
+            alive.append(weakref.ref(made))
+            yield made
+
+    ledger, count = Ledger(coming()), 0
+    while ledger:
+        work = take(ledger)
+        if count % 3 == 0 and ledger.attempt(work) == 1:
+            ledger.failed(work, Failure("once"))
+        elif count % 3 == 1:
+            ledger.lost(work, "its node went")
+            ledger.done(take(ledger), None)
+        else:
+            ledger.done(work, None)
+        count += 1
+        del work
+        assert sum(known() is not None for known in alive) <= 2
+    assert len(alive) == 1000
+    assert not vars(ledger)["_failures"]
+    assert not vars(ledger)["_losses"]
 
 
 def take(ledger: Ledger) -> Task:
