@@ -70,9 +70,7 @@ def _audit(
         bool, option("Screen every row cheaply, and measure only those that may be flagged.", "--cascade")
     ] = False,
     min_workers: Annotated[int | None, option("Fewest workers to go on with; the audit waits for them.")] = None,
-    extend: Annotated[
-        bool, option("Audit the files that DATA gained since, into the same OUTPUT.", "--extend")
-    ] = False,
+    extend: Annotated[bool, option("Audit files that DATA gained since, into the same OUTPUT.", "--extend")] = False,
     retry_failed: Annotated[bool, option("Try the rows again that have no score.", "--retry-failed")] = False,
     log_json: Annotated[
         str | None, option("File to append events to while the audit runs, one JSON object per line.")
@@ -235,9 +233,7 @@ def _curate(
     fdr: Annotated[float | None, option("Flag images whose q_value is at most this.")] = None,
     top_k: Annotated[int | None, option("Flag this many images, those highest in evidence.")] = None,
     max_score: Annotated[float | None, option("Flag images with more evidence than this.")] = None,
-    action: Annotated[
-        str | None, option("What to do with flagged images: drop (default), dedupe or downweight.")
-    ] = None,
+    action: Annotated[str | None, option("What to do with flagged images: drop (default), dedupe, downweight.")] = None,
     allow: Annotated[Path | None, option("File of ids or sources, one per line, of rows that always stay.")] = None,
     opt_out: Annotated[Path | None, option("File of ids or sources, one per line, of rows that always go.")] = None,
     list_: Annotated[

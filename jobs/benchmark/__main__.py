@@ -164,9 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         ("scale", 100_000, "images of the largest audit"),
     ):
         added[name].add_argument("--rows", type=int, default=rows, help=f"{said}; {rows:,} by default")
-    added["kills"].add_argument(
-        "--every", type=int, default=1_000_000, help="images from one kill of a driver to the next"
-    )
+    added["kills"].add_argument("--every", type=int, default=1_000_000, help="images between two kills of a driver")
     added["driver"].add_argument("--shards", type=int, default=20_000, help="number of shards; 20,000 by default")
     added["duplicates"].add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="numbers of hashes")
     sizes = [100_000, 300_000, 1_000_000]
@@ -174,9 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     added["analysis"].add_argument("--before", type=Path, help="checkout of an older version, measured beside this one")
     added["promise"].add_argument("--draws", type=int, default=20, help="simulated audits for each line; 20 by default")
     added["speed"].add_argument("--quick", action="store_true", help="only the smallest network, one round")
-    added["gpu"].add_argument(
-        "--quick", action="store_true", help="the smallest network, few images, with or without a GPU"
-    )
+    added["gpu"].add_argument("--quick", action="store_true", help="the smallest network, few images, GPU or not")
     added["gpu"].add_argument("--only", nargs="+", help="names of steps, such as waits or audits; all by default")
     added["faults"].add_argument("--quick", action="store_true", help="few tries of the faults that need no Ray")
     added["faults"].add_argument("--only", nargs="+", help="names of faults, such as bits or sigterm; all by default")

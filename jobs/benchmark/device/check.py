@@ -14,7 +14,7 @@ from jobs.benchmark.cost.roofline import measure_limits
 from jobs.benchmark.device.audits import check_audits
 from jobs.benchmark.device.correctness import check_full_device, check_growth
 from jobs.benchmark.device.decoding import check_decoding
-from jobs.benchmark.device.launches import check_captured, check_forward_mode, check_speed, check_waits
+from jobs.benchmark.device.launches import check_captured, check_one_tangent, check_speed, check_waits
 from jobs.benchmark.device.rig import CIFAR, DIT, STABLE_DIFFUSION, Result, Rig, tf32
 from volgrowth.errors import EngineError, UsageError, kind_and_line
 
@@ -50,7 +50,7 @@ STEPS: Mapping[str, Step] = {
     "audits": check_audits,
     "full device": check_full_device,
     "speed, Stable Diffusion": lambda rig: check_speed(rig, STABLE_DIFFUSION, 8, 32),
-    "forward mode": check_forward_mode,
+    "forward mode": check_one_tangent,
     "captured": check_captured,
     "speed, DiT": lambda rig: check_speed(rig, DIT, 256),
 }

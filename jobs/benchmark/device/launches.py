@@ -118,7 +118,7 @@ def _timed(rig: Rig, denoiser: NetworkDenoiser, images: Tensor, measure: Any) ->
     return {"images/s": 1e3 * len(images) / took, "device ms": took, "launch ms": returned, "memory, GiB": memory}
 
 
-def check_forward_mode(rig: Rig) -> Iterator[Result]:
+def check_one_tangent(rig: Rig) -> Iterator[Result]:
     """Time one point with one tangent: stacked, by torch.func.jvp, and by a difference."""
     for network, batches in ((CIFAR, (64, 512)), (STABLE_DIFFUSION, (8,))):
         for dtype in (LOW, torch.float32):
