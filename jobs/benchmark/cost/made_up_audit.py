@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,9 @@ SHARD_ROWS = 10_000
 FILE_ROWS = 100_000
 HELD_OUT = 20_000
 LEVELS = 10
-# the functions of a command whose CPU seconds are shown, by the module that calls them
-STEPS = {
-    "analysis, CPU s": ("volgrowth.commands.audit", "analyse"),
-    "summary, CPU s": ("volgrowth.commands.audit", "summarize_audit"),
-    "report, CPU s": ("volgrowth.commands.audit", "write_report"),
-}
+# the functions whose CPU seconds are shown, and the modules that may call them: older versions had no second one
+STEPS = {"analysis, CPU s": "analyse", "summary, CPU s": "summarize_audit", "report, CPU s": "write_report"}
+CALLERS = ("volgrowth.commands.audit", "volgrowth.commands.measuring")
 
 
 def make_scores(folder: Path, rows: int) -> Path:
@@ -167,9 +165,10 @@ def finish_here(folder: Path) -> dict[str, Any]:
 
         return call
 
-    for name, (module, function) in STEPS.items():
-        caller = import_module(module)
-        setattr(caller, function, timed(name, getattr(caller, function)))
+    for caller in [import_module(name) for name in CALLERS if find_spec(name)]:
+        for name, function in STEPS.items():
+            if hasattr(caller, function):
+                setattr(caller, function, timed(name, getattr(caller, function)))
     config = _config(output, folder / "data.parquet", folder / "held.parquet")
     started, began, cpu = _memory("VmRSS"), time.monotonic(), time.process_time()
     import_module("volgrowth.commands.audit").run_audit(config, quiet=True)
