@@ -43,6 +43,12 @@ def test_some_columns_are_read(store, frozen):
     assert some.schema == pa.schema([SCORES.field("growth"), SCORES.field("row")])
 
 
+def test_a_fragment_that_vanishes_before_it_is_read_is_missing(store, frozen):
+    missing(store, frozen)
+    with pytest.raises(OutputError, match=r"part-00001.parquet is missing .* run the audit again to score them"):
+        read_scores(store, frozen)
+
+
 def damaged(store: Store, frozen: Manifest) -> None:
     whole = store.read("scores/part-00001.parquet")
     store.write("scores/part-00001.parquet", whole[: len(whole) // 2])

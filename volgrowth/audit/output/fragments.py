@@ -91,9 +91,14 @@ def whole_footer(store: Store, name: str) -> tuple[int, dict[str, str]] | None:
     except DamagedError:
         return None
     except OutputError as error:
-        if isinstance(error.__context__, FileNotFoundError | NotADirectoryError):
+        if _is_gone(error):
             return None
         raise
+
+
+def _is_gone(error: OutputError) -> bool:
+    """Return True if a file could not be read because it is not there."""
+    return isinstance(error.__context__, FileNotFoundError | NotADirectoryError)
 
 
 def as_scores(tables: Sequence[pa.Table], columns: Sequence[str] | None = None) -> pa.Table:
@@ -149,9 +154,12 @@ def read_fragment(store: Store, shard: Shard, columns: Sequence[str] | None = No
 
     Raises:
         DamagedError: the fragment is damaged, or does not hold the rows of the shard.
-        OutputError: it cannot be read.
+        OutputError: it cannot be read, or is not there any more.
     """
-    table = store.read_table(shard.name)
+    try:
+        table = store.read_table(shard.name)
+    except OutputError as error:
+        raise missing_fragment(store, shard) if _is_gone(error) else error from None
     with suppress(pa.ArrowException):  # columns of other types are not those of a fragment
         found = as_scores([table])
         if np.array_equal(found["row"].to_numpy(), np.arange(shard.start, shard.stop)):
