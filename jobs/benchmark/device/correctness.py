@@ -49,7 +49,9 @@ def check_full_device(rig: Rig) -> Iterator[Result]:
     denoiser, batch = rig.denoiser(CIFAR, torch.bfloat16), 8 if rig.quick else 1024
     files = [encode_png(each) for each in ((rig.images(CIFAR, 64, CPU) + 1) * 127.5).round().to(torch.uint8).numpy()]
     rows = [Row(i, str(i), "", files[i % len(files)]) for i in range(2 * batch)]
-    config = AuditConfig.build(model="unused", data="unused", output="unused", dtype="bfloat16", batch_size=batch)
+    unused = dict.fromkeys(("model", "data", "output"), "unused")
+    measure = {"preset": "volume", "num_levels": 2, "num_probes": 1}  # backward passes take the most memory
+    config = AuditConfig.build(**unused, dtype="bfloat16", batch_size=batch, measure=measure)
     whole = Scorer(denoiser, config).score(rows)["growth"].to_numpy()
     taken = fill(rig)
     table = Scorer(denoiser, config).score(rows)
