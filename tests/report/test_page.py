@@ -123,7 +123,12 @@ def test_a_long_list_of_copies_is_cut_and_says_so() -> None:
 
 def test_copies_that_are_not_identical_are_said_apart() -> None:
     near = {"cluster": 0, "copies": 4}
-    page = page_of([record(row, content_hash=content, **near) for row, content in enumerate((1, 1, 2, 3))])
+    page = page_of(
+        [
+            record(row, content_hash=content, excess_growth=-float(row), **near)
+            for row, content in enumerate((1, 1, 2, 3))
+        ]
+    )
     assert len(page.all("img")) == 1
     assert "2 copies" in page.visible
     assert "2 near duplicates" in page.visible
