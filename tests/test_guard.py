@@ -15,10 +15,9 @@ from volgrowth.audit.output.lock import LOCK
 # a command that holds the lock of an output when it ends as the argument says
 PROGRAM = """
 import os, signal, sys, time
-from volgrowth.cli import _give_up_lock
 from volgrowth.guard import continue_guarded, leave_at_once, tell_guard
-continue_guarded(_give_up_lock)
-from volgrowth.audit.output.lock import Lock
+continue_guarded(lambda *lock: give_up_lock(*lock))
+from volgrowth.audit.output.lock import Lock, give_up_lock
 from volgrowth.signals import EndingSignals
 from volgrowth.storage.store import Store
 ending = EndingSignals()

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -371,18 +372,12 @@ def _interruptible(kept: str) -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     keep_printing()
-    continue_guarded(_give_up_lock)
+    continue_guarded(lambda *lock: import_module("volgrowth.audit.output.lock").give_up_lock(*lock))
     signals = EndingSignals()
     code = run_command(sys.argv[1:] if arguments is None else arguments)
     tell_guard(code=code)
     signals.exit_with(code)
     sys.exit(code)
-
-
-def _give_up_lock(output: str, identity: str) -> None:
-    from volgrowth.audit.output.lock import give_up_lock
-
-    give_up_lock(output, identity)
 
 
 def run_command(arguments: Sequence[str]) -> int:
