@@ -171,6 +171,7 @@ def tables(memorized: int = 20) -> tuple[pa.Table, pa.Table, list[dict[str, Any]
     for count, seed in ((400, 1), (300, 2)):
         rows = many(count, seed)
         for row in rows:
+            row["screen"] = row["growth"]
             row["noise_norm"], row["loss_high"] = np.exp(random.normal(0, 0.1, 2)).tolist()
             row["loss"] = float(0.1 * np.exp(random.normal(0, 0.1)))
         sets.append(rows)
