@@ -86,15 +86,15 @@ def test_the_control_drops_as_many_rows(case: LabelledSet, model: Path, tmp_path
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
-def test_deduplicating_by_calibrated_growth_ends_memorization_and_a_random_drop_does_not(
+def test_deduplicating_by_evidence_ends_memorization_and_a_random_drop_does_not(
     demo: Path, tmp_path: Path
 ) -> None:
-    """On the demo's audit: calibrated growth in, two models trained again, hits out."""
+    """On the demo's audit: evidence in, two models trained again, hits out."""
     import pyarrow.parquet as pq
 
     case = digits_case()
     findings = pq.read_table(demo / "audit" / "findings.parquet").sort_by("row")
-    suspects = suspected(findings.column("excess_growth").to_numpy()[case.first])
+    suspects = suspected(findings.column("evidence").to_numpy()[case.first])
     # half the steps of the demo's model: the random drop has to memorize in less time
     recipe = Recipe(steps=1000)
     whole, dropped, random = compare_curation(
