@@ -86,9 +86,7 @@ def test_the_control_drops_as_many_rows(case: LabelledSet, model: Path, tmp_path
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
-def test_deduplicating_by_evidence_ends_memorization_and_a_random_drop_does_not(
-    demo: Path, tmp_path: Path
-) -> None:
+def test_deduplicating_by_evidence_ends_memorization_and_a_random_drop_does_not(demo: Path, tmp_path: Path) -> None:
     """On the demo's audit: evidence in, two models trained again, hits out."""
     import pyarrow.parquet as pq
 
