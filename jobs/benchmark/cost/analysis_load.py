@@ -59,7 +59,7 @@ def _line(found: Sequence[dict[str, Any]], version: str, column: str, what: str)
     fit = stats.linregress([row["rows"] / 1e6 for row in mine], [row[column] for row in mine])
     many = fit.intercept + fit.slope * MANY / 1e6
     return (
-        f"{what.capitalize()}, {version} version: {fit.intercept:,.0f} and {fit.slope:,.0f} more for each million rows "
+        f"{what[0].upper()}{what[1:]}, {version} version: {fit.intercept:,.0f} and {fit.slope:,.0f} more for each million rows "
         f"(R² {fit.rvalue**2:.4f}); for {MANY:,} rows that would be {many:,.0f}."
     )
 
