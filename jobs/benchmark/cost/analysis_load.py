@@ -21,7 +21,7 @@ from volgrowth.errors import EngineError
 
 MANY = 100_000_000
 """Rows of the audit whose time and memory are extrapolated."""
-COLUMNS = (("CPU, s", "seconds of CPU time"), ("above it, MiB", "MiB of memory"))
+COLUMNS = (("CPU, s", "Seconds of CPU time"), ("above it, MiB", "MiB of memory"))
 SETTINGS = {"held-out rows": made_up_audit.HELD_OUT, "shard size": made_up_audit.SHARD_ROWS}
 
 
@@ -59,7 +59,7 @@ def _line(found: Sequence[dict[str, Any]], version: str, column: str, what: str)
     fit = stats.linregress([row["rows"] / 1e6 for row in mine], [row[column] for row in mine])
     many = fit.intercept + fit.slope * MANY / 1e6
     return (
-        f"{what[0].upper()}{what[1:]}, {version} version: {fit.intercept:,.0f} and {fit.slope:,.0f} more for each million rows "
+        f"{what}, {version} version: {fit.intercept:,.0f} and {fit.slope:,.0f} more for each million rows "
         f"(R² {fit.rvalue**2:.4f}); for {MANY:,} rows that would be {many:,.0f}."
     )
 
