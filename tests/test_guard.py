@@ -16,8 +16,11 @@ from volgrowth.audit.output.lock import LOCK
 PROGRAM = """
 import os, signal, sys, time
 from volgrowth.guard import continue_guarded, leave_at_once, tell_guard
-continue_guarded(lambda *lock: give_up_lock(*lock))
-from volgrowth.audit.output.lock import Lock, give_up_lock
+def give_up(*lock):
+    from volgrowth.audit.output.lock import give_up_lock
+    give_up_lock(*lock)
+continue_guarded(give_up)
+from volgrowth.audit.output.lock import Lock
 from volgrowth.signals import EndingSignals
 from volgrowth.storage.store import Store
 ending = EndingSignals()
@@ -87,9 +90,10 @@ def test_what_is_killed_with_its_guard_is_gone(tmp_path):
 
 
 def test_signals_reach_the_command_and_it_ends_in_good_order(tmp_path):
-    process = start("\ntry: time.sleep(600)\nexcept KeyboardInterrupt: lock.release(); leave_at_once(130)", tmp_path)
+    waiting = "\ntry: print('in try', flush=True); time.sleep(600)"
+    process = start(waiting + "\nexcept KeyboardInterrupt: lock.release(); leave_at_once(130)", tmp_path)
     assert process.stdout
-    process.stdout.readline()
+    assert [process.stdout.readline().strip() for _ in range(2)] == ["ready", "in try"]
     os.kill(process.pid, signal.SIGHUP)
     assert process.communicate()[1] == ""
     assert process.returncode == 130

@@ -28,7 +28,7 @@ class IdleWorker:
     """A worker that does nothing, and says that it scored a shard."""
 
     def __init__(self, config: AuditConfig, manifest: Manifest, device: str):
-        self.device, self.attempt = device, 1
+        self.device, self.device_name, self.attempt = device, device, 1
 
     def prepare(self) -> None:
         """Load nothing."""
