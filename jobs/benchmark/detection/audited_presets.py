@@ -4,15 +4,19 @@ Scores of a case are put into the tables of an audit, one row for each family an
 analysed as those of an audit are. What is random in a preset is drawn from a seed, and tried over several of them.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+import volgrowth.analysis
 from jobs.benchmark.detection.compared_scores import SCORES, VOLUME, Preset, Score, user_score
-from jobs.benchmark.detection.subjects import Columns, Subject, measure_shared
-from volgrowth.analysis.findings import Analysis, analyse
+from jobs.benchmark.detection.subjects import Columns, Subject, keep_derived, measure_shared
+from volgrowth.analysis.findings import analyse
 from volgrowth.config import Measure, ScreenMeasure, StandardMeasure
 from volgrowth.errors import UsageError
 from volgrowth.records import SCORES as COLUMNS
@@ -67,12 +71,31 @@ def choose_scores(names: Sequence[str] | None, own: Sequence[str]) -> list[Score
     return [*chosen, *(user_score(name) for name in own)]
 
 
-def audit_case(subject: Subject, measure: Measure, seed: int) -> Analysis:
-    """Return what an audit finds in a case: its findings are those of the families, then of the held-out images."""
+def audit_case(subject: Subject, measure: Measure, seed: int) -> Columns:
+    """Return what an audit finds in a case: `evidence`, `q_value` and `outside_range` of the families, (families,).
+
+    `holdout_evidence` is that of the held-out images, NaN for those that have none. An analysis takes longer than the
+    measurement, so it is kept beside the model, under a name that changes with the scores and with the code.
+    """
     columns = measure_shared(subject, Preset(measure, "growth"), seed)
     table = score_table(subject, columns)
     families = len(subject.positive)
-    return analyse(table[:families], table[families:])
+
+    def derive() -> Columns:
+        found = analyse(table[:families], table[families:])
+        assert found.holdout is not None
+        kept = {name: found.findings[name].to_numpy() for name in ("evidence", "q_value", "outside_range")}
+        return kept | {"holdout_evidence": found.holdout["evidence"].to_numpy()}
+
+    scores = hashlib.sha256(b"".join(values.tobytes() for values in columns.values())).hexdigest()
+    return keep_derived(subject, f"audit of {sorted(columns)} {scores} by {analysis_code()}", derive)
+
+
+@cache
+def analysis_code() -> str:
+    """Return a hash of the code that turns scores into findings."""
+    folder = Path(volgrowth.analysis.__file__).parent
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))).hexdigest()
 
 
 def score_table(subject: Subject, columns: Columns) -> pa.Table:

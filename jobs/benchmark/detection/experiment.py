@@ -134,12 +134,11 @@ def judge_in_draws(subject: Subject, score: Score | Contestant) -> list[Result]:
 def judge_preset(subject: Subject, preset: Contestant, draw: int) -> Result:
     """Judge the evidence of a preset, and the flags that an audit would raise, for one draw of what is random."""
     found = audit_case(subject, preset.measure, draw)
-    evidence, q_value = (found.findings[name].to_numpy() for name in ("evidence", "q_value"))
-    if found.holdout is None or np.isnan(evidence).any():
+    if np.isnan(found["evidence"]).any():
         raise UsageError(f"preset {preset.name} gave an image no evidence: expected a score of every image")
-    values, replicates = _detected(subject, evidence, found.holdout["evidence"].to_numpy())
-    values["outside"] = float(np.sum(found.findings["outside_range"].to_numpy()))
-    replicates |= realised(q_value, subject.positive, subject.planted, subject.drawn)
+    values, replicates = _detected(subject, found["evidence"], found["holdout_evidence"])
+    values["outside"] = float(found["outside_range"].sum())
+    replicates |= realised(found["q_value"], subject.positive, subject.planted, subject.drawn)
     return _result(subject, draw, preset, values, replicates, calibrated=True)
 
 

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -163,11 +164,31 @@ def _cached(subject: Subject, name: str, measure: Callable[[Denoiser, np.ndarray
             return found
     if subject.cached_only:
         raise NotMeasuredError(name)
-    columns: dict[str, Any] = measure(denoiser, subject.pixels)
-    path.parent.mkdir(exist_ok=True)
-    np.savez(path.with_suffix(".part.npz"), **columns)
-    path.with_suffix(".part.npz").replace(path)
+    columns = measure(denoiser, subject.pixels)
+    _keep(path, columns)
     return columns
+
+
+def keep_derived(subject: Subject, name: str, derive: Callable[[], Columns]) -> Columns:
+    """Return arrays that were derived from measurements, from the cache beside the model, or derive them.
+
+    Args:
+        subject: the case.
+        name: text that changes with all that the arrays depend on.
+        derive: returns the arrays by their names.
+    """
+    path = subject.trained.model.parent / "scores" / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.npz"
+    if not path.exists():
+        _keep(path, derive())
+    with np.load(path) as cached:
+        return dict(cached)
+
+
+def _keep(path: Path, columns: Columns) -> None:
+    path.parent.mkdir(exist_ok=True)
+    arrays: dict[str, Any] = {**columns}
+    np.savez(path.with_suffix(".part.npz"), **arrays)
+    path.with_suffix(".part.npz").replace(path)
 
 
 def _agree(found: Mapping[str, np.ndarray], again: Mapping[str, np.ndarray], rows: np.ndarray) -> bool:
