@@ -82,18 +82,12 @@ def _duplicates(given: argparse.Namespace) -> Outcome:
 
 
 def _evidence(given: argparse.Namespace) -> Outcome:
-    """Compare the parts of the evidence, alone and together, on the cases of the bench."""
-    from jobs.benchmark.detection.evidence_parts import PARTS, compare_parts
+    """Compare the parts of preset standard's evidence, alone and added up, on the cases of the bench."""
+    from jobs.benchmark.detection.evidence_parts import compare_parts
 
     cases = choose_cases(given.data, given.cases)
-    found = list(compare_parts(cases, given.seeds, given.data, given.output / "models"))
-    whole = [row for row in found if row["parts"] == ", ".join(PARTS)]
-    said = [
-        f"All parts together: AUROC {min(row['AUROC'] for row in whole):.4f} and more, power "
-        f"{min(row['power'] for row in whole):.2f} and more, and the reproduced images' lower quartile is "
-        f"{min(row['lower quartile of reproduced'] for row in whole):.1f} and more, over {len(whole)} models.",
-    ]
-    return Outcome(said, {"table": found}, {"seeds": given.seeds})
+    rows, models = compare_parts(cases, given.seeds, given.data, given.output / "models", cached_only=given.cached)
+    return Outcome([], {"table": rows}, {"models, each by case and seed": ", ".join(models) or "none"})
 
 
 def _promise(given: argparse.Namespace) -> Outcome:
@@ -187,14 +181,14 @@ def _parser() -> argparse.ArgumentParser:
         bench_command.add_argument(
             "--cases", nargs="+", help="cases of the bench; by default all whose images are there"
         )
+        bench_command.add_argument(
+            "--cached",
+            action="store_true",
+            help="train and measure nothing: only what earlier runs into the same folder left; the rest is named",
+        )
         bench_command.add_argument("--seeds", type=int, default=3, help="seeds of each case, from 1; 3 by default")
     detection = added["detection"]
     detection.add_argument("--only", nargs="+", help="presets and built-in scores; all by default")
-    detection.add_argument(
-        "--cached",
-        action="store_true",
-        help="train and measure nothing: only what earlier runs into the same folder left; the rest is named",
-    )
     detection.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")
     return parser
 

@@ -87,8 +87,12 @@ def audit_case(subject: Subject, measure: Measure, seed: int) -> Columns:
         kept = {name: found.findings[name].to_numpy() for name in ("evidence", "q_value", "outside_range")}
         return kept | {"holdout_evidence": found.holdout["evidence"].to_numpy()}
 
-    scores = hashlib.sha256(b"".join(values.tobytes() for values in columns.values())).hexdigest()
-    return keep_derived(subject, f"audit of {sorted(columns)} {scores} by {analysis_code()}", derive)
+    return keep_derived(subject, f"audit of {sorted(columns)} {fingerprint(columns)} by {analysis_code()}", derive)
+
+
+def fingerprint(columns: Columns) -> str:
+    """Return a hash of the values of some columns."""
+    return hashlib.sha256(b"".join(values.tobytes() for values in columns.values())).hexdigest()
 
 
 @cache

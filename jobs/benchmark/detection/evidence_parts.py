@@ -1,84 +1,140 @@
-"""What the parts of the evidence find alone and together, on models whose memorization samples have measured.
+"""What each further evaluation buys: the parts of preset standard's evidence, alone and added up.
 
-Positives are the families that samples reproduce, negatives the images that were trained on once; planted families
-that samples miss are neither, except in `FDR`, where they are no discovery. Flags are those of an audit at its
-default rate, against the case's held-out images.
+Positives are the families that samples reproduce, negatives those that were trained on once and are not reproduced;
+planted families that samples miss are neither. Everything is tried over several draws of the noise.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jobs.benchmark.detection.compared_scores import Preset, evaluate_columns
-from jobs.benchmark.detection.subjects import SEED, Subject
-from jobs.benchmark.detection.suite import Setup, train_or_load
+from jobs.benchmark.detection.audited_presets import DRAWS, analysis_code, fingerprint
+from jobs.benchmark.detection.compared_scores import Preset
+from jobs.benchmark.detection.subjects import Columns, NotMeasuredError, Subject, keep_derived, measure_shared
+from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
 from jobs.experiments import say
-from volgrowth.analysis.calibration.error_rates import FDR, q_values
-from volgrowth.analysis.calibration.evidence import Calibration, calibrate
-from volgrowth.analysis.findings import PARTS, part_score
+from volgrowth.analysis.calibration.evidence import calibrate
+from volgrowth.analysis.calibration.expected_scores import spread_of
+from volgrowth.analysis.findings import part_score
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 from volgrowth.config import StandardMeasure
-from volgrowth.demo.cases import to_tensor
-from volgrowth.models import load_model
 
-TOGETHER = (PARTS[:1], PARTS[1:2], PARTS[2:], PARTS[:2], PARTS)
+PARTS = ("growth", "loss", "noise_norm", "loss_high")
+SUMS = (
+    (1, ("noise_norm",), "the length of the expected noise at the image"),
+    (2, ("loss",), "the loss of a pair of noises"),
+    (2, ("growth",), "growth of one axis"),
+    (2, ("noise_norm", "loss_high"), "noise norm and the loss of one noise, at a higher level"),
+    (3, ("noise_norm", "loss"), "noise norm and the pair: preset `screen`"),
+    (4, ("noise_norm", "loss", "growth"), "these and growth of one axis"),
+    (4, ("noise_norm", "loss", "loss_high"), "these and the loss of one noise: the evidence of preset `standard`"),
+    (5, ("noise_norm", "loss", "loss_high", "growth"), "all four"),
+)
+WHITENED = "all four, weighted by the inverse of their held-out covariance"
 
 
-def compare_parts(setups: Sequence[Setup], seeds: int, data: Path, models: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row of the page for each case, seed and set of parts, and one for all parts whitened.
+@dataclass(frozen=True)
+class Found:
+    """What one sum of parts finds on one model under one draw of the noise."""
+
+    case: str
+    seed: int
+    auroc: float
+    tpr: float
+    lower_quartile: float
+
+
+def compare_parts(
+    setups: Sequence[Setup], seeds: int, data: Path, models: Path, *, cached_only: bool = False
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Compare sums of parts on every case.
 
     Args:
         setups: the cases.
         seeds: seeds of each case, from 1.
         data: folder of the image sets.
-        models: folder of trained models and samples; what is not there is made.
+        models: folder of trained models and measurements; what is not there is made.
+        cached_only: leave out what is not there.
+
+    Returns:
+        One row of the page for each sum of parts, and the names of the models it stands for.
     """
+    found: dict[str, list[Found]] = {name: [] for _, _, name in SUMS} | {WHITENED: []}
+    names = []
     for setup in setups:
         for seed in range(1, seeds + 1):
-            subject = Subject.of(train_or_load(setup, seed, data, models, say))
-            denoiser = load_model(str(subject.trained.model))
-            columns = evaluate_columns(Preset(StandardMeasure(), "growth"), denoiser, to_tensor(subject.pixels), SEED)
-            for names in TOGETHER:
-                calibration = _calibrated(subject, columns, names)
-                row = {"case": setup.name, "seed": seed, "parts": ", ".join(names)}
-                yield {**row, **_found(subject, calibration.evidence, calibration)}
-            yield {**row, "parts": "all, whitened", **_found(subject, _whitened(calibration), None)}
+            if cached_only and not is_trained(setup, seed, data, models):
+                continue
+            subject = Subject.of(train_or_load(setup, seed, data, models, say), cached_only=cached_only)
+            draws = list(_draws(subject))
+            names += [f"{setup.name} {seed}"] if draws else []
+            for excess in draws:
+                for name, evidence in _sums(excess):
+                    found[name].append(_judged(subject, evidence))
+    prices = {name: price for price, _, name in SUMS} | {WHITENED: 5}
+    return [_row(name, prices[name], judged) for name, judged in found.items()], names
 
 
-def _calibrated(subject: Subject, columns: dict[str, np.ndarray], names: Sequence[str]) -> Calibration:
-    """Calibrate some columns of a preset as an audit does, against the case's held-out images."""
-    split = {name: subject.images(part_score(name, columns[name])) for name in names}
-    found = calibrate({name: a for name, (a, _) in split.items()}, {name: h for name, (_, h) in split.items()})
-    assert found is not None  # every case holds out a thousand images and more
-    return found
+def _draws(subject: Subject) -> Iterator[Columns]:
+    """Yield the parts of each draw that could be measured: NAME of the families, and NAME_held, in units of spread."""
+    for draw in range(DRAWS):
+        try:
+            columns = measure_shared(subject, Preset(StandardMeasure(), "growth"), draw)
+        except NotMeasuredError:
+            continue
+        yield part_excess(subject, columns)
 
 
-def _whitened(calibration: Calibration) -> np.ndarray:
-    """Return the sum of the parts weighted by the inverse of their held-out covariance, (families,)."""
-    parts = list(calibration.parts.values())
-    held = np.stack([part.held_excess for part in parts])
-    return np.linalg.solve(np.cov(held), held.std(1)) @ np.stack([part.mean_excess for part in parts])
+def part_excess(subject: Subject, columns: Columns) -> Columns:
+    """Return each part less what is expected of it, of the families, and as NAME_held of the held-out images."""
+
+    def derive() -> Columns:
+        split = {name: subject.images(part_score(name, columns[name])) for name in PARTS}
+        found = calibrate({name: a for name, (a, _) in split.items()}, {name: h for name, (_, h) in split.items()})
+        assert found is not None  # every case holds out hundreds of images
+        excess = {name: part.mean_excess / (part.residual_spread or 1.0) for name, part in found.scores.items()}
+        held = {f"{name}_held": p.held_excess / (p.residual_spread or 1.0) for name, p in found.scores.items()}
+        return excess | held
+
+    return keep_derived(subject, f"parts {PARTS} of {fingerprint(columns)} by {analysis_code()}", derive)
 
 
-def _found(subject: Subject, evidence: np.ndarray, calibration: Calibration | None) -> dict[str, Any]:
-    """Measure what evidence finds; flags only of a calibration, which gives p-values."""
-    positive, planted = subject.positive, subject.case.copies > 1
-    clear = positive | ~planted
-    found = {
-        "reproduced": int(positive.sum()),
-        "AUROC": auroc(evidence[clear], positive[clear]),
-        "TPR at 1% FPR": tpr_at_fpr(evidence[clear], positive[clear]),
+def _sums(excess: Columns) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the evidence of the families by each sum of parts, in units of its held-out spread."""
+    for _, parts, name in SUMS:
+        held = np.sum([excess[f"{part}_held"] for part in parts], 0)
+        yield name, np.sum([excess[part] for part in parts], 0) / spread_of(held)
+    held = np.stack([excess[f"{part}_held"] for part in PARTS])
+    weights = np.linalg.solve(np.cov(held), held.std(1))
+    yield WHITENED, weights @ np.stack([excess[part] for part in PARTS]) / spread_of(weights @ held)
+
+
+def _judged(subject: Subject, evidence: np.ndarray) -> Found:
+    positive = subject.positive
+    clear = positive | ~subject.planted
+    return Found(
+        subject.trained.setup.name,
+        subject.trained.seed,
+        auroc(evidence[clear], positive[clear]),
+        tpr_at_fpr(evidence[clear], positive[clear]),
+        float(np.quantile(evidence[positive], 0.25)),
+    )
+
+
+def _row(name: str, price: int, judged: Sequence[Found]) -> dict[str, Any]:
+    """Return the row of a sum of parts: AUROC in each case, the mean over seeds and draws and the lowest."""
+    cases = {
+        case: [found.auroc for found in judged if found.case == case]
+        for case in dict.fromkeys(each.case for each in judged)
     }
-    if calibration is None:
-        return found
-    p_value = np.where(calibration.outside, 1.0, calibration.p_value)
-    flags = q_values(p_value, subject.content[: len(positive)]) <= FDR
+    lowest = min(judged, key=lambda found: found.tpr, default=None)
     return {
-        **found,
-        "lower quartile of reproduced": float(np.quantile(evidence[positive], 0.25)),
-        "flags": int(flags.sum()),
-        "power": flags[positive].mean(),
-        f"FDR, {FDR:.0%} promised": (flags & ~positive & ~planted).sum() / max(flags.sum(), 1),
+        "evidence": name,
+        "evaluations": price,
+        **{case: f"{np.mean(values):.4f} ({min(values):.4f})" for case, values in cases.items()},
+        "lowest TPR at 1% FPR": None if lowest is None else f"{lowest.tpr:.2f}",
+        "least lower quartile": f"{min(found.lower_quartile for found in judged):.1f}" if judged else None,
     }
