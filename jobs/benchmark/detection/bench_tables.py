@@ -50,8 +50,7 @@ def bench_outcome(found: Bench, seeds: int) -> Outcome:
         {
             "targets": [row.shown for row in targets],
             "presets": [row for name in names for row in preset_rows(found.results, name)],
-            "found": score_rows(found.results, names, calibrated=True),
-            "raw": score_rows(found.results, names, calibrated=False),
+            "found": score_rows(found.results, names),
             "cases": [_case_row(subject) for subject in found.subjects],
             "scores": [
                 {"score": score.name, "evaluations": score.nfe, "definition": score.source} for score in used.values()
@@ -89,18 +88,22 @@ def preset_rows(results: Sequence[Result], case: str) -> list[dict[str, Any]]:
     ]
 
 
-def score_rows(results: Sequence[Result], cases: Sequence[str], *, calibrated: bool) -> list[dict[str, Any]]:
-    """Return AUROC and TPR at 1% FPR of each single score, one column a case, and beside them those of presets.
+def score_rows(results: Sequence[Result], cases: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what the evidence of presets and what single scores find, one column a case: the means over seeds.
 
-    Presets, which are calibrated always, come first, and only in the table of calibrated scores.
+    A cell has the AUROC of the raw score, which evidence lacks, that of the calibrated one, and its TPR at 1% FPR.
     """
-    means = [r for r in results if r.seed is None and r.calibrated == calibrated]
-    found: dict[tuple[str, bool], dict[str, Any]] = {}
-    for result in sorted(means, key=lambda result: not result.is_preset):
-        name = f"evidence of {result.score.name}" if result.is_preset else result.score.name
-        row = found.setdefault((result.score.name, result.is_preset), {"score": name, "evaluations": result.score.nfe})
-        row[result.case] = f"{_value(result, 'auroc', 3) or MISSING} / {_value(result, 'tpr_at_1_fpr') or MISSING}"
-    return [{**row, **{case: row.get(case, MISSING) for case in cases}} for row in found.values()]
+    means = {(r.case, r.score.name, r.is_preset, r.calibrated): r for r in results if r.seed is None}
+    rows = []
+    for (_, name, is_preset, _), result in sorted(means.items(), key=lambda item: not item[0][2]):
+        row = {"score": f"evidence of {name}" if is_preset else name, "evaluations": result.score.nfe}
+        for case in cases:
+            raw, calibrated = (means.get((case, name, is_preset, which)) for which in (False, True))
+            shown = _value(raw, "auroc", 3), _value(calibrated, "auroc", 3), _value(calibrated, "tpr_at_1_fpr")
+            row[case] = " / ".join(value or MISSING for value in shown)
+        if row not in rows:
+            rows.append(row)
+    return rows
 
 
 def _case_row(subject: Subject) -> dict[str, Any]:
@@ -124,8 +127,8 @@ def _case_row(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _value(result: Result, name: str, decimals: int = 2) -> str | None:
-    value = result.values.get(name)
+def _value(result: Result | None, name: str, decimals: int = 2) -> str | None:
+    value = None if result is None else result.values.get(name)
     return None if value is None or missing(value) else f"{value:.{decimals}f}"
 
 

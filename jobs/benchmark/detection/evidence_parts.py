@@ -62,8 +62,9 @@ def compare_parts(
     Returns:
         One row of the page for each sum of parts, and the names of the models it stands for.
     """
-    found: dict[str, list[Found]] = {name: [] for _, _, name in SUMS} | {WHITENED: []}
-    names = []
+    prices = {name: price for price, _, name in SUMS} | {WHITENED: 5}
+    found: dict[str, list[Found]] = {name: [] for name in prices}
+    names = list[str]()
     for setup in setups:
         for seed in range(1, seeds + 1):
             if cached_only and not is_trained(setup, seed, data, models):
@@ -74,7 +75,6 @@ def compare_parts(
             for excess in draws:
                 for name, evidence in _sums(excess):
                     found[name].append(_judged(subject, evidence))
-    prices = {name: price for price, _, name in SUMS} | {WHITENED: 5}
     return [_row(name, prices[name], judged) for name, judged in found.items()], names
 
 
