@@ -16,6 +16,7 @@ import pyarrow as pa
 import volgrowth.analysis
 from jobs.benchmark.detection.compared_scores import SCORES, VOLUME, Preset, Score, user_score
 from jobs.benchmark.detection.subjects import Columns, Subject, keep_derived, measure_shared
+from volgrowth.analysis.duplicates import duplicate_clusters
 from volgrowth.analysis.findings import analyse
 from volgrowth.config import Measure, ScreenMeasure, StandardMeasure
 from volgrowth.errors import UsageError
@@ -72,7 +73,7 @@ def choose_scores(names: Sequence[str] | None, own: Sequence[str]) -> list[Score
 
 
 def audit_case(subject: Subject, measure: Measure, seed: int) -> Columns:
-    """Return what an audit finds in a case: `evidence`, `q_value` and `outside_range` of the families, (families,).
+    """Return what an audit finds in a case: `evidence`, `q_value`, `outside_range` and `cluster` of each family.
 
     `holdout_evidence` is that of the held-out images, NaN for those that have none. An analysis takes longer than the
     measurement, so it is kept beside the model, under a name that changes with the scores and with the code.
@@ -87,7 +88,8 @@ def audit_case(subject: Subject, measure: Measure, seed: int) -> Columns:
         kept = {name: found.findings[name].to_numpy() for name in ("evidence", "q_value", "outside_range")}
         return kept | {"holdout_evidence": found.holdout["evidence"].to_numpy()}
 
-    return keep_derived(subject, f"audit of {sorted(columns)} {fingerprint(columns)} by {analysis_code()}", derive)
+    kept = keep_derived(subject, f"audit of {sorted(columns)} {fingerprint(columns)} by {analysis_code()}", derive)
+    return kept | {"cluster": duplicate_clusters(table[:families])[0]}
 
 
 def fingerprint(columns: Columns) -> str:

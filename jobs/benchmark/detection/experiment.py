@@ -111,7 +111,8 @@ def run_bench(
             judged = judge_in_draws(subject, score)
             found.results.extend(judged)
             if not judged:
-                found.unmeasured.setdefault(score.name, []).append((setup.name, seed))
+                name = f"evidence of {score.name}" if isinstance(score, Contestant) else score.name
+                found.unmeasured.setdefault(name, []).append((setup.name, seed))
     if not found.results and cached_only:
         raise UsageError(
             f"nothing of these cases is cached in {models}: run without --cached, which trains and measures"
@@ -138,8 +139,20 @@ def judge_preset(subject: Subject, preset: Contestant, draw: int) -> Result:
         raise UsageError(f"preset {preset.name} gave an image no evidence: expected a score of every image")
     values, replicates = _detected(subject, found["evidence"], found["holdout_evidence"])
     values["outside"] = float(found["outside_range"].sum())
-    replicates |= realised(found["q_value"], subject.positive, subject.planted, subject.drawn)
+    replicates |= _realised_by_cluster(subject, found["q_value"], found["cluster"])
     return _result(subject, draw, preset, values, replicates, calibrated=True)
+
+
+def _realised_by_cluster(subject: Subject, q_value: np.ndarray, cluster: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the rates of `realised` over clusters: near duplicates among the families are one discovery.
+
+    A cluster is reproduced, or planted, if one of its families is. A replicate draws it as often as its first family.
+    """
+    _, first, of = np.unique(cluster, return_index=True, return_inverse=True)
+    positive, planted = (np.bincount(of, weights=mask) > 0 for mask in (subject.positive, subject.planted))
+    lowest = np.full(len(first), np.inf)
+    np.minimum.at(lowest, of, q_value)
+    return realised(lowest, positive, planted, subject.drawn[:, first])
 
 
 def judge_score(subject: Subject, score: Score, values: np.ndarray) -> list[Result]:
