@@ -37,7 +37,7 @@ WHITENED = "all four, weighted by the inverse of their held-out covariance"
 
 
 @dataclass(frozen=True)
-class Found:
+class SumFound:
     """What one sum of parts finds on one model under one draw of the noise."""
 
     case: str
@@ -63,7 +63,7 @@ def compare_parts(
         One row of the page for each sum of parts, and the names of the models it stands for.
     """
     prices = {name: price for price, _, name in SUMS} | {WHITENED: 5}
-    found: dict[str, list[Found]] = {name: [] for name in prices}
+    found: dict[str, list[SumFound]] = {name: [] for name in prices}
     names = list[str]()
     for setup in setups:
         for seed in range(1, seeds + 1):
@@ -112,10 +112,10 @@ def _sums(excess: Columns) -> Iterator[tuple[str, np.ndarray]]:
     yield WHITENED, weights @ np.stack([excess[part] for part in PARTS]) / spread_of(weights @ held)
 
 
-def _judged(subject: Subject, evidence: np.ndarray) -> Found:
+def _judged(subject: Subject, evidence: np.ndarray) -> SumFound:
     positive = subject.positive
     clear = positive | ~subject.planted
-    return Found(
+    return SumFound(
         subject.trained.setup.name,
         subject.trained.seed,
         auroc(evidence[clear], positive[clear]),
@@ -124,7 +124,7 @@ def _judged(subject: Subject, evidence: np.ndarray) -> Found:
     )
 
 
-def _row(name: str, price: int, judged: Sequence[Found]) -> dict[str, Any]:
+def _row(name: str, price: int, judged: Sequence[SumFound]) -> dict[str, Any]:
     """Return the row of a sum of parts: AUROC in each case, the mean over seeds and draws and the lowest."""
     cases = {
         case: [found.auroc for found in judged if found.case == case]

@@ -275,9 +275,9 @@ def test_the_bench_leaves_a_table_of_every_score_raw_and_calibrated(tiny):
 
 
 def test_presets_that_are_shared_are_measured_once(tiny):
-    """Traces and flipd are columns of one measurement, a preset has one a draw, a user's own score is not cached."""
+    """Traces and flipd are columns of one measurement; a preset has one a draw, and an analysis; an own score none."""
     (cache,) = (tiny / "models").glob("tiny-1-*/scores")
-    assert len(list(cache.iterdir())) == 1 + PRESET.draws
+    assert len(list(cache.iterdir())) == 1 + 2 * PRESET.draws
 
 
 def test_cached_scores_that_the_code_no_longer_gives_are_measured_again(tiny):
