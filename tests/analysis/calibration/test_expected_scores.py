@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.ensemble import HistGradientBoostingRegressor
 
 from volgrowth.analysis.calibration import expected_scores as calibration
 from volgrowth.analysis.calibration.evidence import Calibration, calibrate
@@ -190,14 +191,13 @@ def test_images_outside_the_range_that_was_fitted_are_told() -> None:
 
 def test_a_choice_of_the_rows_is_fitted_where_there_are_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    regressor = calibration.HistGradientBoostingRegressor
 
-    class Counting(regressor):  # type: ignore[misc, valid-type]
+    class Counting(HistGradientBoostingRegressor):
         def fit(self, features: np.ndarray, growth: np.ndarray) -> object:
             seen.append(len(growth))
             return super().fit(features, growth)
 
-    monkeypatch.setattr(calibration, "HistGradientBoostingRegressor", Counting)
+    monkeypatch.setattr("sklearn.ensemble.HistGradientBoostingRegressor", Counting)
     monkeypatch.setattr(calibration, "FIT_ROWS", 120)
     audited = images(400)
     found = calibrated(audited)
