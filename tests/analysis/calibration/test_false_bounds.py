@@ -91,11 +91,12 @@ def test_the_bounds_hold_on_draws_that_they_were_not_made_of() -> None:
         ranks, innocent = null_counts(tests, held)
         draws = draw_null(np.random.default_rng([1, tests, held]), ranks, tests, held)
         kept.append((draws <= innocent).all(1).mean())
-        own = draw_null(np.random.default_rng([2, tests, held]), ranks, tests, held)
-        ordered = np.sort(own, axis=0)
-        lowest = np.max([np.searchsorted(column, own[:, j]) for j, column in enumerate(ordered.T)], axis=0)
-        reused = ordered[np.sort(lowest)[int(np.ceil(CONFIDENCE * len(own))) - 1]]
-        before.append((draws <= reused).all(1).mean())
+        # fewer draws at a time, so that what they hide from themselves is larger than the noise of this test
+        for own in np.split(draw_null(np.random.default_rng([2, tests, held]), ranks, tests, held), 20):
+            ordered = np.sort(own, axis=0)
+            lowest = np.max([np.searchsorted(column, own[:, j]) for j, column in enumerate(ordered.T)], axis=0)
+            reused = ordered[np.sort(lowest)[int(np.ceil(CONFIDENCE * len(own))) - 1]]
+            before.append((draws <= reused).all(1).mean())
     error = np.sqrt(2 * CONFIDENCE * (1 - CONFIDENCE) / len(draws) / len(kept))
     assert np.mean(kept) >= CONFIDENCE - 3 * error
-    assert np.mean(before) < np.mean(kept)
+    assert np.mean(before) < np.mean(kept) - 3 * error
