@@ -39,7 +39,9 @@ def gets(proxy: Proxy) -> list[str]:
 
 def test_a_model_behind_a_url_is_the_one_in_the_folder(folder: Path, bucket: Bucket) -> None:
     url = bucket.upload(folder, "some where/model #1")
-    assert inspect_model(url) == replace(inspect_model(str(folder)), name=url)
+    there, here = inspect_model(url), inspect_model(str(folder))
+    # only the files that are needed were read there
+    assert there == replace(here, name=url, files=there.files)
     x = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
     level = torch.tensor(0.3)
     assert torch.equal(load_model(url).noise(x, level), load_model(str(folder)).noise(x, level))
