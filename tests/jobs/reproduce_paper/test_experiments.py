@@ -214,7 +214,13 @@ def test_a_planted_case_is_calibrated_by_strangers(shop: Workshop) -> None:
     assert calibrated.method == "held-out"
     assert calibrated.main.r2 > 0.8  # a score that is complexity is explained away
     found = case.trained
-    few = replace(found.case, holdout=found.case.holdout[:10], train=found.case.train[:20], family=np.arange(20))
+    few = replace(
+        found.case,
+        holdout=found.case.holdout[:10],
+        train=found.case.train[:20],
+        family=np.arange(20),
+        names=found.case.names[:20],
+    )
     small = paper_planted.PlantedCase.of(replace(found, case=few))
     with pytest.raises(ValueError, match="10 held-out images"):
         small.calibrate(np.zeros(30))

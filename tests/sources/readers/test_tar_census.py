@@ -160,7 +160,7 @@ def test_the_command_refuses_with_2_and_opens_with_an_extension(tmp_path, tiny_m
     ]
     assert run_command(command) == 2
     assert "8 of 8 samples" in capsys.readouterr().err
-    assert run_command([*command, "--image-column", "photo.png", "--set", "measure.num_probes=1"]) == 0
+    assert run_command([*command, "--image-column", "photo.png"]) == 0
     said = capsys.readouterr()
     assert "opened: 8 rows of 1 tar file; images from members ending in .photo.png" in said.out + said.err
     assert "left aside: 8 unused images (depth.png 8)" in said.out + said.err

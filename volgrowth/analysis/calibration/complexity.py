@@ -1,7 +1,7 @@
 """Complexity of images, as regressors that predict the growth that an image shows anyway.
 
 Plain images look memorized: few directions around a flat image are plausible, so volume grows there in every model. On
-the sets of the benchmark these columns explain 66% to 88% of the variance of the standard preset's growth
+the sets of the benchmark these columns explain 66% to 88% of the variance of the growth by traces
 (docs/detection.md).
 """
 
