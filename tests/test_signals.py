@@ -30,6 +30,8 @@ try:
     if sys.argv[1] == "stuck":
         threading.Timer(0.5, print, ("stuck",), {"flush": True}).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    if sys.argv[1] == "elsewhere":
+        threading.Timer(0.2, signal.raise_signal, (signal.SIGTERM,)).start()
     time.sleep(600)
 except KeyboardInterrupt:
     print("closing", flush=True)
@@ -80,6 +82,14 @@ def test_a_second_signal_ends_a_program_that_does_not_come_to_an_end(kind, said)
     assert line(process) == said
     signal_until_it_ends(process, signal.SIGTERM)
     assert process.communicate()[0] == ""
+    assert process.returncode == 130
+
+
+def test_a_signal_that_does_not_wake_the_main_thread_is_sent_again():
+    """Another thread gets it: to the main thread it is as one that came in the moment before it began to wait."""
+    process = start("elsewhere")
+    assert line(process) == "ready False"
+    assert process.communicate()[0].split() == ["closing", "over"]
     assert process.returncode == 130
 
 

@@ -64,9 +64,17 @@ class EndingSignals:
         while number := os.read(reader, 1):
             if number[0] in self._heeded:
                 _arrived.set()
-                first = first or time.monotonic()
+                if first is None:
+                    first = time.monotonic()
+                    threading.Thread(target=self._again, args=(number[0],), daemon=True).start()
                 if time.monotonic() - first > TOGETHER:
                     leave_at_once(INTERRUPTED)
+
+    def _again(self, number: int) -> None:
+        """Send the main thread a signal again that came while it began to wait, so that it waits on, unaware of it."""
+        time.sleep(TOGETHER / 4)
+        if not self._interrupted and hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def check_interrupted() -> None:
