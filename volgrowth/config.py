@@ -114,8 +114,7 @@ class StandardMeasure(_ForwardPasses):
 
     `growth` is the log volume growth of one axis, common to all images, over one step of the flow from `norm_level` to
     `loss_level`, by a difference over a displacement of the noise's own size. The further loss, at `high_level`, is of
-    a noise of its own. On the model that it was chosen on it makes up for a bad draw of the first noise; on models that
-    were not looked at it does not (docs/detection.md).
+    a noise of its own; on models that were not looked at when it was chosen it does not pay (docs/detection.md).
     """
 
     preset: Literal["standard"] = "standard"

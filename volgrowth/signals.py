@@ -71,9 +71,13 @@ class EndingSignals:
                     leave_at_once(INTERRUPTED)
 
     def _again(self, number: int) -> None:
-        """Send the main thread a signal again that came while it began to wait, so that it waits on, unaware of it."""
+        """Send the main thread a signal again that came while it began to wait, so that it waits on, unaware of it.
+
+        Not where a library has another handler for the signal: that may have heeded it.
+        """
+        ours = signal.getsignal(number) == self._interrupt
         time.sleep(TOGETHER / 4)
-        if not self._interrupted and hasattr(signal, "pthread_kill"):
+        if ours and not self._interrupted and hasattr(signal, "pthread_kill"):
             signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 

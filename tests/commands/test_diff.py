@@ -41,7 +41,6 @@ def audits(tiny_model, other_model, digit_file, digits, tmp_path_factory):
             holdout=str(folder / "held.parquet"),
             output=str(folder / name),
             id_column="name",
-            measure={"num_noises": 1},
             engine="local",
         )
         run_audit(config, quiet=True)
