@@ -34,8 +34,8 @@ from volgrowth.analysis.calibration.tails import Tail, fit_tail
 from volgrowth.analysis.chunks import for_chunks
 
 REPRODUCED = 5.0
-"""Evidence of a clearly memorized image: three quarters of the images that samples reproduce had more on the models
-that presets were chosen on. In the worst draw of any model of docs/detection.md three quarters had more than 3.2."""
+"""Evidence that is taken for that of a clearly memorized image. In the worst draw on any model of docs/detection.md
+three quarters of the images that samples reproduce have more than 3.2."""
 
 NO_SPREAD = "most images show exactly what is expected of them, so that it has no spread"
 
