@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -19,8 +19,8 @@ from volgrowth.analysis.duplicates import (
     STEPS_APART,
     Light,
     duplicate_clusters,
-    find_leaders,
 )
+from volgrowth.analysis.parts import database
 from volgrowth.demo.cases import digit_images
 from volgrowth.records import SCORES
 from volgrowth.sources.pixels.features import features
@@ -43,8 +43,19 @@ def plain_leaders(looks: list[Look]) -> list[int]:
 
 
 def searched(looks: list[Look]) -> list[int]:
+    """The leaders of images that are in order by their content hashes, so that a group's first row leads it."""
     hashes, brightness, contrast = np.array(looks, object).reshape(-1, 3).T
-    return find_leaders(hashes.astype(np.uint64), Light(brightness.astype(np.int8), contrast.astype(np.int8))).tolist()
+    count = len(looks)
+    rows = pa.table(
+        {
+            "row": np.arange(count),
+            "content_hash": np.arange(count, dtype=np.uint64),
+            "phash": hashes.astype(np.uint64),
+            "mean": brightness.astype(np.float32) * np.float32(STEP),
+            "variance": (contrast.astype(np.float32) * np.float32(STEP)) ** 2,
+        }
+    )
+    return duplicate_clusters(rows)[0].tolist()
 
 
 def hashes(bits: list[int]) -> st.SearchStrategy[int]:
@@ -54,27 +65,30 @@ def hashes(bits: list[int]) -> st.SearchStrategy[int]:
 
 few_bits = hashes([0, 1, 2, 17, 18, 33, 50, 63])
 one_band = hashes(list(range(12)))
-light = st.integers(-3, 3)
+brightness, contrast = st.integers(-3, 3), st.integers(1, 4)
 
 
-@pytest.mark.parametrize(("pairs", "chunk"), [(2**24, 2**20), (0, 1), (5, 3), (40, 7)])
+@pytest.mark.parametrize(("many", "batch"), [(1024, 2**17), (1, 1), (3, 5)])
 @pytest.mark.parametrize("drawn", [few_bits, one_band], ids=["few bits", "one band"])
 def test_leaders_are_those_of_the_definition(
-    drawn: st.SearchStrategy[int], pairs: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+    drawn: st.SearchStrategy[int], many: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However the search is cut, and however many candidates there are."""
-    monkeypatch.setattr(duplicates, "PAIRS", pairs)
-    monkeypatch.setattr(duplicates, "CHUNK", chunk)
+    """However few looks may share a key, and however few pairs are decided at once."""
+    monkeypatch.setattr(duplicates, "MANY", many)
+    monkeypatch.setattr(database, "BATCH", batch)
 
-    @given(st.lists(st.tuples(drawn, light, light.map(abs)), max_size=30))
+    @settings(max_examples=20)
+    @given(st.lists(st.tuples(drawn, brightness, contrast), max_size=30, unique=True))
     def check(looks: list[Look]) -> None:
         assert searched(looks) == plain_leaders(looks)
 
     check()
 
 
-def test_no_neighbour_within_the_radius_is_missed() -> None:
+@pytest.mark.parametrize("many", [1024, 1])
+def test_no_neighbour_within_the_radius_is_missed(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All 2,081 hashes within the radius of one, wherever their bits differ."""
+    monkeypatch.setattr(duplicates, "MANY", many)
     centre = 0x0123_4567_89AB_CDEF
     flips = [1 << i for i in range(64)] + [1 << i | 1 << j for i in range(64) for j in range(i)]
     assert searched([(centre, 0, 5), *((centre ^ flip, 0, 5) for flip in flips)]) == [0] * 2081
@@ -83,23 +97,41 @@ def test_no_neighbour_within_the_radius_is_missed() -> None:
 
 
 def test_many_images_of_one_hash_or_one_key() -> None:
-    """More pairs than could be kept: a third have one hash, a third differ from it in one half of their bits."""
+    """Half of the hashes agree in 40 bits, so that most bands of them are equal; the others in one half of them."""
     random = np.random.default_rng(0)
     half = random.integers(2**32, size=20_000, dtype=np.uint64)
     dense = random.permutation(20_000).astype(np.uint64) << np.uint64(40)
-    found = np.concatenate([np.zeros(20_000, np.uint64), half, dense])
-    light = Light(random.integers(-20, 21, len(found)).astype(np.int8), np.zeros(len(found), np.int8))
-    leader = find_leaders(found, light)
+    found = np.concatenate([half, dense])
+    light = Light(random.integers(-20, 21, len(found)).astype(np.int8), np.ones(len(found), np.int8))
+    looks = list(zip(found.tolist(), light.brightness.tolist(), light.contrast.tolist(), strict=True))
+    leader = np.array(searched(looks))
     assert (leader[leader] == leader).all()
-    assert (leader <= np.arange(len(found))).all()
     assert (np.bitwise_count(found ^ found[leader]) <= RADIUS).all()
     assert light.agrees(light[leader]).all()
     first = leader == np.arange(len(found))
-    assert 41 / 5 <= first[:20_000].sum() <= 41 / 3  # leaders of one hash are at least 3 of the 41 steps apart
     for some in np.split(np.flatnonzero(first)[:6000], 60):
         near = np.bitwise_count(found[some][:, None] ^ found[first]) <= RADIUS
         near &= abs(light.brightness[some][:, None] - light.brightness[first]) <= STEPS_APART
         assert near.sum() == len(some)  # itself
+
+
+@pytest.mark.parametrize("lights", [1, 41])
+def test_very_many_copies_are_one_image(lights: int) -> None:
+    """A hundred thousand images of one hash are no more looks than lights, and copies are one image."""
+    count = 100_000
+    light = np.arange(count) % lights
+    rows = pa.table(
+        {
+            "row": np.arange(count),
+            "content_hash": (np.arange(count) if lights > 1 else np.zeros(count)).astype(np.uint64),
+            "phash": np.full(count, 7, np.uint64),
+            "mean": (light - lights // 2).astype(np.float32) * np.float32(STEP),
+            "variance": np.full(count, 0.25, np.float32),
+        }
+    )
+    cluster, copies = duplicate_clusters(rows)
+    assert copies.max() >= count // (lights // 3 + 1)
+    assert 41 / 5 * (lights > 1) <= len(np.unique(cluster)) <= (lights + 2) // 3
 
 
 # of rows: content decides the look; None has no image, 9 is flat
@@ -120,6 +152,7 @@ def partition(numbers: np.ndarray) -> set[frozenset[int]]:
     return {frozenset(group) for group in groups.values()}
 
 
+@settings(max_examples=20)
 @given(contents, st.randoms(use_true_random=False))
 def test_groups_do_not_depend_on_the_order_of_rows(rows: list[int | None], random: Any) -> None:
     order = list(range(len(rows)))
@@ -129,6 +162,7 @@ def test_groups_do_not_depend_on_the_order_of_rows(rows: list[int | None], rando
     assert {frozenset(order[k] for k in group) for group in after} == before
 
 
+@settings(max_examples=20)
 @given(contents)
 def test_a_group_is_named_by_its_smallest_row_and_holds_identical_images(rows: list[int | None]) -> None:
     cluster, copies = duplicate_clusters(table(rows))

@@ -14,12 +14,14 @@ of 4 it is 96%, 95%, 67% and 7%: that would drop different images to catch a few
 less. Of images moved by two pixels most are missed at either, and all mirrored ones.
 tests/analysis/test_duplicates.py measures this.
 
-Search. A hash is cut into `BANDS` = `RADIUS` + 2 bands; of two that differ in `RADIUS` bits at least two bands are
-equal, so that candidates are images with equal keys, a key being two bands. Bits are dealt to bands by how evenly they
-split the images, so that keys tell images apart where hashes do at all. Images with more than `PAIRS` pairs of
-candidates are halved: leaders of the first half take in what is alike to them in the second, and only the rest of it
-is compared with itself. Candidates are looked at `CHUNK` at a time. So memory is a constant plus some 150 bytes a row,
-however many images share a hash, or a key.
+Search. Images of one hash and one light are one look, and are searched for once. A hash is cut into `BANDS` =
+`RADIUS` + 2 bands; of two that differ in `RADIUS` bits at least two bands are equal, so that candidates are looks with
+equal keys, a key being two bands. Bits are dealt to bands by how evenly they split the looks, so that keys tell them
+apart where hashes do at all. The looks of a key that more than `MANY` share are told apart by the same rule once more:
+the bits outside the key are cut into bands, and two of them are added to the key. So the candidates of a look are
+bounded, unless 48 bits of very many hashes agree. A database joins the looks by their keys, out of core and on all
+cores, and keeps the pairs that are alike and no candidates; leaders are decided from these pairs in order, some at a
+time. In memory there is one byte for each look that is alike to another one.
 """
 
 from collections.abc import Iterator
@@ -32,17 +34,30 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.complexity import FLAT
-from volgrowth.analysis.distinct import group_names, number_images
+from volgrowth.analysis.parts.database import Database, open_database
 
 RADIUS = 2
 BANDS = RADIUS + 2
-PAIRS = 2**24
-CHUNK = 2**20
+BITS = 64
+MANY = 1024
+SAMPLE = 2**16
+"""Looks by which bits are dealt to bands."""
 
 # Brightness and contrast of pixels in [-1, 1] are rounded to steps of `STEP`; images up to `STEPS_APART` steps apart
 # are alike. Images of one hash and one rounded light cannot be told apart, so that they are searched for once.
 STEP = 0.05
 STEPS_APART = 2
+
+SEEN = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("content", pa.uint64()),
+        ("phash", pa.uint64()),
+        ("brightness", pa.int16()),
+        ("contrast", pa.int16()),
+    ]
+)
+"""What the search needs of each row: hashes of its pixels and of its look, and its light; null where there is none."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,20 @@ def has_look(scores: pa.Table) -> np.ndarray:
     return as_mask(pc.and_(scores["phash"].is_valid(), pc.greater(scores["variance"], FLAT)))
 
 
+def looks_of(scores: pa.Table) -> pa.Table:
+    """Return the columns of `SEEN` of rows of scores, with row, phash, content_hash, mean and variance."""
+    look = has_look(scores)
+    some = scores.filter(pa.array(look))
+    light, place = Light.of(some), pa.array(np.cumsum(look) - 1, mask=~look)
+    columns = [
+        some["phash"].combine_chunks(),
+        pa.array(light.brightness, pa.int16()),
+        pa.array(light.contrast, pa.int16()),
+    ]
+    spread = [column.take(place) for column in columns]
+    return pa.table([scores["row"], scores["content_hash"], *spread], schema=SEEN)
+
+
 def duplicate_clusters(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Group near duplicates.
 
@@ -87,125 +116,153 @@ def duplicate_clusters(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         For each row the smallest row of its group, (rows,), and the number of rows in the group, (rows,). Identical
         images are in one group; a row without an image is a group of its own.
     """
-    image, first = number_images(scores)
-    # filled first: NumPy has no null in integers, and float64 would round hashes
-    content = pc.fill_null(scores["content_hash"], 0).to_numpy()
-    leader = np.arange(len(first))
-    seen = np.flatnonzero(has_look(scores)[first])
-    shown = scores.select(["phash", "mean", "variance"]).take(pa.array(first[seen]))
-    rows = np.bincount(image, minlength=len(first))[seen]
-    leader[seen] = seen[_grouped(shown["phash"].to_numpy(), Light.of(shown), rows, content[first[seen]])]
-    return group_names(scores["row"].to_numpy(), leader[image])
+    with open_database(len(scores)) as database:
+        create_seen(database)
+        database.add("seen", looks_of(scores))
+        group_duplicates(database)
+        members = database.table("SELECT row, cluster, copies FROM members")
+    cluster, copies = scores["row"].to_numpy().copy(), np.ones(len(scores), np.int64)
+    order = np.argsort(cluster, kind="stable")
+    place = order[np.searchsorted(cluster[order], members["row"].to_numpy())]
+    cluster[place], copies[place] = members["cluster"].to_numpy(), members["copies"].to_numpy()
+    return cluster, copies
 
 
-def find_leaders(hashes: np.ndarray, light: Light) -> np.ndarray:
-    """Return, for each image, the position of the image that represents its group.
+def create_seen(database: Database) -> None:
+    """Create the empty table `seen`, with the columns of `SEEN`."""
+    database.run(
+        "CREATE TABLE seen (row BIGINT, content UBIGINT, phash UBIGINT, brightness SMALLINT, contrast SMALLINT)"
+    )
 
-    Args:
-        hashes: perceptual hashes, (n,) uint64, in the order in which images may lead.
-        light: of the same images.
 
-    Returns:
-        Position of each image's leader, (n,).
+def group_duplicates(database: Database) -> None:
+    """Make the table `members` from `seen`, which is dropped: the rows of the groups of several rows, in order.
+
+    Its columns are row, content (null without an image), identical: the smallest row with the same pixels, cluster:
+    the smallest row of the group, and copies: the number of its rows.
     """
-    leader = np.full(len(hashes), -1)
-    _lead(_dealt(hashes), light, np.arange(len(hashes)), leader)
-    return leader
+    database.run(
+        """CREATE TABLE images AS
+        SELECT content, min(row) AS first, count(*) AS rows,
+            min(phash) AS phash, min(brightness) AS brightness, min(contrast) AS contrast
+        FROM seen WHERE content IS NOT NULL GROUP BY content""",
+        """CREATE TABLE looks AS
+        SELECT min(content) AS one, count(*) AS images, sum(rows)::BIGINT AS rows, phash, brightness, contrast
+        FROM images WHERE phash IS NOT NULL GROUP BY phash, brightness, contrast""",
+    )
+    _find_leaders(database)
+    # an image belongs to its look, which is named by its first content, and that to its leader
+    database.run(
+        """CREATE TABLE shared AS SELECT images.content, looks.one FROM images
+        JOIN looks USING (phash, brightness, contrast) WHERE looks.images > 1""",
+        """CREATE TABLE grouped AS
+        WITH named AS (
+            SELECT images.content, images.first, images.rows,
+                coalesce(led.leader, shared.one, images.content) AS picture
+            FROM images LEFT JOIN shared ON shared.content = images.content
+            LEFT JOIN led ON led.one = coalesce(shared.one, images.content)
+            WHERE images.rows > 1 OR shared.one IS NOT NULL OR led.leader IS NOT NULL
+                OR images.content IN (SELECT leader FROM led)
+        )
+        SELECT content, first, min(first) OVER (PARTITION BY picture) AS cluster,
+            (sum(rows) OVER (PARTITION BY picture))::BIGINT AS copies FROM named""",
+        """CREATE TABLE members AS
+        SELECT seen.row, seen.content, grouped.first AS identical, grouped.cluster, grouped.copies
+        FROM seen JOIN grouped USING (content) ORDER BY seen.row""",
+        *(f"DROP TABLE {name}" for name in ("seen", "images", "looks", "led", "shared", "grouped")),
+    )
 
 
-def _grouped(hashes: np.ndarray, light: Light, rows: np.ndarray, content: np.ndarray) -> np.ndarray:
-    """Return the position of one image of each image's group, (images,). `rows` counts the rows of each image."""
-    order = np.lexsort((content, light.contrast, light.brightness, hashes))
-    columns = [column[order] for column in (hashes, light.brightness, light.contrast)]
-    begins = np.ones(len(order), bool)
-    begins[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
-    kind, one = np.cumsum(begins) - 1, order[begins]  # images of one hash and one light, and the first of them
-    ranked = np.lexsort((content[one], -np.bincount(kind, rows[order])))
-    led = np.empty(len(one), np.int64)
-    led[ranked] = ranked[find_leaders(hashes[one[ranked]], light[one[ranked]])]
-    group = np.empty(len(order), np.int64)
-    group[order] = one[led[kind]]
-    return group
+def _find_leaders(database: Database) -> None:
+    """Make the table `led` from `looks`: `leader`, the look that leads the look `one`, where that is another one."""
+    database.run("CREATE TABLE led (one UBIGINT, leader UBIGINT)", "CREATE TABLE pairs (one UBIGINT, other UBIGINT)")
+    for key in _keys(database):
+        _join_alike(database, key)
+    count = database.number("SELECT count(*) FROM pairs")
+    if count:
+        database.run(
+            """CREATE TABLE ranked AS SELECT one, row_number() OVER (ORDER BY rows DESC, one) - 1 AS rank FROM looks
+            SEMI JOIN (SELECT one FROM pairs UNION ALL SELECT other FROM pairs) USING (one)""",
+            "CREATE TABLE found (late BIGINT, leader BIGINT)",
+        )
+        for late, leader in _led(database):
+            database.add("found", pa.table({"late": late, "leader": leader}))
+        database.run(
+            """INSERT INTO led SELECT late.one, leader.one FROM found
+            JOIN ranked late ON late.rank = found.late JOIN ranked leader ON leader.rank = found.leader""",
+            *(f"DROP TABLE {name}" for name in ("ranked", "found")),
+        )
+    database.run("DROP TABLE pairs")
 
 
-def _dealt(hashes: np.ndarray) -> np.ndarray:
-    """Reorder the bits of hashes (n,), so that bits that split the images evenly are in different bands."""
-    if not len(hashes):
-        return hashes
-    share = np.array([np.mean(hashes >> np.uint64(bit) & np.uint64(1)) for bit in range(64)])
-    dealt = np.argsort(abs(share - 0.5), kind="stable")
-    by_band = np.concatenate([dealt[band::BANDS] for band in range(BANDS)])
-    result = np.zeros_like(hashes)
-    for place, bit in enumerate(by_band.tolist()):
-        result |= (hashes >> np.uint64(bit) & np.uint64(1)) << np.uint64(place)
-    return result
+def _keys(database: Database) -> Iterator[list[int]]:
+    """Yield the bits of each key: of every pair of bands."""
+    sample = database.table(f"SELECT phash FROM looks ORDER BY one LIMIT {SAMPLE}")["phash"].to_numpy()
+    share = np.array([np.mean(sample >> np.uint64(bit) & np.uint64(1)) if len(sample) else 0 for bit in range(BITS)])
+    yield from _pairs_of_bands(np.argsort(abs(share - 0.5), kind="stable").tolist())
 
 
-def _keys(hashes: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield for every pair of bands the keys (n,): the hashes with the bits of all other bands set to 0."""
-    masks = [sum(1 << bit for bit in band.tolist()) for band in np.array_split(np.arange(64), BANDS)]
-    for one, other in combinations(masks, 2):
-        yield hashes & np.uint64(one | other)
+def _pairs_of_bands(bits: list[int]) -> Iterator[list[int]]:
+    """Deal bits to bands, and yield the bits of every pair of bands."""
+    for one, other in combinations([bits[band::BANDS] for band in range(BANDS)], 2):
+        yield [*one, *other]
 
 
-def _lead(hashes: np.ndarray, light: Light, members: np.ndarray, leader: np.ndarray) -> None:
-    """Fill in the leaders of `members`, positions in order, none of which is alike to a leader found before."""
-    pairs = _alike_among(hashes[members], light[members])
-    if pairs is not None:
-        leader[members] = members[_first_leaders(len(members), *pairs)]
-        return
-    early, late = members[: len(members) // 2], members[len(members) // 2 :]
-    _lead(hashes, light, early, leader)
-    found = early[leader[early] == early]
-    first = _first_alike(hashes[found], light[found], hashes[late], light[late])
-    taken = first < len(found)
-    leader[late[taken]] = found[first[taken]]
-    _lead(hashes, light, late[~taken], leader)
+def _join_alike(database: Database, bits: list[int]) -> None:
+    """Add to `pairs` the looks that are alike and have equal keys, a key being these bits of the hash."""
+    key = f"(phash & {_mask(bits)}::UBIGINT)"
+    database.run(
+        f"CREATE TABLE keys AS SELECT {key} AS key, count(*) AS looks FROM looks GROUP BY ALL HAVING looks > 1"
+    )
+    _join(database, key, f"looks <= {MANY}")
+    if database.number(f"SELECT count(*) FROM keys WHERE looks > {MANY}"):
+        others = [bit for bit in range(BITS) if bit not in bits]
+        for more in _pairs_of_bands(others):
+            _join(database, f"(phash & {_mask([*bits, *more])}::UBIGINT)", f"looks > {MANY}", key)
+    database.run("DROP TABLE keys")
 
 
-def _alike_among(hashes: np.ndarray, light: Light) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return all pairs of images that are alike, the smaller position first; None with more than `PAIRS` candidates."""
-    total, pairs = 0, [np.empty((2, 0), np.int64)]
-    for key in _keys(hashes):
-        order = np.argsort(key, kind="stable")
-        key = key[order]
-        after, stop = np.arange(1, len(key) + 1), np.searchsorted(key, key, side="right")
-        total += int((stop - after).sum())
-        if total > PAIRS:
-            return None
-        for place, other in _expanded(after, stop):
-            one, two = order[place], order[other]
-            alike = _alike(hashes[one], light[one], hashes[two], light[two])
-            pairs.append(np.stack([one[alike], two[alike]]))
-    early, late = np.concatenate(pairs, axis=1)
-    return early, late
+def _join(database: Database, key: str, which: str, coarse: str | None = None) -> None:
+    """Compare the looks that agree in `key`, of those whose coarser key is among `which` keys."""
+    database.run(
+        f"""INSERT INTO pairs
+        WITH keyed AS (
+            SELECT {key} AS key, one, phash, brightness, contrast FROM looks
+            WHERE {coarse or key} IN (SELECT key FROM keys WHERE {which})
+        )
+        SELECT a.one, b.one FROM keyed a JOIN keyed b ON a.key = b.key AND a.one < b.one
+        WHERE bit_count(xor(a.phash, b.phash)) <= {RADIUS}
+            AND abs(a.brightness - b.brightness) <= {STEPS_APART} AND abs(a.contrast - b.contrast) <= {STEPS_APART}"""
+    )
 
 
-def _first_alike(hashes: np.ndarray, light: Light, asked: np.ndarray, asked_light: Light) -> np.ndarray:
-    """Return the position of the first image that each asked one is alike to; the number of images if none is."""
-    first = np.full(len(asked), len(hashes))
-    for key, asked_key in zip(_keys(hashes), _keys(asked), strict=True):
-        order = np.argsort(key, kind="stable")
-        start, stop = (np.searchsorted(key[order], asked_key, side) for side in ("left", "right"))
-        for which, place in _expanded(start, stop):
-            one = order[place]
-            alike = _alike(hashes[one], light[one], asked[which], asked_light[which])
-            np.minimum.at(first, which[alike], one[alike])
-    return first
+def _mask(bits: list[int]) -> int:
+    return sum(1 << bit for bit in bits)
 
 
-def _alike(hashes: np.ndarray, light: Light, others: np.ndarray, others_light: Light) -> np.ndarray:
-    return (np.bitwise_count(hashes ^ others) <= RADIUS) & light.agrees(others_light)
+def _led(database: Database) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the ranks of looks that do not lead, and of their leaders, from the pairs that are alike, in order."""
+    leads = np.ones(database.number("SELECT count(*) FROM ranked"), bool)
+    kept = np.empty((2, 0), np.int64)
+    for batch in database.batches(
+        """SELECT least(a.rank, b.rank) AS early, greatest(a.rank, b.rank) AS late FROM pairs
+        JOIN ranked a ON a.one = pairs.one JOIN ranked b ON b.one = pairs.other ORDER BY late"""
+    ):
+        pairs = np.concatenate([kept, np.stack([batch["early"].to_numpy(), batch["late"].to_numpy()])], axis=1)
+        whole = pairs[1] < pairs[1, -1]  # more pairs of the last look may follow
+        kept = pairs[:, ~whole]
+        yield _decide(pairs[:, whole], leads)
+    yield _decide(kept, leads)
 
 
-def _expanded(start: np.ndarray, stop: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield all (i, place) with start[i] <= place < stop[i], in order, at most `CHUNK` at a time."""
-    some = np.flatnonzero(stop > start)
-    ends = np.cumsum(stop[some] - start[some])
-    for begin in range(0, int(ends[-1]) if len(ends) else 0, CHUNK):
-        flat = np.arange(begin, min(begin + CHUNK, ends[-1]))
-        which = np.searchsorted(ends, flat, side="right")
-        yield some[which], stop[some[which]] + flat - ends[which]
+def _decide(pairs: np.ndarray, leads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Decide the later looks of some pairs, all of theirs, when what comes before them is decided in `leads`."""
+    early, late = pairs[:, leads[pairs[0]]]
+    names, local = np.unique([early, late], return_inverse=True)
+    leader = names[_first_leaders(len(names), *local.reshape(2, -1))]
+    led = leader != names
+    leads[names[led]] = False
+    return names[led], leader[led]
 
 
 def _first_leaders(count: int, early: np.ndarray, late: np.ndarray) -> np.ndarray:

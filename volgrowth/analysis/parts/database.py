@@ -1,0 +1,100 @@
+"""A database for what does not fit into memory: DuckDB with bounded memory, which sorts, groups and joins on disk.
+
+Its files lie in a temporary folder and are gone when it is closed. For few rows it has no files.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from volgrowth.errors import OutputError
+
+if TYPE_CHECKING:
+    import duckdb
+
+FEW = 200_000
+"""Rows up to which everything is kept in memory."""
+MEMORY = 224
+"""MiB that the database may use before it goes on on disk."""
+ROW_BYTES = 160
+"""Bytes of temporary files for each row, at most, as measured; near duplicates in great numbers may take more."""
+BATCH = 2**17
+"""Rows that are read from the database at once."""
+
+
+class Database:
+    """Tables of a temporary database.
+
+    Args:
+        connection: to DuckDB.
+    """
+
+    def __init__(self, connection: "duckdb.DuckDBPyConnection"):
+        self.connection = connection
+
+    def run(self, *statements: str) -> None:
+        """Execute SQL statements."""
+        for statement in statements:
+            self.connection.execute(statement)
+
+    def add(self, name: str, rows: pa.Table) -> None:
+        """Append rows to a table; the columns of both have the same names."""
+        if len(rows):
+            self.connection.register("added", rows)
+            self.connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM added")
+            self.connection.unregister("added")
+
+    def table(self, query: str) -> pa.Table:
+        """Return the result of a query that is known to be small."""
+        return self.connection.sql(query).to_arrow_table()
+
+    def number(self, query: str) -> Any:
+        """Return the only value of a query."""
+        ((value,),) = self.connection.execute(query).fetchall()
+        return value
+
+    def batches(self, query: str) -> Iterator[pa.Table]:
+        """Yield the result of a query in its order, some rows at a time; the database may be used in between."""
+        reader = self.connection.cursor().sql(query).to_arrow_reader(BATCH)
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
+
+
+@contextmanager
+def open_database(rows: int) -> Iterator[Database]:
+    """Open an empty database for what concerns so many rows, and remove it at the end.
+
+    Raises:
+        OutputError: the disk has no room for it.
+    """
+    import duckdb  # a tenth of a second to import, and only an analysis needs it
+
+    settings: dict[str, Any] = {"preserve_insertion_order": False, "autoinstall_known_extensions": False}
+    if rows <= FEW:
+        with duckdb.connect(config=settings) as connection:
+            yield Database(connection)
+        return
+    check_room(rows)
+    with tempfile.TemporaryDirectory(prefix="volgrowth-") as folder:
+        settings |= {"memory_limit": f"{MEMORY}MiB", "temp_directory": folder}
+        with duckdb.connect(f"{folder}/rows.duckdb", config=settings) as connection:
+            yield Database(connection)
+
+
+def check_room(rows: int) -> None:
+    """Check that the disk has room for the temporary files of so many rows.
+
+    Raises:
+        OutputError: it has not.
+    """
+    folder, needed = tempfile.gettempdir(), rows * ROW_BYTES
+    free = shutil.disk_usage(folder).free
+    if rows > FEW and free < needed:
+        raise OutputError(
+            f"the analysis of {rows:,} rows takes up to {needed:,} bytes of temporary files, and {folder} has room for "
+            f"{free:,}: make room there, or set TMPDIR to a folder with more; what is scored stays"
+        )
