@@ -167,7 +167,7 @@ def test_options_files_and_exit_code_three(tiny_model, tmp_path, digits, capsys,
     audit = open_audit("out")
     config = audit.manifest["config"]
     assert (config["seed"], config["batch_size"], config["shard_size"]) == (4, 8, 30)
-    assert config["measure"] == {"preset": "standard", "norm_level": 0.2, "loss_level": 0.4, "high_level": 0.45}
+    assert config["measure"] == {"preset": "standard", "norm_level": 0.2, "loss_level": 0.4}
     assert audit.scores.column("image_id").to_pylist()[:3] == ["0", "1", "2"]
     report = Path("out/report.html").read_text()
     Path("out/report.html").unlink()

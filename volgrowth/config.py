@@ -110,25 +110,24 @@ class ScreenMeasure(_ForwardPasses):
 
 
 class StandardMeasure(_ForwardPasses):
-    """Preset `standard`: what preset `screen` measures, a further loss, and growth of one axis, by five forward passes.
+    """Preset `standard`: what preset `screen` measures, and the growth of one axis, in four forward passes.
 
     `growth` is the log volume growth of one axis, common to all images, over one step of the flow from `norm_level` to
-    `loss_level`, by a difference over a displacement of the noise's own size. The further loss, at `high_level`, is of
-    a noise of its own; on models that were not looked at when it was chosen it does not pay (docs/detection.md).
+    `loss_level`. It is a difference over a displacement of the noise's own size, so that it costs one evaluation more
+    than the noise norm, and holds in low precision. What makes the evidence is the same as in preset `screen`.
     """
 
     preset: Literal["standard"] = "standard"
-    high_level: NoiseLevel = 0.45
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per image: the screen's, one for the further loss, and one for the axis."""
-        return SCREEN_EVALUATIONS + 2
+        """Network evaluations per image: the screen's, and one for the axis."""
+        return SCREEN_EVALUATIONS + 1
 
     @property
     def evaluations_after_screen(self) -> int:
-        """That of the further loss, and both of the axis, since the screen keeps no answer of the network."""
-        return 3
+        """Both evaluations of the axis, since the screen keeps no answer of the network."""
+        return 2
 
     @property
     def unconditional_evaluations(self) -> int:

@@ -125,7 +125,6 @@ SCORES = pa.schema(
         column("growth_contrast", pa.float64(), "growth - growth_unconditional: the part that the condition adds"),
         column("rates", pa.list_(pa.float32()), "growth at each noise level or step, in the order of the manifest"),
         column("loss", pa.float64(), "denoising loss: mean squared error of the predicted noise"),
-        column("loss_high", pa.float64(), "the same at a higher noise level, under another noise (preset standard)"),
         column("lid", pa.float64(), "local intrinsic dimension, estimated by FLIPD; no longer measured"),
         column("noise_norm", pa.float64(), "length of the noise that the model expects in the image itself"),
         column("sharpness", pa.float64(), "curvature of the log density around the image; no longer measured"),
@@ -163,7 +162,6 @@ FINDINGS = pa.schema(
         ),
         column("evidence_loss", pa.float64(), "part of a low denoising loss, in the same units; null if not measured"),
         column("evidence_noise_norm", pa.float64(), "part of little expected noise, likewise"),
-        column("evidence_loss_high", pa.float64(), "part of a low loss at the higher level, likewise"),
         column(
             "growth_contrast", pa.float64(), "growth with the condition less without it, as in scores; null without one"
         ),

@@ -82,7 +82,7 @@ def _duplicates(given: argparse.Namespace) -> Outcome:
 
 
 def _evidence(given: argparse.Namespace) -> Outcome:
-    """Compare the parts of preset standard's evidence, alone and added up, on the cases of the bench."""
+    """Compare what preset standard measures, and a further loss, alone and added up, on the cases of the bench."""
     from jobs.benchmark.detection.evidence_parts import compare_parts
 
     cases = choose_cases(given.data, given.cases)

@@ -202,13 +202,12 @@ def test_tables_in_several_chunks() -> None:
 
 def with_screens(rows: list[dict[str, Any]], measured: float) -> list[dict[str, Any]]:
     """Rows of a cascade: all have what the screen measures, and only those of high growth the other scores."""
-    rest = dict.fromkeys(("growth", "rates", "loss_high"))
+    rest = dict.fromkeys(("growth", "rates"))
     return [
         {
             **row,
             "loss": float(np.exp(-row["growth"] / 10)),
             "noise_norm": 1.0 + index % 3,
-            "loss_high": 0.1 + 0.01 * (index % 7),
             **(rest if row["growth"] < measured else {}),
         }
         for index, row in enumerate(rows)

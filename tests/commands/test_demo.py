@@ -84,7 +84,7 @@ def test_a_cascade_finds_the_flags_at_a_fraction_of_the_cost(demo, tmp_path):
     assert len(before & after) >= 0.95 * len(before)
     assert len(after - before) <= 2
     audited = [sum(filter(None, audit.scores["nfe"].to_pylist())) for audit in (whole, found)]
-    assert audited[1] <= 0.75 * audited[0]
+    assert audited[1] <= 0.9 * audited[0]  # standard takes one evaluation more than the screen
     share, volume = found.summary["cascade"]["rows_measured"] / len(found.scores), VolumeMeasure()
     assert SCREEN_EVALUATIONS + share * volume.evaluations_after_screen <= 0.3 * volume.evaluations
     assert found.summary["cascade"]["missed_in_sample"] == 0

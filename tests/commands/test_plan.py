@@ -25,7 +25,7 @@ def test_one_worker_does_one_row_after_the_other():
     assert found.device_hours == pytest.approx(found.wall_hours)
     assert found.money
     assert found.money == pytest.approx([3 * hours for hours in found.wall_hours])
-    assert (found.rows, found.evaluations, found.peak_memory) == (1200, 1200 * 5, 2**30)
+    assert (found.rows, found.evaluations, found.peak_memory) == (1200, 1200 * 4, 2**30)
 
 
 def test_workers_share_the_shards_and_the_busiest_one_counts():
@@ -80,7 +80,7 @@ def test_a_pilot_says_what_the_audit_will_take(tiny_model, digit_file, tmp_path,
     opened, aside, planned, *_ = capsys.readouterr().out.splitlines()
     assert opened.startswith("opened: 150 rows of 1 parquet file")
     assert aside == "left aside: nothing"
-    assert planned == "150 images, 750 network evaluations, 1 workers on cpu"
+    assert planned == "150 images, 600 network evaluations, 1 workers on cpu"
     kept = json.loads((tmp_path / "out/.plan/forecast.json").read_text())
     assert kept["batch_size"] == 8
     assert kept["money"] == pytest.approx([2.5 * hours for hours in kept["device_hours"]])

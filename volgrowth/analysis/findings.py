@@ -35,7 +35,7 @@ from volgrowth.records import FINDINGS, Status
 
 Columns = dict[str, pa.Array]
 
-PARTS = ("growth", "loss", "noise_norm", "loss_high")
+PARTS = ("growth", "loss", "noise_norm")
 """Columns of scores that make the evidence: growth as it is, the others as minus their logarithm."""
 FULL = "log_likelihood"
 """Column that is measured with growth of all dimensions. Growth of one axis, or by one probe, is not added to others:

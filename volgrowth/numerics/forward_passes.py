@@ -82,17 +82,6 @@ def noise_pair(denoiser: Denoiser, images: Images, noise_level: float, noise: Fl
     return NoisePair(loss, rate, rate > dimension * (1 + TOLERANCE))
 
 
-def noise_loss(
-    denoiser: Denoiser, images: Images, noise_level: float, noise: Float[Tensor, "*image"]
-) -> Float[Tensor, "batch"]:
-    """Return the mean squared error over pixels of the noise that a denoiser predicts in images under one noise, (B,).
-
-    The arguments are those of `noise_pair`.
-    """
-    predicted = denoiser.noise(images + noise_level * noise, torch.tensor(noise_level, dtype=torch.float64))
-    return (predicted - noise).square().flatten(1).mean(1)
-
-
 @dataclass(frozen=True)
 class AxisGrowth:
     """Growth of one axis over one step, in y-coordinates.

@@ -1,4 +1,7 @@
-"""What each further evaluation buys: the parts of preset standard's evidence, alone and added up.
+"""What each further evaluation buys: what preset standard measures, and a further loss, alone and added up.
+
+The further loss, at a higher level and under a noise of its own, was part of the evidence once. On models that were not
+looked at when it was chosen it does not pay, so that no preset measures it.
 
 Positives are the families that samples reproduce, negatives those that were trained on once and are not reproduced;
 planted families that samples miss are neither. Everything is tried over several draws of the noise.
@@ -10,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from jobs.benchmark.detection.audited_presets import DRAWS, analysis_code, fingerprint
-from jobs.benchmark.detection.compared_scores import Preset
+from jobs.benchmark.detection.compared_scores import Preset, SharedScore
 from jobs.benchmark.detection.subjects import Columns, NotMeasuredError, Subject, keep_derived, measure_shared
 from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
 from jobs.experiments import say
@@ -20,20 +25,43 @@ from volgrowth.analysis.calibration.evidence import calibrate
 from volgrowth.analysis.calibration.expected_scores import spread_of
 from volgrowth.analysis.findings import part_score
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
+from volgrowth.audit.workers.seeding import seeded
 from volgrowth.config import StandardMeasure
+from volgrowth.numerics import Denoiser
 
-PARTS = ("growth", "loss", "noise_norm", "loss_high")
+FURTHER, FURTHER_LEVEL = "loss_high", 0.45
+PARTS = ("growth", "loss", "noise_norm", FURTHER)
 SUMS = (
     (1, ("noise_norm",), "the length of the expected noise at the image"),
     (2, ("loss",), "the loss of a pair of noises"),
     (2, ("growth",), "growth of one axis"),
-    (2, ("noise_norm", "loss_high"), "noise norm and the loss of one noise, at a higher level"),
-    (3, ("noise_norm", "loss"), "noise norm and the pair: preset `screen`"),
+    (2, ("noise_norm", FURTHER), "noise norm and the loss of one noise, at a higher level"),
+    (3, ("noise_norm", "loss"), "noise norm and the pair: the evidence of `screen` and `standard`"),
     (4, ("noise_norm", "loss", "growth"), "these and growth of one axis"),
-    (4, ("noise_norm", "loss", "loss_high"), "these and the loss of one noise: the evidence of preset `standard`"),
-    (5, ("noise_norm", "loss", "loss_high", "growth"), "all four"),
+    (4, ("noise_norm", "loss", FURTHER), "these and the loss of one noise, at a higher level"),
+    (5, ("noise_norm", "loss", FURTHER, "growth"), "all four"),
 )
 WHITENED = "all four, weighted by the inverse of their held-out covariance"
+
+
+@dataclass(frozen=True)
+class FurtherLoss(SharedScore):
+    """The denoising loss at a higher level, under a noise that is common to all images and not that of the presets."""
+
+    column: str = FURTHER
+    sign: int = -1
+
+    @property
+    def measurement(self) -> str:
+        """The level."""
+        return f"loss of one noise at {FURTHER_LEVEL}"
+
+    @torch.no_grad()
+    def columns(self, denoiser: Denoiser, images: Tensor, seed: int) -> dict[str, np.ndarray]:
+        """Return the loss."""
+        noise = torch.randn(images.shape[1:], generator=seeded(seed, "noise", 1)).to(images)
+        expected = denoiser.noise(images + FURTHER_LEVEL * noise, torch.tensor(FURTHER_LEVEL, dtype=torch.float64))
+        return {self.column: (expected - noise).square().flatten(1).mean(1).double().cpu().numpy()}
 
 
 @dataclass(frozen=True)
@@ -83,6 +111,7 @@ def _draws(subject: Subject) -> Iterator[Columns]:
     for draw in range(DRAWS):
         try:
             columns = measure_shared(subject, Preset(StandardMeasure(), "growth"), draw)
+            columns |= measure_shared(subject, FurtherLoss(), draw)
         except NotMeasuredError:
             continue
         yield part_excess(subject, columns)

@@ -140,6 +140,29 @@ def test_a_manifest_that_is_none_is_named_by_every_command(out, finished, capsys
     assert run(["check-output", str(out)], capsys)[0] == 0
 
 
+def test_columns_and_settings_that_are_gone_do_not_keep_an_output_from_being_read(out, finished, capsys):
+    """As a version wrote them whose preset `standard` measured one loss more."""
+    before, loss = vg.open_audit(str(out)), "loss_high"
+    for name, column in (("findings.parquet", f"evidence_{loss}"), ("scores/part-00000.parquet", loss)):
+        table = pq.read_table(out / name)
+        further = pa.array(np.linspace(-1, 1, len(table)))
+        pq.write_table(table.append_column(column, further), out / name)
+    content = json.loads((out / "manifest.json").read_text())
+    content["config"]["measure"] = {"preset": "standard", "norm_level": 0.1, "loss_level": 0.3, "high_level": 0.45}
+    del content["sha256"]
+    (out / "manifest.json").write_text(json.dumps(content))
+    after = vg.open_audit(str(out))
+    assert after.scores.equals(before.scores)
+    assert after.findings.select(before.findings.column_names).equals(before.findings)
+    for verb, codes in (("report", {0}), ("check", {0, 1, 2}), ("check-output", {0}), ("curate", {0})):
+        code, said = run([verb, str(out), *(["--top-k", "3"] if verb == "curate" else [])], capsys)
+        assert code in codes, said
+        assert "Traceback" not in said
+        assert "loss_high" not in said
+    code, said = run([*command(finished, out), "--set", "measure.preset=standard"], capsys)
+    assert (code, "high_level" in said) == (2, True), said
+
+
 @pytest.mark.parametrize("name", ["findings.parquet", "scores/part-00001.parquet", "summary.json"])
 def test_opening_an_audit_names_the_file_that_is_missing(out, name):
     vg.open_audit(str(out))

@@ -45,15 +45,15 @@ PRESET = replace(next(preset for preset in CONTESTANTS if preset.name == "standa
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
-    """A case of 300 digits of which the ten planted ones, and one more, count as reproduced."""
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A case of 300 digits of which the ten planted ones, and one more, count as reproduced; it has no model."""
     setup = Setup("made", None, 300, ((10, 5),), Recipe(), plain=40)
     case = plant_copies(digit_images(), 1, trained=300, planting=setup.planting, plain=40, prefix="digit", held_out=300)
     pixels = np.concatenate([case.train[case.first], case.holdout])
     positive = case.copies > 1
     positive[np.flatnonzero(~positive)[0]] = True
     truth = Reproduced(10 * positive.astype(int), np.zeros(len(case.holdout), int), 2)
-    trained = Trained(setup, 1, case, Path("nowhere"), np.empty((0, 1, 8, 8), np.uint8))
+    trained = Trained(setup, 1, case, tmp_path_factory.mktemp("made") / "model", np.empty((0, 1, 8, 8), np.uint8))
     return Subject(trained, truth, pixels, describe_images(pixels), draw_replicates(positive, 1))
 
 

@@ -27,7 +27,7 @@ from volgrowth.config import (
 )
 from volgrowth.numerics import Denoiser, VolumeGrowth, trace_growth, volume_growth
 from volgrowth.numerics.denoisers import GuidedDenoiser
-from volgrowth.numerics.forward_passes import AxisGrowth, NoisePair, axis_growth, noise_loss, noise_pair
+from volgrowth.numerics.forward_passes import AxisGrowth, NoisePair, axis_growth, noise_pair
 
 ForwardMeasure = ScreenMeasure | StandardMeasure | VolumeMeasure
 
@@ -176,15 +176,9 @@ def launch_images(
     return _screen(flow, images, measure, seed)
 
 
-def common_noise(images: Tensor, seed: int, index: int = 0) -> Tensor:
-    """Return a noise (*state) that all images of an audit are measured with.
-
-    Args:
-        images: states (B, *state).
-        seed: the audit's seed.
-        index: 0 for the noise of the pair, which is the direction of the axis too; 1 for that of the further loss.
-    """
-    return _there(torch.randn(images.shape[1:], generator=seeded(seed, "noise", index)), images)
+def common_noise(images: Tensor, seed: int) -> Tensor:
+    """Return the noise (*state) that all images of an audit are measured with: the pair's, and the axis's direction."""
+    return _there(torch.randn(images.shape[1:], generator=seeded(seed, "noise", 0)), images)
 
 
 @torch.no_grad()
@@ -222,12 +216,7 @@ def _standard(flow: Flow, images: Tensor, measure: StandardMeasure, seed: int, s
         null = growth(aside).growth
         if flow.guidance is not None:
             guided = growth(aside + flow.guidance * (along - aside)).growth
-    high = clamp_level(flow.denoiser, measure.high_level)
-    columns = {
-        **flow.columns(found.growth, null, guided),
-        "rates": found.growth[:, None],
-        "loss_high": noise_loss(flow.denoiser, images, high, common_noise(images, seed, 1)),
-    }
+    columns = {**flow.columns(found.growth, null, guided), "rates": found.growth[:, None]}
     if not screened:
         columns |= _shared(_pair(flow.denoiser, images, measure, seed), at_image)
     return Launched(

@@ -19,6 +19,8 @@ from volgrowth.report.words import card_reason
 Card = dict[str, Any]
 
 ROWS_LISTED = 40
+# what the columns of the evidence's parts begin with; those of another version's findings may be others
+PART = "evidence_"
 
 FILTERS = {
     "memorized": "flagged as memorized",
@@ -164,9 +166,10 @@ def _order(record: Card) -> tuple[bool, float, int]:
 
 def _parts(record: Card) -> str:
     """Say how much each part of the evidence speaks, in units of the held-out images' spread."""
-    names = {"growth": "growth", "loss": "loss", "noise norm": "noise_norm", "loss at a higher level": "loss_high"}
-    known = {name: record.get(f"evidence_{column}") for name, column in names.items()}
-    return ", ".join(f"{name} {signed(value)}" for name, value in known.items() if not missing(value))
+    parts = {
+        column.removeprefix(PART).replace("_", " "): record[column] for column in record if column.startswith(PART)
+    }
+    return ", ".join(f"{name} {signed(value)}" for name, value in parts.items() if not missing(value))
 
 
 def _copies(scores: pa.Table, hashes: Collection[int]) -> dict[int, np.ndarray]:
