@@ -184,6 +184,7 @@ FINDINGS = pa.schema(
         column("precursor", pa.bool_(), "the same by a low loss: loss_q_value is at most the rate"),
         column("cluster", pa.int64(), "smallest row of the image's near duplicates and copies, which are one test"),
         column("copies", pa.int32(), "number of rows in that group"),
+        column("strongest", pa.bool_(), "the row stands for its cluster: the judged row of smallest p-value"),
         column("identical", pa.int64(), "smallest row with the same pixels"),
         column("outside_range", pa.bool_(), "simpler or more complex than all calibration images: not judged"),
         column("excess_loss", pa.float64(), "loss - expected loss; low is suspicious"),

@@ -122,3 +122,54 @@ def test_the_same_table_gives_the_same_bytes_and_others_may_read_it(store, tmp_p
 def test_a_long_footer_is_read_whole(store):
     store.write_table("t.parquet", a_table(), {"long": "x" * 200_000})
     assert store.read_footer("t.parquet") == (200, {"long": "x" * 200_000})
+
+
+def in_pieces(store, table, footer, *sizes):
+    """Write a table with row groups of these sizes."""
+    with store.table_writer("t.parquet", table.schema, footer) as writer:
+        for start, size in zip(np.cumsum([0, *sizes]).tolist(), sizes, strict=False):
+            writer.write(table.slice(start, size))
+
+
+def test_a_table_in_one_piece_has_the_same_bytes_as_a_table_at_once(store):
+    table, footer = a_table(), {"rows": "200"}
+    store.write_table("at-once.parquet", table, footer)
+    in_pieces(store, table, footer, 200)
+    assert store.read("t.parquet") == store.read("at-once.parquet")
+
+
+@pytest.mark.parametrize("sizes", [(), (200,), (70, 1, 0, 129)], ids=str)
+def test_batches_hold_the_rows_of_a_table_in_order(store, sizes):
+    table, footer = a_table(), {"rows": "200"}
+    in_pieces(store, table, footer, *sizes)
+    whole = table.slice(0, sum(sizes))
+    assert store.read_table("t.parquet").equals(whole)
+    assert store.read_footer("t.parquet") == (len(whole), footer)
+    assert store.read_schema("t.parquet").equals(table.schema)
+    batches = list(store.read_batches("t.parquet", most=50))
+    assert pa.Table.from_batches(batches, table.schema).equals(whole)
+    assert all(batch.num_rows <= 50 for batch in batches)
+    some = list(store.read_batches("t.parquet", ["phash", "none", "row"]))
+    assert all(set(batch.schema.names) == {"phash", "row"} for batch in some)
+
+
+def test_a_flipped_bit_is_seen_by_who_reads_batches_of_some_columns(store):
+    """Also in a column that is not decoded, and in a header, which no page checksum is of."""
+    in_pieces(store, a_table(), {"rows": "200"}, 70, 130)
+    data, seen = store.read("t.parquet"), 0
+    for bit in bits(data, 3):
+        store.files.pipe_file(f"{store.root}/t.parquet", flipped(data, int(bit)))
+        try:
+            list(store.read_batches("t.parquet", ["row"]))
+        except DamagedError:
+            seen += 1
+    assert seen == 2 * FLIPS
+
+
+@pytest.mark.parametrize("kept", [0, 3, 12, 0.5, -1], ids=str)
+def test_a_table_that_was_cut_off_is_damaged_for_who_reads_batches(store, kept):
+    in_pieces(store, a_table(), {}, 70, 130)
+    data = store.read("t.parquet")
+    store.write("t.parquet", data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(DamagedError, match=r"t.parquet is damaged"):
+        list(store.read_batches("t.parquet"))

@@ -11,6 +11,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,8 @@ import pytest
 from tests.support.s3 import Bucket, Proxy
 from volgrowth.errors import OutputError
 from volgrowth.storage import urls
-from volgrowth.storage.store import Store, arrow_file
+from volgrowth.storage.sealing import arrow_file
+from volgrowth.storage.store import Store
 
 FILL_THE_DISK = """
 import resource, signal, sys
@@ -27,7 +29,10 @@ from volgrowth.errors import OutputError
 store = Store(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64_000, 64_000))
-for publish in (store.write, store.create):
+def write_open(name, data):
+    with store.open_new(name) as file:
+        file.write(data)
+for publish in (store.write, store.create, write_open):
     for name in ("f", "new"):
         try:
             print(publish(name, bytes(100_000)))
@@ -71,6 +76,31 @@ def test_files_come_back_whole_and_tables_with_their_footer(store: Store) -> Non
     store.delete("t.parquet")
     store.delete("t.parquet")
     assert not store.exists("t.parquet")
+
+
+def test_a_table_in_pieces_is_published_whole_or_not_at_all(store: Store) -> None:
+    """Larger than a part of an upload, so that a store gets it in several."""
+    random, guarded = np.random.default_rng(0), list[str]()
+    fenced = store.fenced(lambda: guarded.append("asked"))
+    pieces = [pa.table({"noise": random.normal(size=400_000)}) for _ in range(6)]
+    with fenced.table_writer("d/t.parquet", pieces[0].schema, {"a": "b"}) as writer:
+        for piece in pieces:
+            writer.write(piece)
+        assert not store.exists("d/t.parquet")
+        assert not guarded
+    assert guarded == ["asked"]
+    assert store.read_table("d/t.parquet").equals(pa.concat_tables(pieces))
+    assert store.read_footer("d/t.parquet") == (2_400_000, {"a": "b"})
+    with pytest.raises(ValueError, match="schema"), store.table_writer("d/t.parquet", pieces[0].schema, {}) as writer:
+        writer.write(pa.table({"other": [1]}))
+    assert store.read_footer("d/t.parquet") == (2_400_000, {"a": "b"})
+    with pytest.raises(OutputError, match="lost"), store.fenced(_lost).open_new("d/other") as file:
+        file.write(b"half")
+    assert store.names("d") == ["t.parquet"]
+
+
+def _lost() -> None:
+    raise OutputError("the lock is lost")
 
 
 def test_names_that_urls_and_globs_give_a_meaning_to(store: Store) -> None:
@@ -188,7 +218,7 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> N
         check=True,
     )
     said = done.stdout.splitlines()
-    assert len(said) == 4
+    assert len(said) == 6
     for line in said:
         assert (
             line
@@ -270,6 +300,8 @@ def test_a_write_that_fails_for_good_leaves_what_was_there(
     for name in ("old", "new"):
         with pytest.raises(OutputError, match=FAILURES[kind]):
             store.write(name, bytes(350_000))
+        with pytest.raises(OutputError, match=FAILURES[kind]), store.open_new(name) as file:
+            file.write(bytes(350_000))
     assert bucket.objects() == before
     assert bucket.open_uploads() == 0
     if not large:
@@ -285,6 +317,7 @@ def in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Uploads in parts begin at 200 kB, not at 100 MiB."""
     monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
     monkeypatch.setattr(store.files, "pipe_file", partial(store.files.pipe_file, chunksize=100_000))
+    monkeypatch.setattr("volgrowth.storage.uploads.PART_BYTES", 100_000)
     return store
 
 

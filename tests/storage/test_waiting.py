@@ -57,8 +57,8 @@ def test_a_silent_s3_server_is_given_up_after_three_attempts(ask, monkeypatch):
 
 @pytest.mark.parametrize("size", [0, 1 << 23])  # the second is more than a socket buffers
 def test_a_silent_s3_server_that_takes_no_upload_is_given_up(size, monkeypatch):
-    monkeypatch.setattr("volgrowth.storage.store.UPLOAD_SECONDS", 0.5)
-    monkeypatch.setattr("volgrowth.storage.store.SLOWEST_UPLOAD", 1e9)
+    monkeypatch.setattr("volgrowth.storage.uploads.UPLOAD_SECONDS", 0.5)
+    monkeypatch.setattr("volgrowth.storage.uploads.SLOWEST_UPLOAD", 1e9)
     with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
         for name, value in environment("http://{}:{}".format(*server.getsockname())).items():
             monkeypatch.setenv(name, value)

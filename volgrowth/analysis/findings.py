@@ -27,7 +27,7 @@ from volgrowth.analysis.calibration.expected_scores import (
 from volgrowth.analysis.calibration.false_bounds import count_above, false_bounds
 from volgrowth.analysis.calibration.held_out import look_alikes
 from volgrowth.analysis.calibration.screening import Screening
-from volgrowth.analysis.distinct import Pictures, identical_rows
+from volgrowth.analysis.distinct import Pictures, identical_rows, strongest_rows
 from volgrowth.analysis.duplicates import duplicate_clusters
 from volgrowth.analysis.judging import is_flagged
 from volgrowth.errors import DataError, OutputError
@@ -312,4 +312,6 @@ def _findings(images: _Scored, columns: Columns) -> pa.Table:
         **columns,
     }
     rows = len(images.scores)
-    return pa.table([known.get(field.name, pa.nulls(rows, field.type)) for field in FINDINGS], schema=FINDINGS)
+    table = pa.table([known.get(field.name, pa.nulls(rows, field.type)) for field in FINDINGS], schema=FINDINGS)
+    place = FINDINGS.get_field_index("strongest")
+    return table.set_column(place, FINDINGS.field(place), pa.array(strongest_rows(table)))

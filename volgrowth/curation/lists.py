@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from volgrowth.analysis.policy import CURATION, Action, list_digest, store_of
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError, first_line
-from volgrowth.storage.store import Store, arrow_file
+from volgrowth.storage.sealing import arrow_file
+from volgrowth.storage.store import Store
 
 CURATION_FILE = "curation.parquet"
 NEEDED = ("row", "image_id", "action", "weight", "audit")

@@ -8,8 +8,9 @@ its content, whatever its spaces. Files without a digest were written by an olde
 import hashlib
 import json
 import re
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,17 +26,181 @@ _BLANK = "0" * 64
 _ENTRY = re.compile(rb"(body_sha256|footer_sha256)\x18\x40([0-9a-f]{64})")
 
 
+class Writable(Protocol):
+    """What is written to from its beginning to its end: a file, or what passes on to one."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+
+class SealedWriter:
+    """Writes a sealed Parquet file piece by piece: each table that it is given becomes a row group.
+
+    Args:
+        file: open for writing, from its beginning.
+        schema: of all tables.
+        metadata: entries of the file's footer.
+    """
+
+    def __init__(self, file: Writable, schema: pa.Schema, metadata: dict[str, str]):
+        self.schema = schema.with_metadata(metadata)
+        self._sink = _Sink(file)
+        self._parquet = pq.ParquetWriter(self._sink, self.schema, compression="zstd", write_page_checksum=True)
+
+    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Write rows, with checksums of their pages."""
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        self._parquet.write_table(table.replace_schema_metadata(self.schema.metadata))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write the footer with both digests; the file is no Parquet file before, nor if the block raised."""
+        # all pages are written by now; what follows is the footer
+        if kind is None:
+            self._parquet.add_key_value_metadata({BODY: self._sink.digest.hexdigest(), FOOTER: _BLANK})
+        self._sink.held = bytearray()
+        self._parquet.close()
+        if kind is None:
+            end = bytes(self._sink.held)
+            footer = footer_of(end)
+            self._sink.file.write(end.replace(footer, _with_digest(footer, _digest(footer).encode()), 1))
+
+
+class _Sink:
+    """The file that Arrow writes to: it passes bytes on and digests them, and holds back the footer.
+
+    Attributes:
+        digest: of the bytes that were passed on.
+        held: bytes that are held back; None while they are passed on.
+    """
+
+    closed = False
+
+    def __init__(self, file: Writable):
+        self.file, self.digest, self._at = file, hashlib.sha256(), 0
+        self.held: bytearray | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.held is None:
+            self.file.write(data)
+            self.digest.update(data)
+        else:
+            self.held += data
+        self._at += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._at
+
+    def flush(self) -> None:
+        pass
+
+
 def sealed_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
     """Encode a table as a sealed Parquet file, with checksums of its pages and `metadata` in its footer."""
-    sink, schema = BytesIO(), table.schema.with_metadata(metadata)
-    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
-        writer.write_table(table.replace_schema_metadata(metadata))
-        # all pages are written by now; what follows is the footer
-        body = hashlib.sha256(sink.getbuffer()).hexdigest()
-        writer.add_key_value_metadata({BODY: body, FOOTER: _BLANK})
-    data = sink.getvalue()
-    footer = footer_of(data)
-    return data.replace(footer, _with_digest(footer, _digest(footer).encode()), 1)
+    file = BytesIO()
+    with SealedWriter(file, table.schema, metadata) as writer:
+        writer.write(table)
+    return file.getvalue()
+
+
+def parsed_footer(footer: bytes) -> pq.FileMetaData:
+    """Return what a footer says of its file.
+
+    Raises:
+        ValueError: it is no footer, or has changed since it was written.
+    """
+    check_footer(footer)
+    whole = MAGIC + footer + len(footer).to_bytes(4, "little") + MAGIC
+    return pq.read_metadata(arrow_file(whole))
+
+
+def sealed_batches(
+    read: Callable[[int, int], bytes], size: int, footer: bytes, columns: Sequence[str] | None, most: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a Parquet file in order, while the memory holds the bytes of one row group.
+
+    All bytes are read once and compared with the seal. Only at the end is it known that none has changed, and whoever
+    takes the rows must do without them if this raises.
+
+    Args:
+        read: returns the bytes of the file from one position to another.
+        size: of the file, in bytes.
+        footer: of the file.
+        columns: those to decode; names that the file lacks are left out. All for None.
+        most: the most rows of a batch.
+
+    Raises:
+        ValueError, pyarrow.ArrowException: the file is cut off, or has changed since it was written.
+    """
+    body, digest, metadata = check_footer(footer), hashlib.sha256(), parsed_footer(footer)
+    end, window = size - TAIL_BYTES - len(footer), _Window(size)
+    file = pq.ParquetFile(window, metadata=metadata, page_checksum_verification=True)
+    names = set(file.schema_arrow.names)
+    chosen = None if columns is None else [name for name in dict.fromkeys(columns) if name in names]
+    stops = [*_group_starts(metadata)[1:], end]
+    for group in range(metadata.num_row_groups):
+        window.start, stop = window.stop, stops[group]
+        if not window.start < stop <= end:
+            raise ValueError("its row groups are not one after the other")
+        window.data = read(window.start, stop)
+        digest.update(window.data)
+        yield from file.iter_batches(most, [group], chosen, use_threads=False)
+    if window.stop < end:  # a file without rows
+        digest.update(read(window.stop, end))
+    if body is not None and digest.hexdigest() != body:
+        raise ValueError("its pages have changed since they were written")
+
+
+def _group_starts(metadata: pq.FileMetaData) -> list[int]:
+    """Return where each row group of a file begins."""
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    chunks = ([group.column(index) for index in range(group.num_columns)] for group in groups)
+    return [
+        min(place for chunk in group for place in (chunk.dictionary_page_offset, chunk.data_page_offset) if place)
+        for group in chunks
+    ]
+
+
+class _Window:
+    """A file of which only one part is there: the bytes of the row group that is decoded.
+
+    Arrow reads it in the thread that asks for rows: see `arrow_file` for what other threads would do.
+    """
+
+    closed = False
+
+    def __init__(self, size: int):
+        self.size, self.start, self.data, self._at = size, 0, b"", 0
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.data)
+
+    def read(self, count: int = -1) -> bytes:
+        first = self._at - self.start
+        last = len(self.data) if count < 0 else first + count
+        if not 0 <= first <= last <= len(self.data):
+            raise ValueError("its row groups are not where its footer says")
+        self._at += last - first
+        return self.data[first:last]
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self.size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.data = b""
 
 
 def footer_of(data: bytes) -> bytes:
@@ -125,3 +290,15 @@ def _with_digest(footer: bytes, digest: bytes) -> bytes:
         return entry[0] if entry[1] == BODY.encode() else entry[0][: -len(digest)] + digest
 
     return _ENTRY.sub(replaced, footer)
+
+
+def arrow_file(data: bytes | bytearray) -> pa.BufferReader:
+    """Copy bytes into memory of Arrow's own, and return it as a file that Arrow's readers take.
+
+    Arrow's threads may let go of a file a moment after the reader has returned. If the file is a Python object, such
+    as a `BytesIO` or a view of `bytes`, they need the interpreter for that. If the interpreter is ending just then, the
+    process aborts with "terminate called without an active exception" (apache/arrow issues 34314 and 45214).
+    """
+    memory = pa.BufferOutputStream()
+    memory.write(data)
+    return pa.BufferReader(memory.getvalue())

@@ -6,38 +6,40 @@ object store by one upload. An interrupted writer leaves nothing that a reader c
 
 import copy
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from tempfile import NamedTemporaryFile
+from typing import IO, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.asyn import AsyncFileSystem
-from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 
 from volgrowth.credentials import hide
 from volgrowth.errors import DamagedError, OutputError
 from volgrowth.storage.failures import explained, is_absent, store_reason
 from volgrowth.storage.sealing import (
-    MAGIC,
     SEALS,
     TAIL_BYTES,
-    check_footer,
+    SealedWriter,
+    arrow_file,
     check_parquet,
     footer_of,
     opened_json,
+    parsed_footer,
+    sealed_batches,
     sealed_json,
     sealed_parquet,
 )
+from volgrowth.storage.uploads import upload_bytes, upload_file
 from volgrowth.storage.urls import filesystem
-from volgrowth.storage.whole import create_whole, write_whole
+from volgrowth.storage.whole import ExplainedFile, create_whole, open_whole, write_whole
 
-# seconds that an upload may take whatever its size, and the bytes a second that come on top of them
-UPLOAD_SECONDS, SLOWEST_UPLOAD = 90.0, 100_000
 # bytes at the end of a Parquet file that are read first: most footers are shorter
 TAIL = 1 << 16
+# the most rows of a batch that is read
+BATCH_ROWS = 1 << 16
 
 
 class Store:
@@ -74,7 +76,7 @@ class Store:
 
     def path(self, name: str) -> str:
         """Return the full path or URL of a file under OUT."""
-        return self._at(name) if self.local else f"{self.url.rstrip('/')}/{name}"
+        return self.file_path(name) if self.local else f"{self.url.rstrip('/')}/{name}"
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file of this name."""
@@ -85,22 +87,22 @@ class Store:
         if not self.exists(name):
             return None
         with self._reading(name):
-            return self.files.modified(self._at(name)).timestamp()
+            return self.files.modified(self.file_path(name)).timestamp()
 
     def names(self, folder: str = "") -> list[str]:
         """Return the sorted names of the files and folders directly in a folder under OUT; none if it is missing."""
-        prefix = self._at(folder).rstrip("/") + "/"
+        prefix = self.file_path(folder).rstrip("/") + "/"
         found: list[str] = []
         with self._reading(folder), _unless_absent():
             self.files.invalidate_cache()
-            found = self.files.ls(self._at(folder), detail=False)
+            found = self.files.ls(self.file_path(folder), detail=False)
         # a store may list, beside what is in a folder, an empty object that stands for the folder itself
         return sorted({name for path in found if (name := path.removeprefix(prefix).rstrip("/")) and name != path})
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file."""
         with self._reading(name):
-            return self.files.cat_file(self._at(name))
+            return self.files.cat_file(self.file_path(name))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the JSON object in a file.
@@ -117,23 +119,64 @@ class Store:
         except ValueError as error:
             raise self._damaged(name, error) from None
 
-    def read_table(self, name: str) -> pa.Table:
+    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the table in a Parquet file, with the metadata it was written with.
+
+        Args:
+            name: the file.
+            columns: those to decode; names that the file lacks are left out. All for None.
 
         Raises:
             DamagedError: it was cut off, or has changed since it was written.
         """
-        return self.parsed_table(name, self.read(name))
+        return self.parsed_table(name, self.read(name), columns)
 
-    def parsed_table(self, name: str, data: bytes) -> pa.Table:
+    def parsed_table(self, name: str, data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the table in the bytes of a Parquet file; see `read_table`."""
         try:
             check_parquet(data)
-            table = pq.read_table(arrow_file(data), page_checksum_verification=True)
+            file = pq.ParquetFile(arrow_file(data), page_checksum_verification=True)
+            there = file.schema_arrow.names
+            table = file.read(None if columns is None else [column for column in columns if column in there])
         except (ValueError, OSError, pa.ArrowException) as error:
             raise self._damaged(name, error) from None
-        entries = {k: v for k, v in (table.schema.metadata or {}).items() if k.decode("latin-1") not in SEALS}
-        return table.replace_schema_metadata(entries or None)
+        return table.replace_schema_metadata(_entries(table.schema.metadata) or None)
+
+    def read_batches(
+        self, name: str, columns: Sequence[str] | None = None, most: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a Parquet file in order, while the memory holds one of its row groups.
+
+        That a file has changed may only be known after its last row: whoever takes the rows must do without them if
+        this raises.
+
+        Args:
+            name: the file.
+            columns: as in `read_table`.
+            most: the most rows of a batch.
+
+        Raises:
+            DamagedError: as `read_table`.
+        """
+        with self._reading(name):
+            file = self.files.open(self.file_path(name), "rb", cache_type="none")
+
+        def read(start: int, stop: int) -> bytes:
+            with self._reading(name):
+                file.seek(start)
+                data = file.read(stop - start)
+            if len(data) < stop - start:
+                raise ValueError("its end is missing")
+            return data
+
+        with file:
+            with self._reading(name):
+                size = file.seek(0, 2)
+            try:
+                footer = footer_of(self._tail(file, size, name))
+                yield from sealed_batches(read, size, footer, columns, most)
+            except (ValueError, OSError, pa.ArrowException) as error:
+                raise self._damaged(name, error) from None
 
     def read_footer(self, name: str) -> tuple[int, dict[str, str]]:
         """Return the number of rows of a Parquet file and the metadata it was written with, without its rows.
@@ -141,23 +184,35 @@ class Store:
         Raises:
             DamagedError: its footer is missing, or has changed since it was written.
         """
-        with self._reading(name), self.files.open(self._at(name), "rb") as file:
-            size = file.seek(0, 2)
+        metadata = self._metadata(name)
+        entries = {k.decode(): v.decode() for k, v in (_entries(metadata.metadata)).items() if k != b"ARROW:schema"}
+        return metadata.num_rows, entries
+
+    def read_schema(self, name: str) -> pa.Schema:
+        """Return the columns of a Parquet file, from its footer alone; raises as `read_footer`."""
+        try:
+            return self._metadata(name).schema.to_arrow_schema().remove_metadata()
+        except (ValueError, pa.ArrowException) as error:
+            raise self._damaged(name, error) from None
+
+    def _metadata(self, name: str) -> pq.FileMetaData:
+        with self._reading(name), self.files.open(self.file_path(name), "rb") as file:
+            tail = self._tail(file, file.seek(0, 2), name)
+        try:
+            return parsed_footer(footer_of(tail))
+        except (ValueError, OSError, pa.ArrowException) as error:
+            raise self._damaged(name, error) from None
+
+    def _tail(self, file: BinaryIO, size: int, name: str) -> bytes:
+        """Return the end of a Parquet file, with its whole footer if it has one."""
+        with self._reading(name):
             file.seek(max(0, size - TAIL))
             tail = file.read()
             length = int.from_bytes(tail[-TAIL_BYTES:-4], "little") + TAIL_BYTES
             if TAIL < length <= size:
                 file.seek(size - length)
                 tail = file.read()
-        try:
-            footer = footer_of(tail)
-            check_footer(footer)
-            whole = MAGIC + footer + len(footer).to_bytes(4, "little") + MAGIC
-            metadata = pq.read_metadata(arrow_file(whole))
-            entries = {k.decode(): v.decode() for k, v in (metadata.metadata or {}).items() if k != b"ARROW:schema"}
-        except (ValueError, OSError, pa.ArrowException) as error:
-            raise self._damaged(name, error) from None
-        return metadata.num_rows, {name: value for name, value in entries.items() if name not in SEALS}
+            return tail
 
     def _damaged(self, name: str, error: Exception) -> DamagedError:
         return DamagedError(name, self.path(name), store_reason(error))
@@ -166,10 +221,10 @@ class Store:
         """Publish a file, replacing one that is there."""
         with self._writing(name):
             if self.local:
-                write_whole(Path(self._at(name)), data, self._guard)
+                write_whole(Path(self.file_path(name)), data, self._guard)
             else:
                 self._guard()
-                self._upload(self._at(name), data)
+                upload_bytes(self.files, self.file_path(name), data)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Publish a JSON object, indented for people and sealed by a digest, its last entry."""
@@ -178,6 +233,40 @@ class Store:
     def write_table(self, name: str, table: pa.Table, metadata: dict[str, str]) -> None:
         """Publish a table as a sealed Parquet file that carries `metadata` in its footer."""
         self.write(name, sealed_parquet(table, metadata))
+
+    @contextmanager
+    def table_writer(self, name: str, schema: pa.Schema, metadata: dict[str, str]) -> Iterator[SealedWriter]:
+        """Give a writer of a sealed Parquet file, which is published at the end of the block; nothing if that raises.
+
+        Each table or record batch that the writer is given becomes a row group, and none is held.
+
+        Args:
+            name: the file.
+            schema: of the tables.
+            metadata: entries of the file's footer.
+        """
+        with self.open_new(name) as file, SealedWriter(file, schema, metadata) as writer:
+            yield writer
+
+    @contextmanager
+    def open_new(self, name: str) -> Iterator[ExplainedFile]:
+        """Open a file for writing, which is published at the end of the block; nothing if the block raises.
+
+        Files for an object store are written to a temporary file on the local disk, and then uploaded.
+        """
+        file: IO[bytes]
+        with ExitStack() as whole:
+            if self.local:
+                with self._writing(name):
+                    file = whole.enter_context(open_whole(Path(self.file_path(name)), self._guard))
+            else:
+                file = whole.enter_context(NamedTemporaryFile())
+            yield ExplainedFile(file, lambda: self._writing(name))
+            with self._writing(name):
+                if not self.local:
+                    self._guard()
+                    upload_file(self.files, self.file_path(name), file)
+                whole.pop_all().close()
 
     def create(self, name: str, data: bytes) -> bool:
         """Publish a file unless there is one, and return whether this call did. Of several writers at once one does.
@@ -189,7 +278,7 @@ class Store:
             data: its bytes, which must differ from those of any other writer: by them a writer whose answer was lost
                 knows its own file.
         """
-        path = self._at(name)
+        path = self.file_path(name)
         if self.local:
             with self._writing(name):
                 return create_whole(Path(path), data)
@@ -198,10 +287,10 @@ class Store:
             return False
         with self._writing(name):
             try:
-                self._upload(path, data, mode="create")
+                upload_bytes(self.files, path, data, mode="create")
             except Exception as error:
                 if isinstance(error, NotImplementedError | TypeError) or getattr(error, "errno", None) == errno.ENOSYS:
-                    self._upload(path, data)
+                    upload_bytes(self.files, path, data)
                 elif not self.exists(name):
                     raise
         with self._reading(name), suppress(FileNotFoundError):
@@ -212,30 +301,20 @@ class Store:
         """Remove a file if it is there."""
         with self._writing(name), suppress(FileNotFoundError, NotADirectoryError):
             self._guard()
-            self.files.rm_file(self._at(name))
+            self.files.rm_file(self.file_path(name))
 
-    def _at(self, name: str) -> str:
-        """Return the path of a file in the file system."""
+    def file_path(self, name: str) -> str:
+        """Return the path of a file in the file system `files`."""
         return str(PurePosixPath(self.root) / name)
-
-    def _upload(self, path: str, data: bytes, **how: Any) -> None:
-        """Put a file into the store by one upload. Clients wait for ever for a server that does not take the bytes."""
-        if not isinstance(self.files, AsyncFileSystem):
-            return self.files.pipe_file(path, data, **how)
-        seconds = UPLOAD_SECONDS + len(data) / SLOWEST_UPLOAD
-        try:
-            return self.files.pipe_file(path, data, timeout=seconds, **how)
-        except FSTimeoutError:
-            raise TimeoutError(f"{len(data)} bytes were not taken in {seconds:.0f} seconds") from None
 
     def _details(self, name: str) -> dict[str, Any]:
         with self._explained(name), _unless_absent():
             self.files.invalidate_cache()
-            return self.files.info(self._at(name))
+            return self.files.info(self.file_path(name))
         return {}
 
     def _reading(self, name: str) -> AbstractContextManager[None]:
-        at = Path(self._at(name))
+        at = Path(self.file_path(name))
         if self.local and at.exists() and not (at.is_file() or at.is_dir()):
             raise OutputError(f"{self.path(name)} is a pipe or a device, which is not read: put the file in its place")
         return self._explained(name)
@@ -249,9 +328,14 @@ class Store:
         if self.local:
             advice = "choose a place with room that you may write to"
         what = f"output {self.url} cannot be written"
-        if self.local and Path(self._at(name)).is_dir():
+        if self.local and Path(self.file_path(name)).is_dir():
             what, advice = f"{self.path(name)} cannot be written", "a folder is in its place: move that away"
         return explained(OutputError, what, self.url, advice)
+
+
+def _entries(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
+    """Return the entries of a footer without its seal."""
+    return {k: v for k, v in (metadata or {}).items() if k.decode("latin-1") not in SEALS}
 
 
 def _unguarded() -> None:
@@ -266,15 +350,3 @@ def _unless_absent() -> Iterator[None]:
     except Exception as error:
         if not is_absent(error):
             raise
-
-
-def arrow_file(data: bytes | bytearray) -> pa.BufferReader:
-    """Copy bytes into memory of Arrow's own, and return it as a file that Arrow's readers take.
-
-    Arrow's threads may let go of a file a moment after the reader has returned. If the file is a Python object, such
-    as a `BytesIO` or a view of `bytes`, they need the interpreter for that. If the interpreter is ending just then, the
-    process aborts with "terminate called without an active exception" (apache/arrow issues 34314 and 45214).
-    """
-    memory = pa.BufferOutputStream()
-    memory.write(data)
-    return pa.BufferReader(memory.getvalue())

@@ -8,8 +8,9 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import IO, BinaryIO
 
 
 def _nothing() -> None:
@@ -35,6 +36,18 @@ def publish_whole(path: Path, guard: Callable[[], None] = _nothing) -> Iterator[
         os.replace(part, path)
 
 
+@contextmanager
+def open_whole(path: Path, guard: Callable[[], None] = _nothing) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears as `path` at the end of the block, and survives a power cut from then on.
+
+    Where the block raises, what it wrote is removed. The arguments are those of `publish_whole`.
+    """
+    with publish_whole(path, guard) as part, part.open("xb") as file:
+        yield file
+        _sync(file)
+    _flush_names(path.parent)
+
+
 def write_whole(path: Path, data: bytes, guard: Callable[[], None] = _nothing) -> None:
     """Write a file that survives a power cut once this returns, replacing one that is there.
 
@@ -43,9 +56,8 @@ def write_whole(path: Path, data: bytes, guard: Callable[[], None] = _nothing) -
         data: its bytes.
         guard: as in `publish_whole`.
     """
-    with publish_whole(path, guard) as part:
-        _write(part, data)
-    _flush_names(path.parent)
+    with open_whole(path, guard) as file:
+        file.write(data)
 
 
 def create_whole(path: Path, data: bytes) -> bool:
@@ -55,6 +67,26 @@ def create_whole(path: Path, data: bytes) -> bool:
         created = _link(part, path, data)
     _flush_names(path.parent)
     return created
+
+
+class ExplainedFile:
+    """A file that is written to; what its disk raises becomes the sentence of the block that `writing` gives."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes], writing: Callable[[], AbstractContextManager[None]]):
+        self.file, self.writing = file, writing
+
+    def write(self, data: bytes) -> int:
+        with self.writing():
+            return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def flush(self) -> None:
+        with self.writing():
+            self.file.flush()
 
 
 def hidden_name(path: Path) -> Path:
@@ -79,9 +111,13 @@ def _hidden(path: Path) -> Iterator[Path]:
 def _write(path: Path, data: bytes) -> None:
     with path.open("xb") as file:
         file.write(data)
-        # a name must not survive a power cut that its content does not
-        file.flush()
-        os.fsync(file.fileno())
+        _sync(file)
+
+
+def _sync(file: BinaryIO) -> None:
+    """Bring a file to the disk: a name must not survive a power cut that its content does not."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _flush_names(folder: Path) -> None:

@@ -14,11 +14,11 @@ from volgrowth.audit.output.fragments import READERS, identity
 from volgrowth.audit.output.listings import LISTING_FOLDER, chunk_name, listing_is_whole
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, Manifest, Shard
 from volgrowth.audit.output.mending import SHAPES, misshapen, tell_user
+from volgrowth.audit.output.parts import NEEDED_FINDINGS
 from volgrowth.audit.output.result import (
     FIGURES_FOLDER,
     FINDINGS_FILE,
     HOLDOUT_FINDINGS_FILE,
-    NEEDED_FINDINGS,
     REPORT_FILE,
     SUMMARY_FILE,
     SUMMARY_SHAPE,

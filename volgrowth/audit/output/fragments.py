@@ -156,12 +156,13 @@ def read_fragment(store: Store, shard: Shard, columns: Sequence[str] | None = No
         DamagedError: the fragment is damaged, or does not hold the rows of the shard.
         OutputError: it cannot be read, or is not there any more.
     """
+    wanted = None if columns is None else list(dict.fromkeys(["row", *columns]))
     try:
-        table = store.read_table(shard.name)
+        table = store.read_table(shard.name, wanted)
     except OutputError as error:
         raise missing_fragment(store, shard) if _is_gone(error) else error from None
-    with suppress(pa.ArrowException):  # columns of other types are not those of a fragment
-        found = as_scores([table])
+    with suppress(pa.ArrowException, KeyError):  # columns of other types are not those of a fragment
+        found = as_scores([table], wanted)
         if np.array_equal(found["row"].to_numpy(), np.arange(shard.start, shard.stop)):
             return found if columns is None else found.select(list(columns))
     raise DamagedError(

@@ -1,5 +1,6 @@
 """A finished audit, as tables."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,9 @@ import pyarrow.compute as pc
 from volgrowth.audit.output import views
 from volgrowth.audit.output.fragments import read_scores
 from volgrowth.audit.output.listings import open_frozen_data
-from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SUCCESS, Manifest
+from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, Manifest
 from volgrowth.audit.output.mending import Shape, misshapen, require
+from volgrowth.audit.output.parts import check_findings, other_rows, read_parts
 from volgrowth.audit.output.trust import refuse_strangers, refuse_ways_out
 from volgrowth.errors import OutputError
 from volgrowth.sources import Source
@@ -23,13 +25,13 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
     import polars as pl
+    import pyarrow.dataset as ds
 
 FINDINGS_FILE = "findings.parquet"
 HOLDOUT_FINDINGS_FILE = "holdout-findings.parquet"
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"
-NEEDED_FINDINGS = ("row", "image_id", "growth", "excess_growth", "p_value", "q_value", "memorized")
 SUMMARY_SHAPE: Shape = {
     "counts": {"rows": int, "ok": int},
     "measure": dict,
@@ -95,14 +97,39 @@ class Audit:
 
     def _findings(self, name: str, rows: int) -> pa.Table:
         table = self.store.read_table(name)
-        lacking = [column for column in NEEDED_FINDINGS if column not in table.column_names]
-        if lacking or len(table) != rows:
-            wrong = f"it lacks the column {lacking[0]}" if lacking else f"it has {len(table)} rows, expected {rows}"
-            raise OutputError(
-                f"{self.store.path(name)} does not hold the findings of this audit ({wrong}): run the same `volgrowth "
-                f"audit` again, which keeps the scores"
-            )
+        check_findings(self.store, name, table.column_names, len(table), rows)
         return table
+
+    def parts(
+        self, *, scores: Sequence[str] = (), findings: Sequence[str] = (), held_out: bool = False
+    ) -> Iterator[pa.Table]:
+        """Yield the audited rows in parts, those of one shard after the other, so that no table has to fit the memory.
+
+        That a bit of the findings has changed may only be known after the last part: discard what you made of the parts
+        if this raises.
+
+        Args:
+            scores: columns of the scores to read.
+            findings: columns of the findings to read. A column of both is read from here.
+            held_out: read the held-out rows instead.
+
+        Returns:
+            Tables with the column `row` and the chosen ones, in row order; what an older version did not write is null.
+
+        Raises:
+            DamagedError: a file is damaged.
+            OutputError: a file cannot be read, or findings and scores are not of the same rows.
+        """
+        folder, name = (HOLDOUT_FOLDER, HOLDOUT_FINDINGS_FILE) if held_out else (SCORES_FOLDER, FINDINGS_FILE)
+        return read_parts(self.store, self.frozen, folder, name, scores, findings)
+
+    def findings_dataset(self) -> "ds.Dataset":
+        """Return the findings as a lazy `pyarrow.dataset.Dataset`, which reads what a query needs when it runs.
+
+        polars scans it lazily: `polars.scan_pyarrow_dataset(audit.findings_dataset())`. Checksums of the pages that are
+        read are compared, the digest of the whole file is not: `volgrowth check-output` does that.
+        """
+        return views.lazy_dataset(self.store, FINDINGS_FILE)
 
     def open_data(self) -> Source:
         """Open the audited data set by the listing that was frozen with the audit.
@@ -124,12 +151,9 @@ class Audit:
         Raises:
             OutputError: findings and scores are of different rows.
         """
-        table, scores, url = self.findings, self.scores, self.store.url
+        table, scores = self.findings, self.scores
         if not table["row"].equals(scores["row"]):
-            raise OutputError(
-                f"findings and scores in {url} are not of the same rows: delete {url}/_SUCCESS and "
-                "run the same `volgrowth audit` again, which keeps the scores"
-            )
+            raise other_rows(self.store.url)
         for name in scores.column_names:
             if name not in table.column_names:
                 table = table.append_column(scores.schema.field(name), scores[name])

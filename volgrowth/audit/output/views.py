@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
     import polars as pl
+    import pyarrow.dataset as ds
 
 
 def to_pandas(table: pa.Table) -> "pd.DataFrame":
@@ -56,6 +57,18 @@ def to_polars(table: pa.Table) -> "pl.DataFrame":
     frame = pl.from_arrow(table.replace_schema_metadata())
     assert isinstance(frame, pl.DataFrame)  # a table gives one
     return frame
+
+
+def lazy_dataset(store: Store, name: str) -> "ds.Dataset":
+    """Return a Parquet file of an output as a data set that is read when it is asked; its footer is checked now."""
+    import pyarrow.dataset as ds
+    from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+
+    schema = store.read_schema(name)
+    files = LocalFileSystem() if store.local else PyFileSystem(FSSpecHandler(store.files))
+    checked = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    form = ds.ParquetFileFormat(default_fragment_scan_options=checked)
+    return ds.dataset(store.file_path(name), schema, form, files)
 
 
 def dataset(
