@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from volgrowth.errors import DamagedError, OutputError
 from volgrowth.records import FINDINGS
 
 ROWS, SHARD = 2_300, 500
-CHOSEN = {"scores": ("growth", "png_bytes"), "findings": ("image_id", "growth", "q_value", "strongest")}
+CHOSEN: dict[str, Any] = {"scores": ("growth", "png_bytes"), "findings": ("image_id", "growth", "q_value", "strongest")}
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,15 @@ def test_parts_of_one_table_alone_and_of_held_out_rows(finished: Audit) -> None:
     assert pa.concat_tables(finished.parts(scores=["loss", "row"]))["loss"].equals(finished.scores["loss"])
     assert pa.concat_tables(finished.parts())["row"].equals(finished.scores["row"])
     held = pa.concat_tables(finished.parts(scores=["loss"], findings=["evidence"], held_out=True))
+    assert finished.holdout_scores is not None
+    assert finished.holdout_findings is not None
     assert held["loss"].equals(finished.holdout_scores["loss"])
     assert held["evidence"].equals(finished.holdout_findings["evidence"])
 
 
 def test_one_row_of_each_picture_stands_for_it(finished: Audit) -> None:
     for findings in (finished.findings, finished.holdout_findings):
+        assert findings is not None
         assert findings["strongest"].null_count == 0
         assert np.array_equal(findings["strongest"].to_numpy(), strongest_rows(findings))
         assert pc.sum(findings["strongest"]).as_py() == len(findings["cluster"].unique())
