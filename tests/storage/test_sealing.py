@@ -1,6 +1,7 @@
 """A seal shows every flipped bit of a file, wherever it is: in pages, their headers, the footer or the seal itself."""
 
 import json
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from volgrowth.errors import DamagedError
+from volgrowth.storage import sealing
 from volgrowth.storage.store import Store
 
 FLIPS = 400
@@ -126,9 +128,20 @@ def test_a_long_footer_is_read_whole(store):
 
 def in_pieces(store, table, footer, *sizes):
     """Write a table with row groups of these sizes."""
-    with store.table_writer("t.parquet", table.schema, footer) as writer:
+    with patch.object(sealing, "GROUP_ROWS", 1), store.table_writer("t.parquet", table.schema, footer) as writer:
         for start, size in zip(np.cumsum([0, *sizes]).tolist(), sizes, strict=False):
             writer.write(table.slice(start, size))
+
+
+def test_small_pieces_share_a_row_group(store):
+    """A footer that has an entry for each column of each piece would be larger than the rows."""
+    table = pa.table({"row": range(100_000)})
+    with store.table_writer("t.parquet", table.schema, {}) as writer:
+        for start in range(0, 100_000, 1000):
+            writer.write(table.slice(start, 1000))
+    file = pq.ParquetFile(store.path("t.parquet"))
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [17_000] * 5 + [15_000]
+    assert store.read_table("t.parquet").equals(table)
 
 
 def test_a_table_in_one_piece_has_the_same_bytes_as_a_table_at_once(store):

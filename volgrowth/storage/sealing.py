@@ -21,6 +21,8 @@ SEALS = frozenset((BODY, FOOTER))
 MAGIC = b"PAR1"
 TAIL_BYTES = 8
 """Bytes after a Parquet footer: its length and the magic."""
+GROUP_ROWS, GROUP_BYTES = 1 << 14, 64 << 20
+"""Rows or bytes of a row group, from which on it is written: a footer has 3 KB for each, and readers hold one."""
 _BLANK = "0" * 64
 # an entry of a footer as Thrift writes it: the key, a mark for another string, its length of 64, the digest
 _ENTRY = re.compile(rb"(body_sha256|footer_sha256)\x18\x40([0-9a-f]{64})")
@@ -33,7 +35,7 @@ class Writable(Protocol):
 
 
 class SealedWriter:
-    """Writes a sealed Parquet file piece by piece: each table that it is given becomes a row group.
+    """Writes a sealed Parquet file piece by piece: tables become row groups, several small ones together.
 
     Args:
         file: open for writing, from its beginning.
@@ -45,19 +47,35 @@ class SealedWriter:
         self.schema = schema.with_metadata(metadata)
         self._sink = _Sink(file)
         self._parquet = pq.ParquetWriter(self._sink, self.schema, compression="zstd", write_page_checksum=True)
+        self._waiting: list[pa.Table] = []
 
     def write(self, rows: pa.Table | pa.RecordBatch) -> None:
-        """Write rows, with checksums of their pages."""
+        """Write rows, with checksums of their pages.
+
+        Raises:
+            ValueError: they have other columns than the file.
+        """
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
-        self._parquet.write_table(table.replace_schema_metadata(self.schema.metadata))
+        if not table.schema.equals(self.schema):
+            raise ValueError(f"rows of another schema: {table.schema}, expected {self.schema}")
+        self._waiting.append(table.replace_schema_metadata(self.schema.metadata))
+        rows_waiting = sum(len(each) for each in self._waiting)
+        if rows_waiting >= GROUP_ROWS or sum(each.nbytes for each in self._waiting) >= GROUP_BYTES:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        if self._waiting:
+            self._parquet.write_table(pa.concat_tables(self._waiting))
+        self._waiting = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write the footer with both digests; the file is no Parquet file before, nor if the block raised."""
-        # all pages are written by now; what follows is the footer
         if kind is None:
+            self._write_group()
+            # all pages are written by now; what follows is the footer
             self._parquet.add_key_value_metadata({BODY: self._sink.digest.hexdigest(), FOOTER: _BLANK})
         self._sink.held = bytearray()
         self._parquet.close()
@@ -139,28 +157,29 @@ def sealed_batches(
     file = pq.ParquetFile(window, metadata=metadata, page_checksum_verification=True)
     names = set(file.schema_arrow.names)
     chosen = None if columns is None else [name for name in dict.fromkeys(columns) if name in names]
-    stops = [*_group_starts(metadata)[1:], end]
-    for group in range(metadata.num_row_groups):
-        window.start, stop = window.stop, stops[group]
+    starts = _group_starts(metadata)
+    for group, stop in zip(starts, [*starts.values(), end][1:], strict=False):
+        window.start = window.stop
         if not window.start < stop <= end:
             raise ValueError("its row groups are not one after the other")
         window.data = read(window.start, stop)
         digest.update(window.data)
         yield from file.iter_batches(most, [group], chosen, use_threads=False)
-    if window.stop < end:  # a file without rows
+    if window.stop < end:  # a file, or its end, without rows
         digest.update(read(window.stop, end))
     if body is not None and digest.hexdigest() != body:
         raise ValueError("its pages have changed since they were written")
 
 
-def _group_starts(metadata: pq.FileMetaData) -> list[int]:
-    """Return where each row group of a file begins."""
-    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
-    chunks = ([group.column(index) for index in range(group.num_columns)] for group in groups)
-    return [
-        min(place for chunk in group for place in (chunk.dictionary_page_offset, chunk.data_page_offset) if place)
-        for group in chunks
-    ]
+def _group_starts(metadata: pq.FileMetaData) -> dict[int, int]:
+    """Return where each row group of a file that has rows begins, by its number."""
+
+    def start(group: pq.RowGroupMetaData) -> int:
+        chunks = (group.column(index) for index in range(group.num_columns))
+        return min(at for chunk in chunks for at in (chunk.dictionary_page_offset, chunk.data_page_offset) if at)
+
+    groups = ((index, metadata.row_group(index)) for index in range(metadata.num_row_groups))
+    return {index: start(group) for index, group in groups if group.num_rows}
 
 
 class _Window:

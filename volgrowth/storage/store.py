@@ -238,7 +238,7 @@ class Store:
     def table_writer(self, name: str, schema: pa.Schema, metadata: dict[str, str]) -> Iterator[SealedWriter]:
         """Give a writer of a sealed Parquet file, which is published at the end of the block; nothing if that raises.
 
-        Each table or record batch that the writer is given becomes a row group, and none is held.
+        What the writer is given becomes row groups; it holds no more than the one that is not full yet.
 
         Args:
             name: the file.

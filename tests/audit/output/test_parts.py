@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from volgrowth.analysis.distinct import strongest_rows
 from volgrowth.audit.output.result import FINDINGS_FILE, Audit, open_audit
 from volgrowth.errors import DamagedError, OutputError
 from volgrowth.records import FINDINGS
+from volgrowth.storage import sealing
 
 ROWS, SHARD = 2_300, 500
 CHOSEN: dict[str, Any] = {"scores": ("growth", "png_bytes"), "findings": ("image_id", "growth", "q_value", "strongest")}
@@ -42,7 +44,7 @@ def copied(finished: Audit, tmp_path: Path) -> Audit:
 
 def rewrite(audit: Audit, table: pa.Table, *sizes: int) -> None:
     """Write findings with row groups of these sizes, the last one of the rest."""
-    with audit.store.table_writer(FINDINGS_FILE, table.schema, {}) as writer:
+    with patch.object(sealing, "GROUP_ROWS", 1), audit.store.table_writer(FINDINGS_FILE, table.schema, {}) as writer:
         for size in (*sizes, len(table) - sum(sizes)):
             writer.write(table.slice(0, size))
             table = table.slice(size)
