@@ -78,7 +78,7 @@ def test_the_arithmetic_of_a_network_of_convolutions(tmp_path: Path) -> None:
     config = AuditConfig.build(model=str(tmp_path), data="unused", output="unused", dtype="bfloat16")
     scorer = Scorer(load_model(str(tmp_path), dtype="bfloat16", device="cuda"), config)
     image = encode_png(np.zeros((3, 16, 16), np.uint8))
-    found = describe_arithmetic(scorer, [scorer.prepare(Row(0, "0", "", image))])
+    found = describe_arithmetic(scorer, scorer.prepare([Row(0, "0", "", image)]))
     assert (found["dtype"], found["channels_last"]) == (["bfloat16"], True)
     assert found["attention"]
 

@@ -132,7 +132,11 @@ SCORES = pa.schema(
         column("log_likelihood", pa.float64(), "log density of the image at the smallest level, nats (preset volume)"),
         column("tokens_cut", pa.int32(), "number of the caption's tokens that the model does not see; else null"),
         column("marks", pa.list_(pa.string()), "reasons not to take the score at face value"),
-        column("png_bytes", pa.int32(), "size of the image, as the model sees it, as a PNG file"),
+        column(
+            "png_bytes",
+            pa.int32(),
+            "size of the image, as the model sees it, as PNG, by the entropy of left differences",
+        ),
         column("variance", pa.float32(), "variance of the pixels in [-1, 1]"),
         column("total_variation", pa.float32(), "mean absolute difference between neighbouring pixels"),
         column("mean", pa.float32(), "mean of the pixels in [-1, 1]"),

@@ -10,9 +10,10 @@ from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.opened import LeftAside, Opened
 from volgrowth.sources.opening import open_source
 from volgrowth.sources.pixels.decoding import BadImage, decode_image, to_unit
-from volgrowth.sources.pixels.features import encode_png, features
+from volgrowth.sources.pixels.features import PNG_METHOD, encode_png, features, features_of_each
 
 __all__ = [
+    "PNG_METHOD",
     "BadImage",
     "LeftAside",
     "Listing",
@@ -25,6 +26,7 @@ __all__ = [
     "decode_image",
     "encode_png",
     "features",
+    "features_of_each",
     "open_source",
     "to_unit",
 ]

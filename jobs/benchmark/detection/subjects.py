@@ -25,7 +25,7 @@ from volgrowth.demo.cases import LabelledSet, to_tensor
 from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
 from volgrowth.records import SCORES as COLUMNS
-from volgrowth.sources.pixels.features import features
+from volgrowth.sources.pixels.features import features_of_each
 
 SEED = 0
 
@@ -110,7 +110,7 @@ class Subject:
 
 def describe_images(pixels: np.ndarray) -> pa.Table:
     """Return the complexity and the hashes of uint8 images (n, C, H, W), under the names of `records.SCORES`."""
-    rows = [features(image) for image in pixels]
+    rows = features_of_each(list(pixels))
     return pa.Table.from_pylist(rows, pa.schema([COLUMNS.field(name) for name in rows[0]]))
 
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from jobs.benchmark.device.rig import CIFAR, Result, Rig, launch
-from volgrowth.sources import decode_image, features
+from volgrowth.audit.scoring.prefetch import AT_ONCE
+from volgrowth.sources import decode_image, features_of_each
 
 KINDS = ((32, "PNG"), (512, "JPEG"))
 THREADS = (0, 1, 4, 16)
@@ -44,8 +45,8 @@ def decoding(data: bytes, size: int, threads: int) -> Iterator[list[int]]:
 
     def work(number: int) -> None:
         while not stop.is_set():
-            features(decode_image(data, (3, size, size), 10**8))
-            done[number] += 1
+            features_of_each([decode_image(data, (3, size, size), 10**8) for _ in range(AT_ONCE)])
+            done[number] += AT_ONCE
 
     crew = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
     for thread in crew:

@@ -80,6 +80,12 @@ def test_a_manifest_survives_json():
     assert frozen.to_json()["shards"]["table"][0] == ["scores/part-00000.parquet", 0, 10]
 
 
+def test_an_older_audit_goes_on_with_sizes_of_png_files():
+    content = manifest().to_json()
+    assert Manifest.from_json(content, "here").png_method == content.pop("png_method") == 2
+    assert Manifest.from_json(content, "here").png_method == 1
+
+
 def test_how_an_audit_runs_does_not_change_its_digest_and_what_it_measures_does():
     digest = manifest().config_digest
     running: dict[str, Any] = {

@@ -21,7 +21,7 @@ PIXELS = torch.zeros(3, 16, 16, dtype=torch.uint8).numpy()
 def described(folder: Path, **settings: Any) -> dict[str, Any]:
     config = AuditConfig.build(model=str(folder), data="unused", output="unused", **settings)
     scorer = Scorer(load_model(str(folder), dtype=config.dtype), config)
-    return describe_arithmetic(scorer, [scorer.prepare(Row(0, "0", "", encode_png(PIXELS)))])
+    return describe_arithmetic(scorer, scorer.prepare([Row(0, "0", "", encode_png(PIXELS))]))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ class Small(vg.GaussianDenoiser):
 
 def test_a_network_without_convolutions_or_attention() -> None:
     scorer = Scorer(Small(0.0, 1.0), AuditConfig.build(model="unused", data="unused", output="unused"))
-    found = describe_arithmetic(scorer, [scorer.prepare(Row(0, "0", "", encode_png(PIXELS)))])
+    found = describe_arithmetic(scorer, scorer.prepare([Row(0, "0", "", encode_png(PIXELS))]))
     assert found == {"dtype": [], "tf32": [], "attention": [], "channels_last": None}
 
 

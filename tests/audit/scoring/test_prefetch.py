@@ -14,8 +14,13 @@ def threads():
     return [name for name in names if name.startswith(("volgrowth-read", "volgrowth-decode"))]
 
 
-def same(item):
-    return item
+def same(items):
+    return items
+
+
+def each(function):
+    """Work that does the same to each of a few items."""
+    return lambda items: [function(item) for item in items]
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -25,7 +30,7 @@ def test_everything_comes_once_and_in_order(workers, count):
         time.sleep(0.002 * (item % 3))
         return -item
 
-    assert list(Ahead(range(count), slowly, workers).items()) == [-k for k in range(count)]
+    assert list(Ahead(range(count), each(slowly), workers).items()) == [-k for k in range(count)]
     assert not threads()
 
 
@@ -37,7 +42,7 @@ def test_several_threads_work_at_once():
             together.wait()
         return item
 
-    assert len(list(Ahead(range(3 * AT_ONCE), meet, 3).items())) == 3 * AT_ONCE
+    assert len(list(Ahead(range(3 * AT_ONCE), each(meet), 3).items())) == 3 * AT_ONCE
 
 
 def test_it_stays_ahead_by_so_much_and_closing_ends_it():
@@ -48,7 +53,7 @@ def test_it_stays_ahead_by_so_much_and_closing_ends_it():
             read.append(k)
             yield k
 
-    ahead = Ahead(items(), made.append, threads=2, depth=4 * AT_ONCE)
+    ahead = Ahead(items(), each(made.append), threads=2, depth=4 * AT_ONCE)
     taken = ahead.items()
     next(taken)
     time.sleep(0.5)
@@ -68,7 +73,7 @@ def test_what_waits_to_be_worked_on_is_little_however_deep_it_is():
             read.append(k)
             yield k
 
-    ahead = Ahead(items(), lambda item: gate.wait(30), threads=2, depth=10_000)
+    ahead = Ahead(items(), each(lambda item: gate.wait(30)), threads=2, depth=10_000)
     taken = ahead.items()
     threading.Timer(0.5, gate.set).start()
     waiting = threading.Thread(target=lambda: next(taken))
@@ -101,7 +106,7 @@ def test_an_exception_of_the_work_is_raised_where_it_is_taken():
 
     taken = list[int]()
     with pytest.raises(MemoryError, match="so large"):
-        taken.extend(Ahead(range(1000), work, 2).items())
+        taken.extend(Ahead(range(1000), each(work), 2).items())
     assert taken == list(range(3 * AT_ONCE))
     assert not threads()
 
@@ -133,6 +138,6 @@ def test_large_items_are_handed_over_before_they_are_many():
             seen.append(len(taken))
         return item
 
-    ahead = Ahead(source(), work, threads=1, weigh=lambda item: prefetch.AT_ONCE_BYTES + 1)
+    ahead = Ahead(source(), each(work), threads=1, weigh=lambda item: prefetch.AT_ONCE_BYTES + 1)
     assert list(ahead.items()) == list(range(40))
     assert seen[0] <= 4

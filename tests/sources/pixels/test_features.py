@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from volgrowth.records import SCORES
-from volgrowth.sources import features, to_unit
+from volgrowth.sources import features, features_of_each, to_unit
+from volgrowth.sources.pixels.features import BLOCK_BYTES
 
 NAMES = ["png_bytes", "variance", "total_variation", "mean", "edge_density", "phash", "content_hash"]
 images = st.tuples(st.sampled_from([1, 3]), st.integers(1, 12), st.integers(1, 12)).flatmap(
@@ -38,11 +39,47 @@ def test_the_values_fit_their_columns(pixels):
     assert row.num_rows == 1
 
 
-def test_the_png_is_the_image():
+def test_an_output_of_an_older_version_goes_on_with_sizes_of_png_files():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 7), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0).copy()).save(stream, "PNG", compress_level=6)
-    assert features(pixels)["png_bytes"] == len(stream.getvalue())
+    assert features(pixels, png_method=1)["png_bytes"] == len(stream.getvalue())
+
+
+@given(pixels=images)
+def test_the_png_size_is_the_entropy_of_steps_to_the_left_neighbour(pixels):
+    steps = np.concatenate([pixels[..., :1], np.diff(pixels, axis=2)], axis=2)  # of bytes, which wrap around
+    shares = np.unique(steps, return_counts=True)[1] / steps.size
+    entropy = -steps.size * (shares * np.log2(shares)).sum() / 8
+    assert 0 <= features(pixels)["png_bytes"] - 57 - entropy + 1e-5 < 1 + 2e-5
+
+
+def test_plain_images_are_small_and_noise_is_large():
+    noise = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8), (3, 64, 64))
+    flat, rising, random = (features(np.ascontiguousarray(each))["png_bytes"] for each in (noise * 0, ramp, noise))
+    assert flat == 57 < rising < 300 < 0.99 * noise.size < random < noise.size + 57
+
+
+@given(
+    batch=st.tuples(st.integers(1, 5), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9)).flatmap(
+        lambda shape: hnp.arrays(np.uint8, shape)
+    )
+)
+def test_features_do_not_depend_on_the_images_beside(batch):
+    assert features_of_each(list(batch)) == [features(image) for image in batch]
+
+
+def test_large_images_are_measured_one_after_another():
+    batch = np.random.default_rng(0).integers(0, 256, (3, 3, 300, 310), dtype=np.uint8)
+    assert batch[0].size > BLOCK_BYTES
+    assert features_of_each(list(batch)) == [features(image) for image in batch]
+    assert features_of_each([]) == []
+
+
+def test_images_of_several_shapes_are_refused():
+    with pytest.raises(ValueError, match="all of one shape"):
+        features_of_each([np.zeros((1, 8, 8), np.uint8), np.zeros((1, 8, 9), np.uint8)])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 9), (1, 9, 1), (3, 31, 17)])
@@ -59,11 +96,14 @@ def test_statistics_are_exact(shape, value):
     assert got["edge_density"] == int((steps > 25.5).sum()) / max(steps.size, 1)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 32, 32), (3, 32, 32), (3, 17, 40), (3, 1, 1), (1, 200, 70)])
 def test_the_perceptual_hash_is_imagehashs(shape):
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    image = Image.fromarray(pixels[0] if shape[0] == 1 else pixels.transpose(1, 2, 0).copy())
-    assert features(pixels)["phash"] == int(str(imagehash.phash(image)), 16)
+    random = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
+    smooth = (random[:, :, :1] // 2 + random[..., :1] // 4).astype(np.uint8)
+    for batch in (random, smooth, random // 128 * 255):
+        pictures = [Image.fromarray(each[0] if len(each) == 1 else each.transpose(1, 2, 0).copy()) for each in batch]
+        found = [each["phash"] for each in features_of_each(list(batch))]
+        assert found == [int(str(imagehash.phash(picture)), 16) for picture in pictures]
 
 
 @pytest.mark.parametrize("value", range(15, 256, 40))

@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from volgrowth.config import MAX_BYTES, AuditConfig
 from volgrowth.errors import OutputError, kind_and_line
 from volgrowth.records import SCHEMA_VERSION, ModelInfo
-from volgrowth.sources import Listing, Opened
+from volgrowth.sources import PNG_METHOD, Listing, Opened
 from volgrowth.version import VERSION
 
 MANIFEST = "manifest.json"
@@ -117,6 +117,7 @@ class Manifest:
     created: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
     schema_version: int = SCHEMA_VERSION
+    png_method: int = PNG_METHOD
 
     @classmethod
     def of(cls, config: AuditConfig, model: ModelInfo, data: DataInfo, holdout: DataInfo | None) -> Self:
@@ -198,6 +199,7 @@ class Manifest:
             model=ModelInfo(**model),
             data=DataInfo.from_json(content["data"]),
             holdout=DataInfo.from_json(holdout) if holdout else None,
+            png_method=content.get("png_method", 1),  # of older versions, whose rows go on to be measured as they were
             **known,
         )
         # checked by value: what was built from JSON may hold anything

@@ -38,14 +38,14 @@ def decoding_threads(device: torch.device, workers_here: int = 1) -> int:
 
 
 class Ahead(Generic[T, R]):
-    """Applies `work` to every item of `source` in threads, at most about `depth` items ahead of the taker.
+    """Applies `work` to the items of `source` in threads, at most about `depth` items ahead of the taker.
 
     Items of the source can be large: no more of them wait than the threads will work on next, and few of them are
     gathered if they have more than `AT_ONCE_BYTES` together. Errors of `source` and of `work` are raised to the taker.
 
     Args:
         source: the items.
-        work: called with each item, in the threads.
+        work: called with a few items at a time, in the threads; returns one result for each.
         threads: how many threads work.
         depth: how many results wait for the taker, about.
         weigh: the bytes of an item.
@@ -58,7 +58,7 @@ class Ahead(Generic[T, R]):
     def __init__(
         self,
         source: Iterable[T],
-        work: Callable[[T], R],
+        work: Callable[[list[T]], list[R]],
         threads: int = 1,
         depth: int = 2 * AT_ONCE,
         weigh: Callable[[T], int] = lambda item: 0,
@@ -118,7 +118,7 @@ class Ahead(Generic[T, R]):
 
     def _work(self, some: list[T]) -> list[R]:
         try:
-            return [] if self._stopped.is_set() else [self.work(item) for item in some]
+            return [] if self._stopped.is_set() else self.work(some)
         finally:
             self._room.release()
 

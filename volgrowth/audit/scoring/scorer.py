@@ -9,9 +9,9 @@ the derivative that the measure takes is measured by central differences in floa
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import Any
@@ -32,7 +32,7 @@ from volgrowth.numerics.denoisers import Condition
 from volgrowth.numerics.forward import say_once
 from volgrowth.numerics.memory import out_of_memory
 from volgrowth.records import SCORES, Failure, Mark, Status
-from volgrowth.sources import BadImage, Row, bytes_hash, decode_image, features, to_unit
+from volgrowth.sources import PNG_METHOD, BadImage, Row, bytes_hash, decode_image, features_of_each, to_unit
 
 # groups of rows that the device has been given and whose results have not been fetched
 IN_FLIGHT = 1
@@ -74,6 +74,7 @@ class Scorer:
         config: the audit's settings.
         precise: loads the same denoiser in float32, which differences need of a network in lower precision.
         workers_here: how many workers share this machine's cores.
+        png_method: how `png_bytes` is measured: see `volgrowth.sources.pixels.features`.
 
     Attributes:
         screened: whether the rows have been screened by a cascade, and only the rest is measured.
@@ -89,12 +90,14 @@ class Scorer:
         config: AuditConfig,
         precise: Callable[[], Denoiser] | None = None,
         workers_here: int = 1,
+        png_method: int = PNG_METHOD,
     ):
         self.denoiser, self.config, self.precise = denoiser, config, precise
         self.measure: Measure = config.measure
         self.batch = BatchSize(config.images_at_once)
         self._threads = decoding_threads(denoiser.device, workers_here)
         self.decode_wait = self.device_wait = 0.0
+        self.png_method = png_method
         self.differenced: str | None = None
         self._units = torch.from_numpy(to_unit(np.arange(256, dtype=np.uint8))).to(denoiser.device, denoiser.dtype)
 
@@ -119,7 +122,7 @@ class Scorer:
         flying: deque[tuple[list[Prepared], list[Chunk]]] = deque()
         ahead = Ahead(
             rows,
-            lambda row: self.prepare(row, failures.get(row.row)),
+            lambda some: self.prepare(some, failures),
             self._threads,
             2 * self.config.images_at_once,
             weigh=lambda row: len(row.data or b""),
@@ -134,8 +137,16 @@ class Scorer:
         self.decode_wait, self.device_wait = ahead.starved, ahead.held_up
         return pa.Table.from_pylist(records, schema=SCORES)
 
-    def prepare(self, row: Row, failure: Failure | None = None) -> Prepared:
-        """Decode a row, or note why it has no pixels that the model can be shown."""
+    def prepare(self, rows: Sequence[Row], failures: Mapping[int, Failure] = NONE) -> list[Prepared]:
+        """Decode rows, or note why they have no pixels that the model can be shown, and measure their features."""
+        decoded = [self._decode(row, failures.get(row.row)) for row in rows]
+        measured = iter(features_of_each([item.pixels for item in decoded if item.pixels is not None], self.png_method))
+        return [
+            item if item.pixels is None else replace(item, columns={**item.columns, **next(measured)})
+            for item in decoded
+        ]
+
+    def _decode(self, row: Row, failure: Failure | None) -> Prepared:
         known = {"row": row.row, "image_id": row.image_id, "source": row.source}
         known["bytes_hash"] = bytes_hash(row.data or b"")
         if failure:
@@ -150,7 +161,7 @@ class Scorer:
                 raise BadImage(Status.WRONG_CONDITION, problem)
         except BadImage as problem:
             return Prepared(row.row, None, {**known, "status": problem.status.value, "error": problem.message})
-        return Prepared(row.row, pixels, {**known, "status": Status.OK.value, **features(pixels)}, row.condition)
+        return Prepared(row.row, pixels, {**known, "status": Status.OK.value}, row.condition)
 
     def _launch(self, items: list[Prepared]) -> list[Chunk]:
         """Give images to the device, in micro-batches of the size that fits."""

@@ -47,7 +47,7 @@ class ScoringWorker(ModelWorker):
 
     def new_scorer(self, denoiser: Denoiser, config: AuditConfig, kind: type[Scorer] = Scorer) -> Scorer:
         """Return a scorer. It can load a float32 copy of the model, which finite differences need in low precision."""
-        return kind(denoiser, config, lambda: self.load("float32"), self.workers_here)
+        return kind(denoiser, config, lambda: self.load("float32"), self.workers_here, self.manifest.png_method)
 
     @cached_property
     def completer(self) -> Scorer:
@@ -117,7 +117,7 @@ class ScoringWorker(ModelWorker):
     def check_model(self, shard: Shard, rows: Sequence[int]) -> ModelCheck:
         """Measure on some rows of a shard whether the model's answer is the expected noise of these images."""
         try:
-            read = [self.scorer.prepare(row) for row in self._rows(shard, rows)]
+            read = [item for row in self._rows(shard, rows) for item in self.scorer.prepare([row])]
             items, states = [item for item in read if item.pixels is not None], list[torch.Tensor]()
             batch = BatchSize(self.config.images_at_once)
             batch.each(items, lambda some: states.append(self.scorer.images(list(some)).cpu()))
@@ -181,7 +181,7 @@ class ScoringWorker(ModelWorker):
 
     def _arithmetic(self, shard: Shard, rows: list[int]) -> dict[str, Any]:
         scorer = self._plain_scorer
-        items = [scorer.prepare(row) for row in self._rows(shard, rows)]
+        items = [item for row in self._rows(shard, rows) for item in scorer.prepare([row])]
         return {"device": self.device_name, **describe_arithmetic(scorer, items)}
 
     def _check_derivative(self, shard: Shard, rows: list[int], precise: Denoiser | None) -> dict[str, Any] | None:

@@ -174,7 +174,7 @@ def _open(data: bytes) -> ImageFile:
     """Return an image of which the header was read and no pixels."""
     Image.init()
     stream = io.BytesIO(data)
-    reason = describe_content(data) or "not an image of a known format"
+    reason = ""
     for name in FORMATS:
         factory, accepted = _format(name, data)
         if isinstance(accepted, str):
@@ -186,7 +186,7 @@ def _open(data: bytes) -> ImageFile:
             return factory(stream, "")
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             reason = f"broken {name} header: {_short(error)}"
-    raise BadImage(Status.UNDECODABLE, reason)
+    raise BadImage(Status.UNDECODABLE, reason or describe_content(data) or "not an image of a known format")
 
 
 def _format(name: str, data: bytes) -> tuple[Any, bool | str]:
