@@ -135,7 +135,7 @@ SCORES = pa.schema(
         column(
             "png_bytes",
             pa.int32(),
-            "size of the image, as the model sees it, as PNG, by the entropy of left differences",
+            "size of the image, as the model sees it, as PNG: by the entropy of its steps",
         ),
         column("variance", pa.float32(), "variance of the pixels in [-1, 1]"),
         column("total_variation", pa.float32(), "mean absolute difference between neighbouring pixels"),
