@@ -78,7 +78,7 @@ def _of_block(block: np.ndarray, png_method: int) -> list[dict[str, float | int]
 
 
 def _png_bytes(block: np.ndarray) -> list[int]:
-    """Return the bytes of a PNG file of each image whose coder takes one value at a time, and knows how often each comes.
+    """Return the size of a PNG file of each image whose coder takes one value at a time, by how often each comes.
 
     PNG replaces each value by its difference to the left neighbour (filter Sub) or to the upper one (Up), modulo 256.
     Of n differences, of which n_v have value v, no such coder makes fewer than n log2 n - sum_v n_v log2 n_v bits. The
