@@ -92,7 +92,7 @@ def _png_bytes(block: np.ndarray) -> list[int]:
     times = np.array([np.bincount(each, minlength=256) for each in steps])
     bits = block[0].size * np.log2(block[0].size) - (times * np.log2(np.maximum(times, 1))).sum(1)
     # a flat image has no bits, up to rounding
-    return (PNG_FRAME + np.ceil(bits.reshape(2, -1).mean(0) / 8 - 1e-6).astype(int)).tolist()  # type: ignore[no-any-return]
+    return (PNG_FRAME + np.ceil(bits.reshape(2, -1).mean(0) / 8 - 1e-6).astype(int)).tolist()
 
 
 def _statistics(block: np.ndarray) -> dict[str, list[float]]:
@@ -123,7 +123,7 @@ def _steps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _sums(values: np.ndarray) -> list[int]:
     """Return the sums of the rows of uint8 or uint16 values, in the smaller type that holds them."""
     fits = values.shape[1] < 1 << 16
-    return values.sum(1, dtype=np.uint32 if fits else np.uint64).tolist()  # type: ignore[no-any-return]
+    return values.sum(1, dtype=np.uint32 if fits else np.uint64).tolist()
 
 
 def _edges(steps: np.ndarray) -> list[int]:
