@@ -107,7 +107,7 @@ def _ablation_row(shop: Workshop, score: np.ndarray, families: np.ndarray, every
         "AUROC": auroc(some, positive),
     }
     if everywhere:
-        adjusted = some - case.calibrate(score).main.expected
+        adjusted = some - case.calibrate(score).first_expected
         row["TPR at 1% FPR"] = tpr_at_fpr(some, positive)
         row["AUROC, calibrated"] = auroc(adjusted, positive)
         row["TPR, calibrated"] = tpr_at_fpr(adjusted, positive)

@@ -16,7 +16,7 @@ from jobs.charts import outlines
 from jobs.experiments import Outcome, say
 from jobs.reproduce_paper.workshop import Workshop
 from volgrowth.analysis.calibration.error_rates import FDR, q_values
-from volgrowth.analysis.calibration.evidence import Calibration, calibrate
+from volgrowth.analysis.calibration.evidence import Judged, judge_images
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
@@ -52,13 +52,13 @@ class PlantedCase(Subject):
         """The most axes that there can be: the dimension of an image."""
         return int(np.prod(self.pixels.shape[1:]))
 
-    def calibrate(self, values: np.ndarray) -> Calibration:
+    def calibrate(self, values: np.ndarray) -> Judged:
         """Calibrate a score, high for suspicious, of the families and then the held-out images.
 
         Raises:
             ValueError: the case has too few held-out images.
         """
-        calibration = calibrate(*self.images(values))
+        calibration = judge_images(*self.images(values))
         if calibration is None:
             raise ValueError(f"{len(self.case.holdout)} held-out images: expected more, to calibrate with")
         return calibration
@@ -85,7 +85,7 @@ def planted_case(shop: Workshop) -> PlantedCase:
 
 
 @lru_cache(maxsize=len(SCORES))
-def _calibrated(shop: Workshop, name: str) -> tuple[np.ndarray, Calibration]:
+def _calibrated(shop: Workshop, name: str) -> tuple[np.ndarray, Judged]:
     """Return (families,) a score of the bench, and its calibration."""
     say(f"scoring with {name}")
     case = planted_case(shop)
@@ -96,13 +96,13 @@ def _calibrated(shop: Workshop, name: str) -> tuple[np.ndarray, Calibration]:
 def excess_score(shop: Workshop, name: str) -> np.ndarray:
     """Return (families,) a score of the bench less what is expected of images so complex."""
     score, calibration = _calibrated(shop, name)
-    return score - calibration.main.expected
+    return score - calibration.first_expected
 
 
 def audit_flags(shop: Workshop) -> np.ndarray:
     """Return (families,) bool, the images that an audit would flag by the traces alone at the default FDR."""
     calibration = _calibrated(shop, "traces")[1]
-    p_value = np.where(calibration.outside, 1.0, calibration.p_value)
+    p_value = np.where(calibration.outside, 1.0, calibration.used)
     return q_values(p_value, planted_case(shop).content[: len(p_value)]) <= FDR
 
 

@@ -10,7 +10,8 @@ from volgrowth.analysis import chunks
 from volgrowth.analysis.calibration import boosted_trees
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.distinct import strongest_rows
-from volgrowth.analysis.findings import ANALYSED, analyse
+from volgrowth.analysis.findings import analyse
+from volgrowth.analysis.parts.judge import ANALYSED
 from volgrowth.records import FINDINGS, Status
 
 BAD = [status for status in Status if status is not Status.OK]

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from tests.support.report_data import RUN
@@ -142,7 +143,7 @@ def test_calibration_says_how_good_it_is(tmp_path: Path, with_holdout: bool) -> 
         "near_duplicates": 0,
         "r2": analysis.calibration.main.r2,
         "residual_spread": analysis.calibration.main.residual_spread,
-        "outside_range": int(np.sum(analysis.calibration.outside)),
+        "outside_range": pc.sum(analysis.findings["outside_range"]).as_py(),
         "evidence": {
             "parts": {
                 name: {"r2": part.r2, "residual_spread": part.residual_spread}

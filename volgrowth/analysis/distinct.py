@@ -45,8 +45,7 @@ class Pictures:
     @classmethod
     def of(cls, cluster: np.ndarray, content: np.ndarray, score: np.ndarray) -> "Pictures":
         """Number the pictures and trials of rows with these clusters, hashes of pixels and scores, (n,) each."""
-        mantissa, exponent = np.frexp(score)
-        alike = np.ldexp(np.round(np.ldexp(mantissa, _ALIKE)), exponent)
+        alike = rounded(score)
         order = np.lexsort((alike, content))
         begins = np.ones(len(order), bool)
         begins[1:] = (content[order[1:]] != content[order[:-1]]) | (alike[order[1:]] != alike[order[:-1]])
@@ -83,6 +82,12 @@ class Pictures:
         smallest = np.full(self.count, np.inf)
         np.minimum.at(smallest, self.picture[tried], values[tried])
         return smallest
+
+
+def rounded(score: np.ndarray) -> np.ndarray:
+    """Return scores rounded to the bits that count, (n,): rows of one image with equal rounded scores are one trial."""
+    mantissa, exponent = np.frexp(score)
+    return np.ldexp(np.round(np.ldexp(mantissa, _ALIKE)), exponent) + 0.0  # no negative zero
 
 
 def simes(p_value: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:

@@ -57,7 +57,7 @@ SEEN = pa.schema(
         ("contrast", pa.int16()),
     ]
 )
-"""What the search needs of each row: hashes of its pixels and of its look, and its light; null where there is none."""
+"""What is seen of each row: hashes of its pixels and of its look, and its light; null where there is none."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Light:
         values = scores["mean"].to_numpy(), np.sqrt(scores["variance"].to_numpy())
         return cls(*(np.round(value / STEP).astype(np.int8) for value in values))
 
-    def __getitem__(self, chosen: np.ndarray) -> "Light":
+    def __getitem__(self, chosen: np.ndarray | slice) -> "Light":
         return Light(self.brightness[chosen], self.contrast[chosen])
 
     def agrees(self, other: "Light") -> np.ndarray:
@@ -95,7 +95,7 @@ def has_look(scores: pa.Table) -> np.ndarray:
 def looks_of(scores: pa.Table) -> pa.Table:
     """Return the columns of `SEEN` of rows of scores, with row, phash, content_hash, mean and variance."""
     look = has_look(scores)
-    some = scores.filter(pa.array(look))
+    some = scores.select(["phash", "mean", "variance"]).filter(pa.array(look))
     light, place = Light.of(some), pa.array(np.cumsum(look) - 1, mask=~look)
     columns = [
         some["phash"].combine_chunks(),
@@ -129,21 +129,22 @@ def duplicate_clusters(scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def create_seen(database: Database) -> None:
-    """Create the empty table `seen`, with the columns of `SEEN`."""
+    """Create the empty table `seen`, with the columns of `SEEN`, and `scored`, whether a row has a score."""
     database.run(
-        "CREATE TABLE seen (row BIGINT, content UBIGINT, phash UBIGINT, brightness SMALLINT, contrast SMALLINT)"
+        """CREATE TABLE seen (row BIGINT, scored BOOLEAN, content UBIGINT, phash UBIGINT,
+            brightness SMALLINT, contrast SMALLINT)"""
     )
 
 
 def group_duplicates(database: Database) -> None:
-    """Make the table `members` from `seen`, which is dropped: the rows of the groups of several rows, in order.
+    """Make the table `members` from `seen`: the rows of the groups of several rows, in order.
 
-    Its columns are row, content (null without an image), identical: the smallest row with the same pixels, cluster:
-    the smallest row of the group, and copies: the number of its rows.
+    Its columns are row, content, identical: the smallest row with the same pixels, cluster: the smallest row of the
+    group, and copies: the number of its rows.
     """
     database.run(
         """CREATE TABLE images AS
-        SELECT content, min(row) AS first, count(*) AS rows,
+        SELECT content, min(row) AS first, count(*) AS rows, -- of one content there is one look
             min(phash) AS phash, min(brightness) AS brightness, min(contrast) AS contrast
         FROM seen WHERE content IS NOT NULL GROUP BY content""",
         """CREATE TABLE looks AS
@@ -169,7 +170,7 @@ def group_duplicates(database: Database) -> None:
         """CREATE TABLE members AS
         SELECT seen.row, seen.content, grouped.first AS identical, grouped.cluster, grouped.copies
         FROM seen JOIN grouped USING (content) ORDER BY seen.row""",
-        *(f"DROP TABLE {name}" for name in ("seen", "images", "looks", "led", "shared", "grouped")),
+        *(f"DROP TABLE {name}" for name in ("images", "looks", "led", "shared", "grouped")),
     )
 
 

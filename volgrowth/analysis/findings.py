@@ -1,50 +1,27 @@
 """Findings from scores: one row per image, calibrated, with its duplicates.
 
-What is one image, and which p-value it has, is the rule of `analysis.distinct`.
-
-A cascade leaves most rows with a screen and no other score. The first row of a trial decides its test, so that only
-that row is ever measured, and the trial's other rows share its p-value. A trial that does not pass the screen has the
-p-value 1 in growth and in loss, and so has a sampled row, which is measured only to bound the loss.
+Rows are judged in parts (`analysis.parts`), so that as many as there are need no more memory than few. What is one
+image, and which p-value it has, is the rule of `analysis.distinct`.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from volgrowth.analysis.as_numpy import as_mask
-from volgrowth.analysis.calibration.complexity import MEASURED, TableRegressors
-from volgrowth.analysis.calibration.error_rates import q_values
-from volgrowth.analysis.calibration.evidence import Calibration, calibrate
-from volgrowth.analysis.calibration.expected_scores import (
-    MIN_IMAGES,
-    Passing,
-    ScoredImages,
-    pass_screen,
-)
-from volgrowth.analysis.calibration.false_bounds import count_above, false_bounds
-from volgrowth.analysis.calibration.held_out import look_alikes
+from volgrowth.analysis.calibration.evidence import Calibration
+from volgrowth.analysis.calibration.held_out import Kinds
 from volgrowth.analysis.calibration.screening import Screening
-from volgrowth.analysis.distinct import Pictures, identical_rows, strongest_rows
+from volgrowth.analysis.distinct import identical_rows, strongest_rows
 from volgrowth.analysis.duplicates import duplicate_clusters
-from volgrowth.analysis.judging import is_flagged
-from volgrowth.errors import DataError, OutputError
-from volgrowth.records import FINDINGS, Status
-
-Columns = dict[str, pa.Array]
-
-PARTS = ("growth", "loss", "noise_norm")
-"""Columns of scores that make the evidence: growth as it is, the others as minus their logarithm."""
-FULL = "log_likelihood"
-"""Column that is measured with growth of all dimensions. Growth of one axis, or by one probe, is not added to others:
-on the benchmark sums with it found no more, and less under some draws of the noise."""
-_CALIBRATING = ("row", "content_hash", "screen", *PARTS, FULL, *MEASURED)
-ANALYSED = (*_CALIBRATING, "status", "image_id", "phash", "growth_contrast")
-"""Columns of scores that the analysis reads."""
-SMALLEST = 1e-12
-"""Losses and lengths of noise below this count as this: their logarithm has an end."""
+from volgrowth.analysis.parts.database import Database, open_database
+from volgrowth.analysis.parts.fitting import fit_judge
+from volgrowth.analysis.parts.judge import ANALYSED, REFERENCE, Judge, ScoredRows
+from volgrowth.analysis.parts.survey import sample_rows, survey_rows
+from volgrowth.analysis.parts.verdicts import Verdicts
+from volgrowth.errors import OutputError
+from volgrowth.records import FINDINGS
 
 
 @dataclass(frozen=True)
@@ -56,12 +33,17 @@ class Analysis:
         holdout: the same of the held-out images; None without any.
         calibration: of the evidence; None if there are too few images to calibrate.
         screening: of a cascade; None of a whole audit.
+        difference: the regressor in which audited and held-out images differ most, and the distance; None if they can
+            pass for one kind (`held_out.Kinds`).
+        new_held_out: number of held-out images that were scored and neither are nor look like audited ones.
     """
 
     findings: pa.Table
     holdout: pa.Table | None
     calibration: Calibration | None
     screening: Screening | None = None
+    difference: tuple[str, float] | None = None
+    new_held_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,13 +54,77 @@ class Reference:
     holdout: pa.Table | None
 
 
+class Rows:
+    """The rows of an audit, for the analysis, which reads them in parts. This class holds them in memory.
+
+    Args:
+        scores: of all rows, with the columns of `parts.judge.ANALYSED`.
+        reference: scores of the same rows under a reference model.
+    """
+
+    def __init__(self, scores: pa.Table, reference: pa.Table | None):
+        self._scores, self._reference = scores, reference
+        self.count = len(scores)
+
+    def scores(self) -> Iterator[pa.Table]:
+        """Yield the scores of all rows, some at a time, with the columns of `parts.survey.SURVEYED`."""
+        yield self._scores
+
+    def some(self, rows: np.ndarray) -> ScoredRows:
+        """Return the scores of some rows, sorted ones."""
+        mask = pa.array(np.isin(self._scores["row"].to_numpy(), rows))
+        columns = [name for name in ANALYSED if name != "image_id"]  # ids may be more than Arrow filters at once
+        reference = None if self._reference is None else self._reference.select(list(REFERENCE)).filter(mask)
+        return ScoredRows(self._scores.select(columns).filter(mask), reference)
+
+    def judged(self, judge: Judge) -> Callable[[], Iterable[pa.Table]]:
+        """Judge all rows; return what gives the judged ones, some at a time, as often as it is called."""
+        judged = judge.judge(self._scores, self._reference)
+        return lambda: [judged]
+
+
+class Decided:
+    """The verdicts of all rows of an audit. The findings are made a part at a time, while the database is open.
+
+    Attributes:
+        calibration: of the evidence; None if there are too few images to calibrate.
+        screening: of a cascade; None of a whole audit.
+        difference, new_held_out: as in `Analysis`.
+    """
+
+    def __init__(self, database: Database, rows: Rows, holdout: ScoredRows | None, screen_share: float | None):
+        self._rows, self._holdout = rows, holdout
+        survey = survey_rows(database, rows.scores(), None if holdout is None else holdout.scores)
+        judge = fit_judge(survey, holdout, lambda: rows.some(sample_rows(database)), screen_share)
+        database.run("DROP TABLE seen")
+        kinds = None if holdout is None else Kinds(holdout.scores)
+        self._judged, self._verdicts = rows.judged(judge), Verdicts(database, judge, kinds)
+        for part in self._judged():
+            self._verdicts.see(part)
+        self._verdicts.decide()
+        self.screening, self.calibration, bulk = self._verdicts.screening(), judge.calibration, self._verdicts.bulk
+        if self.calibration is not None and bulk is not None:
+            self.calibration = replace(self.calibration, bulk=bulk.difference())
+        self.difference = None if kinds is None else kinds.most_different()
+        self.new_held_out = survey.overlap.new if survey.overlap else 0
+
+    def findings(self) -> Iterator[pa.Table]:
+        """Yield the findings of all rows, some at a time."""
+        for part in self._judged():
+            yield self._verdicts.findings(part)
+
+    def holdout_findings(self) -> pa.Table | None:
+        """Return the findings of the held-out images; None without any."""
+        return self._holdout and _holdout_findings(self._holdout, self.calibration)
+
+
 def analyse(
     scores: pa.Table,
     holdout_scores: pa.Table | None = None,
     reference: Reference | None = None,
     screen_share: float | None = None,
 ) -> Analysis:
-    """Calibrate scores and find duplicates.
+    """Calibrate scores and find duplicates, in memory.
 
     Args:
         scores: of the audited images, with the columns of `records.SCORES`.
@@ -92,52 +138,19 @@ def analyse(
     Raises:
         DataError: too few held-out images are usable for a cascade.
     """
-    audited = _Scored(scores, reference.scores if reference else None)
-    holdout = None
+    rows, holdout = Rows(scores, reference and reference.scores), None
     if holdout_scores is not None:
-        holdout = _Scored(holdout_scores, reference.holdout if reference else None)
-    alike = None if holdout is None else look_alikes(scores, holdout.scores)[holdout.mask]
-    passed = None if screen_share is None else _screen(audited, holdout, screen_share, alike)
-    calibration = _calibrate(audited, holdout, passed, alike)
-    held_findings = None
-    if holdout is not None:
-        held_findings = _findings(holdout, _held_out(holdout, calibration) if calibration else {})
-    findings = _findings(audited, _calibrated(audited, calibration, passed) if calibration else {})
-    screening = _screening(audited, findings, calibration, passed) if calibration and passed else None
-    return Analysis(findings, held_findings, calibration, screening)
-
-
-def _screen(audited: "_Scored", holdout: "_Scored | None", share: float, alike: np.ndarray | None) -> Passing:
-    """Decide which images pass the screen."""
-    passed = None if holdout is None else pass_screen(audited.screen(), holdout.screen(), share, alike)
-    if passed is None:
-        raise DataError(
-            f"fewer than {MIN_IMAGES} held-out images could be scored and do not look like audited ones, too few "
-            f"for a cascade: hold out more, or audit without --cascade"
+        holdout = ScoredRows(holdout_scores, reference and reference.holdout)
+    with open_database(rows.count) as database:
+        found = Decided(database, rows, holdout, screen_share)
+        return Analysis(
+            findings=pa.concat_tables(found.findings()),
+            holdout=found.holdout_findings(),
+            calibration=found.calibration,
+            screening=found.screening,
+            difference=found.difference,
+            new_held_out=found.new_held_out,
         )
-    return passed
-
-
-def _screening(audited: "_Scored", findings: pa.Table, calibration: Calibration, passed: Passing) -> Screening:
-    """Describe the screening of the trials within the calibration's range, by their first rows."""
-    assert calibration.unscreened_p_value is not None
-    pictures = audited.pictures
-    judged = np.sort(pictures.tried(~calibration.outside))
-    flagged = as_mask(findings.filter(pa.array(audited.mask))["memorized"])
-    return Screening(
-        row=audited.table["row"].to_numpy()[judged],
-        passed=passed.audited[judged],
-        measured=audited.table["growth"].is_valid().to_numpy()[judged],
-        flagged=flagged[judged],
-        p_value=calibration.unscreened_p_value[judged],
-        picture=pictures.picture[judged],
-        tests=pictures.count,
-    )
-
-
-def part_score(column: str, values: np.ndarray) -> np.ndarray:
-    """Return the score that a column of scores contributes to the evidence, high where it is suspicious, (n,)."""
-    return values if column == "growth" else -np.log(np.maximum(values, SMALLEST))
 
 
 def check_columns(findings: pa.Table, url: str, *names: str) -> None:
@@ -159,159 +172,21 @@ def check_columns(findings: pa.Table, url: str, *names: str) -> None:
         )
 
 
-class _Scored:
-    """A table of scores: which of its rows were scored, and the arrays of those that calibration needs."""
-
-    def __init__(self, scores: pa.Table, reference: pa.Table | None):
-        self.scores = scores
-        mask = pc.equal(scores.column("status"), Status.OK.value)
-        self.mask = mask.to_numpy().astype(bool)
-        self.table = scores.select(list(_CALIBRATING)).filter(mask)
-        self.reference = None if reference is None else reference.select(["screen", *PARTS]).filter(mask)
-        self.content = self.table.column("content_hash").to_numpy()
-
-    @cached_property
-    def clusters(self) -> tuple[np.ndarray, np.ndarray]:
-        """The cluster of every row, scored or not, and its size, (rows,) each."""
-        return duplicate_clusters(self.scores)
-
-    @cached_property
-    def pictures(self) -> Pictures:
-        """Pictures and trials of the scored rows; in a cascade the screen, which all rows have, tells trials apart."""
-        score = self.table.column("growth" if self.measured("growth") else "screen")
-        return Pictures.of(self.clusters[0][self.mask], self.content, score.to_numpy().astype(float))
-
-    def measured(self, column: str) -> bool:
-        return self.table.num_rows > 0 and self.table.column(column).null_count == 0
-
-    def screen(self) -> ScoredImages:
-        """Return the scored rows with a cascade's screen as the score: the loss times the squared length of noise."""
-        loss, noise_norm = (part_score(column, self._numbers(column)) for column in ("loss", "noise_norm"))
-        return self._images("screen", loss + 2 * noise_norm)
-
-    def part(self, column: str) -> ScoredImages:
-        """Return the scored rows with a part of the evidence as the score; NaN where the column is null."""
-        return self._images(column, part_score(column, self._numbers(column)))
-
-    def _numbers(self, column: str) -> np.ndarray:
-        return self.table.column(column).to_numpy().astype(float)
-
-    def _images(self, column: str, score: np.ndarray) -> ScoredImages:
-        further = None if self.reference is None else self.reference.column(column).to_numpy()
-        return ScoredImages(TableRegressors(self.table, further), score, self.content)
-
-    def full(self, values: np.ndarray) -> pa.Array:
-        """Return values of the scored rows as a column of all rows; null in the other rows, and where they are NaN."""
-        return pa.array(values, from_pandas=True).take(pa.array(np.cumsum(self.mask) - 1, mask=~self.mask))
-
-
-def _calibrate(
-    audited: _Scored, holdout: _Scored | None, passed: Passing | None, alike: np.ndarray | None
-) -> Calibration | None:
-    """Calibrate the evidence from the parts that were measured in every image; in every held-out one of a cascade."""
-    whole = [images for images in (holdout, None if passed else audited) if images is not None]
-    names = [name for name in PARTS if name == "growth" or all(images.measured(name) for images in whole)]
-    parts = {name: audited.part(name) for name in names}
-    if passed:  # the rows that do not pass were not measured
-        for images in parts.values():
-            images.score[np.isnan(images.score)] = -np.inf
-    held = None if holdout is None else {name: holdout.part(name) for name in names}
-    aside = () if whole[0].measured(FULL) else ("growth",)
-    found = calibrate(parts, held, passed, alone=("loss",), alike=alike, aside=aside)
-    if found is not None:
-        found.left_out.update({name: _why_not(name, whole) for name in PARTS if name not in names})
-    return found
-
-
-def _why_not(column: str, images: list[_Scored]) -> str:
-    """Say why a column of scores makes no part of the evidence."""
-    somewhere = any(each.table.column(column).null_count < each.table.num_rows for each in images)
-    return "it was not measured in every image" if somewhere else "the preset does not measure it"
-
-
-def _calibrated(audited: _Scored, calibration: Calibration, passed: Passing | None) -> Columns:
-    """Return the columns of the audited images' findings that calibration gives."""
-    columns = {
-        **_expectation(audited, calibration.main.expected),
-        "outside_range": audited.full(calibration.outside),
-        "evidence": audited.full(_measured(calibration.evidence)),
-    }
-    for name, part in calibration.parts.items():
-        columns[f"evidence_{name}"] = audited.full(_measured(part.mean_excess / (part.residual_spread or 1.0)))
-    p_values = {"": calibration.p_value}
-    if "loss" in calibration.parts:
-        expected_loss = np.exp(-calibration.parts["loss"].expected)  # the median of a logarithm is that of the loss
-        columns["excess_loss"] = audited.full(audited.table["loss"].to_numpy() - expected_loss)
-        p_values["loss_"] = calibration.part_p_values["loss"]
-    pictures, judged = audited.pictures, ~calibration.outside
-    columns["trials"] = audited.full(pictures.trials(judged)).cast(pa.int32())
-    for prefix, p_value in p_values.items():
-        tested = _tested(audited, calibration, passed, p_value)
-        combined = pictures.p_values(tested, judged)
-        q_value = q_values(combined, pictures.picture)
-        columns[f"{prefix}p_value"] = audited.full(tested)
-        columns[f"{prefix}cluster_p_value"] = audited.full(combined)
-        columns[f"{prefix}q_value"] = audited.full(q_value)
-        columns[f"{prefix}q_value_by"] = audited.full(q_values(combined, pictures.picture, "by"))
-        columns["precursor" if prefix else "memorized"] = audited.full(is_flagged(q_value))
-    if calibration.method == "held-out":
-        conformal = _tested(audited, calibration, passed, calibration.p_values.conformal)
-        columns["p_value_conformal"] = audited.full(conformal)
-        columns["false_bound"] = audited.full(_false_bounds(audited, calibration, conformal)).cast(pa.float32())
-    return columns
-
-
-def _tested(audited: _Scored, calibration: Calibration, passed: Passing | None, p_value: np.ndarray) -> np.ndarray:
-    """Return the p-values of rows, before those of a picture are combined and adjusted.
-
-    Images outside the range get 1 before the adjustment: afterwards they would loosen it for all others. In a cascade
-    all rows of a trial share the p-value of its first, which alone is measured.
-    """
-    tested = np.where(calibration.outside, 1.0, p_value)
-    return tested[audited.pictures.first][audited.pictures.trial] if passed else tested
-
-
-def _false_bounds(audited: _Scored, calibration: Calibration, conformal: np.ndarray) -> np.ndarray:
-    """Return the bound on false flags of each row, by the strongest trial of its picture; 1 if that is not judged."""
-    held, pictures, judged = len(calibration.rows), audited.pictures, ~calibration.outside
-    smallest = pictures.smallest(conformal, judged)
-    known = np.isfinite(smallest)
-    bound = np.ones(pictures.count)
-    bound[known] = false_bounds(count_above(smallest[known], held), held, len(pictures.tried(judged)))
-    return bound[pictures.picture]
-
-
-def _measured(values: np.ndarray) -> np.ndarray:
-    """Return values with NaN for images that a cascade did not measure."""
-    return np.where(np.isneginf(values), np.nan, values)
-
-
-def _held_out(holdout: _Scored, calibration: Calibration) -> Columns:
-    """Return the columns of the held-out images' findings; those that are audited as well have no evidence."""
-    expected, evidence = calibration.main.holdout_expected, calibration.holdout_evidence
-    if expected is None or evidence is None:
-        return {}
-    known = dict(zip(holdout.content[calibration.rows].tolist(), evidence.tolist(), strict=True))
-    shown = np.array([known.get(content, np.nan) for content in holdout.content.tolist()])
-    return {**_expectation(holdout, expected), "evidence": holdout.full(shown)}
-
-
-def _expectation(images: _Scored, expected: np.ndarray) -> Columns:
-    expected_growth = images.full(expected)
-    growth = images.scores.column("growth").combine_chunks()
-    return {"expected_growth": expected_growth, "excess_growth": pc.subtract(growth, expected_growth)}
-
-
-def _findings(images: _Scored, columns: Columns) -> pa.Table:
-    cluster, count = images.clusters
+def _holdout_findings(holdout: ScoredRows, calibration: Calibration | None) -> pa.Table:
+    """Return the findings of the held-out images; those that are audited as well have no evidence."""
+    scores, rows = holdout.scores, len(holdout.scores)
+    cluster, copies = duplicate_clusters(scores)
     known = {
-        **{name: images.scores.column(name) for name in ("row", "image_id", "growth", "growth_contrast")},
+        **{name: scores.column(name) for name in ("row", "image_id", "growth", "growth_contrast")},
         "cluster": pa.array(cluster),
-        "copies": pa.array(count.astype(np.int32)),
-        "identical": pa.array(identical_rows(images.scores)),
-        **columns,
+        "copies": pa.array(copies.astype(np.int32)),
+        "identical": pa.array(identical_rows(scores)),
     }
-    rows = len(images.scores)
+    if calibration and calibration.holdout_evidence is not None:
+        known |= holdout.expectation(calibration.main.expected)
+        content = holdout.content[calibration.rows]
+        evidence = dict(zip(content.tolist(), calibration.holdout_evidence.tolist(), strict=True))
+        known["evidence"] = holdout.full(np.array([evidence.get(each, np.nan) for each in holdout.content.tolist()]))
     table = pa.table([known.get(field.name, pa.nulls(rows, field.type)) for field in FINDINGS], schema=FINDINGS)
     place = FINDINGS.get_field_index("strongest")
     return table.set_column(place, FINDINGS.field(place), pa.array(strongest_rows(table)))

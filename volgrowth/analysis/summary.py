@@ -12,7 +12,6 @@ from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, rows_n
 from volgrowth.analysis.calibration.evidence import Calibration
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.calibration.false_bounds import innocent_among
-from volgrowth.analysis.calibration.held_out import look_alikes, most_different_regressor
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
 from volgrowth.analysis.calibration.self_check import CHECKED, check_halves
 from volgrowth.analysis.caveats import with_caveats
@@ -139,7 +138,7 @@ def _calibration(analysis: Analysis, config: AuditConfig) -> dict[str, Any] | No
         "near_duplicates": calibration.alike,
         "r2": calibration.main.r2,
         "residual_spread": calibration.main.residual_spread,
-        "outside_range": int(calibration.outside.sum()),
+        "outside_range": _sum(analysis.findings["outside_range"]),
         "evidence": {
             "parts": {
                 name: {"r2": part.r2, "residual_spread": part.residual_spread}
@@ -147,7 +146,7 @@ def _calibration(analysis: Analysis, config: AuditConfig) -> dict[str, Any] | No
             },
             "left_out": calibration.left_out,
         },
-        "tail": _tail(calibration),
+        "tail": _tail(calibration, analysis.findings["evidence"].drop_null().to_numpy()),
         "self_check": _self_check(calibration),
     }
 
@@ -169,14 +168,13 @@ def _self_check(calibration: Calibration) -> dict[str, Any] | None:
     }
 
 
-def _tail(calibration: Calibration) -> dict[str, Any] | None:
+def _tail(calibration: Calibration, evidence: np.ndarray) -> dict[str, Any] | None:
     """Describe the tail that p-values come from, and how far they extrapolate; None without one."""
     tail = calibration.tail
     if tail is None:
         return None
     assert calibration.holdout_evidence is not None  # the tail is theirs
     farthest = float(np.max(calibration.holdout_evidence))
-    beyond = calibration.evidence[calibration.evidence > farthest]
     return {
         "threshold": tail.threshold,
         "fits": [
@@ -185,8 +183,8 @@ def _tail(calibration: Calibration) -> dict[str, Any] | None:
         ],
         "refused": list(tail.refused),
         "farthest_held_out": farthest,
-        "rows_beyond": len(beyond),
-        "farthest": float(calibration.evidence.max(initial=farthest)),
+        "rows_beyond": int((evidence > farthest).sum()),
+        "farthest": float(evidence.max(initial=farthest)),
     }
 
 
@@ -215,7 +213,7 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
         "expected_false": FDR * memorized,
     }
     if calibration.method == "cross-fitted":
-        return {**detection, "warnings": _left_out(audit)}
+        return {**detection, "warnings": _left_out(audit, analysis)}
     held = len(calibration.rows)
     _, above = strongest_above(known, held)
     trials = int(judged["trials"].to_numpy().sum())
@@ -231,7 +229,8 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
             if k <= len(above) and (most := innocent_among(above[:k], held, trials)) < k
         ],
         "beyond_holdout": int((above == 0).sum()),
-        "holdout_difference": _difference(audit),
+        "holdout_difference": analysis.difference
+        and {"feature": analysis.difference[0], "distance": analysis.difference[1]},
         "bulk_difference": calibration.bulk
         and {"share_below_median": calibration.bulk[0], "distance": calibration.bulk[1]},
         "warnings": _warnings(calibration),
@@ -304,25 +303,15 @@ def _warnings(calibration: Calibration) -> list[str]:
     return warnings
 
 
-def _difference(audit: Audit) -> dict[str, Any] | None:
-    """Return in what the held-out images differ most from the audited ones; None if they can pass for one kind."""
-    held = audit.holdout_scores
-    found = None if held is None else most_different_regressor(audit.scores, held)
-    return found and {"feature": found[0], "distance": found[1]}
-
-
-def _left_out(audit: Audit) -> list[str]:
+def _left_out(audit: Audit, analysis: Analysis) -> list[str]:
     """Say why the held-out images were too few to calibrate with, if there are any."""
     held = audit.holdout_scores
     if held is None:
         return []
-    alike = look_alikes(audit.scores, held)
-    scored = held.filter(pc.and_(pc.equal(held["status"], Status.OK.value), pa.array(~alike)))["content_hash"].unique()
-    new = len(scored) - _sum(pc.is_in(scored, value_set=audit.scores["content_hash"].drop_null().unique()))
     return [
-        f"Of {len(held)} held-out images {new} could be scored and do not look like audited ones, too few to calibrate "
-        f"with: {MIN_IMAGES} are needed, and {rows_needed(len(audit.findings['cluster'].unique()), 1)} to flag a "
-        f"single image."
+        f"Of {len(held)} held-out images {analysis.new_held_out} could be scored and do not look like audited ones, "
+        f"too few to calibrate with: {MIN_IMAGES} are needed, and "
+        f"{rows_needed(len(audit.findings['cluster'].unique()), 1)} to flag a single image."
     ]
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from volgrowth.analysis.findings import ANALYSED, Analysis, Reference, analyse
+from volgrowth.analysis.findings import Analysis, Reference, analyse
+from volgrowth.analysis.parts.judge import ANALYSED
 from volgrowth.analysis.summary import SUMMARISED, summarize_audit
 from volgrowth.audit.engine.batch_size import kept_batch, settle_batch
 from volgrowth.audit.engine.ledger import Task

@@ -21,9 +21,9 @@ from jobs.benchmark.detection.compared_scores import Preset, SharedScore
 from jobs.benchmark.detection.subjects import Columns, NotMeasuredError, Subject, keep_derived, measure_shared
 from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
 from jobs.experiments import say
-from volgrowth.analysis.calibration.evidence import calibrate
+from volgrowth.analysis.calibration.evidence import judge_images
 from volgrowth.analysis.calibration.expected_scores import spread_of
-from volgrowth.analysis.findings import part_score
+from volgrowth.analysis.parts.judge import part_score
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 from volgrowth.audit.workers.seeding import seeded
 from volgrowth.config import StandardMeasure
@@ -122,10 +122,11 @@ def part_excess(subject: Subject, columns: Columns) -> Columns:
 
     def derive() -> Columns:
         split = {name: subject.images(part_score(name, columns[name])) for name in PARTS}
-        found = calibrate({name: a for name, (a, _) in split.items()}, {name: h for name, (_, h) in split.items()})
+        found = judge_images({name: a for name, (a, _) in split.items()}, {name: h for name, (_, h) in split.items()})
         assert found is not None  # every case holds out hundreds of images
-        excess = {name: part.mean_excess / (part.residual_spread or 1.0) for name, part in found.scores.items()}
-        held = {f"{name}_held": p.held_excess / (p.residual_spread or 1.0) for name, p in found.scores.items()}
+        learnt = found.calibration.scores
+        excess = {name: found.excess[name] / part.unit for name, part in learnt.items()}
+        held = {f"{name}_held": part.held / part.unit for name, part in learnt.items()}
         return excess | held
 
     return keep_derived(subject, f"parts {PARTS} of {fingerprint(columns)} by {analysis_code()}", derive)

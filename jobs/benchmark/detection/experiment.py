@@ -22,7 +22,7 @@ from jobs.benchmark.detection.subjects import SEED, NotMeasuredError, Subject, s
 from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
 from jobs.experiments import say
 from volgrowth.analysis.calibration.error_rates import q_values
-from volgrowth.analysis.calibration.evidence import calibrate
+from volgrowth.analysis.calibration.evidence import judge_images
 from volgrowth.analysis.ranking import auroc
 from volgrowth.errors import UsageError
 
@@ -159,18 +159,18 @@ def judge_score(subject: Subject, score: Score, values: np.ndarray) -> list[Resu
     """Return the results of a score (n,): raw and, if the case has enough held-out images, calibrated."""
     families, holdout = subject.images(values)
     results = [_result(subject, SEED, score, *_detected(subject, families.score, holdout.score), calibrated=False)]
-    calibration = calibrate(families, holdout)
-    if calibration is not None and calibration.main.holdout_expected is not None:
+    judged = judge_images(families, holdout)
+    if judged is not None and judged.calibration.method == "held-out":
         known, replicates = _detected(
             subject,
-            families.score - calibration.main.expected,
-            holdout.score - calibration.main.holdout_expected,
+            families.score - judged.first_expected,
+            holdout.score - judged.calibration.main.expected,
         )
         # images beyond the held-out ones' complexity are not judged, as in `analysis.findings`
-        p_value = np.where(calibration.outside, 1.0, calibration.p_value)
+        p_value = np.where(judged.outside, 1.0, judged.used)
         q_value = q_values(p_value, subject.content[: len(p_value)])
         replicates |= realised(q_value, subject.positive, subject.planted, subject.drawn)
-        known |= {"r2": calibration.main.r2, "outside": float(calibration.outside.sum())}
+        known |= {"r2": judged.calibration.main.r2, "outside": float(judged.outside.sum())}
         results.append(_result(subject, SEED, score, known, replicates, calibrated=True))
     return results
 

@@ -4,8 +4,8 @@ import pytest
 from scipy.stats import kstest
 
 from volgrowth.analysis.calibration import expected_scores
-from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, q_values, rows_needed, tail_p_values
-from volgrowth.analysis.calibration.evidence import calibrate
+from volgrowth.analysis.calibration.error_rates import FDR, AssumedTail, fewest_flags, q_values, rows_needed
+from volgrowth.analysis.calibration.evidence import judge_images
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, ScoredImages
 from volgrowth.analysis.findings import analyse
 from volgrowth.records import SCORES
@@ -30,10 +30,10 @@ def test_p_values_are_uniform_on_exchangeable_images():
     p_values = []
     for seed in range(60):
         random = np.random.default_rng(seed)
-        calibration = calibrate(exchangeable(1, random), exchangeable(2 * MIN_IMAGES, random))
+        calibration = judge_images(exchangeable(1, random), exchangeable(2 * MIN_IMAGES, random))
         assert calibration is not None
-        assert calibration.p_value is not None
-        p_values.append(calibration.p_value[0])
+        assert calibration.used is not None
+        p_values.append(calibration.used[0])
     assert kstest(p_values, "uniform").pvalue > 0.01
 
 
@@ -44,10 +44,10 @@ def test_flags_keep_the_promised_rate_and_find_what_stands_out():
         random = np.random.default_rng(seed)
         audited, holdout = exchangeable(500, random), exchangeable(500, random)
         audited.score[:40] += 4
-        calibration = calibrate(audited, holdout)
+        calibration = judge_images(audited, holdout)
         assert calibration is not None
-        assert calibration.p_value is not None
-        flags = q_values(calibration.p_value, audited.content) <= FDR
+        assert calibration.used is not None
+        flags = q_values(calibration.used, audited.content) <= FDR
         false_share.append(flags[40:].sum() / max(flags.sum(), 1))
         power.append(flags[:40].mean())
     assert np.mean(false_share) <= FDR + 0.03
@@ -59,20 +59,21 @@ def test_an_image_beyond_all_held_out_ones_has_the_smallest_p_value():
     audited, holdout = exchangeable(10, random), exchangeable(200, random)
     audited.score[3] = 100
     audited.score[4] = -100
-    calibration = calibrate(audited, holdout)
+    calibration = judge_images(audited, holdout)
     assert calibration is not None
-    assert calibration.p_value is not None
-    assert calibration.p_value[3] == 1 / 201
-    assert calibration.p_value[4] == 1
+    assert calibration.used is not None
+    assert calibration.used[3] == 1 / 201
+    assert calibration.used[4] == 1
 
 
 def test_without_held_out_images_p_values_are_those_of_the_tail():
     images = exchangeable(200, np.random.default_rng(0))
-    calibration = calibrate(images)
+    calibration = judge_images(images)
     assert calibration is not None
-    expected = tail_p_values(images.score - calibration.main.expected, np.arange(200))
-    np.testing.assert_allclose(calibration.p_value, expected, rtol=1e-9)
-    assert np.isnan(calibration.p_values.conformal).all()
+    excess = images.score - calibration.first_expected
+    expected = AssumedTail.of(excess).p_values(excess)
+    np.testing.assert_allclose(calibration.used, expected, rtol=1e-9)
+    assert np.isnan(calibration.conformal).all()
 
 
 def test_copies_are_one_test_and_share_their_q_value():
@@ -154,7 +155,7 @@ def test_the_tail_is_exact_where_its_assumption_holds():
     smallest = []
     for seed in range(20):
         excess = np.random.default_rng(seed).exponential(3.0, 4000)
-        p_value = tail_p_values(excess, np.arange(4000))
+        p_value = AssumedTail.of(excess).p_values(excess)
         below = p_value[p_value < 0.25] / 0.25
         smallest.append(kstest(below, "uniform").statistic)
     assert np.median(smallest) < 0.04
@@ -165,7 +166,7 @@ def test_the_tail_keeps_its_promise_on_lighter_ones_and_finds_what_stands_out():
     for seed in range(10):
         excess = np.random.default_rng(seed).normal(0, 1, 2000)
         excess[:40] += 12
-        flags = q_values(tail_p_values(excess, np.arange(2000)), np.arange(2000)) <= FDR
+        flags = q_values(AssumedTail.of(excess).p_values(excess), np.arange(2000)) <= FDR
         false_share.append(flags[40:].sum() / max(flags.sum(), 1))
         power.append(flags[:40].mean())
     assert np.mean(false_share) <= FDR
@@ -173,5 +174,6 @@ def test_the_tail_keeps_its_promise_on_lighter_ones_and_finds_what_stands_out():
 
 
 def test_a_tail_without_spread_flags_nothing():
-    assert (tail_p_values(np.zeros(60), np.arange(60)) == 1).all()
-    assert tail_p_values(np.arange(60.0), np.arange(60))[:40].tolist() == [1.0] * 40
+    assert (AssumedTail.of(np.zeros(60)).p_values(np.zeros(60)) == 1).all()
+    rising = np.arange(60.0)
+    assert AssumedTail.of(rising).p_values(rising)[:40].tolist() == [1.0] * 40

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from volgrowth.analysis.calibration.evidence import Calibration, calibrate
+from volgrowth.analysis.calibration.evidence import Judged, judge_images
 from volgrowth.analysis.calibration.expected_scores import ScoredImages
 
-Both = tuple[Calibration, dict[str, ScoredImages], dict[str, ScoredImages]]
+Both = tuple[Judged, dict[str, ScoredImages], dict[str, ScoredImages]]
 
 
 def sets(count: int, seed: int, memorized: int = 0) -> dict[str, ScoredImages]:
@@ -23,8 +23,8 @@ def sets(count: int, seed: int, memorized: int = 0) -> dict[str, ScoredImages]:
     return {name: ScoredImages(features, score, content) for name, score in scores.items()}
 
 
-def calibrated(audited: dict[str, ScoredImages], holdout: dict[str, ScoredImages] | None) -> Calibration:
-    found = calibrate(audited, holdout, alone=("loss",))
+def calibrated(audited: dict[str, ScoredImages], holdout: dict[str, ScoredImages] | None) -> Judged:
+    found = judge_images(audited, holdout, alone=("loss",))
     assert found is not None
     return found
 
@@ -37,10 +37,10 @@ def both() -> Both:
 
 def test_evidence_is_the_sum_of_the_parts_in_units_of_the_held_out_spread(both: Both) -> None:
     found = both[0]
-    parts = [part.mean_excess / part.residual_spread for part in found.parts.values()]
+    parts = [found.excess[name] / part.residual_spread for name, part in found.calibration.parts.items()]
     ratio = found.evidence / np.sum(parts, 0)
     assert_allclose(ratio, ratio[0], rtol=1e-9)
-    held = found.holdout_evidence
+    held = found.calibration.holdout_evidence
     assert held is not None
     assert 1.4826 * np.median(np.abs(held - np.median(held))) == pytest.approx(1)
 
@@ -61,7 +61,7 @@ def test_parts_together_find_more_than_each_alone(both: Both) -> None:
 def test_a_part_alone_has_the_p_values_of_that_score(both: Both) -> None:
     found, audited, holdout = both
     alone = calibrated({"loss": audited["loss"]}, {"loss": holdout["loss"]})
-    assert_allclose(found.part_p_values["loss"], alone.p_value, rtol=1e-6)
+    assert_allclose(found.alone["loss"], alone.used, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -82,33 +82,33 @@ def test_a_part_that_says_nothing_is_left_out_with_the_reason(
         if some:
             some["loss"] = replace(some["loss"], score=change(some["loss"].score))
     found = calibrated(audited, holdout)
-    assert list(found.parts) == ["growth"]
-    assert why in found.left_out["loss"]
+    assert list(found.calibration.parts) == ["growth"]
+    assert why in found.calibration.left_out["loss"]
     assert_array_equal(found.evidence, alone.evidence)
-    assert_array_equal(found.p_value, alone.p_value)
+    assert_array_equal(found.used, alone.used)
 
 
 @pytest.mark.parametrize("with_holdout", [False, True])
 def test_a_score_that_is_set_aside_is_calibrated_and_not_added(with_holdout: bool) -> None:
     audited, holdout = sets(300, 1), sets(200, 2) if with_holdout else None
-    found = calibrate(audited, holdout, aside=("growth",))
+    found = judge_images(audited, holdout, aside=("growth",))
     both, alone = (
         calibrated(audited, holdout),
         calibrated({"loss": audited["loss"]}, holdout and {"loss": holdout["loss"]}),
     )
     assert found is not None
-    assert list(found.parts) == ["loss"]
-    assert "without it" in found.left_out["growth"]
-    assert_array_equal(found.main.expected, both.main.expected)
+    assert list(found.calibration.parts) == ["loss"]
+    assert "without it" in found.calibration.left_out["growth"]
+    assert_array_equal(found.first_expected, both.first_expected)
     assert_array_equal(found.evidence, alone.evidence)
 
 
 def test_a_score_that_is_set_aside_counts_where_there_is_no_other() -> None:
     growth = {"growth": sets(300, 1)["growth"]}
-    found = calibrate(growth, aside=("growth",))
+    found = judge_images(growth, aside=("growth",))
     assert found is not None
-    assert list(found.parts) == ["growth"]
-    assert not found.left_out
+    assert list(found.calibration.parts) == ["growth"]
+    assert not found.calibration.left_out
     assert_array_equal(found.evidence, calibrated(growth, None).evidence)
 
 
@@ -118,9 +118,9 @@ def test_growth_without_spread_leaves_the_verdict_to_the_loss() -> None:
         some["growth"] = replace(some["growth"], score=np.full(len(some["growth"].score), 5.0))
     found = calibrated(audited, holdout)
     assert np.median(found.evidence[:10]) > np.quantile(found.evidence[10:], 0.9)
-    assert_array_equal(found.main.expected, 5.0)
-    assert list(found.parts) == ["loss"]
-    assert "no spread" in found.left_out["growth"]
+    assert_array_equal(found.first_expected, 5.0)
+    assert list(found.calibration.parts) == ["loss"]
+    assert "no spread" in found.calibration.left_out["growth"]
 
 
 def test_the_tail_reaches_below_what_counting_can() -> None:
@@ -128,10 +128,10 @@ def test_the_tail_reaches_below_what_counting_can() -> None:
     for images in audited.values():
         images.score[0] += 20
     found = calibrated(audited, holdout)
-    assert found.tail is not None
-    assert found.p_values.conformal[0] == pytest.approx(1 / 501)
-    assert found.p_value[0] < 1e-4
-    assert found.smallest_p_value < 1 / 501
-    quiet = found.evidence < found.tail.threshold - 1  # nor does any other fold put these beyond it
-    assert_array_equal(found.p_value[quiet], found.p_values.conformal[quiet])
-    assert calibrated(audited, sets(200, 2)).tail is None
+    assert found.calibration.tail is not None
+    assert found.conformal[0] == pytest.approx(1 / 501)
+    assert found.used[0] < 1e-4
+    assert found.calibration.smallest_p_value < 1 / 501
+    quiet = found.evidence < found.calibration.tail.threshold - 1  # nor does any other fold put these beyond it
+    assert_array_equal(found.used[quiet], found.conformal[quiet])
+    assert calibrated(audited, sets(200, 2)).calibration.tail is None

@@ -3,9 +3,33 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.stats import ks_2samp
 
 from tests.support.tables import failed, many, scores
-from volgrowth.analysis.calibration.held_out import differing_bulk, look_alikes, most_different_regressor
+from volgrowth.analysis.calibration.complexity import MEASURED
+from volgrowth.analysis.calibration.held_out import Bulk, Distribution, Kinds, Overlap
+from volgrowth.analysis.distinct import first_of_each
+
+
+def look_alikes(scores: pa.Table, holdout: pa.Table) -> np.ndarray:
+    """The mask of the held-out rows that look like audited ones, which are seen in three parts."""
+    overlap = Overlap(holdout)
+    for start in range(0, len(scores), len(scores) // 3 + 1):
+        overlap.see(scores.slice(start, len(scores) // 3 + 1))
+    return overlap.alike
+
+
+def most_different_regressor(scores: pa.Table, holdout: pa.Table) -> tuple[str, float] | None:
+    kinds, table = Kinds(holdout), scores.select(["content_hash", *MEASURED]).filter(scores["content_hash"].is_valid())
+    kinds.see(table.take(pa.array(first_of_each(table["content_hash"].to_numpy()))))
+    return kinds.most_different()
+
+
+def differing_bulk(evidence: np.ndarray, held: np.ndarray) -> tuple[float, float] | None:
+    bulk = Bulk(held)
+    for some in np.array_split(evidence, 3):
+        bulk.see(some)
+    return bulk.difference()
 
 
 def look(phash: int, content: int, **changes: Any) -> dict[str, Any]:
@@ -91,3 +115,22 @@ def test_evidence_of_another_kind_is_seen_where_it_is_low(shift: float, scale: f
     found = differing_bulk(random.normal(shift, scale, 2000), random.normal(size=500))
     assert found is not None
     assert found[0] == pytest.approx({0.8: 0.21, -0.8: 0.79, 9.0: 0}.get(shift, 0.5), abs=0.1)
+
+
+def test_the_distance_is_that_of_kolmogorov_and_smirnov() -> None:
+    """However the numbers are divided, with ties and without."""
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        one, other = (np.round(random.normal(size=size), seed % 3) for size in random.integers(1, 60, 2))
+        distribution = Distribution(other)
+        for some in np.array_split(one, 4):
+            distribution.add(some)
+        assert distribution.distance() == pytest.approx(ks_2samp(one, other).statistic, abs=1e-12)
+    assert Distribution(np.empty(0)).distance() == Distribution(np.zeros(3)).distance() == 1.0
+
+
+def test_what_is_shared_counts_rows_that_were_scored() -> None:
+    overlap = Overlap(scores(look(3, 1), look(4, 2), look(5, 3), failed()))
+    overlap.see(scores(look(1, 1), failed("non_finite", content_hash=2, phash=4, mean=0.1, variance=0.25)))
+    assert overlap.shared.tolist() == [True, False, False, False]
+    assert overlap.new == 1, "an image that failed is not new either"

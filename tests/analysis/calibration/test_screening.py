@@ -11,8 +11,9 @@ from scipy.stats import false_discovery_control, hypergeom
 from tests.support.tables import failed, many, scores
 from volgrowth.analysis.calibration import expected_scores as calibration
 from volgrowth.analysis.calibration.error_rates import FDR, q_values
-from volgrowth.analysis.calibration.evidence import calibrate
-from volgrowth.analysis.calibration.expected_scores import ScoredImages, pass_screen
+from volgrowth.analysis.calibration.evidence import judge_images
+from volgrowth.analysis.calibration.expected_scores import Passing, ScoredImages, fit_screen
+from volgrowth.analysis.calibration.expected_scores import usable as usable_images
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, Screening, bound_loss, most_among, sample_size
 from volgrowth.analysis.findings import analyse
 from volgrowth.errors import DataError
@@ -43,11 +44,12 @@ def screened_p_values(random: np.random.Generator, audited: int, held: int, memo
         for a, b in zip(common, far, strict=True)
     )
     held_screen, held_score = pair(random, held)
-    passed = pass_screen(screen, held_screen, SHARE)
-    assert passed is not None
+    fitted = fit_screen(held_screen, usable_images(held_screen).rows, SHARE, len(screen.score))
+    assert fitted is not None
+    passed = Passing(fitted.passes(screen), fitted.held)
     unmeasured = np.where(passed.audited, score.score, -np.inf)
-    found = calibrate(ScoredImages(score.features, unmeasured, score.content), held_score, passed)
-    whole = calibrate(score, held_score)
+    found = judge_images(ScoredImages(score.features, unmeasured, score.content), held_score, passing=passed)
+    whole = judge_images(score, held_score)
     assert found is not None
     assert whole is not None
     return found, whole, passed, score.content
@@ -56,7 +58,7 @@ def screened_p_values(random: np.random.Generator, audited: int, held: int, memo
 @pytest.mark.usefixtures("no_complexity")
 def test_p_values_of_innocent_images_are_uniform_or_larger():
     random = np.random.default_rng(0)
-    p_values = np.stack([screened_p_values(random, 40, 100)[0].p_value for _ in range(500)])
+    p_values = np.stack([screened_p_values(random, 40, 100)[0].used for _ in range(500)])
     for level in (0.01, 0.02, 0.05, 0.1, 0.2):
         share = (p_values <= level + 1e-9).mean(1)
         assert share.mean() <= level + 3 * share.std() / np.sqrt(len(share)), level
@@ -69,7 +71,7 @@ def test_the_promised_rate_is_kept_and_little_is_lost():
     random, false, ratio = np.random.default_rng(1), [], []
     for _ in range(200):
         found, whole, _, content = screened_p_values(random, 400, 400, memorized=40)
-        flags, others = (q_values(each.p_value, content) <= FDR for each in (found, whole))
+        flags, others = (q_values(each.used, content) <= FDR for each in (found, whole))
         false.append(flags[:400].sum() / max(flags.sum(), 1))
         ratio.append((flags & others).sum() / max(others.sum(), 1))
     assert np.mean(false) <= FDR + 3 * np.std(false) / np.sqrt(len(false))
@@ -81,10 +83,10 @@ def test_what_does_not_pass_has_p_of_one_whatever_its_score():
     found, whole, passed, _ = screened_p_values(np.random.default_rng(2), 300, 200)
     out = ~passed.audited
     assert 0.8 < out.mean() < 1
-    assert (found.p_value[out] == 1).all()
-    assert (found.p_value[~out] <= whole.p_value[~out]).all()  # fewer held-out images are in their way
-    assert found.unscreened_p_value is not None
-    assert found.unscreened_p_value[~out].tolist() == whole.p_value[~out].tolist()
+    assert (found.used[out] == 1).all()
+    assert (found.used[~out] <= whole.used[~out]).all()  # fewer held-out images are in their way
+    assert found.unscreened is not None
+    assert found.unscreened[~out].tolist() == whole.used[~out].tolist()
     assert 0.1 <= passed.held.mean() < 0.12
 
 

@@ -92,7 +92,7 @@ def weak(subject: Subject) -> Judged:
 @pytest.fixture
 def uncalibrated(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where there are too few held-out images."""
-    monkeypatch.setattr(experiment, "calibrate", lambda families, holdout: None)
+    monkeypatch.setattr(experiment, "judge_images", lambda families, holdout: None)
 
 
 def test_calibration_finds_what_complexity_hides(strong):

@@ -211,8 +211,8 @@ def test_sides_share_no_image_and_have_room_for_the_axes(shop: Workshop) -> None
 def test_a_planted_case_is_calibrated_by_strangers(shop: Workshop) -> None:
     case = paper_planted.planted_case(shop)
     calibrated = case.calibrate(case.features[:, 4])
-    assert calibrated.method == "held-out"
-    assert calibrated.main.r2 > 0.8  # a score that is complexity is explained away
+    assert calibrated.calibration.method == "held-out"
+    assert calibrated.calibration.main.r2 > 0.8  # a score that is complexity is explained away
     found = case.trained
     few = replace(
         found.case,

@@ -13,6 +13,7 @@ hardly move,
     p = (1 - a) exp(-(e - q_a) / beta),      beta = (q_b - q_a) / log((1 - a) / (1 - b))
 """
 
+from dataclasses import dataclass
 from math import ceil, log
 from typing import Literal
 
@@ -41,18 +42,31 @@ def q_values(p_value: np.ndarray, test: np.ndarray, method: Literal["bh", "by"] 
     return false_discovery_control(p_value[first], method=method)[inverse]
 
 
-def tail_p_values(excess: np.ndarray, distinct: np.ndarray) -> np.ndarray:
-    """Return p-values of an exponential tail, (n,); they are 1 up to the upper quartile.
+@dataclass(frozen=True)
+class AssumedTail:
+    """The exponential tail that is assumed without held-out images.
 
-    Args:
-        excess: score minus expected score, (n,).
-        distinct: positions of the distinct images, whose quantiles give the tail's scale.
+    Attributes:
+        start: the excess up to which p-values are 1: the upper quartile.
+        scale: excess over which p-values fall by a factor e; None where the excess does not vary enough.
     """
-    low, high = np.quantile(excess[distinct], TAIL)
-    scale = (high - low) / log((1 - TAIL[0]) / (1 - TAIL[1]))
-    if not scale > 0:
-        return np.ones(len(excess))
-    return np.where(excess <= low, 1.0, (1 - TAIL[0]) * np.exp(-np.maximum(excess - low, 0) / scale))
+
+    start: float
+    scale: float | None
+
+    @classmethod
+    def of(cls, excess: np.ndarray) -> "AssumedTail":
+        """Return the tail of the excess of distinct images, (n,)."""
+        low, high = np.quantile(excess, TAIL)
+        scale = (high - low) / log((1 - TAIL[0]) / (1 - TAIL[1]))
+        return cls(low, scale if scale > 0 else None)
+
+    def p_values(self, excess: np.ndarray) -> np.ndarray:
+        """Return the p-values of images with this excess, (n,)."""
+        if self.scale is None:
+            return np.ones(len(excess))
+        beyond = np.maximum(excess - self.start, 0) / self.scale
+        return np.where(excess <= self.start, 1.0, (1 - TAIL[0]) * np.exp(-beyond))
 
 
 def fewest_flags(tests: int, p_value: float, fdr: float = FDR) -> int:

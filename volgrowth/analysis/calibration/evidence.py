@@ -11,25 +11,27 @@ the reason. A score may also be calibrated and left aside, where others tell mor
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
-from volgrowth.analysis.calibration.error_rates import tail_p_values
+from volgrowth.analysis.calibration.boosted_trees import Predict
+from volgrowth.analysis.calibration.error_rates import AssumedTail
 from volgrowth.analysis.calibration.expected_scores import (
     MIN_IMAGES,
     Excess,
-    Expectation,
     Learnt,
     Passing,
     ScoredImages,
+    Usable,
+    deal_folds,
     learn,
     spread_of,
     usable,
 )
-from volgrowth.analysis.calibration.held_out import differing_bulk
-from volgrowth.analysis.calibration.p_values import PValues, held_out_p_values
+from volgrowth.analysis.calibration.p_values import held_out_p_values
 from volgrowth.analysis.calibration.tails import Tail, fit_tail
 from volgrowth.analysis.chunks import for_chunks
 
@@ -44,55 +46,66 @@ Parts = Mapping[str, ScoredImages]
 
 @dataclass(frozen=True)
 class Calibration:
-    """The evidence of n audited images and what it rests on.
+    """What the images that calibrate say of all others. It holds none of those, judges any of them, and may be pickled.
 
     Attributes:
         method: `held-out`, or `cross-fitted` without enough held-out images.
-        scores: expectation of each score, by its name; the first is the score that an audit calls growth.
+        scores: what was learnt of each score, by its name; the first is the score that an audit calls growth.
         left_out: the reason for each score that the evidence is not made of, by its name.
-        evidence: summed excess of all parts, in units of its spread, of each audited image, (n,).
-        holdout_evidence: the same of each distinct held-out image of `rows`, (m,); None without any.
-        rows: positions of the distinct images that calibrate, in the held-out set, or the audited one if cross-fitted.
-        shared: number of distinct held-out images that were left out because they are audited as well.
-        alike: number of those that were left out because they look like an audited one.
-        bulk: difference of audited and held-out images where evidence is low (`held_out.differing_bulk`); None if they
-            can pass for one kind, or without held-out images, or if a screen let only some be measured.
-        outside: mask of the audited images outside the range of complexity that was fitted, (n,).
-        p_values: of each audited image: against held-out images, otherwise of an assumed tail.
+        added: names of the scores that the evidence is the sum of.
+        known: the images that calibrate: the held-out ones that are usable, or a sample of the audited ones.
+        low, high: range of the features of these images, (features,).
+        spread: of the summed excess among them.
+        holdout_evidence: evidence of the held-out images of `known`, (m,); None without any.
         tail: of the held-out images' evidence; None if it could not be fitted, or without held-out images.
-        unscreened_p_value: p-values without the screen, (n,), 1 without a score; None without a screen.
-        part_p_values: p-values by one part of the evidence alone, (n,), by the part's name: of the parts asked for.
+        alone: tails of the parts whose own p-values are wanted, by name; None as `tail`.
+        assumed: tails of evidence (by the name None) and of the parts of `alone` without held-out images.
+        screened: mask of the held-out images of `known` that pass a screen, (m,); None without a screen.
+        count: number of images that will be judged, about: for many of them predictions are made ready.
+        bulk: difference of audited and held-out images where evidence is low (`held_out.Bulk`); None if they can pass
+            for one kind, or without held-out images, or if a screen let only some be measured.
     """
 
     method: Literal["held-out", "cross-fitted"]
-    scores: dict[str, Expectation]
+    scores: dict[str, Learnt]
     left_out: dict[str, str]
-    evidence: np.ndarray
+    added: tuple[str, ...]
+    known: Usable
+    low: np.ndarray
+    high: np.ndarray
+    spread: float
     holdout_evidence: np.ndarray | None
-    rows: np.ndarray
-    shared: int
-    alike: int
-    bulk: tuple[float, float] | None
-    outside: np.ndarray
-    p_values: PValues
-    tail: Tail | None = None
-    unscreened_p_value: np.ndarray | None = None
-    part_p_values: dict[str, np.ndarray] = field(default_factory=dict)
+    tail: Tail | None
+    alone: dict[str, Tail | None]
+    assumed: dict[str | None, AssumedTail]
+    screened: np.ndarray | None
+    count: int
+    bulk: tuple[float, float] | None = None
 
     @property
-    def main(self) -> Expectation:
-        """The expectation of the first score."""
+    def main(self) -> Learnt:
+        """What was learnt of the first score."""
         return next(iter(self.scores.values()))
 
     @property
-    def parts(self) -> dict[str, Expectation]:
-        """Expectations of the scores that the evidence is made of, by name."""
+    def parts(self) -> dict[str, Learnt]:
+        """What was learnt of the scores that the evidence is made of, by name."""
         return {name: score for name, score in self.scores.items() if name not in self.left_out}
 
     @property
-    def p_value(self) -> np.ndarray:
-        """The p-values that decide, (n,)."""
-        return self.p_values.used
+    def rows(self) -> np.ndarray:
+        """Positions of the images that calibrate, in the held-out set or in the sample of the audited one."""
+        return self.known.rows
+
+    @property
+    def shared(self) -> int:
+        """Number of distinct held-out images that were left out because they are audited as well."""
+        return self.known.shared
+
+    @property
+    def alike(self) -> int:
+        """Number of those that were left out because they look like an audited one."""
+        return self.known.alike
 
     @property
     def smallest_p_value(self) -> float:
@@ -102,119 +115,215 @@ class Calibration:
             beyond_all if self.tail is None else min(beyond_all, float(self.tail.p_values(np.array([REPRODUCED]))[0]))
         )
 
+    @cached_property
+    def _predictors(self) -> dict[str, list[Predict]]:
+        """Predictions of each score by each fold."""
+        return {name: part.predictors(self.count) for name, part in self.scores.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_predictors"}
+
+    def judge(self, images: Parts, passed: np.ndarray | None = None) -> "Judged":
+        """Judge images.
+
+        Args:
+            images: the scores of some images, by name.
+            passed: mask of those that pass the screen, (n,); the score of the others may be -infinity. None without a
+                screen.
+        """
+        found = Judged(self, len(next(iter(images.values())).score), passed is not None)
+        judge = self._against_held_out if self.method == "held-out" else self._among_themselves
+        first, by_fold = next(iter(images.values())), self._predictors  # made here, once, and not in every thread
+
+        def each(chunk: slice) -> None:
+            features = first.features[chunk]
+            found.outside[chunk] = ((features < self.low) | (features > self.high)).any(1)
+            some = {name: images[name][chunk] for name in by_fold}
+            judge(some, found, chunk, None if passed is None else passed[chunk])
+
+        for_chunks(len(found.evidence), each)
+        return found
+
+    def _against_held_out(self, images: Parts, found: "Judged", chunk: slice, passed: np.ndarray | None) -> None:
+        """Judge images by held-out ones, in each fold."""
+        assert self.holdout_evidence is not None
+        screen = None if passed is None or self.screened is None else Passing(passed, self.screened)
+        fold, total = self.main.fold, np.zeros(())
+        for name, predict in self._predictors.items():
+            expected = np.stack([one(images[name].features[:]) for one in predict])
+            excess = images[name].score - expected
+            found.expected[name][chunk], found.excess[name][chunk] = expected.mean(0), excess.mean(0)
+            if name in self.added:
+                total = total + excess / self.scores[name].unit
+            if name in self.alone:
+                own = Excess(excess, self.scores[name].held, fold)
+                found.alone[name][chunk] = held_out_p_values(own, self.alone[name], screen).used
+        both = Excess(total / self.spread, self.holdout_evidence, fold)
+        found.evidence[chunk] = both.audited.mean(0)
+        p_values = held_out_p_values(both, self.tail, screen)
+        found.used[chunk], found.conformal[chunk] = p_values.used, p_values.conformal
+        if found.unscreened is not None:
+            found.unscreened[chunk] = held_out_p_values(both, self.tail).used
+
+    def _among_themselves(self, images: Parts, found: "Judged", chunk: slice, _: np.ndarray | None) -> None:
+        """Judge images that calibrate themselves, each by the fold that has not seen it, and by an assumed tail."""
+        total = np.zeros(())
+        for name, predict in self._predictors.items():
+            expected = _of_own_fold(predict, images[name])
+            excess = images[name].score - expected
+            found.expected[name][chunk], found.excess[name][chunk] = expected, excess
+            if name in self.added:
+                total = total + excess / self.scores[name].unit
+            if name in self.alone:
+                found.alone[name][chunk] = self.assumed[name].p_values(excess)
+        found.evidence[chunk] = total / self.spread
+        found.used[chunk] = self.assumed[None].p_values(found.evidence[chunk])
+        found.conformal[chunk] = np.nan
+
+
+class Judged:
+    """What is known of n images, filled in a chunk at a time.
+
+    Attributes:
+        calibration: by which they are judged.
+        expected: expected score by each part, (n,): the mean over folds, or that of its own fold if it is cross-fitted.
+        excess: excess over it by each part, (n,).
+        evidence: summed excess of all parts, in units of its spread, (n,).
+        outside: mask of the images outside the range of complexity that was fitted, (n,).
+        used, conformal: p-values, (n,): those that decide, and those from counting held-out images.
+        unscreened: p-values without the screen, (n,), 1 without a score; None without a screen.
+        alone: p-values by one part of the evidence alone, (n,), by the part's name.
+    """
+
+    def __init__(self, calibration: Calibration, count: int, screened: bool):
+        self.calibration = calibration
+        self.expected = {name: np.empty(count) for name in calibration.scores}
+        self.excess = {name: np.empty(count) for name in calibration.scores}
+        self.alone = {name: np.empty(count) for name in calibration.alone}
+        self.evidence, self.used, self.conformal = np.empty(count), np.empty(count), np.empty(count)
+        self.outside = np.empty(count, bool)
+        self.unscreened = np.empty(count) if screened else None
+
+    @property
+    def first_expected(self) -> np.ndarray:
+        """The expected score by the first part, (n,)."""
+        return next(iter(self.expected.values()))
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What calibration has to know of all audited images.
+
+    Attributes:
+        count: their number.
+        complete: whether every one of them has each score, by its name.
+    """
+
+    count: int
+    complete: Mapping[str, bool]
+
+    @classmethod
+    def of(cls, images: Parts) -> "Audited":
+        """Return it for images in memory."""
+        complete = {name: not np.isnan(some.score).any() for name, some in images.items()}
+        return cls(len(next(iter(images.values())).score), complete)
+
 
 def calibrate(
-    audited: ScoredImages | Parts,
-    holdout: ScoredImages | Parts | None = None,
-    passing: Passing | None = None,
+    known: Parts,
+    usable: Usable,
+    audited: Audited,
+    held_out: bool = True,
+    screened: np.ndarray | None = None,
     alone: Collection[str] = (),
-    alike: np.ndarray | None = None,
     aside: Collection[str] = (),
 ) -> Calibration | None:
-    """Fit the expected scores of every image, add up the evidence, and compute p-values.
+    """Fit the expected scores of every image, and what p-values rest on.
 
     Args:
-        audited: the images to judge, with one score or with several by name. Features of the first decide which
-            images are outside the range.
-        holdout: images that the model was not trained on, with the same scores. With fewer than `MIN_IMAGES` usable
-            ones the audited images calibrate themselves.
-        passing: result of a screen of the same images; the score of images that do not pass may be -infinity.
+        known: the held-out images, or the audited ones or a sample of them if they calibrate themselves, with one score
+            or several by name. Features of the first decide which images are outside the range.
+        usable: the images among them that calibrate.
+        audited: the images that will be judged.
+        held_out: whether the known images are held-out ones.
+        screened: mask of the usable images that pass a screen, (m,); None without a screen.
         alone: names of scores whose own p-values are wanted beside those of the evidence.
-        alike: mask of the held-out images that look like audited ones, (m,): they do not calibrate.
         aside: names of scores that are calibrated, but added up only where there is no other.
 
     Returns:
-        None if the audited images would calibrate themselves and are fewer than `MIN_IMAGES` distinct ones.
+        None if fewer than `MIN_IMAGES` images can calibrate.
     """
-    judged = audited if isinstance(audited, Mapping) else {"score": audited}
-    held = {"score": holdout} if isinstance(holdout, ScoredImages) else holdout
-    first, known = next(iter(judged.values())), held or judged
-    chosen = usable(first, next(iter(held.values())) if held else None, alike)
-    rows = chosen.rows
+    rows = usable.rows
     if len(rows) < MIN_IMAGES:
-        return None if held is None else calibrate(judged, alone=alone, aside=aside)
-    learnt, left_out = _learn_parts(judged, known, rows)
+        return None
+    learnt, left_out = _learn_parts(known, audited, rows)
     added = _added(learnt, aside, left_out)
-    wanted = [name for name in alone if name in learnt]
-    outside = _outside(first, next(iter(known.values())).features[rows])
-    if held is None:
-        found = _judge_themselves(judged, learnt, added, rows, wanted)
-    else:
-        found = _judge(judged, learnt, added, passing, wanted)
+    fitted = next(iter(known.values())).features[rows]
+    total = sum((learnt[name].held / learnt[name].unit for name in added), np.zeros(()))
+    spread = spread_of(total) or 1.0
+    evidence, wanted = total / spread, [name for name in alone if name in learnt]
+    excess: dict[str | None, np.ndarray] = {None: evidence}
+    excess |= {name: learnt[name].held for name in wanted}
+    assumed = {} if held_out else {name: AssumedTail.of(each) for name, each in excess.items()}
     return Calibration(
-        method="cross-fitted" if held is None else "held-out",
-        scores={name: found.expectation(name, part, held is None) for name, part in learnt.items()},
+        method="held-out" if held_out else "cross-fitted",
+        scores=learnt,
         left_out=left_out,
-        evidence=found.evidence,
-        holdout_evidence=found.held,
-        rows=rows,
-        shared=chosen.shared,
-        alike=chosen.alike,
-        bulk=None if found.held is None or passing else _apart(first, found, outside),
-        outside=outside,
-        p_values=PValues(found.used, found.conformal),
-        tail=found.tail,
-        unscreened_p_value=found.unscreened,
-        part_p_values=found.alone,
+        added=tuple(added),
+        known=usable,
+        low=np.nanmin(fitted, 0),
+        high=np.nanmax(fitted, 0),
+        spread=spread,
+        holdout_evidence=evidence if held_out else None,
+        tail=fit_tail(evidence) if held_out else None,
+        alone={name: fit_tail(learnt[name].held) if held_out else None for name in wanted},
+        assumed=assumed,
+        screened=screened,
+        count=audited.count,
     )
 
 
-def _apart(images: ScoredImages, found: "_Judged", outside: np.ndarray) -> tuple[float, float] | None:
-    """Compare the distinct images in the calibration's range with the held-out ones where evidence is low."""
-    assert found.held is not None
-    rows = images.distinct
-    return differing_bulk(found.evidence[rows[~outside[rows]]], found.held)
+def judge_images(
+    audited: ScoredImages | Parts,
+    holdout: ScoredImages | Parts | None = None,
+    alone: Collection[str] = (),
+    alike: np.ndarray | None = None,
+    aside: Collection[str] = (),
+    passing: Passing | None = None,
+) -> Judged | None:
+    """Calibrate images in memory by held-out ones, or by themselves without enough of those, and judge them all.
 
+    Args:
+        audited: the images, with one score or with several by name.
+        holdout: images that the model was not trained on, with the same scores.
+        alone, aside: as in `calibrate`.
+        alike: mask of the held-out images that look like audited ones, (m,): they do not calibrate.
+        passing: result of a screen of the same images; the score of images that do not pass may be -infinity.
 
-def _outside(images: ScoredImages, fitted: np.ndarray) -> np.ndarray:
-    """Return a mask of the images that are outside the range of the features (m, features) that were fitted, (n,)."""
-    low, high = np.nanmin(fitted, 0), np.nanmax(fitted, 0)
-    outside = np.empty(len(images.score), bool)
-
-    def compare(chunk: slice) -> None:
-        features = images.features[chunk]
-        outside[chunk] = ((features < low) | (features > high)).any(1)
-
-    for_chunks(len(outside), compare)
-    return outside
-
-
-class _Judged:
-    """What is known of n audited images, filled in a chunk at a time.
-
-    Attributes:
-        expected: expected score by each part, (n,).
-        excess: mean excess by each part, (n,).
-        evidence: (n,).
-        used, conformal: p-values, (n,).
-        unscreened: p-values without the screen, (n,); None without a screen.
-        alone: p-values by one part alone, (n,), by its name.
-        held: evidence of the held-out images, (m,); None without any.
-        tail: of the held-out images' evidence.
+    Returns:
+        None if the images would calibrate themselves and are fewer than `MIN_IMAGES` distinct ones.
     """
-
-    def __init__(self, count: int, parts: Collection[str], alone: Collection[str], screened: bool):
-        self.expected = {name: np.empty(count) for name in parts}
-        self.excess = {name: np.empty(count) for name in parts}
-        self.alone = {name: np.empty(count) for name in alone}
-        self.evidence, self.used, self.conformal = np.empty(count), np.empty(count), np.empty(count)
-        self.unscreened = np.empty(count) if screened else None
-        self.held: np.ndarray | None = None
-        self.tail: Tail | None = None
-
-    def expectation(self, name: str, part: Learnt, own: bool) -> Expectation:
-        held, expected = (np.empty(0), None) if own else (part.held, part.expected)
-        return Expectation(self.expected[name], self.excess[name], held, expected, part.r2, part.residual_spread)
+    judged = {"score": audited} if isinstance(audited, ScoredImages) else audited
+    held = {"score": holdout} if isinstance(holdout, ScoredImages) else holdout
+    first, every, found = next(iter(judged.values())), Audited.of(judged), None
+    if held:
+        known = next(iter(held.values()))
+        chosen = usable(known, np.isin(known.content, first.content), alike)
+        screened = None if passing is None else passing.held
+        found = calibrate(held, chosen, every, screened=screened, alone=alone, aside=aside)
+    if found is None:
+        found, passing = calibrate(judged, usable(first), every, held_out=False, alone=alone, aside=aside), None
+    return None if found is None else found.judge(judged, None if passing is None else passing.audited)
 
 
-def _learn_parts(audited: Parts, known: Parts, rows: np.ndarray) -> tuple[dict[str, Learnt], dict[str, str]]:
+def _learn_parts(known: Parts, audited: Audited, rows: np.ndarray) -> tuple[dict[str, Learnt], dict[str, str]]:
     """Fit the scores that make the evidence, and say why others do not."""
     parts, left_out = dict[str, Learnt](), dict[str, str]()
-    for name, images in audited.items():
-        if np.isnan(known[name].score[rows]).any() or np.isnan(images.score).any():
+    for name, images in known.items():
+        if np.isnan(images.score[rows]).any() or not audited.complete[name]:
             left_out[name] = "it was not measured in every image"
             continue
-        part = learn(known[name], rows)
+        part = learn(images, rows)
         if parts and not part.residual_spread > 0:
             left_out[name] = NO_SPREAD
         else:
@@ -234,59 +343,9 @@ def _added(learnt: Mapping[str, Learnt], aside: Collection[str], left_out: dict[
     return added
 
 
-def _judge(
-    audited: Parts,
-    learnt: Mapping[str, Learnt],
-    added: Collection[str],
-    passing: Passing | None,
-    alone: Collection[str],
-) -> _Judged:
-    """Judge images against held-out ones. What belongs to each fold is kept for one chunk of images at a time."""
-    first = next(iter(audited.values()))
-    count, fold = len(first.score), next(iter(learnt.values())).fold
-    found = _Judged(count, learnt, alone, passing is not None)
-    units = {name: part.residual_spread or 1.0 for name, part in learnt.items()}
-    held = sum((learnt[name].held / units[name] for name in added), np.zeros(()))
-    spread = spread_of(held) or 1.0
-    found.held = held = held / spread
-    found.tail = fit_tail(held)
-    tails = {name: fit_tail(learnt[name].held) for name in alone}
-    by_fold = {name: part.predictors(audited[name].features, count) for name, part in learnt.items()}
-
-    def judge(chunk: slice) -> None:
-        passed = None if passing is None else Passing(passing.audited[chunk], passing.held)
-        total = np.zeros(())
-        for name, predict in by_fold.items():
-            features = audited[name].features[chunk]
-            expected = np.stack([one(features) for one in predict])
-            excess = audited[name].score[chunk] - expected
-            found.expected[name][chunk], found.excess[name][chunk] = expected.mean(0), excess.mean(0)
-            if name in added:
-                total = total + excess / units[name]
-            if name in alone:
-                own = Excess(excess, learnt[name].held, fold)
-                found.alone[name][chunk] = held_out_p_values(own, tails[name], passed).used
-        both = Excess(total / spread, held, fold)
-        found.evidence[chunk] = both.audited.mean(0)
-        p_values = held_out_p_values(both, found.tail, passed)
-        found.used[chunk], found.conformal[chunk] = p_values.used, p_values.conformal
-        if found.unscreened is not None:
-            found.unscreened[chunk] = held_out_p_values(both, found.tail).used
-
-    for_chunks(count, judge)
-    return found
-
-
-def _judge_themselves(
-    audited: Parts, learnt: Mapping[str, Learnt], added: Collection[str], rows: np.ndarray, alone: Collection[str]
-) -> _Judged:
-    """Judge images that calibrate themselves, `rows` the distinct ones, by an assumed tail."""
-    found = _Judged(len(next(iter(audited.values())).score), learnt, alone, False)
-    for name, part in learnt.items():
-        found.expected[name] = part.expected
-        found.excess[name] = audited[name].score - part.expected
-    total = sum((found.excess[name] / (learnt[name].residual_spread or 1.0) for name in added), np.zeros(()))
-    found.evidence = total / (spread_of(total[rows]) or 1.0)
-    found.used, found.conformal = tail_p_values(found.evidence, rows), np.full(len(total), np.nan)
-    found.alone = {name: tail_p_values(found.excess[name], rows) for name in alone}
-    return found
+def _of_own_fold(predict: "list[Predict]", images: ScoredImages) -> np.ndarray:
+    """Predict each image by the regression of its own fold, (n,)."""
+    fold, expected = deal_folds(images.content), np.empty(len(images.score))
+    for number, one in enumerate(predict):
+        expected[fold == number] = one(images.features[fold == number])
+    return expected

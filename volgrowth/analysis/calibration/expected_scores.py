@@ -13,6 +13,7 @@ that has seen it:
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,7 +45,7 @@ SAMPLE = 256
 class Features(Protocol):
     """Regressors of n images: an array (n, features) float64, or what gives such an array for some of the rows."""
 
-    def __getitem__(self, rows: Any) -> np.ndarray: ...
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Learnt:
 
     Attributes:
         models: the regression of each fold.
+        sample: features of some images of the set, (k, features).
         expected: expected score of each image of the set by the regression of its fold, copies included.
         held: excess of each distinct image that calibrates, in its own fold, (m,).
         fold: fold of each of these images, (m,).
@@ -99,37 +101,21 @@ class Learnt:
     """
 
     models: "list[HistGradientBoostingRegressor]"
+    sample: np.ndarray
     expected: np.ndarray
     held: np.ndarray
     fold: np.ndarray
     r2: float
     residual_spread: float
 
-    def predictors(self, features: Features, count: int) -> "list[Predict]":
-        """Return functions that predict `count` images with these features, a chunk at a time, in each fold."""
-        return _predictors(self.models, features, count)
+    @property
+    def unit(self) -> float:
+        """The unit of the excess when parts are added up."""
+        return self.residual_spread or 1.0
 
-
-@dataclass(frozen=True)
-class Expectation:
-    """Expected scores of n audited and, if there are any, of held-out images, and the quality of the regression.
-
-    Attributes:
-        expected: expected score of each audited image, (n,): the mean over folds, or that of its own fold if it is
-            cross-fitted.
-        mean_excess: excess of each audited image over it, likewise, (n,).
-        held_excess: excess of each distinct held-out image in its own fold, (m,); empty without any.
-        holdout_expected: expected score of each held-out image, copies included; None without any.
-        r2: as in `Learnt`.
-        residual_spread: as in `Learnt`.
-    """
-
-    expected: np.ndarray
-    mean_excess: np.ndarray
-    held_excess: np.ndarray
-    holdout_expected: np.ndarray | None
-    r2: float
-    residual_spread: float
+    def predictors(self, count: int) -> "list[Predict]":
+        """Return functions that predict `count` images, a chunk at a time, in each fold."""
+        return [predictor(model, self.sample, count) for model in self.models]
 
 
 @dataclass(frozen=True)
@@ -145,36 +131,62 @@ class Passing:
     held: np.ndarray
 
 
-def pass_screen(
-    audited: ScoredImages, holdout: ScoredImages, share: float, alike: np.ndarray | None = None
-) -> Passing | None:
-    """Decide which images pass a screen: those whose excess is as high as that of a share of the held-out images.
+@dataclass(frozen=True)
+class Screen:
+    """A screen, fitted to held-out images, that may be pickled.
+
+    Attributes:
+        models: the regression of each fold.
+        sample: as in `Learnt`.
+        threshold: the excess from which on an image passes.
+        held: the distinct held-out images that pass in their own fold, (m,).
+        count: number of images that will be screened, about.
+    """
+
+    models: "list[HistGradientBoostingRegressor]"
+    sample: np.ndarray
+    threshold: float
+    held: np.ndarray
+    count: int
+
+    @cached_property
+    def _predictors(self) -> list[Predict]:
+        return [predictor(model, self.sample, self.count) for model in self.models]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_predictors"}
+
+    def passes(self, images: ScoredImages) -> np.ndarray:
+        """Return a mask of the images that pass in every fold, (n,), with the screen as their score."""
+        passed, by_fold = np.empty(len(images.score), bool), self._predictors
+
+        def screen(chunk: slice) -> None:
+            features, score = images.features[chunk], images.score[chunk]
+            passed[chunk] = np.all([score - predict(features) >= self.threshold for predict in by_fold], axis=0)
+
+        for_chunks(len(passed), screen)
+        return passed
+
+
+def fit_screen(holdout: ScoredImages, rows: np.ndarray, share: float, count: int) -> Screen | None:
+    """Fit a screen, which images pass whose excess is as high as that of a share of the held-out images.
 
     Args:
-        audited: with the screen as their score.
         holdout: with the screen as their score.
-        share: of the held-out images that passes.
-        alike: see `usable`.
+        rows: positions of the images to fit on, as `usable` returns them.
+        share: of these images that passes.
+        count: number of images that will be screened, about.
 
     Returns:
         None with fewer than `MIN_IMAGES` usable held-out images.
     """
-    rows = usable(audited, holdout, alike).rows
     if len(rows) < MIN_IMAGES:
         return None
     held = holdout[rows]
     models = _fit_folds(held)
     excess = held.score - _own_fold(models, held)
-    threshold = np.sort(excess)[-ceil(share * len(rows))]
-    passed = np.empty(len(audited.score), bool)
-    by_fold = _predictors(models, audited.features, len(passed))
-
-    def screen(chunk: slice) -> None:
-        features, score = audited.features[chunk], audited.score[chunk]
-        passed[chunk] = np.all([score - predict(features) >= threshold for predict in by_fold], axis=0)
-
-    for_chunks(len(passed), screen)
-    return Passing(passed, excess >= threshold)
+    threshold = float(np.sort(excess)[-ceil(share * len(rows))])
+    return Screen(models, held.features[:SAMPLE], threshold, excess >= threshold, count)
 
 
 def learn(known: ScoredImages, rows: np.ndarray) -> Learnt:
@@ -187,7 +199,8 @@ def learn(known: ScoredImages, rows: np.ndarray) -> Learnt:
     fitted = known[rows]
     models = _fit_folds(fitted)
     own = _own_fold(models, known)
-    return Learnt(models, own, fitted.score - own[rows], _folds(fitted), *_quality(fitted.score, own[rows]))
+    held, sample = fitted.score - own[rows], fitted.features[:SAMPLE]
+    return Learnt(models, sample, own, held, deal_folds(fitted.content), *_quality(fitted.score, own[rows]))
 
 
 @dataclass(frozen=True)
@@ -205,38 +218,37 @@ class Usable:
     alike: int = 0
 
 
-def usable(audited: ScoredImages, holdout: ScoredImages | None, alike: np.ndarray | None = None) -> Usable:
-    """Choose the images that calibrate: the distinct held-out ones that the model cannot have seen among the audited.
+def usable(known: ScoredImages, shared: np.ndarray | None = None, alike: np.ndarray | None = None) -> Usable:
+    """Choose the images that calibrate: the distinct ones that the model cannot have seen among the audited.
 
     Args:
-        audited: the images to judge, which calibrate themselves without a hold-out.
-        holdout: the held-out images.
+        known: the held-out images, or the audited ones if they calibrate themselves.
+        shared: mask of the held-out images that are audited as well, (m,).
         alike: mask of the held-out images that look like audited ones, (m,); None if that is not known.
     """
-    if holdout is None:
-        return Usable(audited.distinct)
-    distinct = holdout.distinct
-    shared = np.isin(holdout.content[distinct], audited.content)
-    near = np.zeros(len(distinct), bool) if alike is None else alike[distinct] & ~shared
-    return Usable(distinct[~(shared | near)], int(shared.sum()), int(near.sum()))
+    distinct = known.distinct
+    both = np.zeros(len(distinct), bool) if shared is None else shared[distinct]
+    near = np.zeros(len(distinct), bool) if alike is None else alike[distinct] & ~both
+    return Usable(distinct[~(both | near)], int(both.sum()), int(near.sum()))
 
 
-def _folds(images: ScoredImages) -> np.ndarray:
+def deal_folds(content: np.ndarray) -> np.ndarray:
     """Deal images to folds, (n,): content hashes are uniform, so that their remainder does not depend on the order."""
-    return (images.content % np.uint64(FOLDS)).astype(int)
+    return (content % np.uint64(FOLDS)).astype(int)
 
 
 def _fit_folds(images: ScoredImages) -> "list[HistGradientBoostingRegressor]":
     """Fit one regression per fold, on the images of all other folds."""
-    folds = _folds(images)
+    folds = deal_folds(images.content)
     return [_fit(images[folds != fold]) for fold in range(FOLDS)]
 
 
 def _own_fold(models: "list[HistGradientBoostingRegressor]", images: ScoredImages) -> np.ndarray:
     """Predict each image by the regression of its own fold, (n,)."""
-    folds = _folds(images)
+    folds = deal_folds(images.content)
     expected = np.empty(len(folds))
-    by_fold = _predictors(models, images.features, len(folds))
+    sample = images.features[: min(len(folds), SAMPLE)]
+    by_fold = [predictor(model, sample, len(folds)) for model in models]
 
     def fill(chunk: slice) -> None:
         features, fold = images.features[chunk], folds[chunk]
@@ -245,11 +257,6 @@ def _own_fold(models: "list[HistGradientBoostingRegressor]", images: ScoredImage
 
     for_chunks(len(folds), fill)
     return expected
-
-
-def _predictors(models: "list[HistGradientBoostingRegressor]", features: Features, count: int) -> list[Predict]:
-    sample = features[: min(count, SAMPLE)]
-    return [predictor(model, sample, count) for model in models]
 
 
 def _fit(images: ScoredImages) -> "HistGradientBoostingRegressor":

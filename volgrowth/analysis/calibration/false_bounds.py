@@ -39,6 +39,7 @@ CONFIDENCE = 0.9
 """Probability that all bounds hold at once."""
 _DRAWS = 4000
 _RANKS = 4096
+_AT_ONCE = 2**14
 
 
 def count_above(conformal: np.ndarray, held: int) -> np.ndarray:
@@ -58,16 +59,32 @@ def false_bounds(held_above: np.ndarray, held: int, trials: int | None = None) -
     Returns:
         (n,) in [0, 1]; simultaneous for all images with the probability `CONFIDENCE`.
     """
-    tests = len(held_above)
+    return bounds_by_number(np.bincount(held_above, minlength=held + 1), held, trials)[held_above]
+
+
+def bounds_by_number(counts: np.ndarray, held: int, trials: int | None = None) -> np.ndarray:
+    """Return the bounds of `false_bounds` from counts.
+
+    Args:
+        counts: how many tested images so many held-out ones have at least the excess of: of none, of one, ..., (k,).
+        held: number m of held-out images.
+        trials: as in `false_bounds`.
+
+    Returns:
+        The bound for each number of held-out images, (k,); 1 for numbers that no image has.
+    """
+    bounds, upto = np.ones(len(counts)), np.cumsum(counts)
+    tests, some = int(upto[-1]) if len(upto) else 0, np.flatnonzero(counts)
     if not tests or not held:
-        return np.ones(tests)
+        return bounds
     ranks, innocent = null_counts(trials or tests, held)
-    order = np.sort(held_above)
-    included = np.searchsorted(order, ranks, side="left")  # images that fewer than j held-out ones exceed
-    k = np.searchsorted(order, held_above, side="right")
-    sizes, inverse = np.unique(k, return_inverse=True)
-    bound = np.minimum(sizes, (innocent[:, None] + np.maximum(sizes - included[:, None], 0)).min(0))
-    return (bound / sizes)[inverse]
+    included = upto[np.minimum(ranks, len(upto)) - 1]  # images that fewer than j held-out ones exceed
+    for start in range(0, len(some), _AT_ONCE):
+        numbers = some[start : start + _AT_ONCE]
+        sizes = upto[numbers]
+        bound = np.minimum(sizes, (innocent[:, None] + np.maximum(sizes - included[:, None], 0)).min(0))
+        bounds[numbers] = bound / sizes
+    return bounds
 
 
 def innocent_among(chosen: np.ndarray, held: int, trials: int) -> int:
