@@ -156,7 +156,7 @@ def test_everything_on_the_page_is_in_it(opens: Opens, showcase: ReportPage) -> 
     assert page.get_by_text("show where scripts run").is_hidden()
     page.wait_for_function("[...document.images].every(image => image.complete)")
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
-    assert page.locator("figure svg").count() == 5
+    assert page.locator("figure svg").count() == 6
     first = cards(page).first
     for name in ("Image of row 0", "Nearest sample of row 0", "Control of row 0", "Near duplicate of row 0"):
         assert page.get_by_alt_text(name, exact=True).count() == 1

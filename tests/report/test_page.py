@@ -25,6 +25,7 @@ from tests.support.report_data import (
     thumbnails,
 )
 from volgrowth.report import Exhibit, NearestSample, Shown, render_report, thumbnail
+from volgrowth.report.formats import score
 from volgrowth.report.gallery.pictures import data_url
 from volgrowth.report.page import CAP, EXAMPLES
 
@@ -87,7 +88,7 @@ def test_pictures_and_figures_have_words() -> None:
     page = parse(full_page())
     assert all(image["alt"] for image in page.all("img"))
     figures = page.all("svg")
-    assert len(figures) == 5
+    assert len(figures) == 6
     assert all(figure["role"] == "img" and figure["aria-label"] for figure in figures)
 
 
@@ -371,15 +372,47 @@ def test_the_numbers_of_the_figures_are_handed_over_as_json() -> None:
     report = full_report()
     numbers = json.loads(json.dumps(report.numbers, allow_nan=False))
     assert sum(numbers["growth"]["ordinary"]) + sum(numbers["growth"]["notable"]) == 59
-    assert sum(numbers["growth"]["held_out"]) == 50
+    assert sum(numbers["growth"]["held_out"]) == sum(numbers["evidence"]["held_out"]) == 50
     assert numbers["levels"]["pairs"] == 2
     assert [band["images"] for band in numbers["duplicates"]["by_rows"]] == [58, 1]
     assert numbers["duplicates"]["largest"] == [{"row": 0, "rows": 2, "images": 2, "flagged": 1}]
     assert numbers["gallery"] == {"images": 39, "with_pictures": 39}
 
 
+def test_evidence_is_shown_with_the_line_at_which_flags_begin() -> None:
+    page, flagged = full_report(), [record(k)["excess_growth"] / 3 for k in range(3)]
+    assert page.numbers["evidence"]["flags_begin"] == pytest.approx(min(flagged))
+    (drawn,) = (svg["aria-label"] for svg in parse(page.html).all("svg") if "evidence" in svg["aria-label"])
+    assert f"Flags begin at {score(min(flagged))}." in drawn
+    assert "here the sum of what loss and noise norm show beyond" in page.html
+    assert "is no part of this audit&#39;s evidence" in page.html or "is no part of this audit's evidence" in page.html
+
+
+def test_without_flags_there_is_no_line_and_without_evidence_no_figure_of_it() -> None:
+    records = [record(row, evidence=row / 10) for row in range(50)]
+    found = {"calibration": CALIBRATION, "detection": {**DETECTION, "memorized": 0}}
+    report = render_report(summary(50, **found), *tables(records), shown([0]))
+    assert report.numbers["evidence"]["flags_begin"] is None
+    assert "No image is flagged, so that there is no line" in report.html
+    scores, findings = tables([record(row) for row in range(50)])
+    for older in (findings, findings.drop_columns(["evidence"])):  # not calibrated, or of a version without evidence
+        report = render_report(summary(50), scores, older, shown([0]))
+        assert "evidence.svg" not in report.figures
+        assert "stand apart on the right of the second figure." in report.html
+
+
+def test_a_card_says_which_parts_speak_and_the_contrast_of_a_condition() -> None:
+    known = {"evidence": 4.0, "evidence_loss": 5.25, "evidence_noise_norm": -0.5}
+    said = html_of(
+        summary(2, calibration=CALIBRATION), tables([record(0, **known, growth_contrast=1.5), record(1)]), [0]
+    )
+    assert "evidence of loss +5.25, noise norm −0.500" in said
+    assert re.search(r"<dt>contrast</dt><dd>\+1.50", said)
+    assert "<dt>contrast</dt>" not in html_of(summary(2), tables([record(0), record(1)]), [0, 1])
+
+
 def test_every_figure_is_a_file_too() -> None:
-    names = {"growth", "excess-growth", "complexity", "levels", "returns"}
+    names = {"evidence", "growth", "excess-growth", "complexity", "levels", "returns"}
     files = full_report().figures
     assert set(files) == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert all(files[f"{name}.png"].startswith(b"\x89PNG") for name in names)

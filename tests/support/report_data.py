@@ -156,6 +156,7 @@ CALIBRATION = {
     "r2": 0.83,
     "residual_spread": 1.91,
     "outside_range": 4,
+    "evidence": {"parts": {"loss": {}, "noise_norm": {}}, "left_out": {"growth": "the others tell more without it"}},
 }
 DETECTION = {
     "fdr": 0.1,
@@ -195,12 +196,16 @@ def full_report(**changes: Any) -> ReportPage:
     rows = 60
     flags = {"p_value": 0.01, "q_value": 0.05, "memorized": True, "precursor": True, "verified_hits": 0}
     records = [record(k, **(flags if k < 3 else {}), marks=["sign_flip"] if k == 4 else []) for k in range(rows)]
+    held = [record(1000 + k) for k in range(50)]
+    for each in (*records, *held):
+        parts = {"evidence_loss": each["excess_growth"] / 2, "evidence_noise_norm": 0.1}
+        each |= {"evidence": each["excess_growth"] / 3, **parts}
     records[0] |= {"verified_hits": 7, "cluster": 0, "copies": 2}
     records[10] |= {"cluster": 0, "copies": 2}
     records += [record(rows + k, status="undecodable", error="cannot identify image") for k in range(30)]
     records += [record(rows + 30, status="crashed", error="worker died")]
     scores, findings = tables(records)
-    holdout = pa.Table.from_pylist([record(1000 + k) for k in range(50)], schema=FINDINGS)
+    holdout = pa.Table.from_pylist(held, schema=FINDINGS)
     everything = summary(
         len(records),
         counts={**NO_COUNTS, "rows": rows + 31, "ok": rows, "undecodable": 30, "crashed": 1},

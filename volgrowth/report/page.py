@@ -71,7 +71,7 @@ def render_report(
         scores: all rows, with the columns of `records.SCORES`.
         findings: all rows, with the columns of `records.FINDINGS`.
         shown: the images of the gallery. Identical ones share a card.
-        holdout: growth, expected_growth and excess_growth of held-out images, to lay over the histograms.
+        holdout: growth, excess_growth and evidence of held-out images, to lay over the histograms.
 
     Raises:
         ValueError: an exhibit is of a row that the tables do not have.

@@ -18,6 +18,7 @@ def points(rows: int, notable: int = 0) -> ChartPoints:
         growth=expected + rng.normal(0, 1, rows),
         expected=expected,
         excess=rng.normal(0, 1, rows),
+        evidence=rng.normal(0, 1, rows),
         png_bytes=rng.integers(70, 400, rows).astype(float),
         flagged=np.arange(rows) < notable,
         reproduced=None,

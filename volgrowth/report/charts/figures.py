@@ -68,7 +68,7 @@ class ChartPoints:
     """The n images of a figure, as arrays (n,); missing scores are NaN.
 
     Attributes:
-        growth, expected, excess, png_bytes: as in the columns of these names.
+        growth, expected, excess, evidence, png_bytes: as in the columns of these names.
         flagged: mask of the flagged images.
         reproduced: mask of the images that samples reproduced; None if none were drawn.
     """
@@ -76,6 +76,7 @@ class ChartPoints:
     growth: np.ndarray
     expected: np.ndarray
     excess: np.ndarray
+    evidence: np.ndarray
     png_bytes: np.ndarray
     flagged: np.ndarray
     reproduced: np.ndarray | None
@@ -98,10 +99,11 @@ def plot(height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
-def draw_histogram(bars: Bars, notable_name: str, xlabel: str) -> Figure:
+def draw_histogram(bars: Bars, notable_name: str, xlabel: str, threshold: float | None = None) -> Figure:
     """Draw images per bin: notable ones stacked on top and ticked below the axis, held-out ones as an outline.
 
-    The outline is scaled to the number of audited images, so that shapes can be compared.
+    The outline is scaled to the number of audited images, so that shapes can be compared. Flags begin at the
+    `threshold`, a dashed line; None for no line.
     """
     edges, plain, special, held = bars.edges, bars.ordinary, bars.notable, bars.held_out
     with plot(3.0) as (figure, axes):
@@ -123,6 +125,8 @@ def draw_histogram(bars: Bars, notable_name: str, xlabel: str) -> Figure:
                 clip_on=False,
             )
             axes.tick_params(axis="x", pad=7)
+        if threshold is not None:
+            axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="flags begin")
         axes.set(xlabel=xlabel, ylabel="images", xlim=(edges[0], edges[-1]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -54,8 +54,10 @@ def draw_report_charts(
     unit = "collapsed directions" if rates else "nats"
     notable, name = points.notable
     made.numbers["notable"] = name if notable.any() else None
+    if np.isfinite(points.evidence).any():  # without calibration, and in findings of an older version, there is none
+        _evidence(made, points, None if holdout is None else _held(holdout, "evidence"))
     for key, values in (("growth", points.growth), ("excess_growth", points.excess)):
-        label, heldout = f"{key.replace('_', ' ')}, {unit}", None if holdout is None else _finite(holdout[key])
+        label, heldout = f"{key.replace('_', ' ')}, {unit}", None if holdout is None else _held(holdout, key)
         counted, alt = count_bars(values, heldout, notable), f"Histogram of {label}: {_in_words(values)}."
         if heldout is not None:
             alt += f" Held out: {_in_words(heldout)}."
@@ -69,6 +71,21 @@ def draw_report_charts(
         alt = f"Share of draws that return, by noise level: flagged {back['flagged']}, controls {back['controls']}."
         made.add("returns", figures.draw_returns(back["levels"], back["flagged"], back["controls"]), alt)
     return made
+
+
+def _evidence(made: ReportCharts, points: figures.ChartPoints, heldout: np.ndarray | None) -> None:
+    """Draw the distribution of evidence, and where flags begin: at the least evidence of a flagged image."""
+    notable, name = points.notable
+    flags = points.evidence[points.flagged & np.isfinite(points.evidence)]
+    threshold = float(flags.min()) if flags.size else None
+    counted = count_bars(points.evidence, heldout, notable)
+    alt = f"Histogram of evidence: {_in_words(points.evidence)}."
+    if heldout is not None:
+        alt += f" Held out: {_in_words(heldout)}."
+    if threshold is not None:
+        alt += f" Flags begin at {score(threshold)}."
+    figure = figures.draw_histogram(counted, name, "evidence, spreads of the images that calibrate", threshold)
+    made.add("evidence", figure, alt, {**plain_numbers(counted), "flags_begin": threshold})
 
 
 def _scatter(made: ReportCharts, points: figures.ChartPoints, label: str) -> None:
@@ -102,7 +119,9 @@ def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figu
     """Return one row of each picture: copies that counted would dominate the figures."""
     known = judge(findings, truth)
     first = pa.array(known.first)
-    findings = findings.select(["row", "growth", "expected_growth", "excess_growth", "memorized"]).filter(first)
+    columns = ["row", "growth", "expected_growth", "excess_growth", "memorized"]
+    known_evidence = "evidence" in findings.column_names
+    findings = findings.select(columns + ["evidence"] * known_evidence).filter(first)
     scores = scores.select(["row", "png_bytes"]).take(
         pc.index_in(findings["row"], value_set=scores["row"].combine_chunks())
     )
@@ -111,11 +130,13 @@ def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figu
         expected=as_floats(findings["expected_growth"]),
         png_bytes=as_floats(scores["png_bytes"]),
         excess=as_floats(findings["excess_growth"]),
+        evidence=as_floats(findings["evidence"]) if known_evidence else np.full(len(findings), np.nan),
         flagged=as_mask(findings["memorized"]),
         reproduced=known.proven[known.first] if truth else None,
     )
 
 
-def _finite(column: pa.ChunkedArray) -> np.ndarray:
-    values = as_floats(column)
+def _held(holdout: pa.Table, column: str) -> np.ndarray:
+    """Return the finite values of a column of the held-out images; none if an older version wrote no such column."""
+    values = as_floats(holdout[column]) if column in holdout.column_names else np.empty(0)
     return values[np.isfinite(values)]

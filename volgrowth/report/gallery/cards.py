@@ -52,6 +52,7 @@ _SCORES = {
     "evidence": "evidence",
     "p": "p_value",
     "q": "q_value",
+    "contrast": "growth_contrast",
     "loss": "loss",
     "hits": "verified_hits",
 }
