@@ -121,6 +121,7 @@ def showcase(digits: np.ndarray) -> ReportPage:
         records[400 - 30 + row] |= {"copies": 2, "cluster": row}
     for each in records:
         each["rates"] = (each["growth"] + rng.normal(size=3)).tolist()
+        each |= {"evidence": each["excess_growth"] / 3, "evidence_loss": each["excess_growth"] / 2}
     exhibits = [Exhibit(k, (370 + k,), 100 + k, NearestSample(k, 0.2 + k / 40, k < 15)) for k in range(30)]
     exhibits += [Exhibit(row) for row in range(30, 60)]
     pictures = {row: thumbnail(digits[row % 370]) for row in range(rows)}

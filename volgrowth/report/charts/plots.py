@@ -84,7 +84,8 @@ def _evidence(made: ReportCharts, points: figures.ChartPoints, heldout: np.ndarr
         alt += f" Held out: {_in_words(heldout)}."
     if threshold is not None:
         alt += f" Flags begin at {score(threshold)}."
-    figure = figures.draw_histogram(counted, name, "evidence, spreads of the images that calibrate", threshold)
+    unit = "spreads" if heldout is None else "held-out spreads"
+    figure = figures.draw_histogram(counted, name, f"evidence, {unit}", threshold)
     made.add("evidence", figure, alt, {**plain_numbers(counted), "flags_begin": threshold})
 
 
