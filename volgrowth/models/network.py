@@ -14,7 +14,8 @@ same there.
 import logging
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ from volgrowth.numerics.memory import out_of_memory
 
 Levels = Callable[[int], Tensor]
 Network = Callable[..., Tensor]
+
+# scales that are kept: an audit and a sampler visit the same levels for every batch
+LEVELS_KEPT = 4096
 
 log = logging.getLogger("volgrowth")
 
@@ -113,6 +117,17 @@ class NetworkDenoiser(Denoiser):
         bound._given = self.conditioner(values)
         return bound
 
+    @property
+    def conditions(self) -> dict[str, Tensor]:
+        """The tensors of the conditions that were `given`, by the network's names for them; none without any."""
+        return self._given or {} if self.conditioner else {}
+
+    def under(self, conditions: dict[str, Tensor]) -> Self:
+        """Return the denoiser under conditions that are tensors already, as `conditions` gives them."""
+        bound = copy(self)
+        bound._given = conditions or None
+        return bound
+
     def problem(self, value: Condition) -> str | None:
         return self.conditioner.problem(value) if self.conditioner else super().problem(value)
 
@@ -126,32 +141,36 @@ class NetworkDenoiser(Denoiser):
         return faster
 
     def __call__(self, y: Images, noise_level: NoiseLevel) -> Images:
+        level = _number_or_levels(noise_level)
         if self.unit_range:
-            y, noise_level = (y + 1) / 2, noise_level / 2
-        output, scales = self._evaluate(y, noise_level)
-        level = noise_level.to(scales.of_y)
+            y, level = (y + 1) / 2, level / 2
+        output, scales = self._evaluate(y, level)
         of_y, of_output = 1 - level * scales.of_y, -level * scales.of_output
-        denoised = per_image(of_y, y) * y + per_image(of_output, y) * output
+        denoised = _broadcast(of_y, y) * y + _broadcast(of_output, y) * output
         return 2 * denoised - 1 if self.unit_range else denoised
 
     def noise(self, y: Images, noise_level: NoiseLevel) -> Images:
+        level = _number_or_levels(noise_level)
         if self.unit_range:
-            y, noise_level = (y + 1) / 2, noise_level / 2
-        output, scales = self._evaluate(y, noise_level)
-        return per_image(scales.of_y, y) * y + per_image(scales.of_output, y) * output
+            y, level = (y + 1) / 2, level / 2
+        output, scales = self._evaluate(y, level)
+        return _broadcast(scales.of_y, y) * y + _broadcast(scales.of_output, y) * output
 
-    def _evaluate(self, y: Images, noise_level: NoiseLevel) -> tuple[Tensor, Scales]:
+    def _evaluate(self, y: Images, level: float | Tensor) -> tuple[Tensor, Scales]:
         """Return the network's output in the precision of y, and the scalars at the noise levels."""
-        scales = self.parameterization(noise_level.double().cpu())
-        x = per_image(scales.input, y) * y
+        scales = _scales(self.parameterization, level) if isinstance(level, float) else self.parameterization(level)
+        x = _broadcast(scales.input, y) * y
         output = self.network(x.to(self.precision or y.dtype), self._labels(scales, y), **self._conditions(y))
         return output.to(y.dtype), scales
 
     def _labels(self, scales: Scales, y: Tensor) -> Tensor:
         """Return labels in the precision of the states; in a low precision neighbouring labels are the same number."""
-        if self.whole_labels:
-            return scales.label.round().to(y.device, torch.long, non_blocking=True).expand(len(y))
-        return scales.label.to(y.device, y.dtype, non_blocking=True).expand(len(y))
+        dtype = torch.long if self.whole_labels else y.dtype
+        if not isinstance(scales.label, Tensor):  # filled on the device, which no copy makes anybody wait for
+            label = round(scales.label) if self.whole_labels else scales.label
+            return torch.full((len(y),), label, dtype=dtype, device=y.device)
+        label = scales.label.round() if self.whole_labels else scales.label
+        return label.to(y.device, dtype, non_blocking=True).expand(len(y))
 
     def _conditions(self, y: Tensor) -> dict[str, Any]:
         """Return the conditions for the points of y, which may hold several points for each image with a condition."""
@@ -159,7 +178,26 @@ class NetworkDenoiser(Denoiser):
             return {}
         if self._given is None:
             self._given = self.conditioner([None])
-        return {name: tensor.repeat_interleave(len(y) // len(tensor), 0) for name, tensor in self._given.items()}
+        return {
+            name: tensor if len(y) == len(tensor) else tensor.repeat_interleave(len(y) // len(tensor), 0)
+            for name, tensor in self._given.items()
+        }
+
+
+def _broadcast(scalar: float | Tensor, images: Tensor) -> float | Tensor:
+    return per_image(scalar, images) if isinstance(scalar, Tensor) else scalar
+
+
+def _number_or_levels(noise_level: Tensor) -> float | Tensor:
+    """Return a single noise level as a number, several as float64 on the host."""
+    return noise_level.item() if noise_level.ndim == 0 else noise_level.double().cpu()
+
+
+@lru_cache(LEVELS_KEPT)
+def _scales(parameterization: Parameterization, noise_level: float) -> Scales:
+    """Return the scalars at one noise level as numbers, which kernels take as arguments: dozens of small operations."""
+    scales = parameterization(torch.tensor(noise_level, dtype=torch.float64))
+    return Scales(scales.input.item(), scales.label.item(), scales.of_y.item(), scales.of_output.item())
 
 
 class Compiled:

@@ -24,7 +24,7 @@ or, preconditioned (EDM, arXiv 2206.00364, eq. 7 and table 1), with s = sigma_da
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
@@ -45,12 +45,12 @@ _FACTORS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 
 @dataclass(frozen=True)
 class Scales:
-    """The four scalars of the module's docstring at some noise levels, float64, each of the levels' shape."""
+    """The four scalars of the module's docstring: float64 tensors of the levels' shape, or numbers for one level."""
 
-    input: Tensor
-    label: Tensor
-    of_y: Tensor
-    of_output: Tensor
+    input: Any
+    label: Any
+    of_y: Any
+    of_output: Any
 
 
 class Parameterization(ABC):

@@ -171,6 +171,7 @@ def _arithmetic(found: Summary | None) -> Pairs:
         f"TF32 in {' and '.join(found['tf32'])}" if found["tf32"] else "TF32 nowhere",
         f"{' and '.join(found['attention'])} attention" if found["attention"] else "no attention",
         layouts[found["channels_last"]],
+        *([f"launched {found['launch']}"] if "launch" in found else []),  # older audits do not say it
     ]
     return [("Arithmetic", f"{', '.join(said)} (observed on {found['device']})")]
 

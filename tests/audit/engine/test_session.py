@@ -238,8 +238,9 @@ def test_the_arithmetic_is_said(reference):
     run = reference.summary["run"]
     found = run["arithmetic"]
     assert (found["dtype"], found["tf32"], found["channels_last"]) == (["float32"], [], False)
+    assert found["launch"] == "operation by operation"
     assert run["device_names"] == [found["device"]]
-    said = "products in float32, TF32 nowhere, flash attention, channels first"
+    said = "products in float32, TF32 nowhere, flash attention, channels first, launched operation by operation"
     assert f"{said} (observed on {found['device']})" in page(reference)
 
 

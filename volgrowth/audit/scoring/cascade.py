@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
 from volgrowth.audit.output.fragments import missing_fragment
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest, Shard
-from volgrowth.audit.scoring.measures import Launched, launch_images
-from volgrowth.audit.scoring.scorer import Prepared, Scorer
+from volgrowth.audit.scoring.measures import Flow, Launched, launch_images
+from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.records import Status
 from volgrowth.storage.store import Store
 
@@ -100,10 +101,8 @@ class Screener(Scorer):
     The measure of its settings is the screen.
     """
 
-    def launch(self, items: list[Prepared]) -> Launched:
-        flow = replace(self.flow([item.condition for item in items]), null=None)
-        images = self.images(items)
-        found = launch_images(flow, images, [item.row for item in items], self.measure, self.config.seed)
+    def measure_states(self, flow: Flow, states: Tensor, rows: list[int]) -> Launched:
+        found = launch_images(replace(flow, null=None), states, rows, self.measure, self.config.seed)
         nothing = torch.zeros_like(found.above_ceiling)  # marks are about growth, which these rows do not have
         return Launched({name: found.columns[name] for name in SHARED}, nothing, nothing, found.nfe)
 

@@ -8,7 +8,7 @@ numbers to the bit whether the screen measured some of them beforehand or not.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import log
 
 import numpy as np
@@ -83,6 +83,25 @@ class Sent:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """The results of a micro-batch in one tensor (B, numbers) float64 on the device; the rest is as for `Sent`."""
+
+    numbers: Tensor
+    shapes: dict[str, torch.Size]
+    nfe: int
+
+    def sent(self) -> Sent:
+        """Start the copy of the results to the host, so that it does not queue behind what is launched next."""
+        if self.numbers.device.type != "cuda":
+            return Sent(self.numbers.to("cpu", copy=True), self.shapes, self.nfe, None)
+        host = torch.empty(self.numbers.shape, dtype=self.numbers.dtype, pin_memory=True)
+        host.copy_(self.numbers, non_blocking=True)
+        there = torch.cuda.Event()
+        there.record(torch.cuda.current_stream(self.numbers.device))
+        return Sent(host, self.shapes, self.nfe, there)
+
+
+@dataclass(frozen=True)
 class Launched:
     """A micro-batch that the device is computing: a `Measurement` in tensors that are ready now or later."""
 
@@ -91,18 +110,15 @@ class Launched:
     sign_flip: Tensor
     nfe: int
 
-    def sent(self) -> Sent:
-        """Start the copy of the results to the host, so that it does not queue behind what is launched next."""
+    def packed(self) -> Packed:
+        """Put the results into one tensor, which is one copy to the host."""
         tensors = {**self.columns, "above_ceiling": self.above_ceiling, "sign_flip": self.sign_flip}
-        packed = torch.cat([tensor.reshape(len(tensor), -1).double() for tensor in tensors.values()], 1)
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        if packed.device.type != "cuda":
-            return Sent(packed.cpu(), shapes, self.nfe, None)
-        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
-        host.copy_(packed, non_blocking=True)
-        there = torch.cuda.Event()
-        there.record(torch.cuda.current_stream(packed.device))
-        return Sent(host, shapes, self.nfe, there)
+        numbers = torch.cat([tensor.reshape(len(tensor), -1).double() for tensor in tensors.values()], 1)
+        return Packed(numbers, {name: tensor.shape for name, tensor in tensors.items()}, self.nfe)
+
+    def sent(self) -> Sent:
+        """Start the copy of the results to the host; see `Packed.sent`."""
+        return self.packed().sent()
 
     def fetch(self) -> Measurement:
         """Wait for the results and return them."""
@@ -178,7 +194,13 @@ def launch_images(
 
 def common_noise(images: Tensor, seed: int) -> Tensor:
     """Return the noise (*state) that all images of an audit are measured with: the pair's, and the axis's direction."""
-    return _there(torch.randn(images.shape[1:], generator=seeded(seed, "noise", 0)), images)
+    return _drawn_noise(images.shape[1:], seed, images.device, images.dtype)
+
+
+@lru_cache(8)
+def _drawn_noise(shape: torch.Size, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Draw the common noise, and keep it on the device for the micro-batches to come."""
+    return torch.randn(shape, generator=seeded(seed, "noise", 0)).to(device, dtype, non_blocking=True)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +22,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from volgrowth.audit.scoring.derivatives import Differenced, by_torch, has_derivative
+from volgrowth.audit.scoring.captured import CudaGraph, Launcher
+from volgrowth.audit.scoring.derivatives import Differenced, Differentiating, by_torch, has_derivative
 from volgrowth.audit.scoring.measures import Flow, Launched, Measurement, Sent, launch_images
 from volgrowth.audit.scoring.prefetch import Ahead, decoding_threads
 from volgrowth.audit.workers.fitting import BatchSize
@@ -80,6 +82,7 @@ class Scorer:
         screened: whether the rows have been screened by a cascade, and only the rest is measured.
         decode_wait, device_wait: see `score`.
         differenced: why derivatives are taken by central differences; None if they are not.
+        launcher: gives micro-batches to the device, as a CUDA graph where that works.
     """
 
     screened = False
@@ -99,6 +102,8 @@ class Scorer:
         self.decode_wait = self.device_wait = 0.0
         self.png_method = png_method
         self.differenced: str | None = None
+        graphs = denoiser.device.type == "cuda" and not isinstance(self.measure, Differentiating)
+        self.launcher = Launcher(CudaGraph if graphs else None)
         self._units = torch.from_numpy(to_unit(np.arange(256, dtype=np.uint8))).to(denoiser.device, denoiser.dtype)
 
     def score(self, rows: Iterable[Row], failures: Mapping[int, Failure] = NONE) -> pa.Table:
@@ -188,7 +193,8 @@ class Scorer:
         """Launch one padded micro-batch, and the copy of its results."""
         padded = some + [some[-1]] * (size - len(some))
         try:
-            return self.launch(padded).sent()
+            flow, rows = self.flow([item.condition for item in padded]), [item.row for item in padded]
+            return self.launcher.sent(flow, self._pixels(padded), partial(self._measured, rows))
         except (RuntimeError, MemoryError) as error:
             # leave the block before anything is freed or retried: the traceback holds the tensors
             trouble, self._why = (Trouble.MEMORY if out_of_memory(error) else Trouble.DERIVATIVE), kind_and_line(error)
@@ -198,15 +204,28 @@ class Scorer:
 
     def launch(self, items: list[Prepared]) -> Launched:
         """Give a micro-batch to the device, without waiting for its results."""
-        flow, rows = self.flow([item.condition for item in items]), [item.row for item in items]
-        return launch_images(flow, self.images(items), rows, self.measure, self.config.seed, self.screened)
+        flow = self.flow([item.condition for item in items])
+        return self._measured([item.row for item in items], flow, self._pixels(items))
+
+    def measure_states(self, flow: Flow, states: Tensor, rows: list[int]) -> Launched:
+        """Give the states of images to the device to be measured along a flow, without waiting for the results."""
+        return launch_images(flow, states, rows, self.measure, self.config.seed, self.screened)
+
+    def _measured(self, rows: list[int], flow: Flow, pixels: Tensor) -> Launched:
+        return self.measure_states(flow, self._states(pixels), rows)
 
     def images(self, items: list[Prepared]) -> Tensor:
-        """Return the states of images, copied to the device as bytes, from memory that it can read by itself."""
+        """Return the states of images."""
+        return self._states(self._pixels(items))
+
+    def _pixels(self, items: list[Prepared]) -> Tensor:
+        """Copy pixels to the device as bytes, from memory that it can read by itself."""
         pixels = torch.from_numpy(np.stack([item.pixels for item in items if item.pixels is not None]))
         if self.denoiser.device.type == "cuda":
             pixels = pixels.pin_memory()
-        pixels = pixels.to(self.denoiser.device, non_blocking=True)
+        return pixels.to(self.denoiser.device, non_blocking=True)
+
+    def _states(self, pixels: Tensor) -> Tensor:
         return self.denoiser.embed(self._units[pixels.int()])
 
     def _lacks_derivative(self, items: list[Prepared]) -> bool:

@@ -55,6 +55,11 @@ class ScoringWorker(ModelWorker):
         return self.new_scorer(self.fast, self.config, Completer)
 
     @cached_property
+    def screener(self) -> Scorer:
+        """Scorer of all rows by a cascade's screen."""
+        return self.new_scorer(self.fast, self.config.model_copy(update={"measure": self.config.screen}), Screener)
+
+    @cached_property
     def fast(self) -> Denoiser:
         """The model, compiled if the settings ask for it and its measure can use it.
 
@@ -97,8 +102,7 @@ class ScoringWorker(ModelWorker):
         held_out = shard.folder != SCORES_FOLDER
         if not self.config.cascade or (held_out and self.config.measure.includes_screen):
             return self._measure(self.scorer, self._rows(shard, rows), failures)
-        screener = self.new_scorer(self.fast, self.config.model_copy(update={"measure": self.config.screen}), Screener)
-        screens, tally = self._measure(screener, self._rows(shard, rows), failures)
+        screens, tally = self._measure(self.screener, self._rows(shard, rows), failures)
         if not held_out:
             return screens, tally
         table, more = self._measure(self.completer, self._rows(shard, rows), failures)
@@ -135,8 +139,9 @@ class ScoringWorker(ModelWorker):
             `rows`: how many rows; `batch`: the largest difference of growth over batch sizes, and against the network
             as it is if it was compiled; `dtype`: the largest difference against float64, None if the device cannot
             hold that; `derivative`: see `_check_derivative`, None if the check failed or the measure takes none;
-            `compiling`: why the network was not compiled, or None; `arithmetic`: the name of the device, and see
-            `describe_arithmetic`, None if that failed; `problem`: why something failed, or None.
+            `compiling`: why the network was not compiled, or None; `arithmetic`: the name of the device, `launch`, how
+            micro-batches are launched, and see `describe_arithmetic`, None if that failed; `problem`: why something
+            failed, or None.
         """
         try:
             return self._noise_floor(shard)
@@ -182,7 +187,10 @@ class ScoringWorker(ModelWorker):
     def _arithmetic(self, shard: Shard, rows: list[int]) -> dict[str, Any]:
         scorer = self._plain_scorer
         items = [item for row in self._rows(shard, rows) for item in scorer.prepare([row])]
-        return {"device": self.device_name, **describe_arithmetic(scorer, items)}
+        if not self.scorer.launcher.used:  # another worker measured the shard
+            self.scorer.score(self._rows(shard, rows))
+        launch = self.scorer.launcher.said
+        return {"device": self.device_name, "launch": launch, **describe_arithmetic(scorer, items)}
 
     def _check_derivative(self, shard: Shard, rows: list[int], precise: Denoiser | None) -> dict[str, Any] | None:
         """Compare the derivative that scores rest on with central differences, by `derivative_deviation`.
