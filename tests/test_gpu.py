@@ -16,6 +16,7 @@ from jobs.benchmark.device.launches import host_waits
 from jobs.benchmark.device.rig import CIFAR, PRESETS, SMALL, Rig, launch, low_allowed
 from tests.support.pipelines import build
 from volgrowth.audit.scoring.arithmetic import describe_arithmetic
+from volgrowth.audit.scoring.captured import Launcher
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.config import AuditConfig
 from volgrowth.models import NetworkDenoiser, load_model
@@ -63,6 +64,20 @@ def test_results_do_not_wait_for_the_work_behind_them(rig: Rig) -> None:
     behind.record()
     launched.fetch()
     assert not behind.query()
+
+
+@pytest.mark.parametrize("preset", ["screen", "standard"])
+def test_a_recorded_launch_has_the_numbers_of_the_plain_one(rig: Rig, preset: str) -> None:
+    config = AuditConfig.build(model="m", data="d", output="o", measure={"preset": preset}, batch_size=16)
+    images = (rig.images(SMALL, 64, CPU) + 1) * 127.5
+    rows = [Row(k, f"{k}", "", encode_png(each)) for k, each in enumerate(images.round().to(torch.uint8).numpy())]
+    recorded, plain = (Scorer(rig.denoiser(SMALL, torch.float32), config) for _ in range(2))
+    plain.launcher = Launcher(None)
+    found, expected = (scorer.score(rows)["growth"].to_numpy() for scorer in (recorded, plain))
+    assert recorded.launcher.said.startswith("as a CUDA graph")
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    items = [recorded.prepare(row) for row in rows[:16]]
+    assert host_waits(rig, lambda: recorded._try(items, 16)) is None
 
 
 def test_a_full_device_is_met_with_smaller_micro_batches(rig: Rig) -> None:

@@ -119,6 +119,13 @@ def _gpu(given: argparse.Namespace) -> None:
     print(f"results: {check_device(given.output, given.only, given.quick)}")
 
 
+def _launches(given: argparse.Namespace) -> Outcome:
+    """Count what a micro-batch costs the host: dispatched operations and Python's time, without any device."""
+    from jobs.benchmark.device.host_cost import measure_host_cost
+
+    return measure_host_cost(given.quick)
+
+
 def _images(given: argparse.Namespace) -> None:
     """Make the bench's image sets mnist12.npz, emoji32.npz and hanzi12.npz from npm and Debian packages."""
     write_image_sets(given.output, given.font, given.hanzi_font)
@@ -138,6 +145,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
     "gpu": (_gpu, ""),
+    "launches": (_launches, "performance"),
     "images": (_images, ""),
 }
 
@@ -168,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     added["speed"].add_argument("--quick", action="store_true", help="only the smallest network, one round")
     added["gpu"].add_argument("--quick", action="store_true", help="the smallest network, few images, GPU or not")
     added["gpu"].add_argument("--only", nargs="+", help="names of steps, such as waits or audits; all by default")
+    added["launches"].add_argument("--quick", action="store_true", help="only the smallest network")
     added["faults"].add_argument("--quick", action="store_true", help="few tries of the faults that need no Ray")
     added["faults"].add_argument("--only", nargs="+", help="names of faults, such as bits or sigterm; all by default")
     added["images"].add_argument("--font", type=Path, default=EMOJI_FONT, help="the file NotoColorEmoji.ttf")

@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -14,6 +15,7 @@ from jobs.benchmark.cost.roofline import forward_cost
 from jobs.benchmark.device.rig import (
     CIFAR,
     DIT,
+    PRESETS,
     STABLE_DIFFUSION,
     Result,
     Rig,
@@ -22,6 +24,8 @@ from jobs.benchmark.device.rig import (
     put_channels,
     short,
 )
+from volgrowth.audit.scoring.captured import CudaGraph, Launcher
+from volgrowth.audit.scoring.measures import Flow, Launched, launch_images
 from volgrowth.models import NetworkDenoiser
 from volgrowth.numerics.memory import out_of_memory
 from volgrowth.numerics.tangents import noise_stack, tangents_one_by_one
@@ -152,7 +156,7 @@ def _ways(rig: Rig, denoiser: NetworkDenoiser, stack: Tensor) -> Result:
 
 
 def check_captured(rig: Rig) -> Iterator[Result]:
-    """Time a network as it is, as a CUDA graph of one forward pass, and compiled."""
+    """Time whole launches as they are, as a CUDA graph, and with the network compiled."""
     if not rig.gpu:
         yield {"skipped": "CUDA graphs need a GPU, and compiling takes a CPU minutes"}
         return
@@ -162,7 +166,7 @@ def check_captured(rig: Rig) -> Iterator[Result]:
             continue
         denoiser, images = rig.denoiser(network, LOW), rig.images(network, batch)
         names = {"network": network.name, "batch": batch}
-        yield {**names, **_as_graph(rig, denoiser, images)}
+        yield from ({**names, **found} for found in _as_graph(rig, denoiser, images))
         yield {**names, **_compiled(rig, denoiser, images)}
 
 
@@ -177,18 +181,22 @@ def _compiled(rig: Rig, denoiser: NetworkDenoiser, images: Tensor) -> Result:
     return {"preset": "screen", "ms": plain, "compiled, ms": fast, "whole, s": took, "problem": network.problem}
 
 
-@torch.no_grad()
-def _as_graph(rig: Rig, denoiser: NetworkDenoiser, images: Tensor) -> Result:
-    """Return the time of one forward pass of the network alone, and of a CUDA graph of it."""
-    x, labels = images.to(LOW), torch.full((len(images),), 100.0, device=rig.device)
+def _as_graph(rig: Rig, denoiser: NetworkDenoiser, images: Tensor) -> Iterator[Result]:
+    """Yield the time of presets of forward passes launched operation by operation, and as one CUDA graph."""
+    pixels, numbers = ((images + 1) * 127.5).round().to(torch.uint8), list(range(len(images)))
+    for preset in ("screen", "standard"):
+        measure = PRESETS[preset]
 
-    def forward() -> Tensor:
-        return denoiser.network(x, labels)
+        def work(flow: Flow, pixels: Tensor, measure: Any = measure) -> Launched:
+            return launch_images(flow, pixels / 127.5 - 1, numbers, measure, 0)
 
-    plain, returned = rig.milliseconds(forward)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = forward()
-    replayed, _ = rig.milliseconds(graph.replay)
-    same = bool(captured.equal(forward()))
-    return {"forward, ms": plain, "host, ms": returned, "as a graph, ms": replayed, "same bits": same}
+        launcher, flow = Launcher(CudaGraph), Flow(denoiser)
+        plain, returned = rig.milliseconds(partial(Launcher(None).sent, flow, pixels, work))
+        began = time.perf_counter()
+        launcher.sent(flow, pixels, work).fetch()
+        recording = time.perf_counter() - began
+        replayed, replay_returned = rig.milliseconds(partial(launcher.sent, flow, pixels, work))
+        yield {
+            **{"preset": preset, "ms": plain, "host, ms": returned, "recording, s": recording},
+            **{"as a graph, ms": replayed, "as a graph, host, ms": replay_returned, "launched": launcher.said},
+        }

@@ -86,12 +86,12 @@ class Recording:
         """Say whether a micro-batch has the shapes of the recorded one."""
         return _shapes(_inputs(flow, pixels)) == _shapes(self._inputs)
 
-    def sent(self, flow: Flow, pixels: Tensor) -> Sent:
-        """Launch a micro-batch, and the copy of its results."""
+    def replay(self, flow: Flow, pixels: Tensor) -> Packed:
+        """Launch a micro-batch, and return its results, which the next replay overwrites."""
         for name, tensor in _inputs(flow, pixels).items():
             self._inputs[name].copy_(tensor, non_blocking=True)
         self._graph.replay()
-        return self._results.sent()
+        return self._results
 
 
 class Launcher:
@@ -114,7 +114,7 @@ class Launcher:
         """Launch a micro-batch, and the copy of its results."""
         self.used = True
         if self._recording is not None and self._recording.fits(flow, pixels):
-            return self._recording.sent(flow, pixels)
+            return self._recording.replay(flow, pixels).sent()
         self._recording = None  # gives back its memory
         sent = launch(flow, pixels).sent()
         if self._graph is not None and isinstance(flow.denoiser, NetworkDenoiser):
@@ -125,7 +125,7 @@ class Launcher:
         """Record a micro-batch that was launched operation by operation, if its replay has the expected results."""
         try:
             recording = Recording(graph, launch, flow, pixels)
-            off = _difference(expected, recording.sent(flow, pixels).fetch())
+            off = _difference(expected, recording.replay(flow, pixels).sent().fetch())
         except Exception as error:  # whatever a driver or a library raises when it cannot be recorded
             return self._give_up(kind_and_line(error))
         low = flow.denoiser.precision in (torch.bfloat16, torch.float16)

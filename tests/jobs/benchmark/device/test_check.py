@@ -14,6 +14,7 @@ import torch
 from jobs.benchmark.__main__ import main
 from jobs.benchmark.device import audits, check
 from jobs.benchmark.device.check import STEPS, check_device, run_steps
+from jobs.benchmark.device.host_cost import measure_host_cost
 from jobs.benchmark.device.rig import SECONDS, Rig
 from volgrowth.errors import UsageError
 
@@ -107,3 +108,10 @@ def test_a_command_that_takes_too_long_is_ended_with_what_it_started() -> None:
     code, said = audits.run_in_time([sys.executable, "-c", SLEEPING], 1.0)  # its pipe closes when both have ended
     assert code < 0
     assert said == "begun\n (it was ended after 1 s)"
+
+
+def test_a_recorded_launch_costs_the_host_a_handful_of_operations() -> None:
+    rows = {row["preset"]: row for row in measure_host_cost(quick=True).tables["table"]}
+    for preset in ("screen", "standard"):
+        assert rows[preset]["recorded, operations"] <= 5 < 100 < rows[preset]["operations"]
+    assert rows["volume"]["recorded, operations"] is None
