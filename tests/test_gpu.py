@@ -76,7 +76,7 @@ def test_a_recorded_launch_has_the_numbers_of_the_plain_one(rig: Rig, preset: st
     found, expected = (scorer.score(rows)["growth"].to_numpy() for scorer in (recorded, plain))
     assert recorded.launcher.said.startswith("as a CUDA graph")
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
-    items = [recorded.prepare(row) for row in rows[:16]]
+    items = recorded.prepare(rows[:16])
     assert host_waits(rig, lambda: recorded._try(items, 16)) is None
 
 
