@@ -271,10 +271,8 @@ def _curate(
         raise UsageError("curate needs the OUTPUT of a finished audit, or --undo with a folder that --apply wrote")
     limits = {"fdr": fdr, "top_k": top_k, "max_score": max_score}
     policy = curate.policy_of_options(limits, action, allow, opt_out)
-    table, applied = curate.curate_audit(
-        output, policy, list_path=list_, destination=apply, indices=indices, trust_output=trust_output
-    )
-    print_plain("\n".join(curate.curation_lines(output, list_, table, apply, applied)))
+    curated = curate.write_curation(output, policy, list_, apply, indices, trust_output)
+    print_plain("\n".join(curate.curation_lines(output, list_, curated, apply)))
 
 
 @app.command("check")

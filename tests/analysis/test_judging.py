@@ -8,9 +8,10 @@ from tests.analysis.test_summary import summarized
 from tests.support.tables import failed, many, scores
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.comparison.matching import match_images
+from volgrowth.analysis.deciding import decide_actions
 from volgrowth.analysis.gate.limit import check_limit
 from volgrowth.analysis.judging import judge
-from volgrowth.analysis.policy import CurationPolicy, decide_actions
+from volgrowth.analysis.policy import CurationPolicy
 from volgrowth.report.charts.numbers import duplicate_groups
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.analysis.test_summary import summarized
 from tests.support.tables import many, scores
-from volgrowth.analysis.judging import ranking_column
-from volgrowth.analysis.policy import CURATION, Action, CurationPolicy, bound_innocent, decide_actions
+from volgrowth.analysis.deciding import Curation, decide_actions
+from volgrowth.analysis.judging import JudgedTables, ranking_column
+from volgrowth.analysis.policy import CURATION, Action, CurationPolicy
 from volgrowth.errors import OutputError, UsageError
 from volgrowth.records import FINDINGS
 
@@ -245,14 +246,14 @@ def test_who_chooses_a_number_is_told_how_many_are_innocent_at_most(
     judged: tuple[dict[str, Any], Any], policy: CurationPolicy, said: str | None
 ) -> None:
     summary, audit = judged
-    status = audit.scores.select(["status"])
-    found = bound_innocent(audit.findings, status, policy, summary["detection"])
+    made = Curation(JudgedTables(audit.findings, audit.scores.select(["source", "status"]), None), policy)
+    found = made.bound_innocent(summary["detection"])
     assert (found is None) == (said is None)
     assert said is None or re.match(said, found or "")
     if said:
         older = {name: value for name, value in summary["detection"].items() if name != "trials"}
-        assert "was not bounded by the version" in (bound_innocent(audit.findings, status, policy, older) or "")
-        assert "without held-out images" in (bound_innocent(audit.findings, status, policy, {"null": "x"}) or "")
+        assert "was not bounded by the version" in (made.bound_innocent(older) or "")
+        assert "without held-out images" in (made.bound_innocent({"null": "x"}) or "")
 
 
 def test_evidence_ranks_where_there_is_any() -> None:

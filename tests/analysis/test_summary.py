@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pytest
 
 from tests.support.report_data import RUN
+from tests.support.stored import store_tables
 from tests.support.tables import data_info, failed, many, scores
 from volgrowth.analysis.calibration.complexity import REGRESSORS
 from volgrowth.analysis.findings import Analysis, analyse
@@ -33,7 +34,8 @@ def summarized(
     manifest = json.loads(json.dumps(Manifest.of(config, MODEL, data, held).to_json()))
     audit = Audit(Store(str(folder)), manifest)
     analysis = analyse(table, holdout)
-    vars(audit).update(scores=table, holdout_scores=holdout, findings=analysis.findings)  # as if read
+    held_out = None if holdout is None or analysis.holdout is None else (holdout, analysis.holdout)
+    store_tables(audit, table, analysis.findings, held_out)
     return summarize_audit(audit, analysis, config, RUN), audit, analysis
 
 

@@ -19,7 +19,8 @@ import pytest
 
 from tests.curation.conftest import ROWS
 from tests.support.samples import dataset, pairs, values, write_folder, write_parquet, write_tar
-from volgrowth.analysis.policy import CurationPolicy, make_list
+from volgrowth.analysis.deciding import make_list
+from volgrowth.analysis.policy import CurationPolicy
 from volgrowth.audit.output.listings import write_listings
 from volgrowth.audit.output.manifest import MANIFEST, SCORES_FOLDER, DataInfo
 from volgrowth.audit.output.result import Audit, open_audit

@@ -129,7 +129,8 @@ def test_the_gate_has_three_exit_codes(out, audited, capsys, refused):
 
 LIMITED = """
 import resource, sys
-from volgrowth.analysis.policy import CurationPolicy, make_list
+from volgrowth.analysis.deciding import make_list
+from volgrowth.analysis.policy import CurationPolicy
 from volgrowth.audit.output.result import open_audit
 from volgrowth.curation import apply_list
 from volgrowth.errors import OutputError

@@ -1,6 +1,9 @@
 """What `check` finds, when it cannot tell, and how it says so."""
 
+import shutil
 from collections.abc import Callable
+from itertools import count
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -9,15 +12,18 @@ import pyarrow as pa
 import pytest
 
 from tests.curation.conftest import ROWS
+from volgrowth.analysis.distinct import strongest_rows
 from volgrowth.analysis.gate.forms import gate_junit, gate_markdown, gate_text
 from volgrowth.analysis.gate.limit import Gate, check_limit
-from volgrowth.audit.output.result import Audit
+from volgrowth.audit.output.result import FINDINGS_FILE, Audit
 from volgrowth.errors import UsageError
+from volgrowth.storage.store import Store
 
 
 @pytest.fixture
-def judged(audited: Audit) -> Callable[..., Audit]:
+def judged(audited: Audit, tmp_path: Path) -> Callable[..., Audit]:
     """The finished audit with other q-values, as if so many images were held out; scores stay."""
+    number = count()
 
     def judged(
         q_value: dict[int, float | None],
@@ -31,8 +37,12 @@ def judged(audited: Audit) -> Callable[..., Audit]:
         for name, column in columns.items():
             index = findings.column_names.index(name)
             findings = findings.set_column(index, findings.schema.field(name), pa.array(column, findings[name].type))
-        audit = Audit(audited.store, audited.manifest)
-        audit.__dict__["findings"] = findings
+        place = findings.column_names.index("strongest")
+        findings = findings.set_column(place, findings.schema.field(place), pa.array(strongest_rows(findings)))
+        folder = tmp_path / f"judged-{next(number)}"
+        shutil.copytree(audited.store.url, folder)
+        audit = Audit(Store(str(folder)), audited.manifest)
+        audit.store.write_table(FINDINGS_FILE, findings, {})
         if held is not None:
             detection = {**audited.summary["detection"], "null": "held-out", "calibration_rows": held}
             summary = {"detection": detection, **(summary or {})}

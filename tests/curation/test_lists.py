@@ -11,7 +11,8 @@ import pytest
 
 from tests.curation.conftest import ROWS
 from tests.support.samples import write_parquet
-from volgrowth.analysis.policy import CURATION, CurationPolicy, list_digest, make_list
+from volgrowth.analysis.deciding import make_list
+from volgrowth.analysis.policy import CURATION, CurationPolicy, list_digest
 from volgrowth.audit.output.result import Audit
 from volgrowth.commands.curate import curate_audit
 from volgrowth.curation import CURATION_FILE, read_list

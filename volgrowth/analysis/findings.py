@@ -153,18 +153,18 @@ def analyse(
         )
 
 
-def check_columns(findings: pa.Table, url: str, *names: str) -> None:
+def check_columns(findings: pa.Schema, url: str, *names: str) -> None:
     """Check that the findings of an audit have some columns.
 
     Args:
-        findings: read from the audit.
+        findings: the columns that the audit has.
         url: of the audit.
         *names: of the columns that are needed.
 
     Raises:
         OutputError: an older version wrote them.
     """
-    lacking = sorted(set(names) - set(findings.column_names))
+    lacking = sorted(set(names) - set(findings.names))
     if lacking:
         raise OutputError(
             f"findings in {url} has no column {lacking[0]} (an older version wrote it): delete {url}/_SUCCESS and run "

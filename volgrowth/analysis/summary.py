@@ -15,9 +15,10 @@ from volgrowth.analysis.calibration.false_bounds import innocent_among
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
 from volgrowth.analysis.calibration.self_check import CHECKED, check_halves
 from volgrowth.analysis.caveats import with_caveats
+from volgrowth.analysis.counting import Counts, count_audit
 from volgrowth.analysis.failures import count_failures
 from volgrowth.analysis.findings import Analysis
-from volgrowth.analysis.judging import judge, strongest_above
+from volgrowth.analysis.judging import JudgedAudit
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, Status
@@ -53,19 +54,16 @@ def summarize_audit(
     Returns:
         The content of `summary.json`.
     """
-    frozen, scores = audit.frozen, audit.scores
+    frozen, held_out = audit.frozen, audit.holdout_scores
     run, checked = dict(run), run.get("model_check")
     run.pop("model_check", None)
-    statuses = _value_counts(scores.column("status"))
-    marks = _value_counts(pc.list_flatten(scores.column("marks")))
-    evaluations = _sum(scores.column("nfe"))
-    if audit.holdout_scores is not None:
-        evaluations += _sum(audit.holdout_scores.column("nfe"))
+    counts = _count(audit, analysis)
+    evaluations = counts.evaluations + (0 if held_out is None else _sum(held_out["nfe"]))
     arithmetic = _arithmetic(run.get("noise_floor"))
-    detection = _detection(audit, analysis)
+    detection = _detection(audit, analysis, counts)
     if detection:
         detection["warnings"] = [*arithmetic, *detection["warnings"]]
-    cascade = _cascade(audit, analysis, config, evaluations, sampled)
+    cascade = _cascade(audit, analysis, config, counts, sampled)
     if cascade and detection:
         detection["warnings"] += cascade["warnings"]
     summary = {
@@ -80,21 +78,35 @@ def summarize_audit(
             **config.measure.model_dump(mode="json"),
             "evaluations": config.evaluations(audit.frozen.model.has_null),
         },
-        "counts": {"rows": len(scores), **{status.value: statuses.get(status, 0) for status in Status}},
+        "counts": {"rows": counts.rows, **{status.value: counts.statuses[status] for status in Status}},
         "failures": {
-            "audited": count_failures(scores),
-            "held_out": None if audit.holdout_scores is None else count_failures(audit.holdout_scores),
+            "audited": counts.failures.counted(),
+            "held_out": None if held_out is None else count_failures(held_out),
         },
-        "marks": {mark.value: marks.get(mark, 0) for mark in Mark},
+        "marks": {mark.value: counts.marks[mark] for mark in Mark},
         "model_check": checked,
-        "calibration": _calibration(analysis, config),
+        "calibration": _calibration(analysis, config, counts),
         "detection": detection,
         "cascade": cascade,
-        "duplicates": _duplicates(analysis),
+        "duplicates": {
+            "clusters": counts.clusters,
+            "rows_in_clusters": counts.clustered_rows,
+            "identical_rows": counts.identical_rows,
+            "largest": counts.largest,
+        },
         "run": {**run, "evaluations": evaluations, "max_failed": config.max_failed, "warnings": arithmetic},
         "versions": frozen.versions,
     }
     return with_caveats(summary)
+
+
+def _count(audit: Audit, analysis: Analysis) -> Counts:
+    calibration, held, farthest = analysis.calibration, None, -np.inf
+    if calibration is not None and calibration.method == "held-out":
+        held = len(calibration.rows)
+    if calibration is not None and calibration.holdout_evidence is not None:
+        farthest = float(np.max(calibration.holdout_evidence))
+    return count_audit(JudgedAudit(audit, None), held, farthest, max(FIRST))
 
 
 def _arithmetic(floor: dict[str, Any] | None) -> list[str]:
@@ -125,7 +137,7 @@ def _data(info: dict[str, Any] | None) -> dict[str, Any] | None:
     return info and {name: value for name, value in info.items() if name != "listing"}
 
 
-def _calibration(analysis: Analysis, config: AuditConfig) -> dict[str, Any] | None:
+def _calibration(analysis: Analysis, config: AuditConfig, counts: Counts) -> dict[str, Any] | None:
     calibration = analysis.calibration
     if calibration is None:
         return None
@@ -138,7 +150,7 @@ def _calibration(analysis: Analysis, config: AuditConfig) -> dict[str, Any] | No
         "near_duplicates": calibration.alike,
         "r2": calibration.main.r2,
         "residual_spread": calibration.main.residual_spread,
-        "outside_range": _sum(analysis.findings["outside_range"]),
+        "outside_range": counts.outside_range,
         "evidence": {
             "parts": {
                 name: {"r2": part.r2, "residual_spread": part.residual_spread}
@@ -146,7 +158,7 @@ def _calibration(analysis: Analysis, config: AuditConfig) -> dict[str, Any] | No
             },
             "left_out": calibration.left_out,
         },
-        "tail": _tail(calibration, analysis.findings["evidence"].drop_null().to_numpy()),
+        "tail": _tail(calibration, counts),
         "self_check": _self_check(calibration),
     }
 
@@ -168,13 +180,12 @@ def _self_check(calibration: Calibration) -> dict[str, Any] | None:
     }
 
 
-def _tail(calibration: Calibration, evidence: np.ndarray) -> dict[str, Any] | None:
+def _tail(calibration: Calibration, counts: Counts) -> dict[str, Any] | None:
     """Describe the tail that p-values come from, and how far they extrapolate; None without one."""
     tail = calibration.tail
     if tail is None:
         return None
     assert calibration.holdout_evidence is not None  # the tail is theirs
-    farthest = float(np.max(calibration.holdout_evidence))
     return {
         "threshold": tail.threshold,
         "fits": [
@@ -182,53 +193,45 @@ def _tail(calibration: Calibration, evidence: np.ndarray) -> dict[str, Any] | No
             for fit in tail.fits
         ],
         "refused": list(tail.refused),
-        "farthest_held_out": farthest,
-        "rows_beyond": int((evidence > farthest).sum()),
-        "farthest": float(evidence.max(initial=farthest)),
+        "farthest_held_out": float(np.max(calibration.holdout_evidence)),
+        "rows_beyond": counts.beyond,
+        "farthest": counts.farthest,
     }
 
 
-def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
-    """Count flags and say what they promise; None if nothing was calibrated."""
-    calibration, findings = analysis.calibration, analysis.findings
+def _detection(audit: Audit, analysis: Analysis, counts: Counts) -> dict[str, Any] | None:
+    """Say how many images are flagged and what that promises; None if nothing was calibrated."""
+    calibration = analysis.calibration
     if calibration is None:
         return None
-    known = judge(findings)
-    counted = findings.select(["copies", "q_value_by", "precursor", "trials"])
-    first, judged, flagged = (
-        counted.filter(pa.array(known.first & rows)) for rows in (known.tested, known.judged, known.flagged)
-    )
-    memorized, duplicated = len(flagged), int((flagged.column("copies").to_numpy() > 1).sum())
     detection = {
         "fdr": FDR,
         "null": calibration.method,
         "method": METHOD[calibration.method if calibration.tail is None else "tail"],
-        "memorized": memorized,
-        "memorized_duplicated": duplicated,
-        "memorized_intrinsic": memorized - duplicated,
-        "memorized_rows": int(known.flagged.sum()),
-        "memorized_any_dependence": int((flagged.column("q_value_by").to_numpy() <= FDR).sum()),
-        "precursors": _sum(first["precursor"]),
-        "tests": len(judged),
-        "expected_false": FDR * memorized,
+        "memorized": counts.flagged,
+        "memorized_duplicated": counts.flagged_copied,
+        "memorized_intrinsic": counts.flagged - counts.flagged_copied,
+        "memorized_rows": counts.flagged_rows,
+        "memorized_any_dependence": counts.flagged_by,
+        "precursors": counts.precursors,
+        "tests": counts.judged,
+        "expected_false": FDR * counts.flagged,
     }
     if calibration.method == "cross-fitted":
-        return {**detection, "warnings": _left_out(audit, analysis)}
-    held = len(calibration.rows)
-    _, above = strongest_above(known, held)
-    trials = int(judged["trials"].to_numpy().sum())
+        return {**detection, "warnings": _left_out(audit, analysis, counts)}
+    held, above, trials = len(calibration.rows), counts.above, counts.trials
     return {
         **detection,
         "calibration_rows": held,
         "smallest_p_value": calibration.smallest_p_value,
-        "fewest_flags": fewest_flags(len(first), calibration.smallest_p_value),
+        "fewest_flags": fewest_flags(counts.tested, calibration.smallest_p_value),
         "trials": trials,
         "false_bounds": [
             {"first": k, "innocent_at_most": most}
             for k in FIRST
             if k <= len(above) and (most := innocent_among(above[:k], held, trials)) < k
         ],
-        "beyond_holdout": int((above == 0).sum()),
+        "beyond_holdout": counts.unsurpassed,
         "holdout_difference": analysis.difference
         and {"feature": analysis.difference[0], "distance": analysis.difference[1]},
         "bulk_difference": calibration.bulk
@@ -238,14 +241,14 @@ def _detection(audit: Audit, analysis: Analysis) -> dict[str, Any] | None:
 
 
 def _cascade(
-    audit: Audit, analysis: Analysis, config: AuditConfig, evaluations: int, sampled: np.ndarray | None
+    audit: Audit, analysis: Analysis, config: AuditConfig, counts: Counts, sampled: np.ndarray | None
 ) -> dict[str, Any] | None:
     """Count what a cascade left out and saved, with a bound on its loss; None for a whole audit."""
     screening, held = analysis.screening, audit.holdout_scores
     if screening is None or held is None:
         return None
     lost = bound_loss(screening, np.empty(0, int) if sampled is None else sampled)
-    rows = sum(len(table) - table["nfe"].null_count for table in (audit.scores, held))
+    rows, evaluations = counts.evaluated + len(held) - held["nfe"].null_count, counts.evaluations + _sum(held["nfe"])
     whole = rows * config.evaluations(audit.frozen.model.has_null)
     return {
         "screen_share": config.screen_share,
@@ -257,7 +260,7 @@ def _cascade(
         "flags_lost_at_most": lost.flags_lost,
         "recall_at_least": lost.recall,
         "confidence": LEVEL,
-        "rows_measured": len(audit.scores) - audit.scores["growth"].null_count,
+        "rows_measured": counts.measured,
         "evaluations_saved": whole - evaluations,
         "evaluations_share": evaluations / max(whole, 1),
         "warnings": _lost(lost),
@@ -284,10 +287,6 @@ def _sum(column: pa.ChunkedArray) -> int:
     return pc.sum(column).as_py() or 0
 
 
-def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
-    return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
-
-
 def _warnings(calibration: Calibration) -> list[str]:
     """Say what is wrong with the held-out set."""
     warnings = []
@@ -303,26 +302,13 @@ def _warnings(calibration: Calibration) -> list[str]:
     return warnings
 
 
-def _left_out(audit: Audit, analysis: Analysis) -> list[str]:
+def _left_out(audit: Audit, analysis: Analysis, counts: Counts) -> list[str]:
     """Say why the held-out images were too few to calibrate with, if there are any."""
     held = audit.holdout_scores
     if held is None:
         return []
     return [
         f"Of {len(held)} held-out images {analysis.new_held_out} could be scored and do not look like audited ones, "
-        f"too few to calibrate with: {MIN_IMAGES} are needed, and "
-        f"{rows_needed(len(audit.findings['cluster'].unique()), 1)} to flag a single image."
+        f"too few to calibrate with: {MIN_IMAGES} are needed, and {rows_needed(counts.pictures, 1)} to flag a single "
+        f"image."
     ]
-
-
-def _duplicates(analysis: Analysis) -> dict[str, int]:
-    """Count the groups of near duplicates with more than one row, and the rows with an identical one elsewhere."""
-    copies, cluster, identical = (analysis.findings.column(n).to_numpy() for n in ("copies", "cluster", "identical"))
-    clusters = cluster[copies > 1]
-    _, rows = np.unique(identical, return_counts=True)
-    return {
-        "clusters": len(np.unique(clusters)),
-        "rows_in_clusters": len(clusters),
-        "identical_rows": int(rows[rows > 1].sum()),
-        "largest": int(copies.max(initial=1)),
-    }

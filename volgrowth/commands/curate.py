@@ -1,19 +1,22 @@
 """`volgrowth curate`: make or read a list of what to do with each row, keep it, and apply it to a copy of the data."""
 
 from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from volgrowth.analysis.policy import CurationPolicy, bound_innocent, make_list
-from volgrowth.audit.output.fragments import read_scores
+from volgrowth.analysis.deciding import Curation
+from volgrowth.analysis.judging import JudgedAudit
+from volgrowth.analysis.policy import CURATION, CurationPolicy, list_digest
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import Audit, open_audit, open_stored
 from volgrowth.curation.applying import apply_list, check_destination
-from volgrowth.curation.lists import CURATION_FILE, encode_list, list_file, read_list
+from volgrowth.curation.lists import CURATION_FILE, ListFile, new_list
 from volgrowth.curation.undoing import Receipt, undo_list
-from volgrowth.errors import OutputError, UsageError
+from volgrowth.errors import UsageError
 from volgrowth.storage.store import Store
 
 
@@ -46,37 +49,71 @@ def curate_audit(
             data set of another account's audit is to be copied and `trust_output` is not given.
         DataError: the audited data set is not what it was.
     """
+    curated = write_curation(output, policy, list_path, destination, indices, trust_output)
+    return Store(output).read_table(CURATION_FILE), curated.receipt
+
+
+@dataclass(frozen=True)
+class Curated:
+    """What became of a list.
+
+    Attributes:
+        actions: number of rows of each action.
+        bound: how many of the chosen images are innocent, at most, in a sentence; None for a policy by the rate.
+        receipt: of the data set that the list was applied to; None if it was not applied.
+    """
+
+    actions: Counter[str]
+    bound: str | None
+    receipt: Receipt | None
+
+
+def write_curation(
+    output: str,
+    policy: CurationPolicy | None,
+    list_path: str | None,
+    destination: str | None,
+    indices: bool = False,
+    trust_output: bool = False,
+) -> Curated:
+    """Do what `curate_audit` does, a shard's rows at a time, without returning the list; the arguments are the same."""
     open_audit(output)  # refused before the output is locked, if it holds no finished audit
     with driving(Store(output)) as lock:
-        return _curate(open_stored(lock.fenced(), trust_output), policy, list_path, destination, indices)
+        audit = open_stored(lock.fenced(), trust_output)
+        if destination is not None:
+            check_destination(audit, destination, indices)
+            audit.refuse_if_strange("copying the data")
+        actions, bound = _keep_list(audit, policy, list_path)
+        if destination is None:
+            return Curated(actions, bound, None)
+        rows = (pa.Table.from_batches([batch]) for batch in audit.store.read_batches(CURATION_FILE))
+        return Curated(actions, bound, apply_list(audit, rows, destination, indices=indices))
 
 
-def _curate(
-    audit: Audit, policy: CurationPolicy | None, list_path: str | None, destination: str | None, indices: bool
-) -> tuple[pa.Table, Receipt | None]:
-    """Do what `curate_audit` says, with the output locked."""
-    if destination is not None:
-        check_destination(audit, destination, indices)
-        audit.refuse_if_strange("copying the data")
+def _keep_list(audit: Audit, policy: CurationPolicy | None, list_path: str | None) -> tuple[Counter[str], str | None]:
+    """Make or read the list, and keep it in the audit. Returns the number of rows of each action, and the bound."""
     bound = None
     if policy is not None:
-        table, how = make_list(audit, policy), f"{policy.by} {policy.limit:g}, {policy.action}"
-        status = read_scores(audit.store, audit.frozen, columns=("status",))
-        bound = bound_innocent(audit.findings, status, policy, audit.summary["detection"])
+        curation = Curation(JudgedAudit(audit, audit.summary.get("verification")), policy)
+        bound = curation.bound_innocent(audit.summary["detection"])
+        tables, how = curation.tables(list_digest(audit)), f"{policy.by} {policy.limit:g}, {policy.action}"
     elif list_path is not None:
-        table, how = read_list(audit, list_path), "as read from a file"
+        tables, how = ListFile(audit, list_path).tables(), "as read from a file"
     else:
         raise UsageError(
             "neither a policy nor a list: give one of --fdr, --top-k and --max-score, or a list that exists as --list"
         )
     said = {"schema_version": str(audit.frozen.schema_version), "policy": how, **({"bound": bound} if bound else {})}
-    table = table.replace_schema_metadata(said)
-    if policy is not None and list_path is not None:
-        _write_list(table, list_path)
-    audit.store.write_table(CURATION_FILE, table, {k.decode(): v.decode() for k, v in table.schema.metadata.items()})
-    if destination is None:
-        return table, None
-    return table, apply_list(audit, table, destination, indices=indices)
+    actions = Counter[str]()
+    with ExitStack() as files:
+        writers: list[Any] = [files.enter_context(audit.store.table_writer(CURATION_FILE, CURATION, said))]
+        if policy is not None and list_path is not None:  # published first: it may be refused
+            writers.append(files.enter_context(new_list(list_path, said)))
+        for table in tables:
+            actions.update(table["action"].to_pylist())
+            for writer in writers:
+                writer.write(table)
+    return actions, bound
 
 
 def policy_of_options(
@@ -106,15 +143,14 @@ def policy_of_options(
     return next((CurationPolicy(by=by, limit=limit, **options) for by, limit in given.items()), None)  # type: ignore[arg-type]
 
 
-def curation_lines(
-    output: str, list_path: str | None, table: pa.Table, destination: str | None, applied: Receipt | None
-) -> list[str]:
+def curation_lines(output: str, list_path: str | None, curated: Curated, destination: str | None) -> list[str]:
     """Return what `volgrowth curate` prints: rows of each action, a bound on innocent images, what was written."""
-    counts = Counter(table["action"].to_pylist())
-    said = ", ".join(f"{name} {counts[name]:,}" for name in ("drop", "downweight", "review", "keep"))
-    lines = [f"{said} of {len(table):,} rows; list: {list_path or output.rstrip('/') + '/' + CURATION_FILE}"]
-    if bound := (table.schema.metadata or {}).get(b"bound"):
-        lines.append(bound.decode())
+    actions, applied = curated.actions, curated.receipt
+    said = ", ".join(f"{name} {actions[name]:,}" for name in ("drop", "downweight", "review", "keep"))
+    file = list_path or output.rstrip("/") + "/" + CURATION_FILE
+    lines = [f"{said} of {actions.total():,} rows; list: {file}"]
+    if curated.bound:
+        lines.append(curated.bound)
     if applied:
         lines.append(f"{applied.rows:,} rows in {destination}; volgrowth curate --undo {destination} removes it")
     return lines
@@ -132,19 +168,6 @@ def undo_curation(folder: str, trust_output: bool = False) -> str:
     """
     gone = undo_list(folder, trust_output=trust_output)
     return f"removed {folder} ({gone.rows:,} rows, {len(gone.files):,} files); {gone.data} was not changed"
-
-
-def _write_list(table: pa.Table, file: str) -> None:
-    store, name = list_file(file)
-    data = encode_list(table, name)
-    if store.exists(name):
-        if store.read(name) == data:
-            return
-        raise OutputError(
-            f"--list {file} exists and holds another list, which may have been edited: leave the policy out to take "
-            "that, or choose another name"
-        )
-    store.write(name, data)
 
 
 def _read_ids(file: Path, option: str) -> frozenset[str]:

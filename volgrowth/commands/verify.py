@@ -110,7 +110,7 @@ def verify_audit(
     with driving(Store(output)) as lock:
         audit = open_stored(lock.fenced(), trust_output)
         audit.refuse_if_strange("drawing samples")
-        check_columns(audit.findings, output, "identical")
+        check_columns(audit.store.read_schema(FINDINGS_FILE), output, "identical")
         # samples do not depend on what was measured, and older versions knew other measures
         known = {name: value for name, value in audit.frozen.config.items() if name not in {*EXECUTION, "measure"}}
         config = AuditConfig.build(**known, output=output, **running)

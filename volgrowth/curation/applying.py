@@ -7,11 +7,12 @@ as the last step: the destination holds either nothing or all of it. A receipt i
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -38,6 +39,7 @@ WRITERS: dict[str, Callable[[Any, Path, Kept], None]] = {
     "folder": write_file_list,
     INDICES: write_kept_indices,
 }
+COMPARED_AT_ONCE = 1 << 16
 COPIED = frozenset(("parquet", "arrow", "webdataset"))
 """Forms that copy the rows. All rows that stay are compared with what was scored, since all are read anyway."""
 
@@ -73,12 +75,15 @@ def check_destination(audit: Audit, destination: str, indices: bool = False) -> 
     return folder
 
 
-def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool = False) -> Receipt:
+def apply_list(
+    audit: Audit, rows: pa.Table | Iterable[pa.Table], destination: str, *, indices: bool = False
+) -> Receipt:
     """Write the data set that a list keeps, in the form of the audited one.
 
     Args:
         audit: finished; its data set is read again.
-        table: the list, with the columns of `CURATION`, every row of the data set once.
+        rows: the list, with the columns of `CURATION`, every row of the data set once, in row order; in one table or
+            in parts.
         destination: a new local folder.
         indices: for a data set that `datasets` loads, write the row numbers instead of the rows.
 
@@ -91,11 +96,11 @@ def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool
         UsageError: the list keeps no row, or the data set cannot be written so.
     """
     folder = check_destination(audit, destination, indices)
-    source, kept = audit.open_data(), _kept(table)
+    source = audit.open_data()
+    kept, counts = _kept([rows] if isinstance(rows, pa.Table) else rows, audit.frozen.data.rows)
     form = INDICES if indices or source.kind == "hub" else source.kind
     if form in COPIED:
-        hashes = expected_hashes(audit.scores, audit.frozen.config["id_column"])
-        check_rows(source, {row: value for row, value in hashes.items() if kept.mask[row]})
+        check_rows(source, _hashes(audit, kept))
     else:
         check_unchanged(audit.store, audit.frozen)
     with _staged(folder) as stage:
@@ -106,19 +111,40 @@ def apply_list(audit: Audit, table: pa.Table, destination: str, *, indices: bool
                 f"{folder} would hold {written} rows, and the list keeps {kept.rows}: nothing was written; try again, "
                 "and report it if it stays"
             )
-        counts = Counter(table["action"].to_pylist())
         actions = {action.value: counts[action.value] for action in Action}
         receipt = Receipt(list_digest(audit), audit.frozen.data.name, form, written, actions, sealed_files(stage))
         receipt.write(stage)
     return receipt
 
 
-def _kept(table: pa.Table) -> Kept:
-    mask = pc.not_equal(table["action"], Action.DROP.value).to_numpy().astype(bool)
+def _kept(parts: Iterable[pa.Table], rows: int) -> tuple[Kept, Counter[str]]:
+    """Return what a list keeps, and the number of rows of each action."""
+    mask, counts, weight, start = np.zeros(rows, bool), Counter[str](), None, 0
+    for part in parts:
+        some = slice(start, start + len(part))
+        mask[some] = pc.not_equal(part["action"], Action.DROP.value).to_numpy()
+        counts.update(part["action"].to_pylist())
+        if weight is None and counts[Action.DOWNWEIGHT.value]:
+            weight = np.where(mask, 1.0, 0.0)  # of the rows up to here
+        if weight is not None:
+            weight[some] = part["weight"].to_numpy()
+        start += len(part)
     if not mask.any():
         raise UsageError("the list drops every row: expected one at least that stays")
-    weighted = pc.any(pc.equal(table["action"], Action.DOWNWEIGHT.value)).as_py()
-    return Kept(mask, table["weight"].to_numpy() if weighted else None)
+    return Kept(mask, weight), counts
+
+
+def _hashes(audit: Audit, kept: Kept) -> Iterator[dict[int, int]]:
+    """Yield the hash of the bytes of each row that stays, those of some shards at a time."""
+    waiting, count = dict[int, int](), 0
+    for part in audit.parts(scores=["image_id", "bytes_hash"]):
+        hashes = expected_hashes(part, audit.frozen.config["id_column"])
+        waiting |= {row: value for row, value in hashes.items() if kept.mask[row]}
+        count += len(part)
+        if count >= COMPARED_AT_ONCE:
+            yield waiting
+            waiting, count = {}, 0
+    yield waiting
 
 
 def _count(form: str, stage: Path, audit: Audit) -> int:

@@ -4,9 +4,13 @@ A list holds every row of the data set once. Its column `audit` names the audit 
 through a spreadsheet or a data frame still says which audit it was made from.
 """
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
-from typing import Any
+from itertools import zip_longest
+from tempfile import TemporaryFile
+from typing import IO, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +21,14 @@ import pyarrow.parquet as pq
 from volgrowth.analysis.policy import CURATION, Action, list_digest, store_of
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError, first_line
-from volgrowth.storage.sealing import arrow_file
 from volgrowth.storage.store import Store
 
 CURATION_FILE = "curation.parquet"
 NEEDED = ("row", "image_id", "action", "weight", "audit")
 # beginnings of a formula, of their wide forms too, and of what spreadsheets skip before one
 _EVALUATED = "=+\\-@\t\r\n＝＋－＠"
+# rows that are written or read at once, and bytes of a CSV file, of which each row must fit into one block
+ROWS_AT_ONCE, CSV_BLOCK = 1 << 16, 1 << 24
 AGAIN = "make the list again with `volgrowth curate OUT --fdr RATE`"
 
 
@@ -38,14 +43,79 @@ def list_file(file: str) -> tuple[Store, str]:
     return store_of(file)
 
 
+class ListWriter:
+    """Writes a list piece by piece, as CSV or Parquet by the end of its name.
+
+    Args:
+        file: open for writing.
+        name: its name.
+        metadata: entries of a Parquet file's footer.
+    """
+
+    def __init__(self, file: Any, name: str, metadata: dict[str, str] | None = None):
+        self._csv = name.endswith(".csv")
+        schema = CURATION if self._csv or not metadata else CURATION.with_metadata(metadata)
+        self._writer: Any = (
+            csv.CSVWriter(file, schema) if self._csv else pq.ParquetWriter(file, schema, compression="zstd")
+        )
+        self._waiting: list[pa.Table] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Write rows with the columns of `CURATION`."""
+        self._waiting.append(table.replace_schema_metadata(self._writer.schema.metadata if not self._csv else None))
+        if sum(map(len, self._waiting)) >= ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            table = pa.concat_tables(self._waiting)
+            self._writer.write_table(_cells(table, _quoted) if self._csv else table)
+        self._waiting = []
+
+
 def encode_list(table: pa.Table, name: str) -> bytes:
     """Encode a list as the bytes of a file, CSV or Parquet by the end of its name."""
     buffer = BytesIO()
-    if name.endswith(".csv"):
-        csv.write_csv(_cells(table, _quoted), buffer)
-    else:
-        pq.write_table(table, buffer, compression="zstd")
+    with ListWriter(buffer, name) as writer:
+        writer.write(table)
     return buffer.getvalue()
+
+
+@contextmanager
+def new_list(file: str, metadata: dict[str, str]) -> Iterator[ListWriter]:
+    """Give a writer of a list, which is published at the end of the block, unless the file holds the same list already.
+
+    Raises:
+        UsageError: as `list_file`.
+        OutputError: there is such a file, and it holds another list.
+    """
+    store, name = list_file(file)
+    with TemporaryFile() as made:
+        with ListWriter(made, name, metadata) as writer:
+            yield writer
+        made.seek(0)
+        if not store.exists(name):
+            with store.open_new(name) as published:
+                shutil.copyfileobj(made, published)
+            return
+        with store.local_file(name) as path, open(path, "rb") as there:
+            same = all(one == other for one, other in zip_longest(_blocks(made), _blocks(there)))
+        if not same:
+            raise OutputError(
+                f"--list {file} exists and holds another list, which may have been edited: leave the policy out to "
+                "take that, or choose another name"
+            )
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: file.read(1 << 20), b"")
 
 
 def _cells(table: pa.Table, change: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> pa.Table:
@@ -66,72 +136,118 @@ def _unquoted(cells: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def read_list(audit: Audit, file: str) -> pa.Table:
-    """Read a list that was made from this audit, whether it was edited or not.
+    """Read a list that was made from this audit, whether it was edited or not, all of it at once; see `ListFile`."""
+    return pa.concat_tables(ListFile(audit, file).tables())
+
+
+class ListFile:
+    """A list that was made from this audit, whether it was edited or not.
 
     Args:
         audit: finished.
         file: path or URL of the list.
 
-    Returns:
-        The list, with the columns of `CURATION`, in row order.
-
     Raises:
         OutputError: the file cannot be read, was made from another audit, or lacks rows.
-        UsageError: the action or the weight of a row makes no sense.
+        UsageError: the name of the file ends neither in .parquet nor in .csv.
     """
-    table = _table(file)
-    there, here = table["audit"].unique().to_pylist(), list_digest(audit)
-    if there != [here]:
-        other = next((name for name in there if name != here), "none")
-        raise OutputError(
-            f"list {file} is of another audit ({other} in its column audit; {audit.store.url} is {here}, or had "
-            f"another name before it was extended): {AGAIN}"
-        )
-    table = table.sort_by("row")
-    if not np.array_equal(table["row"].to_numpy(), np.arange(audit.frozen.data.rows)):
-        raise OutputError(
-            f"list {file} has {table.num_rows} rows: expected every row from 0 to {audit.frozen.data.rows - 1} once, "
-            f"also those that are kept; put them back, or {AGAIN}"
-        )
-    _check_rows(audit, table, file)
-    return table
 
-
-def _table(file: str) -> pa.Table:
-    """Read the file as a table with the columns of `CURATION`; columns that a person took out are null."""
-    store, name = list_file(file)
-    data = store.read(name)
-    try:
-        if name.endswith(".csv"):
-            columns = {field.name: field.type for field in CURATION}
-            options = csv.ConvertOptions(column_types=columns)
-            table = csv.read_csv(
-                arrow_file(data), parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options
+    def __init__(self, audit: Audit, file: str):
+        self.audit, self.file = audit, file
+        names, rows, self._in_order, expected = set[str | None](), 0, True, audit.frozen.data.rows
+        for table in self._read():
+            names |= set(table["audit"].unique().to_pylist())
+            numbers = table["row"].to_numpy()
+            self._in_order = self._in_order and np.array_equal(numbers, np.arange(rows, rows + len(numbers)))
+            rows += len(numbers)
+        here = list_digest(audit)
+        if names != {here}:
+            other = min((name for name in names if name not in (here, None)), default="none")
+            raise OutputError(
+                f"list {file} is of another audit ({other} in its column audit; {audit.store.url} is {here}, or had "
+                f"another name before it was extended): {AGAIN}"
             )
-            table = _cells(table, _unquoted)
-        else:
-            table = pq.read_table(arrow_file(data))
+        if rows != expected or not (self._in_order or self._each_once(expected)):
+            raise OutputError(
+                f"list {file} has {rows} rows: expected every row from 0 to {expected - 1} once, also those that are "
+                f"kept; put them back, or {AGAIN}"
+            )
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the list in row order, with the columns of `CURATION`; the rows of a list in another order at once.
+
+        Raises:
+            UsageError: the action or the weight of a row makes no sense.
+        """
+        tables = self._read() if self._in_order else iter([pa.concat_tables(self._read()).sort_by("row")])
+        held = CURATION.empty_table()
+        for part in self.audit.parts(findings=["image_id"]):
+            while len(held) < len(part):
+                held = pa.concat_tables([held, next(tables)])
+            table, held = held.slice(0, len(part)), held.slice(len(part))
+            _check_rows(part["image_id"], table, self.file)
+            yield table
+
+    def _each_once(self, expected: int) -> bool:
+        seen = np.zeros(expected, bool)
+        for table in self._read():
+            rows = table["row"].drop_null().to_numpy()
+            seen[rows[(rows >= 0) & (rows < expected)]] = True
+        return bool(seen.all())
+
+    def _read(self) -> Iterator[pa.Table]:
+        """Yield the rows of the file, in its order; columns that a person took out are null."""
+        store, name = list_file(self.file)
+        with store.local_file(name) as path:
+            try:
+                yield from map(self._as_list, _batches(path, name))
+            except (pa.ArrowException, ValueError) as error:
+                raise OutputError(f"list {self.file} cannot be read ({first_line(error)}): {AGAIN}") from None
+
+    def _as_list(self, table: pa.Table) -> pa.Table:
         if missing := [name for name in NEEDED if name not in table.column_names]:
-            raise OutputError(f"list {file} has no column {missing[0]}: put it back, or {AGAIN}")
+            raise OutputError(f"list {self.file} has no column {missing[0]}: put it back, or {AGAIN}")
         kept = [field for field in CURATION if field.name in table.column_names]
         table = table.select([field.name for field in kept]).cast(pa.schema(kept))
-    except (pa.ArrowException, ValueError) as error:
-        raise OutputError(f"list {file} cannot be read ({first_line(error)}): {AGAIN}") from None
-    nulls = {field.name: pa.nulls(len(table), field.type) for field in CURATION}
-    return pa.table([table[name] if name in table.column_names else nulls[name] for name in CURATION.names], CURATION)
+        nulls = {field.name: pa.nulls(len(table), field.type) for field in CURATION}
+        return pa.table(
+            [table[name] if name in table.column_names else nulls[name] for name in CURATION.names], CURATION
+        )
 
 
-def _check_rows(audit: Audit, table: pa.Table, file: str) -> None:
-    """Check the image id, action and weight of every row."""
+def _batches(path: str, name: str) -> Iterator[pa.Table]:
+    """Yield the rows of a file, at least one table without any."""
+    if name.endswith(".csv"):
+        options = csv.ConvertOptions(column_types={field.name: field.type for field in CURATION})
+        reader = csv.open_csv(
+            pa.OSFile(path),
+            csv.ReadOptions(block_size=CSV_BLOCK),
+            csv.ParseOptions(newlines_in_values=True),
+            options,
+        )
+        yield _cells(reader.schema.empty_table(), _unquoted)
+        for batch in reader:
+            yield _cells(pa.Table.from_batches([batch]), _unquoted)
+        return
+    parquet = pq.ParquetFile(pa.OSFile(path))
+    yield parquet.schema_arrow.empty_table()
+    for batch in parquet.iter_batches(ROWS_AT_ONCE):
+        yield pa.Table.from_batches([batch])
+
+
+def _check_rows(ids: pa.ChunkedArray, table: pa.Table, file: str) -> None:
+    """Check the image id, action and weight of every row of a part; `ids` are those of the audit."""
 
     def refuse(wrong: np.ndarray, say: Callable[[dict[str, Any]], str]) -> None:
         if wrong.any():
             row = table.slice(int(np.argmax(wrong)), 1).to_pylist()[0]
             raise UsageError(f"list {file}, row {row['row']}: {say(row)}")
 
-    ids = audit.findings["image_id"]
+    first = table["row"][0].as_py()
     strange = pc.fill_null(pc.not_equal(table["image_id"], ids), True).to_numpy().astype(bool)
-    refuse(strange, lambda row: f"image_id is {row['image_id']!r} and was {ids[row['row']].as_py()!r}: put it back")
+    refuse(
+        strange, lambda row: f"image_id is {row['image_id']!r} and was {ids[row['row'] - first].as_py()!r}: put it back"
+    )
     action, weight = table["action"].to_numpy(), pc.fill_null(table["weight"], np.nan).to_numpy()
     unknown = ~np.isin(action.astype(str), [known.value for known in Action])
     refuse(unknown, lambda row: f"action is {row['action']!r}: expected keep, drop, downweight or review")

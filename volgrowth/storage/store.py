@@ -297,6 +297,20 @@ class Store:
             return self.files.cat_file(path) == data
         return False
 
+    @contextmanager
+    def local_file(self, name: str) -> Iterator[str]:
+        """Give the path of a file on the local disk: its own, or that of a copy that goes at the end of the block."""
+        path = self.file_path(name)
+        if self.local:
+            with self._reading(name):
+                open(path, "rb").close()
+            yield path
+            return
+        with NamedTemporaryFile() as copied:
+            with self._reading(name):
+                self.files.get_file(path, copied.name)
+            yield copied.name
+
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""
         with self._writing(name), suppress(FileNotFoundError, NotADirectoryError):

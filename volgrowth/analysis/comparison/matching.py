@@ -146,7 +146,7 @@ def _distinct(
 ) -> Distinct:
     """Return each image once, with the values of the row that stands for it."""
     url = audit.store.url
-    check_columns(findings, url, "outside_range", "memorized", "identical")
+    check_columns(findings.schema, url, "outside_range", "memorized", "identical")
     if not scores.column("row").equals(findings.column("row")):
         raise OutputError(
             f"findings in {url} is of other rows than scores: delete {url}/_SUCCESS and run the same `volgrowth audit` "

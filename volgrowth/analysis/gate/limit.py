@@ -14,9 +14,9 @@ import pyarrow as pa
 from volgrowth.analysis.calibration.error_rates import fewest_flags, rows_needed
 from volgrowth.analysis.caveats import gate_caveats
 from volgrowth.analysis.findings import check_columns
-from volgrowth.analysis.judging import Judgement, judge, ranking_column
+from volgrowth.analysis.judging import JudgedAudit
 from volgrowth.analysis.verification.proof import samples_needed
-from volgrowth.audit.output.result import Audit
+from volgrowth.audit.output.result import FINDINGS_FILE, Audit
 from volgrowth.errors import UsageError
 
 LISTED = 20
@@ -112,40 +112,71 @@ def check_limit(audit: Audit, fdr: float, max_flagged: float) -> Gate:
         raise UsageError(f"--fdr {fdr:g}: expected above 0 and below 1")
     if not 0 <= max_flagged <= 1:
         raise UsageError(f"--max-flagged {max_flagged:g}: expected a share, from 0 to 1")
-    check_columns(audit.findings, audit.store.url, "identical", "outside_range")
-    known = judge(audit.findings, audit.summary.get("verification"), fdr)
-    found, judged = known.images(known.found), known.images(known.judged | known.proven)
-    exceeded = found > max_flagged * judged
+    check_columns(audit.store.read_schema(FINDINGS_FILE), audit.store.url, "identical", "outside_range")
+    counted = _count(JudgedAudit(audit, audit.summary.get("verification"), fdr))
+    exceeded = counted.found > max_flagged * counted.judged
     return Gate(
         name=audit.store.url,
         data=audit.frozen.data.name,
         model=audit.frozen.model.name,
         fdr=fdr,
         max_flagged=max_flagged,
-        flagged=known.images(known.flagged),
-        proven=known.images(known.proven),
-        found=found,
-        judged=judged,
-        rows=len(audit.findings),
-        found_rows=int(known.found.sum()),
-        unjudged_rows=int(known.unjudged.sum()),
-        images=_most_certain(audit.findings.filter(pa.array(known.found & known.first))),
-        doubts=() if exceeded else tuple(_doubts(audit, known, fdr, max_flagged)),
+        flagged=counted.flagged,
+        proven=counted.proven,
+        found=counted.found,
+        judged=counted.judged,
+        rows=audit.frozen.data.rows,
+        found_rows=counted.found_rows,
+        unjudged_rows=counted.unjudged_rows,
+        images=counted.images,
+        doubts=() if exceeded else tuple(_doubts(audit, counted, fdr, max_flagged)),
         caveats=tuple(gate_caveats(audit.summary, exceeded)),
     )
 
 
-def _most_certain(found: pa.Table) -> tuple[dict[str, Any], ...]:
-    ranking = ranking_column(found)
-    found = found.sort_by([("q_value", "ascending"), (ranking, "descending")]).slice(0, LISTED)
-    listed = found.select(["row", "image_id", ranking, "q_value", "verified_hits", "copies"])
-    names = ["evidence" if name == ranking else name for name in listed.column_names]
-    return tuple(listed.rename_columns(names).to_pylist())
+@dataclass
+class _Counted:
+    """Numbers of images of an audit, and of rows where the name says so; `images` are the most certain found ones."""
+
+    tested: int = 0
+    judged: int = 0
+    flagged: int = 0
+    proven: int = 0
+    found: int = 0
+    unjudged: int = 0
+    outside: int = 0
+    found_rows: int = 0
+    unjudged_rows: int = 0
+    images: tuple[dict[str, Any], ...] = ()
 
 
-def _doubts(audit: Audit, known: Judgement, fdr: float, max_flagged: float) -> list[str]:
+def _count(judged: JudgedAudit) -> _Counted:
+    """Count the images of an audit, a shard's rows at a time."""
+    counted, ranking = _Counted(), judged.pictures.ranking
+    columns = ["row", "image_id", ranking, "q_value", "verified_hits", "copies"]
+    certain: list[pa.Table] = []
+    for part in judged.parts(findings=columns):
+        counted.tested += part.images(part.tested)
+        counted.judged += part.images(part.judged | part.proven)
+        counted.flagged += part.images(part.flagged)
+        counted.proven += part.images(part.proven)
+        counted.found += part.images(part.found)
+        counted.unjudged += part.images(part.unjudged)
+        counted.outside += part.images(part.tested & ~part.judged)
+        counted.found_rows += int(part.found.sum())
+        counted.unjudged_rows += int(part.unjudged.sum())
+        found = part.findings.filter(pa.array(part.found & part.first)).select(columns)
+        order = [("q_value", "ascending"), (ranking, "descending"), ("row", "ascending")]
+        certain = [pa.concat_tables([*certain, found]).sort_by(order).slice(0, LISTED)]
+    for table in certain:
+        names = ["evidence" if name == ranking else name for name in columns]
+        counted.images = tuple(table.rename_columns(names).to_pylist())
+    return counted
+
+
+def _doubts(audit: Audit, known: _Counted, fdr: float, max_flagged: float) -> list[str]:
     """Say why more memorized images than allowed may be there unseen, and what would do."""
-    judged = known.images(known.judged | known.proven)
+    judged = known.judged
     allowed = floor(max_flagged * judged + 1e-9)
     if not judged:
         return ["No image could be judged: audit again with --holdout."]
@@ -155,7 +186,7 @@ def _doubts(audit: Audit, known: Judgement, fdr: float, max_flagged: float) -> l
     if detection.get("null") != "held-out":
         doubts = ["Without held-out images the rate is an assumption: audit again with --holdout."]
     else:
-        doubts = _resolution(detection, known.images(known.tested), judged, allowed, fdr)
+        doubts = _resolution(detection, known.tested, judged, allowed, fdr)
     doubts += _screened(audit.summary.get("cascade"), known, allowed)
     doubts += _unjudged(audit, known, judged, max_flagged)
     proof = audit.summary.get("verification") or {"samples": 0}
@@ -188,10 +219,10 @@ def _rounded_up(share: float) -> str:
     return f"{ceil(share * 10**digits) / 10**digits:.{digits}f}".rstrip("0")
 
 
-def _screened(cascade: dict[str, Any] | None, known: Judgement, allowed: int) -> list[str]:
+def _screened(cascade: dict[str, Any] | None, known: _Counted, allowed: int) -> list[str]:
     """Doubt if the flags that a cascade's screen may have lost could exceed the limit."""
     lost = (cascade or {}).get("flags_lost_at_most") or 0
-    if known.images(known.found) + lost <= allowed:
+    if known.found + lost <= allowed:
         return []
     return [
         f"The cascade's screen may have lost up to {lost:,} flags: audit with a larger --set screen_sample, or without "
@@ -199,14 +230,14 @@ def _screened(cascade: dict[str, Any] | None, known: Judgement, allowed: int) ->
     ]
 
 
-def _unjudged(audit: Audit, known: Judgement, judged: int, max_flagged: float) -> list[str]:
+def _unjudged(audit: Audit, known: _Counted, judged: int, max_flagged: float) -> list[str]:
     """Doubt if more images are unjudged than rows may fail, and their number could exceed the limit."""
-    unjudged = known.images(known.unjudged)
+    unjudged = known.unjudged
     tolerated = (audit.summary.get("run") or {}).get("max_failed", 0.01)
-    worst = known.images(known.found) + unjudged
+    worst = known.found + unjudged
     if unjudged <= tolerated * (judged + unjudged) or worst <= max_flagged * (judged + unjudged):
         return []
-    outside = known.images(known.tested & ~known.judged)
+    outside = known.outside
     fixes = [
         *(["score them by `volgrowth audit ... --retry-failed`"] if unjudged > outside else []),
         *(["hold out images as simple and as complex as the audited ones"] if outside else []),

@@ -17,7 +17,7 @@ from volgrowth.audit.output.listings import open_frozen_data, read_rows
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.output.mending import tell_user
 from volgrowth.errors import DamagedError, DataError
-from volgrowth.sources import Listing, Row, Source, SourceFile, bytes_hash
+from volgrowth.sources import Listing, Source, SourceFile, bytes_hash
 from volgrowth.sources.base import FilesSource
 from volgrowth.storage.places import read_ahead
 from volgrowth.storage.store import Store
@@ -62,28 +62,30 @@ def check_unchanged(store: Store, manifest: Manifest, now: Mapping[str, Listing]
             )
         rows = {*_spread(shards, random), *_rows_of(files, random)}
         id_column = manifest.config["id_column"] if folder == SCORES_FOLDER else None
-        check_rows(source, dict(_scored(store, shards, sorted(rows), id_column)))
+        check_rows(source, [dict(_scored(store, shards, sorted(rows), id_column))])
 
 
-def check_rows(source: Source, expected: Mapping[int, int]) -> None:
+def check_rows(source: Source, parts: Iterable[Mapping[int, int]]) -> None:
     """Compare rows of a data set with hashes of their bytes.
 
     Args:
         source: the data set.
-        expected: the `bytes_hash` of each row that is compared, in the order of rows.
+        parts: the `bytes_hash` of each row that is compared, in the order of rows, some rows at a time.
 
     Raises:
         DataError: a row holds something else; it names the rows.
     """
-    other: list[Row] = []
-    count = 0
-    for row in read_rows(source, list(expected)):
-        count += 1
-        if bytes_hash(row.data or b"") != expected[row.row]:
-            other.append(row)
+    other = list[str]()
+    different = count = 0
+    for expected in parts:
+        for row in read_rows(source, list(expected)):
+            count += 1
+            if bytes_hash(row.data or b"") != expected[row.row]:
+                different += 1
+                other += [f"row {row.row} ({row.source})"] if different <= NAMED else []
     if other:
-        named = ", ".join(f"row {row.row} ({row.source})" for row in other[:NAMED])
-        more = f" and {len(other) - NAMED} more" if len(other) > NAMED else ""
+        named = ", ".join(other)
+        more = f" and {different - NAMED} more" if different > NAMED else ""
         raise DataError(
             f"the data set changed since it was audited: {named}{more} of {count} rows that were compared hold another "
             f"image than was scored, or none; restore the files, or audit into a new output"
