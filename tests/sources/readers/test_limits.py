@@ -124,13 +124,13 @@ def test_large_values_in_a_few_bytes_of_parquet_are_taken_one_by_one(tmp_path):
 
 
 def test_a_row_group_larger_than_what_is_fetched_ahead_is_read_by_pages(tmp_path, monkeypatch):
-    import volgrowth.sources.readers.tables.parquet as module
+    from volgrowth.sources.readers.tables import parquet, row_groups
 
     images = digits(40)
     column = pa.array(images, pa.binary())
     pq.write_table(pa.table({"image": column}), tmp_path / "0.parquet", write_batch_size=1, data_page_size=1)
-    monkeypatch.setattr(module, "AHEAD_BYTES", 1)
-    monkeypatch.setattr(module, "BATCH_BYTES", 500)  # a few of these images
+    monkeypatch.setattr(parquet, "AHEAD_BYTES", 1)
+    monkeypatch.setattr(row_groups, "BATCH_BYTES", 500)  # a few of these images
     source = open_source(str(tmp_path / "0.parquet"))
     assert [row.data for row in source.read(0, 40)] == images
     assert [row.data for row in source.read(7, 33)] == images[7:33]

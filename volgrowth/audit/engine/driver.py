@@ -27,6 +27,8 @@ from volgrowth.models.user_code import noted_line
 from volgrowth.records import Failure, Status
 
 IN_FLIGHT = 2
+# most tasks in a row that are put into reserve for a worker
+RUN = 16
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 3.0
 # while this process is stopped, or its machine asleep, tasks do not grow older than by this
@@ -171,10 +173,13 @@ class RayCrew:
     def _dispatch(self) -> None:
         for depth in range(1, IN_FLIGHT + 1):
             for worker in self.workers:
-                if worker.state is State.READY and len(worker.calls) < depth and (task := self.ledger.take()):
+                if worker.state is State.READY and len(worker.calls) < depth and (task := self._next_task(worker)):
                     call = worker.actor.call.remote(task.method, task.arguments, self.ledger.attempt(task))
                     worker.begun = worker.begun if worker.calls else self._clock
                     worker.calls[call] = task
+
+    def _next_task(self, worker: HiredActor) -> Task | None:
+        return self.ledger.take(id(worker), min(RUN, max(1, self.count // (RUN * len(self.workers)))))
 
     def _wait(self) -> None:
         """Collect the answers that have arrived, or wait a moment for one."""

@@ -6,8 +6,9 @@ smallest. A task may therefore run more than once, and must leave the same behin
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from volgrowth.errors import EngineError, VolgrowthError
@@ -49,23 +50,49 @@ class Task:
 
 
 class Ledger:
-    """Hands out tasks in order, but tasks that came back first. It takes `tasks` one by one, never all at once."""
+    """Hands out tasks, those that came back first. It takes in `tasks` a few at a time, never all at once.
+
+    Each worker gets runs of tasks that follow one another: shards that lie in one file, or in one part of it that is
+    read from its beginning, are then read by few workers. What one has in reserve at the end the others take over.
+    """
 
     def __init__(self, tasks: Iterable[Task]):
         self._coming, self._back = iter(tasks), deque[Task]()
+        self._runs: dict[Hashable, deque[Task]] = {}
         self._failures: dict[str, int] = {}
         self._losses: dict[str, int] = {}
         self._hopeless = 0
 
     def __bool__(self) -> bool:
         """Say whether there is a task to take."""
-        if not self._back and (task := next(self._coming, None)):
+        if not self._back and not self._runs and (task := next(self._coming, None)):
             self._back.append(task)
-        return bool(self._back)
+        return bool(self._back or self._runs)
 
-    def take(self) -> Task | None:
-        """Return the next task, or None when all are taken."""
-        return self._back.popleft() if self._back else next(self._coming, None)
+    def take(self, worker: Hashable = None, at_once: int = 1) -> Task | None:
+        """Return a task, or None when all are taken.
+
+        Args:
+            worker: who takes it.
+            at_once: tasks that are put into reserve for that worker if it has none left.
+        """
+        if self._back:
+            return self._back.popleft()
+        run = self._runs.pop(worker, None) or deque(islice(self._coming, at_once)) or self._half_of_longest()
+        task = run.popleft() if run else None
+        if run:
+            self._runs[worker] = run
+        return task
+
+    def _half_of_longest(self) -> deque[Task]:
+        """Take the later half of the longest reserve of a worker, which may be gone."""
+        owner = max(self._runs, key=lambda each: len(self._runs[each]), default=None)
+        longest = self._runs.pop(owner, deque())
+        tasks = list(longest)
+        kept, taken = tasks[: len(tasks) // 2], tasks[len(tasks) // 2 :]
+        if kept:
+            self._runs[owner] = deque(kept)
+        return deque(taken)
 
     def attempt(self, task: Task) -> int:
         """Return the number of the next attempt at a task, from 1."""

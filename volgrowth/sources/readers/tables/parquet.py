@@ -1,15 +1,13 @@
 """Parquet files as rows: footers when opened, and only the row groups that overlap when read.
 
-A file's rows are known from its footer. A row group is the unit that Parquet can skip to, so a read costs at
-most one row group more than it asks for at its front; inside a group rows are streamed, as many at a time as fit into
-`BATCH_BYTES`, `BATCH_ROWS` at most. A few kB can hold values of any size, packed or as a dictionary, so the rows of a
-group that might not fit are unpacked one by one. A page of a column is unpacked whole; the format ends it at 2 GiB.
+A file's rows are known from its footer. A row group is the unit that Parquet can skip to, and `row_groups` streams the
+rows of one. The file that a read ended in stays open: the next read of rows behind goes on in the same row group.
 Of an object in a store, too, only the footer and the wanted columns of these row groups are fetched.
 """
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -20,15 +18,14 @@ from volgrowth.sources.base import FilesSource, Request, Row, content_id
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
 from volgrowth.sources.readers.splits import files_of_split
-from volgrowth.sources.readers.tables.table_columns import BATCH_ROWS, Columns, choose_columns, rows_of
+from volgrowth.sources.readers.tables.row_groups import OpenFile
+from volgrowth.sources.readers.tables.table_columns import Columns, choose_columns, rows_of
 from volgrowth.sources.readers.tables.table_types import is_untold, same_values
 from volgrowth.storage.places import Found, Place, printable, read_ahead
 
 PAGE_BYTES = 1 << 20
 """Bytes that are fetched at a time to look at the first rows, or to read large row groups: about one page."""
 _BY_PAGES: dict[str, Any] = {"buffer_size": PAGE_BYTES, "pre_buffer": False}
-BATCH_BYTES = 1 << 26
-"""Bytes of rows that are taken at a time, or a single row if it has more."""
 AHEAD_BYTES = 1 << 28
 """Bytes of a row group as stored up to which its columns are fetched ahead, in one request; of larger ones, pages."""
 _TAIL = 8
@@ -54,6 +51,7 @@ class ParquetSource(FilesSource):
         self, place: Place, request: Request, files: Iterable[Found] = (), listing: Listing | None = None
     ) -> None:
         self._first: dict[str, tuple[str, pa.DataType]] = {}
+        self._kept: list[OpenFile] = []
         super().__init__(place, request, files, listing)
         if not self.num_rows:
             raise DataError(f"{request.data} is an empty data set: its {self.num_files} parquet files hold no rows")
@@ -74,13 +72,11 @@ class ParquetSource(FilesSource):
 
     def _read_file(self, file: SourceFile, first: int, start: int, stop: int) -> Iterator[Row]:
         name = printable(file.name)
-        with self.open_file(file) as parquet:
-            # A listing may have been made without the condition column, or with another.
-            self._check(file.name, parquet.schema_arrow)
-            for group, begin, low, high in _overlaps(parquet.metadata, start, stop):
+        with self._open_or_kept(file, stop) as opened:
+            for group, begin, low, high in opened.overlaps(start, stop):
                 position = low
                 try:
-                    for at, table in _tables(parquet, group, begin, self.columns.names, (low, high)):
+                    for at, table in opened.tables(group, begin, (low, high)):
                         for row in rows_of(
                             table, self.columns, self.place, first + at, name, at, self.request.max_bytes
                         ):
@@ -89,8 +85,47 @@ class ParquetSource(FilesSource):
                     reason = "the row group ends early"
                 except (pa.ArrowException, OSError) as error:
                     reason = f"the row group cannot be read: {' '.join(str(error).split())}"
+                if position < high:
+                    opened.damaged = True
                 for at in range(position, high):
                     yield Row(first + at, content_id(b""), f"{name}#{at}", None, reason)
+
+    @contextmanager
+    def _open_or_kept(self, file: SourceFile, stop: int) -> Iterator[OpenFile]:
+        """Give a file of the listing, to read rows before `stop`: it stays open if there are more, and none failed."""
+        opened = self._take_kept(file)
+        if opened is None:
+            stack = ExitStack()
+            with stack:
+                parquet = stack.enter_context(self.open_file(file))
+                # A listing may have been made without the condition column, or with another.
+                self._check(file.name, parquet.schema_arrow)
+                opened = OpenFile(file.name, parquet, self.columns.names, stack.pop_all())
+        with opened.closed_on_error():
+            yield opened
+        if opened.damaged or stop == file.rows:
+            opened.close()
+        else:
+            self._kept.append(opened)
+
+    def _take_kept(self, file: SourceFile) -> OpenFile | None:
+        """Return the file that the last read left open, if it is this one; another one is closed.
+
+        Raises:
+            DataError: the file has changed since.
+        """
+        while True:
+            try:
+                kept = self._kept.pop()  # in one step: another thread may read too
+            except IndexError:
+                return None
+            if kept.name == file.name:
+                with kept.closed_on_error(), self.place.open(file.name, file.size):
+                    return kept
+            kept.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": []}
 
     def _scanned(self, files: Iterable[Found]) -> Iterator[SourceFile]:
         # Files whose columns cannot be chosen yet, since one is of nulls alone: one of each schema.
@@ -253,64 +288,7 @@ def _without_notes(schema: pa.Schema) -> pa.Schema:
     return schema.with_metadata(kept or None)
 
 
-def _overlaps(metadata: pq.FileMetaData, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the row groups that hold some of a file's rows start..stop-1: group, its first row, wanted rows."""
-    first = 0
-    for group in range(metadata.num_row_groups):
-        end = first + metadata.row_group(group).num_rows
-        if max(start, first) < min(stop, end):
-            yield group, first, max(start, first), min(stop, end)
-        first = end
-
-
-def _tables(
-    parquet: pq.ParquetFile, group: int, first: int, columns: list[str], span: tuple[int, int]
-) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows of `span` from the row group that begins at row `first`: tables, with their first rows."""
-    some, at, rows, size = list[pa.RecordBatch](), first, 0, 0
-    try:
-        for low, batch in _batches(parquet, group, first, columns, span):
-            if some and (rows + batch.num_rows > BATCH_ROWS or size + batch.nbytes > BATCH_BYTES):
-                yield at, pa.Table.from_batches(some)
-                some, rows, size = [], 0, 0
-            at = at if some else low
-            some.append(batch)
-            rows, size = rows + batch.num_rows, size + batch.nbytes
-    except (pa.ArrowException, OSError):
-        if some:  # what was read before the damage counts
-            yield at, pa.Table.from_batches(some)
-        raise
-    if some:
-        yield at, pa.Table.from_batches(some)
-
-
-def _batches(
-    parquet: pq.ParquetFile, group: int, first: int, columns: list[str], span: tuple[int, int]
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    start, stop = span
-    size = _batch_size(parquet.metadata.row_group(group), columns)
-    for batch in parquet.iter_batches(batch_size=size, row_groups=[group], columns=columns):
-        end = first + batch.num_rows
-        low, high = max(start, first), min(stop, end)
-        if low < high:
-            yield low, batch.slice(low - first, high - low)
-        first = end
-        if first >= stop:
-            return
-
-
 def _largest_group(metadata: pq.FileMetaData) -> int:
     """Return the stored bytes of the largest row group, over all its columns."""
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     return max((sum(g.column(k).total_compressed_size for k in range(g.num_columns)) for g in groups), default=0)
-
-
-def _batch_size(group: pq.RowGroupMetaData, columns: list[str]) -> int:
-    """Return the rows to unpack at a time: `BATCH_ROWS` if they fit into `BATCH_BYTES` whatever they hold, else 1."""
-    total = 0
-    for index in range(group.num_columns):
-        chunk = group.column(index)
-        if chunk.path_in_schema.partition(".")[0] in columns:
-            # a dictionary may stand for every value
-            total += chunk.total_uncompressed_size * (BATCH_ROWS if chunk.has_dictionary_page else 1)
-    return BATCH_ROWS if total <= BATCH_BYTES else 1
