@@ -52,31 +52,31 @@ def test_a_task_that_is_done_is_forgotten():
     assert not vars(ledger)["_losses"]
 
 
-def take(ledger: Ledger) -> Task:
-    work = ledger.take()
+def take(ledger: Ledger, worker: str | None = None, at_once: int = 1) -> Task:
+    work = ledger.take(worker, at_once)
     assert work
     return work
 
 
 def test_a_worker_gets_tasks_that_follow_one_another():
     ledger = Ledger(task(str(number)) for number in range(10))
-    names = {worker: [] for worker in "ab"}
+    names: dict[str, list[str]] = {worker: [] for worker in "ab"}
     for worker in "abababab":
-        names[worker].append(ledger.take(worker, 3).name)
+        names[worker].append(take(ledger, worker, 3).name)
     assert names == {"a": ["0", "1", "2", "6"], "b": ["3", "4", "5", "9"]}
-    assert [ledger.take("b", 3).name for _ in range(2)] == ["8", "7"]  # what the other has in reserve, from its end
+    assert [take(ledger, "b", 3).name for _ in range(2)] == ["8", "7"]  # what the other has in reserve, from its end
     assert ledger.take("b", 3) is None
     assert not ledger
 
 
 @given(st.integers(0, 40), st.lists(st.tuples(st.integers(0, 4), st.integers(1, 7)), max_size=60))
 def test_every_task_is_handed_out_once_whoever_takes_it(count, takes):
-    ledger, taken = Ledger(task(str(number)) for number in range(count)), []
+    ledger, taken = Ledger(task(str(number)) for number in range(count)), list[str]()
     for worker, at_once in takes:
         assert bool(ledger) == (len(taken) < count)
         taken += [each.name for each in [ledger.take(worker, at_once)] if each]
     while ledger:  # the workers are gone, and what they had in reserve is not
-        taken.append(ledger.take("last", 5).name)
+        taken.append(take(ledger, "last", 5).name)
     assert sorted(map(int, taken)) == list(range(count))
 
 
