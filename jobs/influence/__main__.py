@@ -59,7 +59,7 @@ class Query(NamedTuple):
     condition: Condition = None
 
 
-class ScoredRows:
+class AuditedImages:
     """The rows of an audit that have a score, in order."""
 
     def __init__(self, audit: Audit):
@@ -133,7 +133,7 @@ def most_suspicious_rows(audit: Audit) -> list[int]:
     return rows
 
 
-def measure_influence(rows: ScoredRows, queries: Sequence[Query], given: argparse.Namespace) -> Influence:
+def measure_influence(rows: AuditedImages, queries: Sequence[Query], given: argparse.Namespace) -> Influence:
     """Measure the influence of every row on every query, over the checkpoints or else at the audit's own model."""
     config, generator = rows.config, torch.Generator().manual_seed(given.seed)
     models = [{"name": name, "base": config.base, "resolution": config.resolution} for name in given.checkpoints]
@@ -190,7 +190,7 @@ def attribute(given: argparse.Namespace) -> pa.Table:
         value = getattr(given, name)
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}: expected 1 or more")
-    rows = ScoredRows(audit)
+    rows = AuditedImages(audit)
     asked = given.rows if given.rows or given.images else most_suspicious_rows(audit)
     queries = [*map(rows.query_of_row, asked), *map(rows.query_of_file, given.images)]
     table = ranked_table(audit, queries, measure_influence(rows, queries, given))

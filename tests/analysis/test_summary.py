@@ -201,7 +201,8 @@ def test_the_page_finds_every_key_it_knows(tmp_path: Path, with_holdout: bool) -
     summary, audit, analysis = summarized(tmp_path, scores(*rows()), holdout)
     # the levels of its measure are those of an audit by an older version
     wanted = known.summary(calibration=known.CALIBRATION, measure={"preset": "standard", "evaluations": 4})
-    assert keys({**wanted, "versions": {}}) <= keys(summary)
+    parts = "calibration.evidence."  # by name: which there are is the data's
+    assert {key for key in keys({**wanted, "versions": {}}) if not key.startswith(parts)} <= keys(summary)
     page = render_report(summary, audit.scores, analysis.findings, Shown(), analysis.holdout)
     assert "UNet2DModel" in page.html
 

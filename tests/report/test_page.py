@@ -27,7 +27,8 @@ from tests.support.report_data import (
 from volgrowth.report import Exhibit, NearestSample, Shown, render_report, thumbnail
 from volgrowth.report.formats import score
 from volgrowth.report.gallery.pictures import data_url
-from volgrowth.report.page import CAP, EXAMPLES
+from volgrowth.report.page import CAP
+from volgrowth.report.reading import EXAMPLES
 
 HOSTILE = "\"'</script></style></title><script>alert(1)</script><img src=https://evil.example/x onerror=alert(1)>"
 BIDI = "photo\u202egnp.exe"

@@ -10,11 +10,8 @@ from itertools import groupby
 from math import prod
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from volgrowth.analysis.distinct import strongest_rows
-from volgrowth.analysis.judging import judge, ranking_column
 from volgrowth.audit.output.listings import read_rows
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import FIGURES_FOLDER, REPORT_FILE, SUMMARY_FILE, Audit, open_audit, open_stored
@@ -25,15 +22,14 @@ from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.plain import plain, print_plain
 from volgrowth.report import Shown, choose_exhibits, render_report, thumbnail
 from volgrowth.report.charts.numbers import duplicate_groups
+from volgrowth.report.gallery.exhibits import of_rows
 from volgrowth.report.page import CAP, FRAME, code_digest
+from volgrowth.report.reading import ReportRows, read_report_rows
 from volgrowth.sources import BadImage, bytes_hash, decode_image
 from volgrowth.storage.store import Store
 from volgrowth.version import VERSION
 
 SAMPLES_FILE = f"{FOLDER}/samples.parquet"
-# images in the gallery, and the limit up to which all flagged ones are shown
-GALLERY = 60
-MOST_CARDS = 5000
 
 # Cards whose pictures are read before the next check that there is room for more, and bytes of that room: base64 adds a
 # third.
@@ -72,12 +68,13 @@ def write_report(audit: Audit, redact: bool = False) -> None:
 
     Pages that are there, whole, and made from the same are left as they are.
     """
-    shown = _shown(audit, redact)
+    rows = read_report_rows(audit)
+    shown = _shown(audit, rows, redact)
     origin = _origin(audit.summary, shown)
     if audit.summary.get("pages_origin") == origin and _are_whole(audit.store, audit.summary["pages"]):
         return
     try:
-        report = render_report(audit.summary, audit.scores, audit.findings, shown, audit.holdout_findings)
+        report = render_report(audit.summary, rows.scores, rows.findings, shown, audit.holdout_findings, rows.whole)
     except KeyError as error:
         url, earlier = audit.store.url, audit.summary.get("volgrowth", "of unknown version")
         raise UsageError(
@@ -108,19 +105,20 @@ def _are_whole(store: Store, pages: dict[str, str]) -> bool:
     return all(store.exists(name) and sha256(store.read(name)).hexdigest() == pages[name] for name in pages)
 
 
-def _shown(audit: Audit, redact: bool) -> Shown:
+def _shown(audit: Audit, from_rows: ReportRows, redact: bool) -> Shown:
     """Return the images of the gallery, with as many pictures as the page has room for."""
     samples = audit.store.read_table(SAMPLES_FILE) if audit.store.exists(SAMPLES_FILE) else None
-    known = judge(audit.findings, audit.summary.get("verification"))
-    chosen = choose_exhibits(audit.scores, audit.findings, _gallery_rows(audit.findings, known.found), samples)
+    scores, findings, whole = from_rows.scores, from_rows.findings, from_rows.whole
+    chosen = choose_exhibits(scores, findings, from_rows.gallery, samples)
     if redact:
         return Shown(chosen, redacted=True)
     drawn: dict[int, bytes] = {}
     try:
-        rows = _thumbnails(audit, {group["row"] for group in duplicate_groups(audit.findings)["largest"]})
+        groups = (whole.duplicates if whole else duplicate_groups(findings))["largest"]
+        rows = _thumbnails(audit, scores, {group["row"] for group in groups})
         for first in range(0, len(chosen), CARDS_AT_ONCE):
             some = chosen[first : first + CARDS_AT_ONCE]
-            rows |= _thumbnails(audit, {row for each in some for row in each.rows} - rows.keys())
+            rows |= _thumbnails(audit, scores, {row for each in some for row in each.rows} - rows.keys())
             drawn |= _sample_thumbnails(audit, {each.sample.number for each in some if each.sample} - drawn.keys())
             if sum(map(len, [*rows.values(), *drawn.values()])) > ROOM:
                 break
@@ -130,28 +128,17 @@ def _shown(audit: Audit, redact: bool) -> Shown:
     return Shown(chosen, rows, drawn)
 
 
-def _gallery_rows(findings: pa.Table, found: np.ndarray) -> list[int]:
-    """Return the row that stands for each picture, by evidence, or by growth if nothing was calibrated.
-
-    Of pictures beyond the highest ones only those are shown that the mask `found` (rows,) has, scored or not.
-    """
-    evidence = findings.column(ranking_column(findings)).to_numpy()
-    score = evidence if np.isfinite(evidence).any() else findings.column("growth").to_numpy()
-    ranked = np.argsort(-score, kind="stable")
-    distinct = ranked[(strongest_rows(findings) & (np.isfinite(score) | found))[ranked]]
-    shown = found[distinct]
-    return distinct[(np.arange(len(distinct)) < GALLERY) | (shown & (np.cumsum(shown) <= MOST_CARDS))].tolist()
-
-
-def _thumbnails(audit: Audit, rows: Iterable[int]) -> dict[int, bytes]:
+def _thumbnails(audit: Audit, scores: pa.Table, rows: Iterable[int]) -> dict[int, bytes]:
     """Return a thumbnail of each row as the model saw it; rows that cannot be read any more are left out.
+
+    `scores` hold these rows.
 
     Raises:
         DataError: a row holds another image than was scored.
     """
     shape, most, pictures = audit.frozen.image_shape, audit.manifest["config"]["max_pixels"], {}
     wanted = sorted(rows)
-    scored = expected_hashes(audit.scores.take(pa.array(wanted, pa.int64())), audit.frozen.config["id_column"])
+    scored = expected_hashes(of_rows(scores, wanted), audit.frozen.config["id_column"])
     for row in read_rows(audit.open_data(), wanted):
         if row.data is not None and scored.get(row.row, bytes_hash(row.data)) != bytes_hash(row.data):
             raise DataError(f"row {row.row} ({row.source}) holds another image than was scored: restore the data set")

@@ -23,10 +23,12 @@ from volgrowth.report.gallery.cards import FILTERS, SORTS, Card, fit_cards, make
 from volgrowth.report.gallery.exhibits import Shown
 from volgrowth.report.gallery.pictures import data_url
 from volgrowth.report.provenance import opened_pairs, provenance_groups
+from volgrowth.report.reading import EXAMPLES
 from volgrowth.report.words import Summary
 
 if TYPE_CHECKING:
     from volgrowth.report.charts.plots import ReportCharts
+    from volgrowth.report.reading import WholeAudit
 
 _HERE = Path(__file__).parent
 
@@ -38,9 +40,6 @@ FRAME = 2_000_000
 
 FIRST = 24
 """Cards on one page of the gallery; a browser without scripts shows only these."""
-
-EXAMPLES = 20
-"""Rows that could not be scored that are listed."""
 
 PIXELATED_BELOW = 96
 """Images with a side below this are enlarged pixel by pixel, larger ones smoothly."""
@@ -62,16 +61,23 @@ class ReportPage:
 
 
 def render_report(
-    summary: Summary, scores: pa.Table, findings: pa.Table, shown: Shown, holdout: pa.Table | None = None
+    summary: Summary,
+    scores: pa.Table,
+    findings: pa.Table,
+    shown: Shown,
+    holdout: pa.Table | None = None,
+    whole: "WholeAudit | None" = None,
 ) -> ReportPage:
     """Make the report: one self-contained HTML page, and its figures.
 
     Args:
         summary: the content of `summary.json`.
-        scores: all rows, with the columns of `records.SCORES`.
-        findings: all rows, with the columns of `records.FINDINGS`.
+        scores: all rows, with the columns of `records.SCORES`; of very many rows some (`report.reading`).
+        findings: the same rows, with the columns of `records.FINDINGS`.
         shown: the images of the gallery. Identical ones share a card.
         holdout: growth, excess_growth and evidence of held-out images, to lay over the histograms.
+
+        whole: numbers of all rows, if the tables hold some of them.
 
     Raises:
         ValueError: an exhibit is of a row that the tables do not have.
@@ -81,8 +87,9 @@ def render_report(
 
     truth = summary.get("verification") or {}
     detection = summary["detection"] or {}
-    drawn = draw_report_charts(summary, scores, findings, shown, holdout)
-    cards = make_cards(scores, findings, shown, truth.get("rows", ()), detection.get("fdr"))
+    drawn = draw_report_charts(summary, scores, findings, shown, holdout, whole)
+    copies = whole.copies if whole else None
+    cards = make_cards(scores, findings, shown, truth.get("rows", ()), detection.get("fdr"), copies)
     made = template_environment()
     try:
         template = made.get_template("card.html.j2")

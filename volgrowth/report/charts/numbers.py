@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_mask
-from volgrowth.analysis.distinct import strongest_rows
+from volgrowth.analysis.judging import strongest
 
 BINS = 44
 _REACH = 12.0
@@ -47,19 +47,37 @@ def count_bars(values: np.ndarray, heldout: np.ndarray | None, notable: np.ndarr
         heldout: values of the held-out images, (m,), without NaN.
         notable: mask of the audited images that are notable, (n,).
     """
-    finite = np.isfinite(values)
-    edges = _edges(values[finite], heldout)
-    low, high = edges[0], edges[-1]
-
-    def counted(some: np.ndarray) -> np.ndarray:
-        return np.histogram(np.clip(some, low, high), edges)[0]
-
-    held = counted(heldout) if heldout is not None and heldout.size else None
-    beyond = int(np.count_nonzero((values[finite] < low) | (values[finite] > high)))
-    return Bars(edges, counted(values[finite & ~notable]), counted(values[finite & notable]), held, beyond)
+    counts = BarCounts(bar_edges(values[np.isfinite(values)], heldout))
+    counts.add(values, notable)
+    return counts.bars(heldout)
 
 
-def _edges(values: np.ndarray, heldout: np.ndarray | None) -> np.ndarray:
+class BarCounts:
+    """Bars of a histogram with these edges, counted a part at a time."""
+
+    def __init__(self, edges: np.ndarray):
+        self._edges, self._beyond = edges, 0
+        self._ordinary, self._notable = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
+
+    def add(self, values: np.ndarray, notable: np.ndarray) -> None:
+        """Count audited images; the arguments are those of `count_bars`."""
+        finite = np.isfinite(values)
+        self._ordinary += self._counted(values[finite & ~notable])
+        self._notable += self._counted(values[finite & notable])
+        outside = (values[finite] < self._edges[0]) | (values[finite] > self._edges[-1])
+        self._beyond += int(np.count_nonzero(outside))
+
+    def bars(self, heldout: np.ndarray | None) -> Bars:
+        """Return the bars, with those of the held-out images."""
+        held = self._counted(heldout) if heldout is not None and heldout.size else None
+        return Bars(self._edges, self._ordinary, self._notable, held, self._beyond)
+
+    def _counted(self, some: np.ndarray) -> np.ndarray:
+        return np.histogram(np.clip(some, self._edges[0], self._edges[-1]), self._edges)[0]
+
+
+def bar_edges(values: np.ndarray, heldout: np.ndarray | None) -> np.ndarray:
+    """Return the edges of a histogram of finite values, (BINS + 1,); of very many values a sample gives them."""
     everything = values if heldout is None else np.concatenate([values, heldout])
     if not everything.size:
         return np.linspace(0.0, 1.0, BINS + 1)
@@ -142,30 +160,61 @@ def _levels(measure: dict[str, Any], count: int) -> tuple[str, np.ndarray]:
     return ("noise level", np.array(levels, float)) if len(levels) == count else ("step", np.arange(1.0, count + 1))
 
 
+class GroupCounts:
+    """Pictures with a score by the number of their rows, and the largest of them, counted a part at a time."""
+
+    def __init__(self) -> None:
+        self._images = np.zeros((len(_GROUP_SIZES), 2), np.int64)  # all, and flagged ones
+        self._largest = pa.table({"row": pa.array([], pa.int64()), "rows": pa.array([], pa.int32()), "flagged": []})
+        self._largest = self._largest.cast(pa.schema({"row": pa.int64(), "rows": pa.int32(), "flagged": pa.int64()}))
+        self._pixels: dict[int, list[np.ndarray]] = {}
+
+    def add(self, findings: pa.Table, first: np.ndarray) -> None:
+        """Count findings, of which the rows in the mask `first` stand for their pictures."""
+        shown = pa.array(first & findings["growth"].is_valid().to_numpy())
+        scored = findings.select(["row", "cluster", "copies", "memorized"]).filter(shown)
+        copies = pc.fill_null(scored["copies"], 1).to_numpy()
+        flagged = as_mask(scored["memorized"])
+        band = np.searchsorted(_GROUP_SIZES, copies, side="right") - 1
+        for column, some in enumerate((band, band[flagged])):
+            self._images[:, column] += np.bincount(some[some >= 0], minlength=len(_GROUP_SIZES))
+        table = pa.table({"row": scored["cluster"], "rows": copies, "flagged": flagged.astype(int)})
+        table = pa.concat_tables([self._largest, table.filter(pc.greater(table["rows"], 1)).cast(self._largest.schema)])
+        self._largest = table.sort_by([("rows", "descending"), ("row", "ascending")]).slice(0, LARGEST)
+
+    @property
+    def largest(self) -> list[int]:
+        """Names of the largest groups: their smallest rows."""
+        return self._largest["row"].to_pylist()
+
+    def count_images(self, findings: pa.Table) -> None:
+        """Take note of images of different pixels in the largest groups, after all rows were counted."""
+        wanted = pa.array(self.largest, pa.int64())
+        members = findings.select(["cluster", "identical"]).filter(pc.is_in(findings["cluster"], value_set=wanted))
+        cluster, identical = members["cluster"].to_numpy(), members["identical"].to_numpy()
+        for name in np.unique(cluster).tolist():
+            self._pixels.setdefault(name, []).append(np.unique(identical[cluster == name]))
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the counts, `by_rows`, and the `largest` groups with their number of images of different pixels."""
+        bands = [
+            {"from": low, "to": after and after - 1, "images": int(images), "flagged": int(flagged)}
+            for low, after, (images, flagged) in zip(_GROUP_SIZES, (*_GROUP_SIZES[1:], None), self._images, strict=True)
+            if images
+        ]
+        largest = [
+            {**group, "images": len(np.unique(np.concatenate(self._pixels[group["row"]])))}
+            for group in self._largest.to_pylist()
+        ]
+        return {"by_rows": bands, "largest": largest}
+
+
 def duplicate_groups(findings: pa.Table) -> dict[str, Any]:
-    """Count pictures with a score by the number of their rows, and list the largest."""
-    shown = pa.array(strongest_rows(findings) & findings["growth"].is_valid().to_numpy())
-    scored = findings.select(["row", "cluster", "copies", "memorized"]).filter(shown)
-    copies = pc.fill_null(scored["copies"], 1).to_numpy()
-    flagged = as_mask(scored["memorized"])
-    bands = []
-    for low, after in zip(_GROUP_SIZES, (*_GROUP_SIZES[1:], None), strict=True):
-        inside = (copies >= low) & (copies < (after or np.inf))
-        if inside.any():
-            most = after - 1 if after else None
-            bands.append({"from": low, "to": most, "images": int(inside.sum()), "flagged": int(flagged[inside].sum())})
-    table = pa.table({"row": scored["cluster"], "rows": copies, "flagged": flagged.astype(int)})
-    table = table.filter(pc.greater(table["rows"], 1)).sort_by([("rows", "descending"), ("row", "ascending")])
-    return {"by_rows": bands, "largest": _with_images(table.slice(0, LARGEST).to_pylist(), findings)}
-
-
-def _with_images(groups: list[dict[str, int]], findings: pa.Table) -> list[dict[str, int]]:
-    """Return groups with the number of images of different pixels in each."""
-    wanted = pa.array([group["row"] for group in groups], pa.int64())
-    members = findings.filter(pc.is_in(findings["cluster"], value_set=wanted)).select(["cluster", "identical"])
-    counted = members.group_by("cluster").aggregate([("identical", "count_distinct")]).to_pylist()
-    images = {each["cluster"]: each["identical_count_distinct"] for each in counted}
-    return [{**group, "images": images[group["row"]]} for group in groups]
+    """Count pictures with a score by the number of their rows, and list the largest; `findings` of all rows."""
+    counts = GroupCounts()
+    counts.add(findings, strongest(findings))
+    counts.count_images(findings)
+    return counts.numbers()
 
 
 def plain_numbers(numbers: Any) -> Any:

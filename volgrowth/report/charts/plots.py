@@ -22,6 +22,7 @@ from volgrowth.report.charts.numbers import (
 )
 from volgrowth.report.formats import number, score
 from volgrowth.report.gallery.exhibits import Shown
+from volgrowth.report.reading import WholeAudit, WholeValues, held_values
 from volgrowth.report.words import Summary
 
 
@@ -43,26 +44,33 @@ class ReportCharts:
 
 
 def draw_report_charts(
-    summary: Summary, scores: pa.Table, findings: pa.Table, shown: Shown, holdout: pa.Table | None = None
+    summary: Summary,
+    scores: pa.Table,
+    findings: pa.Table,
+    shown: Shown,
+    holdout: pa.Table | None = None,
+    whole: WholeAudit | None = None,
 ) -> ReportCharts:
     """Draw all figures, and count the table of duplicates; the arguments are those of `render_report`."""
     truth = summary.get("verification")
-    made = ReportCharts(numbers={"duplicates": duplicate_groups(findings)})
+    made = ReportCharts(numbers={"duplicates": whole.duplicates if whole else duplicate_groups(findings)})
     points = _points(scores, findings, truth)
+    counted = whole.values if whole else dict[str, WholeValues]()
     measure = summary["measure"]
     rates = measure["preset"] == "screen" or "levels" in measure  # levels: preset standard of older audits
     unit = "collapsed directions" if rates else "nats"
     notable, name = points.notable
     made.numbers["notable"] = name if notable.any() else None
     if np.isfinite(points.evidence).any():  # without calibration, and in findings of an older version, there is none
-        _evidence(made, points, None if holdout is None else _held(holdout, "evidence"))
+        _evidence(made, points, None if holdout is None else held_values(holdout, "evidence"), counted.get("evidence"))
     for key, values in (("growth", points.growth), ("excess_growth", points.excess)):
-        label, heldout = f"{key.replace('_', ' ')}, {unit}", None if holdout is None else _held(holdout, key)
-        counted, alt = count_bars(values, heldout, notable), f"Histogram of {label}: {_in_words(values)}."
+        label, heldout = f"{key.replace('_', ' ')}, {unit}", None if holdout is None else held_values(holdout, key)
+        bars = counted[key].bars.bars(heldout) if whole else count_bars(values, heldout, notable)
+        alt = f"Histogram of {label}: {_in_words(values, counted.get(key))}."
         if heldout is not None:
             alt += f" Held out: {_in_words(heldout)}."
-        made.add(key.replace("_", "-"), figures.draw_histogram(counted, name, label), alt, counted)
-    _scatter(made, points, f"growth, {unit}")
+        made.add(key.replace("_", "-"), figures.draw_histogram(bars, name, label), alt, bars)
+    _scatter(made, points, f"growth, {unit}", whole)
     pairs = [(each.row, each.control) for each in shown.exhibits if each.control is not None]
     measured = level_rates(scores, pairs, summary["measure"])
     if measured:
@@ -73,13 +81,15 @@ def draw_report_charts(
     return made
 
 
-def _evidence(made: ReportCharts, points: figures.ChartPoints, heldout: np.ndarray | None) -> None:
+def _evidence(
+    made: ReportCharts, points: figures.ChartPoints, heldout: np.ndarray | None, whole: WholeValues | None
+) -> None:
     """Draw the distribution of evidence, and where flags begin: at the least evidence of a flagged image."""
     notable, name = points.notable
     flags = points.evidence[points.flagged & np.isfinite(points.evidence)]
-    threshold = float(flags.min()) if flags.size else None
-    counted = count_bars(points.evidence, heldout, notable)
-    alt = f"Histogram of evidence: {_in_words(points.evidence)}."
+    threshold = whole.least_flagged if whole else float(flags.min()) if flags.size else None
+    counted = whole.bars.bars(heldout) if whole else count_bars(points.evidence, heldout, notable)
+    alt = f"Histogram of evidence: {_in_words(points.evidence, whole)}."
     if heldout is not None:
         alt += f" Held out: {_in_words(heldout)}."
     if threshold is not None:
@@ -89,10 +99,11 @@ def _evidence(made: ReportCharts, points: figures.ChartPoints, heldout: np.ndarr
     made.add("evidence", figure, alt, {**plain_numbers(counted), "flags_begin": threshold})
 
 
-def _scatter(made: ReportCharts, points: figures.ChartPoints, label: str) -> None:
+def _scatter(made: ReportCharts, points: figures.ChartPoints, label: str, whole: WholeAudit | None) -> None:
     expected = expected_by_size(points.png_bytes, points.expected)
     figure, dots, ordinary = figures.draw_complexity(points, expected, label)
-    above = int(np.count_nonzero(points.flagged))
+    above = whole.flagged if whole else int(np.count_nonzero(points.flagged))
+    ordinary = whole.ordinary if whole else ordinary
     alt = (
         f"Growth against the size of the image as PNG, with the growth expected at that size. {number(above)} flagged "
         f"images are marked."
@@ -107,12 +118,16 @@ def _rates(made: ReportCharts, measured: LevelRates, label: str) -> None:
     made.add("levels", figures.draw_levels(measured, label), alt, measured)
 
 
-def _in_words(values: np.ndarray) -> str:
-    """Describe a histogram of values (n,) in words."""
+def _in_words(values: np.ndarray, whole: WholeValues | None = None) -> str:
+    """Describe a histogram of values (n,) in words; `values` are a sample if all are counted in `whole`."""
     values = values[np.isfinite(values)]
     if not values.size:
         return "no images"
     low, middle, high = np.quantile(values, [0, 0.5, 1])
+    if whole:
+        return (
+            f"{number(whole.count)} images from {score(whole.low)} to {score(whole.high)}, median about {score(middle)}"
+        )
     return f"{number(values.size)} images from {score(low)} to {score(high)}, median {score(middle)}"
 
 
@@ -135,9 +150,3 @@ def _points(scores: pa.Table, findings: pa.Table, truth: Summary | None) -> figu
         flagged=as_mask(findings["memorized"]),
         reproduced=known.proven[known.first] if truth else None,
     )
-
-
-def _held(holdout: pa.Table, column: str) -> np.ndarray:
-    """Return the finite values of a column of the held-out images; none if an older version wrote no such column."""
-    values = as_floats(holdout[column]) if column in holdout.column_names else np.empty(0)
-    return values[np.isfinite(values)]

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from volgrowth.analysis.distinct import strongest_rows
-from volgrowth.analysis.judging import ranking_column
+from volgrowth.analysis.judging import ranking_column, strongest
 from volgrowth.report.formats import missing, number, score, signed
 from volgrowth.report.gallery.exhibits import Exhibit, NearestSample, Shown, of_rows
 from volgrowth.report.gallery.pictures import data_url
@@ -59,7 +58,12 @@ _SCORES = {
 
 
 def make_cards(
-    scores: pa.Table, findings: pa.Table, shown: Shown, truth_rows: Collection[int] = (), fdr: float | None = None
+    scores: pa.Table,
+    findings: pa.Table,
+    shown: Shown,
+    truth_rows: Collection[int] = (),
+    fdr: float | None = None,
+    counts: Mapping[int, int] | None = None,
 ) -> list[Card]:
     """Make the cards by evidence, highest first, those without a score last.
 
@@ -73,6 +77,7 @@ def make_cards(
         shown: the exhibits and their pictures.
         truth_rows: rows of images that samples reproduced.
         fdr: rate of false discoveries at which images are flagged; None if nothing was calibrated.
+        counts: number of rows with the same pixels, by the smallest of these rows, if the tables hold only some rows.
 
     Returns:
         The variables of `card.html.j2` for each card.
@@ -86,12 +91,12 @@ def make_cards(
     copies = _copies(scores, {r["content_hash"] for r in records} - {None})
     partners = sorted({exhibit.control for exhibit in shown.exhibits if exhibit.control is not None})
     excess_of = dict(zip(partners, of_rows(findings, partners)["excess_growth"].to_pylist(), strict=True))
-    ranked = _sorted_finite(findings[ranking].filter(pa.array(strongest_rows(findings))))
+    ranked = _sorted_finite(findings[ranking].filter(pa.array(strongest(findings))))
     truth = frozenset(of_rows(findings, list(truth_rows))["cluster"].to_pylist())
     cards = []
     for rank, record in enumerate(_distinct(records), 1):
         rows = copies.get(record["content_hash"], np.array([record["row"]]))
-        card = _card(record, rows)
+        card = _card(record, rows, counts.get(record["identical"], 1) if counts is not None else len(rows))
         card["rank"] = rank
         card["reproduced"] = record["cluster"] in truth
         card["share_below"] = _share_below(ranked, card["evidence"])
@@ -181,7 +186,7 @@ def _copies(scores: pa.Table, hashes: Collection[int]) -> dict[int, np.ndarray]:
     return {group["content_hash"]: np.array(group["row_list"]) for group in grouped.to_pylist()}
 
 
-def _card(record: Card, rows: np.ndarray) -> Card:
+def _card(record: Card, rows: np.ndarray, copies: int) -> Card:
     return {
         **{
             key: record[key]
@@ -189,8 +194,8 @@ def _card(record: Card, rows: np.ndarray) -> Card:
         },
         **{key: None if missing(record[name]) else record[name] for key, name in _SCORES.items()},
         "marks": record["marks"] or [],
-        "copies": len(rows),
-        "near_copies": max(0, (record["copies"] or 0) - len(rows)),
+        "copies": copies,
+        "near_copies": max(0, (record["copies"] or 0) - copies),
         "rows": rows[:ROWS_LISTED].tolist(),
     }
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.controls import match_controls
-from volgrowth.analysis.distinct import strongest_rows
+from volgrowth.analysis.judging import strongest
 
 DUPLICATES = 3
 """The most near duplicates beside an image."""
@@ -115,7 +115,7 @@ def _controls(scores: pa.Table, findings: pa.Table, flagged: Sequence[int]) -> d
         return {}
     hit = pc.greater(findings["verified_hits"], 0)
     free = findings["excess_growth"].is_valid().to_numpy() & ~(as_mask(findings["memorized"]) | as_mask(hit))
-    allowed = findings["row"].to_numpy()[strongest_rows(findings) & free]
+    allowed = findings["row"].to_numpy()[strongest(findings) & free]
     if len(allowed) > CONTROLS_AMONG:
         allowed = np.sort(np.random.default_rng(0).choice(allowed, CONTROLS_AMONG, replace=False))
     table = of_rows(scores, np.concatenate([flagged, allowed]))
