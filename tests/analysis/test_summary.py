@@ -11,7 +11,7 @@ from tests.support.report_data import RUN
 from tests.support.stored import store_tables
 from tests.support.tables import data_info, failed, many, scores
 from volgrowth.analysis.calibration.complexity import REGRESSORS
-from volgrowth.analysis.findings import Analysis, analyse
+from volgrowth.analysis.findings import WholeAnalysis, analyse
 from volgrowth.analysis.summary import _arithmetic, summarize_audit
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.result import Audit
@@ -26,7 +26,7 @@ MODEL = ModelInfo("demo/model", "UNet2DModel", (1, 8, 8), "sha256:" + "0c" * 32,
 
 def summarized(
     folder: Path, table: pa.Table, holdout: pa.Table | None = None, **settings: Any
-) -> tuple[dict[str, Any], Audit, Analysis]:
+) -> tuple[dict[str, Any], Audit, WholeAnalysis]:
     """The summary of an audit whose scores are these."""
     config = AuditConfig.build(model="demo/model", data="digits", output=str(folder), **settings)
     data = data_info("digits", "train", len(table))

@@ -4,8 +4,8 @@ Rows are judged in parts (`analysis.parts`), so that as many as there are need n
 image, and which p-value it has, is the rule of `analysis.distinct`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,20 +17,20 @@ from volgrowth.analysis.distinct import identical_rows, strongest_rows
 from volgrowth.analysis.duplicates import duplicate_clusters
 from volgrowth.analysis.parts.database import Database, open_database
 from volgrowth.analysis.parts.fitting import fit_judge
-from volgrowth.analysis.parts.judge import ANALYSED, REFERENCE, Judge, ScoredRows
+from volgrowth.analysis.parts.judge import ScoredRows
+from volgrowth.analysis.parts.rows import Rows, RowsInMemory
 from volgrowth.analysis.parts.survey import sample_rows, survey_rows
-from volgrowth.analysis.parts.verdicts import Verdicts
+from volgrowth.analysis.parts.verdicts import SEEN, Verdicts
 from volgrowth.errors import OutputError
 from volgrowth.records import FINDINGS
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Findings and the calibration behind them.
+    """What is known of an audit beside the findings of its rows.
 
     Attributes:
-        findings: of the audited images, with the columns of `records.FINDINGS`.
-        holdout: the same of the held-out images; None without any.
+        holdout: findings of the held-out images, with the columns of `records.FINDINGS`; None without any.
         calibration: of the evidence; None if there are too few images to calibrate.
         screening: of a cascade; None of a whole audit.
         difference: the regressor in which audited and held-out images differ most, and the distance; None if they can
@@ -38,7 +38,6 @@ class Analysis:
         new_held_out: number of held-out images that were scored and neither are nor look like audited ones.
     """
 
-    findings: pa.Table
     holdout: pa.Table | None
     calibration: Calibration | None
     screening: Screening | None = None
@@ -47,40 +46,22 @@ class Analysis:
 
 
 @dataclass(frozen=True)
+class WholeAnalysis(Analysis):
+    """The analysis of rows that are in memory.
+
+    Attributes:
+        findings: of the audited images, with the columns of `records.FINDINGS`.
+    """
+
+    findings: pa.Table = field(default_factory=FINDINGS.empty_table)
+
+
+@dataclass(frozen=True)
 class Reference:
     """Scores of the same rows under a reference model, whose growth becomes one more regressor."""
 
     scores: pa.Table
     holdout: pa.Table | None
-
-
-class Rows:
-    """The rows of an audit, for the analysis, which reads them in parts. This class holds them in memory.
-
-    Args:
-        scores: of all rows, with the columns of `parts.judge.ANALYSED`.
-        reference: scores of the same rows under a reference model.
-    """
-
-    def __init__(self, scores: pa.Table, reference: pa.Table | None):
-        self._scores, self._reference = scores, reference
-        self.count = len(scores)
-
-    def scores(self) -> Iterator[pa.Table]:
-        """Yield the scores of all rows, some at a time, with the columns of `parts.survey.SURVEYED`."""
-        yield self._scores
-
-    def some(self, rows: np.ndarray) -> ScoredRows:
-        """Return the scores of some rows, sorted ones."""
-        mask = pa.array(np.isin(self._scores["row"].to_numpy(), rows))
-        columns = [name for name in ANALYSED if name != "image_id"]  # ids may be more than Arrow filters at once
-        reference = None if self._reference is None else self._reference.select(list(REFERENCE)).filter(mask)
-        return ScoredRows(self._scores.select(columns).filter(mask), reference)
-
-    def judged(self, judge: Judge) -> Callable[[], Iterable[pa.Table]]:
-        """Judge all rows; return what gives the judged ones, some at a time, as often as it is called."""
-        judged = judge.judge(self._scores, self._reference)
-        return lambda: [judged]
 
 
 class Decided:
@@ -99,7 +80,7 @@ class Decided:
         database.run("DROP TABLE seen")
         kinds = None if holdout is None else Kinds(holdout.scores)
         self._judged, self._verdicts = rows.judged(judge), Verdicts(database, judge, kinds)
-        for part in self._judged():
+        for part in self._judged(SEEN):
             self._verdicts.see(part)
         self._verdicts.decide()
         self.screening, self.calibration, bulk = self._verdicts.screening(), judge.calibration, self._verdicts.bulk
@@ -113,9 +94,10 @@ class Decided:
         for part in self._judged():
             yield self._verdicts.findings(part)
 
-    def holdout_findings(self) -> pa.Table | None:
-        """Return the findings of the held-out images; None without any."""
-        return self._holdout and _holdout_findings(self._holdout, self.calibration)
+    def analysis(self) -> Analysis:
+        """Return what is known beside the findings of the audited images."""
+        held = None if self._holdout is None else _holdout_findings(self._holdout, self.calibration)
+        return Analysis(held, self.calibration, self.screening, self.difference, self.new_held_out)
 
 
 def analyse(
@@ -123,7 +105,7 @@ def analyse(
     holdout_scores: pa.Table | None = None,
     reference: Reference | None = None,
     screen_share: float | None = None,
-) -> Analysis:
+) -> WholeAnalysis:
     """Calibrate scores and find duplicates, in memory.
 
     Args:
@@ -138,19 +120,12 @@ def analyse(
     Raises:
         DataError: too few held-out images are usable for a cascade.
     """
-    rows, holdout = Rows(scores, reference and reference.scores), None
+    rows, holdout = RowsInMemory(scores, reference and reference.scores), None
     if holdout_scores is not None:
         holdout = ScoredRows(holdout_scores, reference and reference.holdout)
     with open_database(rows.count) as database:
         found = Decided(database, rows, holdout, screen_share)
-        return Analysis(
-            findings=pa.concat_tables(found.findings()),
-            holdout=found.holdout_findings(),
-            calibration=found.calibration,
-            screening=found.screening,
-            difference=found.difference,
-            new_held_out=found.new_held_out,
-        )
+        return WholeAnalysis(**vars(found.analysis()), findings=pa.concat_tables(found.findings()))
 
 
 def check_columns(findings: pa.Schema, url: str, *names: str) -> None:

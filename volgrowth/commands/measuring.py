@@ -4,14 +4,14 @@
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
 import pyarrow.compute as pc
 
-from volgrowth.analysis.findings import Analysis, Reference, analyse
-from volgrowth.analysis.parts.judge import ANALYSED
+from volgrowth.analysis.findings import Analysis
+from volgrowth.analysis.parts.database import check_room
 from volgrowth.analysis.summary import SUMMARISED, summarize_audit
 from volgrowth.audit.engine.batch_size import kept_batch, settle_batch
 from volgrowth.audit.engine.ledger import Task
@@ -21,23 +21,18 @@ from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
 from volgrowth.audit.engine.session import Session
 from volgrowth.audit.engine.shard_tasks import Report, ShardTasks
-from volgrowth.audit.output.fragments import published, reconcile
+from volgrowth.audit.output.fragments import published
 from volgrowth.audit.output.lock import Lock
 from volgrowth.audit.output.manifest import MANIFEST, SUCCESS, Manifest, Shard
 from volgrowth.audit.output.mending import say_scored_again, set_aside
-from volgrowth.audit.output.result import (
-    FINDINGS_FILE,
-    HOLDOUT_FINDINGS_FILE,
-    SUMMARY_FILE,
-    Audit,
-    open_audit,
-)
+from volgrowth.audit.output.result import SUMMARY_FILE, Audit
 from volgrowth.audit.output.runs import Tally, total_effort
 from volgrowth.audit.scoring.cascade import STAGES, Chosen, forget
 from volgrowth.audit.scoring.worker import ScoringWorker
+from volgrowth.commands.analysing import decided, write_findings
 from volgrowth.commands.report import write_report
 from volgrowth.config import AuditConfig
-from volgrowth.errors import DamagedError, OutputError
+from volgrowth.errors import DamagedError
 from volgrowth.records import Status
 from volgrowth.storage.store import Store
 
@@ -55,21 +50,25 @@ def measure_rows(
         failed: shards whose rows without a score are scored again.
         quiet: show no progress.
     """
+    check_room(manifest.data.rows)
     with Session(config, manifest, store, lock) as session:
         analysis = _measured(session, failed, quiet)
-    _write_tables(store, analysis, config)
-    del analysis  # its tables are as large as all that the report reads
+    _write_summary(store, analysis, config)
+    del analysis
     write_report(Audit(store, store.read_json(MANIFEST)))
     store.write(SUCCESS, b"")
 
 
 def _measured(session: Session, failed: list[Shard], quiet: bool) -> Analysis:
-    """Score what is not scored yet, and analyse all of it; a file that turns out to be damaged is made again."""
+    """Score what is not scored yet, analyse all of it, and write the findings.
+
+    A file that turns out to be damaged is made again.
+    """
     seen = set[str]()
     while True:
         try:
             _score(session, failed, quiet)
-            return _analyse(session.store, session.config)
+            return write_findings(session, quiet)
         except DamagedError as error:
             if error.name in seen:
                 raise
@@ -122,7 +121,8 @@ def _complete_cascade(session: Session, floor: NoiseFloor, retried: bool, quiet:
     for stage in STAGES:
         chosen = Chosen.load(store, stage, manifest.data.rows)
         if chosen is None:
-            screening = _analyse(store, config).screening
+            with decided(session, quiet) as found:
+                screening = found.screening
             assert screening is not None  # the analysis of a cascade has one
             rows = screening.passing if stage == "passed" else screening.sample(config.screen_sample, config.seed)
             chosen = Chosen(stage, rows, manifest.data.rows)
@@ -162,27 +162,9 @@ def _failed_rows(store: Store, shard: Shard) -> list[int]:
     return table.filter(pc.not_equal(table["status"], Status.OK.value))["row"].to_pylist()
 
 
-def _analyse(store: Store, config: AuditConfig) -> Analysis:
-    """Calibrate the scores, beside those of the reference audit if there is one."""
-    audit, reference = Audit(store, store.read_json(MANIFEST), columns=ANALYSED), None
-    if config.reference:
-        other = replace(open_audit(config.reference), columns=ANALYSED)
-        try:
-            reference = Reference(other.scores, other.holdout_scores)
-        except DamagedError as error:  # of another output, which is not mended here
-            raise OutputError(str(error)) from None
-    return analyse(audit.scores, audit.holdout_scores, reference, config.screen_share if config.cascade else None)
-
-
-def _write_tables(store: Store, analysis: Analysis, config: AuditConfig) -> None:
-    """Write findings and summary."""
+def _write_summary(store: Store, analysis: Analysis, config: AuditConfig) -> None:
+    """Write the summary."""
     audit = Audit(store, store.read_json(MANIFEST), columns=SUMMARISED)
-    manifest = audit.frozen
-    reconcile(store, manifest)
-    metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
-    store.write_table(FINDINGS_FILE, analysis.findings, metadata)
-    if analysis.holdout is not None:
-        store.write_table(HOLDOUT_FINDINGS_FILE, analysis.holdout, metadata)
     sampled = Chosen.load(store, "sampled") if config.cascade else None
     run = _run_facts(store, config)
     store.write_json(SUMMARY_FILE, summarize_audit(audit, analysis, config, run, sampled.rows if sampled else None))

@@ -20,6 +20,7 @@ from volgrowth.credentials import hide
 from volgrowth.errors import DamagedError, OutputError
 from volgrowth.storage.failures import explained, is_absent, store_reason
 from volgrowth.storage.sealing import (
+    BODY,
     SEALS,
     TAIL_BYTES,
     SealedWriter,
@@ -187,6 +188,11 @@ class Store:
         metadata = self._metadata(name)
         entries = {k.decode(): v.decode() for k, v in (_entries(metadata.metadata)).items() if k != b"ARROW:schema"}
         return metadata.num_rows, entries
+
+    def seal(self, name: str) -> str | None:
+        """Return the digest that a Parquet file carries of its rows, None if it has none; raises as `read_footer`."""
+        seal = (self._metadata(name).metadata or {}).get(BODY.encode())
+        return None if seal is None else seal.decode()
 
     def read_schema(self, name: str) -> pa.Schema:
         """Return the columns of a Parquet file, from its footer alone; raises as `read_footer`."""

@@ -6,6 +6,8 @@ p-value 1 in growth and in loss, and so has a sampled row, which is measured onl
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from volgrowth.analysis.calibration.expected_scores import ScoredImages, Screen
 from volgrowth.analysis.distinct import rounded
 from volgrowth.analysis.parts.survey import CALIBRATING, PARTS
 from volgrowth.records import FINDINGS, SCORES, Status
+from volgrowth.version import VERSION
 
 Columns = dict[str, pa.Array]
 
@@ -109,6 +112,33 @@ class Judge:
     names: tuple[str, ...]
     screen: Screen | None
     trial_score: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of scores that are read."""
+        return ANALYSED
+
+    @property
+    def reference_columns(self) -> tuple[str, ...]:
+        """Columns of a reference audit's scores that are read."""
+        return REFERENCE
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of all that decides how rows are judged: regressions are known by what they say of known images."""
+        digest = sha256(f"{VERSION} {self.names} {self.trial_score}".encode())
+        if self.calibration:
+            known = self.calibration
+            said = (known.method, known.added, sorted(known.left_out), known.spread, known.count, sorted(known.alone))
+            digest.update(repr(said).encode())
+            for name, part in known.scores.items():
+                digest.update(name.encode())
+                for array in (part.held, part.expected, part.fold, part.sample):
+                    digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(known.low.tobytes() + known.high.tobytes())
+        if self.screen:
+            digest.update(repr(self.screen.threshold).encode() + self.screen.held.tobytes())
+        return digest.hexdigest()
 
     def judge(self, scores: pa.Table, reference: pa.Table | None = None) -> pa.Table:
         """Return the judged rows, with the columns of `JUDGED`, of scores with the columns of `ANALYSED`.

@@ -26,6 +26,8 @@ Array = np.ndarray
 Filled = Callable[[np.ndarray, str], np.ndarray]
 
 _NUMBERS = ("p_value", "loss_p_value", "p_value_conformal", "evidence", "growth", "trial_score", "unscreened")
+SEEN = ("row", "content", "scored", "passed", "outside_range", *_NUMBERS, *MEASURED)
+"""Columns of judged rows that `Verdicts.see` reads."""
 _SHARED = ("p_value", "loss_p_value", "p_value_conformal")
 _SCREENED = pa.schema(
     [

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class Home:
 class Actor:
     """Holds a worker. It is cheap to construct; `prepare` does what can fail."""
 
-    def __init__(self, worker: type, config: AuditConfig, manifest: Manifest, device: str):
+    def __init__(self, worker: Callable[..., Any], config: AuditConfig, manifest: Manifest, device: str):
         self.worker, self.meters = worker(config, manifest, device), Meters()
 
     def prepare(self) -> Home:

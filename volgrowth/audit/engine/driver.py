@@ -8,7 +8,7 @@ working on is. So is a task that is not answered for far longer than usual: its 
 """
 
 import time
-from collections.abc import Set
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -72,14 +72,17 @@ class RayCrew:
 
     Args:
         session: the driver session.
-        worker: the class of the workers.
+        worker: makes a worker, such as its class.
         count: the number of tasks, and the most workers that are of use.
         progress: the display.
+        gpus: whether the workers use GPUs.
     """
 
-    def __init__(self, session: Session, worker: type, count: int, progress: AuditProgress):
+    def __init__(
+        self, session: Session, worker: Callable[..., Any], count: int, progress: AuditProgress, gpus: bool = True
+    ):
         self.session, self.progress, self.count = session, progress, count
-        self.share = _gpu_share(session)
+        self.share = _gpu_share(session) if gpus else 0.0
         device = "cuda" if self.share else "cpu"
         self.arguments = [ray.put(argument) for argument in (worker, session.config, session.manifest)] + [device]
         session.run.room = _room(self.share)

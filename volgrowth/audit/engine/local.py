@@ -6,8 +6,9 @@ an error is found by bisection, as on a cluster. A task that hangs cannot be end
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from volgrowth.records import Failure
 class LocalCrew:
     """One worker in this process."""
 
-    def __init__(self, session: Session, worker: type, progress: AuditProgress):
+    def __init__(self, session: Session, worker: Callable[..., Any], progress: AuditProgress):
         self.session, self.progress = session, progress
         self.worker = worker(session.config, session.manifest, _device(session.config.gpus_per_worker))
         self.worker.earlier = session.replica

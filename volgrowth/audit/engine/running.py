@@ -4,7 +4,7 @@ Both engines take tasks from the same ledger, call the same methods and leave th
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from volgrowth.audit.engine.ledger import Ledger, Task
@@ -12,15 +12,23 @@ from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.session import Session
 
 
-def run_tasks(session: Session, worker: type, tasks: Iterable[Task], count: int, progress: AuditProgress) -> None:
+def run_tasks(
+    session: Session,
+    worker: Callable[..., Any],
+    tasks: Iterable[Task],
+    count: int,
+    progress: AuditProgress,
+    gpus: bool = True,
+) -> None:
     """Have every task done by workers.
 
     Args:
         session: the driver session that the workers belong to.
-        worker: the class of the workers, built as `worker(config, manifest, device)`.
+        worker: the class of the workers, or what makes one by `worker(config, manifest, device)`.
         tasks: the tasks, taken one by one as workers become free.
         count: the number of tasks: no more workers than this are started.
         progress: the display.
+        gpus: whether the workers use GPUs, where there are any.
 
     Raises:
         EngineError: the engine or its workers cannot start, or a task failed for good; what was published stays.
@@ -42,7 +50,7 @@ def run_tasks(session: Session, worker: type, tasks: Iterable[Task], count: int,
             session.resources.enter_context(ray_running(session.config.ray_address, session.abandon))
             session.resources.enter_context(head_watched(session.abandon))
             session.connected = True
-        crew = RayCrew(session, worker, count, progress)
+        crew = RayCrew(session, worker, count, progress, gpus)
     began = time.monotonic()
     try:
         with progress:
