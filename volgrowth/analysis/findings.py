@@ -17,7 +17,7 @@ from volgrowth.analysis.distinct import identical_rows, strongest_rows
 from volgrowth.analysis.duplicates import duplicate_clusters
 from volgrowth.analysis.parts.database import Database, open_database
 from volgrowth.analysis.parts.fitting import fit_judge
-from volgrowth.analysis.parts.judge import ScoredRows
+from volgrowth.analysis.parts.judge import ScoreTable
 from volgrowth.analysis.parts.rows import Rows, RowsInMemory
 from volgrowth.analysis.parts.survey import sample_rows, survey_rows
 from volgrowth.analysis.parts.verdicts import SEEN, Verdicts
@@ -73,7 +73,7 @@ class Decided:
         difference, new_held_out: as in `Analysis`.
     """
 
-    def __init__(self, database: Database, rows: Rows, holdout: ScoredRows | None, screen_share: float | None):
+    def __init__(self, database: Database, rows: Rows, holdout: ScoreTable | None, screen_share: float | None):
         self._rows, self._holdout = rows, holdout
         survey = survey_rows(database, rows.scores(), None if holdout is None else holdout.scores)
         judge = fit_judge(survey, holdout, lambda: rows.some(sample_rows(database)), screen_share)
@@ -122,7 +122,7 @@ def analyse(
     """
     rows, holdout = RowsInMemory(scores, reference and reference.scores), None
     if holdout_scores is not None:
-        holdout = ScoredRows(holdout_scores, reference and reference.holdout)
+        holdout = ScoreTable(holdout_scores, reference and reference.holdout)
     with open_database(rows.count) as database:
         found = Decided(database, rows, holdout, screen_share)
         return WholeAnalysis(**vars(found.analysis()), findings=pa.concat_tables(found.findings()))
@@ -147,7 +147,7 @@ def check_columns(findings: pa.Schema, url: str, *names: str) -> None:
         )
 
 
-def _holdout_findings(holdout: ScoredRows, calibration: Calibration | None) -> pa.Table:
+def _holdout_findings(holdout: ScoreTable, calibration: Calibration | None) -> pa.Table:
     """Return the findings of the held-out images; those that are audited as well have no evidence."""
     scores, rows = holdout.scores, len(holdout.scores)
     cluster, copies = duplicate_clusters(scores)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from volgrowth.analysis.findings import Analysis, Decided
 from volgrowth.analysis.parts.database import open_database
-from volgrowth.analysis.parts.judge import ANALYSED, Judge, ScoredRows
+from volgrowth.analysis.parts.judge import ANALYSED, Judge, ScoreTable
 from volgrowth.analysis.parts.stored import StoredRows
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
@@ -70,7 +70,7 @@ def decided(session: Session, quiet: bool) -> Iterator[Decided]:
     holdout = None
     if manifest.holdout:
         scores = read_scores(store, manifest, HOLDOUT_FOLDER, ANALYSED)
-        holdout = ScoredRows(scores, None if other is None else _held_out(other))
+        holdout = ScoreTable(scores, None if other is None else _held_out(other))
     rows = StoredRows(store, manifest, reference, judge_shards)
     with open_database(rows.count) as database:
         share = config.screen_share if config.cascade else None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from volgrowth.analysis.calibration.evidence import Audited, Calibration, calibrate
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, Screen, Usable, fit_screen, usable
-from volgrowth.analysis.parts.judge import Judge, ScoredRows
+from volgrowth.analysis.parts.judge import Judge, ScoreTable
 from volgrowth.analysis.parts.survey import FULL, PARTS, Measured, Survey
 from volgrowth.errors import DataError
 
@@ -14,8 +14,8 @@ ALONE = ("loss",)
 
 def fit_judge(
     survey: Survey,
-    holdout: ScoredRows | None,
-    sample: Callable[[], ScoredRows],
+    holdout: ScoreTable | None,
+    sample: Callable[[], ScoreTable],
     screen_share: float | None,
 ) -> Judge:
     """Fit what all rows are judged by.
@@ -51,7 +51,7 @@ def fit_judge(
     return Judge(calibration, tuple(names), screen, "growth" if survey.measured.everywhere("growth") else "screen")
 
 
-def _fit_screen(holdout: ScoredRows | None, chosen: Usable | None, share: float, count: int) -> Screen:
+def _fit_screen(holdout: ScoreTable | None, chosen: Usable | None, share: float, count: int) -> Screen:
     """Fit the screen of a cascade."""
     screen = None
     if holdout is not None and chosen is not None:
@@ -65,14 +65,14 @@ def _fit_screen(holdout: ScoredRows | None, chosen: Usable | None, share: float,
 
 
 def _fit_to_audited(
-    sample: ScoredRows, names: list[str], audited: Audited, aside: tuple[str, ...]
+    sample: ScoreTable, names: list[str], audited: Audited, aside: tuple[str, ...]
 ) -> Calibration | None:
     """Calibrate audited images by themselves."""
     parts = {name: sample.part(name) for name in names}
     return calibrate(parts, usable(parts["growth"]), audited, held_out=False, alone=ALONE, aside=aside)
 
 
-def _measured(rows: ScoredRows) -> Measured:
+def _measured(rows: ScoreTable) -> Measured:
     found = Measured()
     found.add(rows.table)
     return found

@@ -54,7 +54,7 @@ def part_score(column: str, values: np.ndarray) -> np.ndarray:
     return values if column == "growth" else -np.log(np.maximum(values, SMALLEST))
 
 
-class ScoredRows:
+class ScoreTable:
     """A table of scores: which of its rows were scored, and the arrays of those that calibration needs.
 
     Args:
@@ -147,7 +147,7 @@ class Judge:
             scores: of some rows.
             reference: scores of the same rows under a reference model.
         """
-        rows = ScoredRows(scores, reference)
+        rows = ScoreTable(scores, reference)
         score = rows.table.column(self.trial_score).to_numpy().astype(float)
         known = {
             **{name: scores.column(name) for name in ("row", "image_id", "growth", "growth_contrast", *MEASURED)},
@@ -158,7 +158,7 @@ class Judge:
         }
         return pa.table([known.get(field.name, pa.nulls(len(scores), field.type)) for field in JUDGED], schema=JUDGED)
 
-    def _verdicts(self, rows: ScoredRows) -> Columns:
+    def _verdicts(self, rows: ScoreTable) -> Columns:
         """Return the columns that calibration gives."""
         assert self.calibration is not None
         parts = {name: rows.part(name) for name in self.names}

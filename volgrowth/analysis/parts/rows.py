@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from volgrowth.analysis.parts.judge import ANALYSED, REFERENCE, Judge, ScoredRows
+from volgrowth.analysis.parts.judge import ANALYSED, REFERENCE, Judge, ScoreTable
 
 
 class JudgedRows(Protocol):
@@ -30,7 +30,7 @@ class Rows(ABC):
         """Yield the scores of all rows, some at a time, with the columns of `survey.SURVEYED`."""
 
     @abstractmethod
-    def some(self, rows: np.ndarray) -> ScoredRows:
+    def some(self, rows: np.ndarray) -> ScoreTable:
         """Return the scores of some rows, sorted ones."""
 
     @abstractmethod
@@ -53,11 +53,11 @@ class RowsInMemory(Rows):
     def scores(self) -> Iterator[pa.Table]:
         yield self._scores
 
-    def some(self, rows: np.ndarray) -> ScoredRows:
+    def some(self, rows: np.ndarray) -> ScoreTable:
         mask = pa.array(np.isin(self._scores["row"].to_numpy(), rows))
         columns = [name for name in ANALYSED if name != "image_id"]  # ids may be more than Arrow filters at once
         reference = None if self._reference is None else self._reference.select(list(REFERENCE)).filter(mask)
-        return ScoredRows(self._scores.select(columns).filter(mask), reference)
+        return ScoreTable(self._scores.select(columns).filter(mask), reference)
 
     def judged(self, judge: Judge) -> JudgedRows:
         judged = judge.judge(self._scores, self._reference)

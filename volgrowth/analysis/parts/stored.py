@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from volgrowth.analysis.parts.database import FEW
-from volgrowth.analysis.parts.judge import ANALYSED, REFERENCE, Judge, ScoredRows
+from volgrowth.analysis.parts.judge import ANALYSED, REFERENCE, Judge, ScoreTable
 from volgrowth.analysis.parts.rows import JudgedRows, Rows
 from volgrowth.analysis.parts.survey import SURVEYED
 from volgrowth.audit.output.fragments import READERS, read_fragment
@@ -50,7 +50,7 @@ class StoredRows(Rows):
     def scores(self) -> Iterator[pa.Table]:
         return self._each(lambda shard: read_fragment(self._store, shard, SURVEYED))
 
-    def some(self, rows: np.ndarray) -> ScoredRows:
+    def some(self, rows: np.ndarray) -> ScoreTable:
         columns = [name for name in ANALYSED if name != "image_id"]
 
         def chosen(shard: Shard) -> tuple[pa.Table, pa.Table | None] | None:
@@ -65,7 +65,7 @@ class StoredRows(Rows):
         found = [pair for pair in self._each(chosen) if pair is not None]
         others = [other for _, other in found if other is not None]
         scores = pa.concat_tables([SCORES.empty_table().select(columns), *(scores for scores, _ in found)])
-        return ScoredRows(scores, pa.concat_tables(others) if others else None)
+        return ScoreTable(scores, pa.concat_tables(others) if others else None)
 
     def judged(self, judge: Judge) -> JudgedRows:
         if self.count <= FEW:
