@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,50 @@ def white(digits, tmp_path):
 def test_it_leaves_the_bytes_that_ray_leaves(ray_session, reference, tiny_model, digit_file, tmp_path):
     audit(tiny_model, digit_file, tmp_path / "out", engine="ray")
     assert fragments(tmp_path / "out") == fragments(Path(reference.store.root))
+
+
+@pytest.mark.ray
+def test_two_calls_at_a_time_as_beside_a_gpu_leave_the_same_bytes(
+    ray_session, reference, tiny_model, digit_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("volgrowth.audit.engine.driver.calls_at_once", lambda share: 2)
+    audit(tiny_model, digit_file, tmp_path / "out", engine="ray", workers=1)
+    assert fragments(tmp_path / "out") == fragments(Path(reference.store.root))
+
+
+def test_a_shard_is_decoded_while_another_one_is_at_the_device(reference, tiny_model, digit_file, tmp_path):
+    """As an actor beside a GPU does it: what is published is the same, and only one thread launches at a time."""
+    finished = audit(tiny_model, digit_file, tmp_path / "out")
+    before = fragments(tmp_path / "out")
+    config = vg.AuditConfig.build(**finished.manifest["config"], output=str(tmp_path / "out"))
+    worker = ScoringWorker(config, finished.frozen, "cpu")
+    worker.prepare()
+    first, second, *_ = finished.frozen.shards
+    decoded, begun, launched = threading.Event(), threading.Event(), list[int]()
+    scorer: Any = worker.scorer
+    prepare, launch = scorer.prepare, scorer._launch
+
+    def noted_prepare(rows, failures):
+        if rows[0].row >= second.start:
+            decoded.set()
+        return prepare(rows, failures)
+
+    def noted_launch(items):
+        begun.set()
+        assert decoded.wait(60)  # rows of the second, while the first has the device
+        launched.append(items[0].row)
+        return launch(items)
+
+    scorer.prepare, scorer._launch = noted_prepare, noted_launch
+    worker.attempt = 7  # of this thread, and not of theirs
+    crew = [threading.Thread(target=worker.score, args=(shard, None, {})) for shard in (first, second)]
+    crew[0].start()
+    assert begun.wait(60)
+    crew[1].start()
+    for thread in crew:
+        thread.join(60)
+    assert launched == sorted(launched)
+    assert fragments(tmp_path / "out") == before
 
 
 def test_a_late_writer_writes_what_is_there(reference, tiny_model, digit_file, tmp_path):

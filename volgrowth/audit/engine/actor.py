@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,12 @@ from ray.util.metrics import Counter, Gauge
 
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.runs import Tally
+from volgrowth.audit.workers.loading import use_one_thread
 from volgrowth.config import AuditConfig
 from volgrowth.models.user_code import note_line
+
+# two shards are scored at a time where calls may overlap; no other method gives the device free before it ends
+OVERLAPPING = "score"
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,11 @@ class Actor:
 
     def call(self, method: str, arguments: tuple[Any, ...], attempt: int) -> Any:
         """Call a method of the worker and return its answer, after counting it if it is a tally."""
+        use_one_thread()
         self.worker.attempt = attempt
         try:
-            answer = getattr(self.worker, method)(*arguments)
+            with nullcontext() if method == OVERLAPPING else self.worker.turn:
+                answer = getattr(self.worker, method)(*arguments)
         except Exception as error:
             note_line(error)
             raise

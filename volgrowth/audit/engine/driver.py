@@ -1,10 +1,11 @@
 """The Ray engine: it hands the ledger's tasks to actors on a cluster whose nodes come and go.
 
 A worker is PENDING until its `prepare` has returned, READY while it takes tasks (two in flight, so that it never
-waits for the driver), LEAVING when its node is about to be taken away, and LOST when its process or node is gone. Lost
-workers are replaced, and more are started when nodes join: the cluster's autoscaler sees the actors that wait for
-resources. A task is not blamed for a node that was taken away; if a process ends in any other way, the task that it was
-working on is. So is a task that is not answered for far longer than usual: its worker is ended like one that hangs.
+waits for the driver; beside a GPU it works on both, one of them at the device), LEAVING when its node is about to be
+taken away, and LOST when its process or node is gone. Lost workers are replaced, and more are started when nodes join:
+the cluster's autoscaler sees the actors that wait for resources. A task is not blamed for a node that was taken away;
+if a process ends in any other way, the oldest task that it was working on is. So is a task that is not answered for far
+longer than usual: its worker is ended like one that hangs.
 """
 
 import time
@@ -86,7 +87,8 @@ class RayCrew:
         device = "cuda" if self.share else "cpu"
         self.arguments = [ray.put(argument) for argument in (worker, session.config, session.manifest)] + [device]
         session.run.room = _room(self.share)
-        self.remote = cast(Any, Actor).options(num_cpus=1, num_gpus=self.share)
+        together = calls_at_once(self.share)
+        self.remote = cast(Any, Actor).options(num_cpus=1, num_gpus=self.share, max_concurrency=together)
         self.workers: list[HiredActor] = []
         self.failed_starts = 0
         self.pace, self.node = Pace(session.config.hang_minutes), ray.get_runtime_context().get_node_id()
@@ -297,6 +299,11 @@ def _gpu_share(session: Session) -> float:
             f"give it a cluster with GPUs; where one adds nodes on demand, say how many workers to wait for"
         )
     return share
+
+
+def calls_at_once(share: float) -> int:
+    """Return how many calls an actor works on: beside a GPU both of those in flight, so that the GPU does not wait."""
+    return IN_FLIGHT if share else 1
 
 
 def _room(share: float, draining: Set[str] = frozenset()) -> int:

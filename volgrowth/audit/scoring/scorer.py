@@ -1,6 +1,9 @@
 """Rows in, a table of scores out, without Ray.
 
-Threads read and decode images while the device computes (`scoring.prefetch`). Micro-batches have one fixed shape, and
+Threads read and decode images while the device computes (`scoring.prefetch`), beside a GPU in processes of their own
+(`scoring.decoders`). Two shards may be scored at a time, from two threads with a scorer and a `turn` in common: the
+second is read and decoded while the first is at the device, and the first becomes a table and is published while the
+second is there. Micro-batches have one fixed shape, and
 the last one of a shard is padded to it, so that a score does not depend on which rows came along. While a device
 computes one micro-batch, the next is stacked, copied and queued behind it; then the results of the first are fetched,
 whose one copy was queued before the next micro-batch. A device that runs out of memory gets half the micro-batch, and
@@ -10,10 +13,11 @@ the derivative that the measure takes is measured by central differences in floa
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from itertools import chain, islice
 from types import MappingProxyType
 from typing import Any
 
@@ -34,11 +38,13 @@ from volgrowth.numerics.denoisers import Condition
 from volgrowth.numerics.forward import say_once
 from volgrowth.numerics.memory import out_of_memory
 from volgrowth.records import SCORES, Failure, Mark, Status
-from volgrowth.sources import PNG_METHOD, BadImage, Row, bytes_hash, decode_image, features_of_each, to_unit
+from volgrowth.sources import PNG_METHOD, Row, to_unit
+from volgrowth.sources.pixels.described import Described, describe_rows
 
 # groups of rows that the device has been given and whose results have not been fetched
 IN_FLIGHT = 1
 NONE: Mapping[int, Failure] = MappingProxyType({})
+NO_TURN: AbstractContextManager[Any] = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -77,10 +83,11 @@ class Scorer:
         precise: loads the same denoiser in float32, which differences need of a network in lower precision.
         workers_here: how many workers share this machine's cores.
         png_method: how `png_bytes` is measured: see `volgrowth.sources.pixels.features`.
+        describe: decodes rows, as `describe_rows` does, perhaps elsewhere.
+        turn: is held while the device is used, so that threads use it one after the other.
 
     Attributes:
         screened: whether the rows have been screened by a cascade, and only the rest is measured.
-        decode_wait, device_wait: see `score`.
         differenced: why derivatives are taken by central differences; None if they are not.
         launcher: gives micro-batches to the device, as a CUDA graph where that works.
     """
@@ -94,34 +101,40 @@ class Scorer:
         precise: Callable[[], Denoiser] | None = None,
         workers_here: int = 1,
         png_method: int = PNG_METHOD,
+        describe: Callable[..., list[Described]] = describe_rows,
+        turn: AbstractContextManager[Any] = NO_TURN,
     ):
         self.denoiser, self.config, self.precise = denoiser, config, precise
         self.measure: Measure = config.measure
         self.batch = BatchSize(config.images_at_once)
         self._threads = decoding_threads(denoiser.device, workers_here)
-        self.decode_wait = self.device_wait = 0.0
-        self.png_method = png_method
+        self.png_method, self.describe, self.turn = png_method, describe, turn
         self.differenced: str | None = None
         graphs = denoiser.device.type == "cuda" and not isinstance(self.measure, Differentiating)
         self.launcher = Launcher(CudaGraph if graphs else None)
         self._units = torch.from_numpy(to_unit(np.arange(256, dtype=np.uint8))).to(denoiser.device, denoiser.dtype)
 
     def score(self, rows: Iterable[Row], failures: Mapping[int, Failure] = NONE) -> pa.Table:
-        """Score rows.
+        """Score rows; see `score_and_wait`, whose table this returns."""
+        return self.score_and_wait(rows, failures)[0]
 
-        Afterwards `decode_wait` holds the seconds that the device waited for images, and `device_wait` those that
-        images waited for the device.
+    def score_and_wait(
+        self, rows: Iterable[Row], failures: Mapping[int, Failure] = NONE
+    ) -> tuple[pa.Table, float, float]:
+        """Score rows.
 
         Args:
             rows: the rows, as a data set gives them.
             failures: rows that are recorded with the failure, and not looked at.
 
         Returns:
-            One record per row, in the order of the rows, as `records.SCORES`.
+            One record per row, in the order of the rows, as `records.SCORES`; the seconds that the device waited for
+            images, and those that images waited for the device.
 
         Raises:
             NoMemoryError: one image does not fit into the device's memory.
             EngineError: the network has no derivative, and none can be replaced by differences.
+            DecoderDiedError: a process that decodes rows ended.
         """
         records: list[dict[str, Any]] = []
         flying: deque[tuple[list[Prepared], list[Chunk]]] = deque()
@@ -133,40 +146,31 @@ class Scorer:
             weigh=lambda row: len(row.data or b""),
         )
         with closing(ahead.items()) as prepared:
-            for group in _groups(prepared, self.config.images_at_once):
-                flying.append((group, self._launch([item for item in group if item.pixels is not None])))
-                if len(flying) > IN_FLIGHT:
-                    records += _records(*flying.popleft())
+            groups = _groups(prepared, self.config.images_at_once)
+            first = list(islice(groups, 1))  # read and decoded before it is this thread's turn
+            with self.turn:
+                for group in chain(first, groups):
+                    flying.append((group, self._launch([item for item in group if item.pixels is not None])))
+                    if len(flying) > IN_FLIGHT:
+                        records += _records(*flying.popleft())
         for group, chunks in flying:
             records += _records(group, chunks)
-        self.decode_wait, self.device_wait = ahead.starved, ahead.held_up
-        return pa.Table.from_pylist(records, schema=SCORES)
+        return pa.Table.from_pylist(records, schema=SCORES), ahead.starved, ahead.held_up
 
     def prepare(self, rows: Sequence[Row], failures: Mapping[int, Failure] = NONE) -> list[Prepared]:
         """Decode rows, or note why they have no pixels that the model can be shown, and measure their features."""
-        decoded = [self._decode(row, failures.get(row.row)) for row in rows]
-        measured = iter(features_of_each([item.pixels for item in decoded if item.pixels is not None], self.png_method))
+        shape = self.denoiser.pixel_shape
+        assert shape is not None
+        problems = {}
+        if self.config.condition_column:
+            found = {row.row: self.denoiser.problem(row.condition) for row in rows}
+            problems = {row: problem for row, problem in found.items() if problem}
+        size = (shape[0], shape[1], shape[2])
+        described = self.describe(rows, failures, problems, size, self.config.max_pixels, self.png_method)
         return [
-            item if item.pixels is None else replace(item, columns={**item.columns, **next(measured)})
-            for item in decoded
+            Prepared(row.row, pixels, columns, row.condition)
+            for row, (pixels, columns) in zip(rows, described, strict=True)
         ]
-
-    def _decode(self, row: Row, failure: Failure | None) -> Prepared:
-        known = {"row": row.row, "image_id": row.image_id, "source": row.source}
-        known["bytes_hash"] = bytes_hash(row.data or b"")
-        if failure:
-            return Prepared(row.row, None, {**known, "status": failure.status.value, "error": failure.reason})
-        try:
-            if row.data is None:
-                raise BadImage(row.status, row.error or "no image")
-            shape = self.denoiser.pixel_shape
-            assert shape is not None
-            pixels = decode_image(row.data, (shape[0], shape[1], shape[2]), self.config.max_pixels)
-            if self.config.condition_column and (problem := self.denoiser.problem(row.condition)):
-                raise BadImage(Status.WRONG_CONDITION, problem)
-        except BadImage as problem:
-            return Prepared(row.row, None, {**known, "status": problem.status.value, "error": problem.message})
-        return Prepared(row.row, pixels, {**known, "status": Status.OK.value}, row.condition)
 
     def _launch(self, items: list[Prepared]) -> list[Chunk]:
         """Give images to the device, in micro-batches of the size that fits."""

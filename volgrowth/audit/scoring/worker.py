@@ -17,7 +17,9 @@ from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.output.runs import Tally
 from volgrowth.audit.scoring.arithmetic import describe_arithmetic
 from volgrowth.audit.scoring.cascade import STAGES, Completer, Screener, rows_mark, with_screen
+from volgrowth.audit.scoring.decoders import Decoders
 from volgrowth.audit.scoring.derivatives import Differentiating, derivative_deviation
+from volgrowth.audit.scoring.prefetch import decoding_threads
 from volgrowth.audit.scoring.scorer import Scorer
 from volgrowth.audit.scoring.understanding import ModelCheck, NoisyStates, examine, untested
 from volgrowth.audit.workers.fitting import BatchSize
@@ -28,6 +30,7 @@ from volgrowth.models.network import Compiled, NetworkDenoiser
 from volgrowth.numerics import Denoiser
 from volgrowth.records import Failure, Status
 from volgrowth.sources import Row, to_unit
+from volgrowth.sources.pixels.described import describe_rows
 
 # rows that the noise floor is measured on
 NOISE_ROWS = 8
@@ -47,7 +50,22 @@ class ScoringWorker(ModelWorker):
 
     def new_scorer(self, denoiser: Denoiser, config: AuditConfig, kind: type[Scorer] = Scorer) -> Scorer:
         """Return a scorer. It can load a float32 copy of the model, which finite differences need in low precision."""
-        return kind(denoiser, config, lambda: self.load("float32"), self.workers_here, self.manifest.png_method)
+        describe = self.decoders.describe if self.decoders else describe_rows
+        return kind(
+            denoiser,
+            config,
+            lambda: self.load("float32"),
+            self.workers_here,
+            self.manifest.png_method,
+            describe,
+            self.turn,
+        )
+
+    @cached_property
+    def decoders(self) -> Decoders | None:
+        """The processes that decode beside a GPU; None on a CPU, whose cores all have workers that compute."""
+        device = self.denoiser.device
+        return Decoders(decoding_threads(device, self.workers_here)) if device.type == "cuda" else None
 
     @cached_property
     def completer(self) -> Scorer:
@@ -242,14 +260,14 @@ class ScoringWorker(ModelWorker):
 
     def _measure(self, scorer: Scorer, rows: Iterable[Row], failures: Mapping[int, Failure]) -> tuple[pa.Table, Tally]:
         began = time.monotonic()
-        table = scorer.score(rows, failures)
+        table, decode_wait, device_wait = scorer.score_and_wait(rows, failures)
         tally = Tally(
             images=len(table),
             failed=_failed(table),
             evaluations=pc.sum(table["nfe"]).as_py() or 0,
             seconds=time.monotonic() - began,
-            decode_wait=scorer.decode_wait,
-            device_wait=scorer.device_wait,
+            decode_wait=decode_wait,
+            device_wait=device_wait,
             smallest_batch=pc.min(table["batch"]).as_py() or 0,
         )
         return table, tally

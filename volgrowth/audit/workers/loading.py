@@ -1,6 +1,7 @@
 """Workers that hold the data sets and the model of an audit; those that score, draw or search are built on them."""
 
 import platform
+import threading
 
 import numpy as np
 import torch
@@ -17,20 +18,46 @@ from volgrowth.sources import BadImage, Row, Source, decode_image
 from volgrowth.storage.store import Store
 
 
+class _OwnOfThread(threading.local):
+    """What each thread of a worker has of its own: readers keep their place, and attempts are counted by task."""
+
+    def __init__(self) -> None:
+        self.attempt = 1
+        self.sources: dict[str, Source] = {}
+
+
+def use_one_thread() -> None:
+    """Have torch compute in one thread, on every machine: the bits of a sum depend on how it is split.
+
+    Some builds of torch keep the number for each thread that calls, so each of them sets it.
+    """
+    torch.set_num_threads(1)
+
+
 class DataWorker:
     """Opens the audit's data sets and its output. It is cheap to construct; `prepare` does what can fail.
 
     Attributes:
-        attempt: the number of the attempt at the task that runs, set by the engine.
         workers_here: how many workers share this machine's cores, set by the engine before `prepare`.
+        turn: held by the thread that uses the device. Beside a GPU the engine calls `score` from two threads, which
+            take turns by themselves; it takes the turn for all other methods.
     """
 
-    attempt = 1
     workers_here = 1
 
     def __init__(self, config: AuditConfig, manifest: Manifest, device: str):
         self.config, self.manifest, self.device = config, manifest, device
-        self.sources: dict[str, Source] = {}
+        self.turn = threading.RLock()
+        self._own = _OwnOfThread()
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt at the task that this thread does, set by the engine."""
+        return self._own.attempt
+
+    @attempt.setter
+    def attempt(self, number: int) -> None:
+        self._own.attempt = number
 
     def prepare(self) -> None:
         """Get ready for tasks.
@@ -38,8 +65,7 @@ class DataWorker:
         Raises:
             OutputError: the output cannot be opened.
         """
-        # one thread each, on every machine: the bits of a sum depend on how it is split
-        torch.set_num_threads(1)
+        use_one_thread()
         self.store = Store(self.config.output)
 
     @property
@@ -55,9 +81,10 @@ class DataWorker:
         Raises:
             DataError: the data set is no longer the one that was listed.
         """
-        if folder not in self.sources:
-            self.sources[folder] = open_frozen_data(self.store, self.manifest, folder)
-        return self.sources[folder]
+        sources = self._own.sources
+        if folder not in sources:
+            sources[folder] = open_frozen_data(self.store, self.manifest, folder)
+        return sources[folder]
 
     def pixels(self, row: Row) -> np.ndarray | None:
         """Return the image as the model sees it, (C, H, W) uint8, or None if the row has no readable image."""
