@@ -1,4 +1,4 @@
-"""How many rows a second threads decode beside the launching thread, and what that costs the launches."""
+"""How many rows a second processes decode beside the launching one, and what that costs the launches."""
 
 import threading
 import time
@@ -11,46 +11,52 @@ import torch
 from PIL import Image
 
 from jobs.benchmark.device.rig import CIFAR, Result, Rig, launch
+from volgrowth.audit.scoring.decoders import Decoders
 from volgrowth.audit.scoring.prefetch import AT_ONCE
-from volgrowth.sources import decode_image, features_of_each
+from volgrowth.sources import PNG_METHOD, Row
 
 KINDS = ((32, "PNG"), (512, "JPEG"))
-THREADS = (0, 1, 4, 16)
+PROCESSES = (0, 1, 4, 16)
+STARTED_SECONDS = 60.0
 
 
 def check_decoding(rig: Rig) -> Iterator[Result]:
-    """Decode images, features included, by threads of this process while it launches micro-batches."""
+    """Decode images, features included, in processes beside this one, while it launches micro-batches."""
     denoiser, images = rig.denoiser(CIFAR, torch.bfloat16), rig.images(CIFAR, 2)
     measure = rig.presets["paper, jvp"]
     for size, kind in KINDS:
         data = picture(size, kind)
-        for threads in THREADS[: 2 if rig.quick else None]:
+        for processes in PROCESSES[: 2 if rig.quick else None]:
             if rig.late(5):
                 return
-            with decoding(data, size, threads) as done:
+            with decoding(data, size, processes) as done:
                 began, before = time.perf_counter(), sum(done)
                 _, returned = rig.milliseconds(lambda: launch(denoiser, images, measure), 5)
                 beside = (sum(done) - before) / (time.perf_counter() - began)
                 began, before = time.perf_counter(), sum(done)
                 time.sleep(0.05 if rig.quick else 1.0)
                 alone = (sum(done) - before) / (time.perf_counter() - began)
-            names = {"kind": f"{kind} {size}", "threads": threads}
+            names = {"kind": f"{kind} {size}", "processes": processes}
             yield {**names, "rows/s": alone, "rows/s beside launches": beside, "launch ms": returned}
 
 
 @contextmanager
-def decoding(data: bytes, size: int, threads: int) -> Iterator[list[int]]:
-    """Have threads decode an image again and again; the list counts how often each has done so."""
-    stop, done = threading.Event(), [0] * max(threads, 1)
+def decoding(data: bytes, size: int, processes: int) -> Iterator[list[int]]:
+    """Have processes decode an image again and again; the list counts how many rows each thread got back."""
+    stop, done, decoders = threading.Event(), [0] * max(processes, 1), Decoders(processes)
+    rows = [Row(number, "", "", data) for number in range(AT_ONCE)]
 
-    def work(number: int) -> None:
+    def ask(number: int) -> None:
         while not stop.is_set():
-            features_of_each([decode_image(data, (3, size, size), 10**8) for _ in range(AT_ONCE)])
-            done[number] += AT_ONCE
+            decoders.describe(rows, {}, {}, (3, size, size), 10**8, PNG_METHOD)
+            done[number] += len(rows)
 
-    crew = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    crew = [threading.Thread(target=ask, args=(number,)) for number in range(processes)]
     for thread in crew:
         thread.start()
+    limit = time.monotonic() + STARTED_SECONDS
+    while processes and not all(done) and time.monotonic() < limit:  # processes start once for an audit
+        time.sleep(0.01)
     try:
         yield done
     finally:

@@ -114,5 +114,6 @@ described.serve()
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
         assert _ask(process, ()) == ["answer"]
         assert _ask(process, ()) == ["answer"]
+        assert process.stdin is not None
         process.stdin.close()
         assert process.wait(20) == 0
