@@ -172,7 +172,7 @@ def _write_summary(store: Store, analysis: Analysis, config: AuditConfig) -> Non
 
 def _run_facts(store: Store, config: AuditConfig) -> dict[str, Any]:
     """Describe how the scores were made: time, devices and arithmetic, the model's check, noise floor, batch size."""
-    batch = kept_batch(store) if config.batch_size is None else config.batch_size
+    batch = kept_batch(store) or config.batch_size
     checked, floor = kept_check(store), noise_floor(store)
     arithmetic = floor.pop("arithmetic", None) if floor else None
     facts = {"model_check": checked, "noise_floor": floor, "batch_size": batch, "arithmetic": arithmetic}

@@ -440,6 +440,26 @@ def test_a_batch_size_is_searched_once_and_kept(tiny_model, digit_file, tmp_path
     assert finished.manifest["config"]["batch_size"] is None
 
 
+def test_beside_a_gpu_a_batch_size_is_searched_unless_one_is_given(tiny_model, digit_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("volgrowth.audit.engine.batch_size.uses_gpus", lambda session: True)
+    monkeypatch.setattr(PilotWorker, "choose_batch", lambda worker, shard: 5)
+    settings = {"model": str(tiny_model), "data": str(digit_file), "shard_size": 75, "engine": "local"}
+
+    def batches(output, **more):
+        config = vg.AuditConfig.build(**settings, output=str(tmp_path / output), **more)
+        finished = run_audit(config, quiet=True)
+        return finished.scores["batch"].unique().to_pylist(), finished.summary["run"]["batch_size"]
+
+    assert batches("open") == ([5], 5)
+    assert batches("given", batch_size=16) == ([16], 16)
+    # on another device it goes on with what was found
+    monkeypatch.setattr("volgrowth.audit.engine.batch_size.uses_gpus", lambda session: False)
+    (tmp_path / "open/_SUCCESS").unlink()
+    next((tmp_path / "open/scores").iterdir()).unlink()
+    assert batches("open") == ([5], 5)
+    assert batches("cpu") == ([64], 64)
+
+
 def test_a_searched_batch_size_is_one_that_fits(odd, digit_file, tmp_path):
     finished = audit(odd("plain"), digit_file, tmp_path / "out", batch_size="auto")
     assert finished.summary["run"]["batch_size"] in {2**power for power in range(6)}

@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
-from volgrowth.audit.engine.running import run_tasks
+from volgrowth.audit.engine.running import run_tasks, uses_gpus
 from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.fragments import published
 from volgrowth.audit.output.mending import SHAPES, kept_json
@@ -31,15 +31,18 @@ def choose_batch(session: Session) -> int:
 
 
 def settle_batch(session: Session) -> None:
-    """Put a batch size into the session's settings if they leave it open: the one that an earlier session found.
+    """Put the batch size into the session's settings that an earlier session found, or search for one.
 
-    The last digits of scores depend on the batch size, so it is chosen once for an audit and kept in its output.
+    It is searched for if the settings ask for that, and beside a GPU also if they do not give one. The last digits of
+    scores depend on the batch size, so it is chosen once for an audit and kept in its output: resumed on another kind
+    of device, the audit goes on with it.
     """
-    if session.config.batch_size is None:
-        kept = kept_batch(session.store)
-        if kept is None:
-            kept = _batch_of_fragments(session) or choose_batch(session)
-            session.store.write_json(BATCH_FILE, {"batch_size": kept})
+    asked, given = session.config.batch_size, "batch_size" in session.config.model_fields_set
+    kept = kept_batch(session.store)
+    if kept is None and (asked is None or (not given and uses_gpus(session))):
+        kept = _batch_of_fragments(session) or choose_batch(session)
+        session.store.write_json(BATCH_FILE, {"batch_size": kept})
+    if kept is not None:
         session.config = session.config.model_copy(update={"batch_size": kept})
 
 

@@ -83,7 +83,7 @@ class RayCrew:
         self, session: Session, worker: Callable[..., Any], count: int, progress: AuditProgress, gpus: bool = True
     ):
         self.session, self.progress, self.count = session, progress, count
-        self.share = _gpu_share(session) if gpus else 0.0
+        self.share = gpu_share(session) if gpus else 0.0
         device = "cuda" if self.share else "cpu"
         self.arguments = [ray.put(argument) for argument in (worker, session.config, session.manifest)] + [device]
         session.run.room = _room(self.share)
@@ -288,7 +288,7 @@ class RayCrew:
             )
 
 
-def _gpu_share(session: Session) -> float:
+def gpu_share(session: Session) -> float:
     """Return the share of a GPU for each worker: by default one GPU if the cluster has any."""
     gpus, share = ray.cluster_resources().get("GPU", 0.0), session.config.gpus_per_worker
     if share is None:

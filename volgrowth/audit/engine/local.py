@@ -26,7 +26,7 @@ class LocalCrew:
 
     def __init__(self, session: Session, worker: Callable[..., Any], progress: AuditProgress):
         self.session, self.progress = session, progress
-        self.worker = worker(session.config, session.manifest, _device(session.config.gpus_per_worker))
+        self.worker = worker(session.config, session.manifest, device_here(session.config.gpus_per_worker))
         self.worker.earlier = session.replica
         self.pace, self._answered = Pace(session.config.hang_minutes), False
 
@@ -83,7 +83,8 @@ class LocalCrew:
         self._answered = True
 
 
-def _device(share: float | None) -> str:
+def device_here(share: float | None) -> str:
+    """Return the kind of device that a worker in this process uses, by the setting `gpus_per_worker`."""
     if share and not torch.cuda.is_available():
         raise EngineError(f"the worker was to have {share:g} GPUs and there is none here: leave gpus_per_worker out")
     return "cuda" if share != 0 and torch.cuda.is_available() else "cpu"

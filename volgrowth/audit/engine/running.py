@@ -43,13 +43,9 @@ def run_tasks(
 
         crew = LocalCrew(session, worker, progress)
     else:
-        from volgrowth.audit.engine.connection import head_watched, ray_running
         from volgrowth.audit.engine.driver import RayCrew
 
-        if not session.connected:
-            session.resources.enter_context(ray_running(session.config.ray_address, session.abandon))
-            session.resources.enter_context(head_watched(session.abandon))
-            session.connected = True
+        _connect(session)
         crew = RayCrew(session, worker, count, progress, gpus)
     began = time.monotonic()
     try:
@@ -57,3 +53,25 @@ def run_tasks(
             crew.work(Ledger(tasks))
     finally:
         session.run.working_seconds += time.monotonic() - began
+
+
+def uses_gpus(session: Session) -> bool:
+    """Say whether the session's workers will use GPUs; where Ray runs them, the session is connected to it."""
+    if session.config.engine == "local":
+        from volgrowth.audit.engine.local import device_here
+
+        return device_here(session.config.gpus_per_worker) == "cuda"
+    from volgrowth.audit.engine.driver import gpu_share
+
+    _connect(session)
+    return gpu_share(session) > 0
+
+
+def _connect(session: Session) -> None:
+    """Connect a session to Ray, or start one for it."""
+    from volgrowth.audit.engine.connection import head_watched, ray_running
+
+    if not session.connected:
+        session.resources.enter_context(ray_running(session.config.ray_address, session.abandon))
+        session.resources.enter_context(head_watched(session.abandon))
+        session.connected = True

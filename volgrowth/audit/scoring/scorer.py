@@ -172,6 +172,11 @@ class Scorer:
             for row, (pixels, columns) in zip(rows, described, strict=True)
         ]
 
+    def run(self, items: list[Prepared]) -> None:
+        """Measure prepared images and wait for the results, to see how long that takes."""
+        for chunk in self._launch(items):
+            chunk.sent.fetch()
+
     def _launch(self, items: list[Prepared]) -> list[Chunk]:
         """Give images to the device, in micro-batches of the size that fits."""
         chunks: list[Chunk] = []
