@@ -24,12 +24,12 @@ one it is long, and many do, with unequal weights.
     w(z) = N(z; 0, I) / q(z) = 1 / sum_s c_s exp(b_s . z - |b_s|^2 / 2)
 
 (the balance heuristic of Veach and Guibas, 1995). Since N(0, I) has the share c_0 >= `LEAST_PLAIN`, no weight is above
-1 / c_0, and no region of A is left out. Draws are made in rounds. After each round the mixture gets one more part, whose
-shift is the weighted mean of the noise that became x, within the space that the shifts b_s span (the cross-entropy
-method; in all directions the mean of some tens of draws would be noise), and the shares that minimise the variance,
-E_q[1_A w^2], estimated from all rounds so far (Owen and Zhou, JASA 95, 2000). The first round, with equal shares, counts
-for nothing else. Each later round is drawn from a proposal that does not depend on it, so that the estimate of a fixed
-number of rounds has no bias:
+1 / c_0, and no region of A is left out. Draws are made in rounds. After each round the mixture gets one more part,
+whose shift is the weighted mean of the noise that became x, within the space that the shifts b_s span (the
+cross-entropy method; in all directions the mean of some tens of draws would be noise). Its shares are those that
+minimise the variance, E_q[1_A w^2], estimated from all rounds so far (Owen and Zhou, JASA 95, 2000). The first round,
+with equal shares, counts for nothing else. Each later round is drawn from a proposal that does not depend on it, so
+that the estimate of a fixed number of rounds has no bias:
 
     rate = mean of 1_A(z) w(z)
 
