@@ -193,6 +193,9 @@ def _verify(
     stop_level: Annotated[
         float | None, option("Draw the samples again with a sampler whose last step starts at this noise level.")
     ] = None,
+    rates: Annotated[
+        bool, option("Also measure how often the model makes each flagged or proven image, however rare it is.")
+    ] = False,
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
     ray_address: RayAddress = None,
@@ -206,7 +209,7 @@ def _verify(
 
     Example:
 
-      volgrowth verify out --samples 5000
+      volgrowth verify out --samples 5000 --rates
     """
     with _interruptible(f"samples drawn are kept in {output}; the same command goes on"):
         from volgrowth.commands.verify import verify_audit
@@ -216,6 +219,7 @@ def _verify(
             output,
             samples,
             stop_level=stop_level,
+            rates=rates,
             workers=workers,
             gpus_per_worker=gpus_per_worker,
             ray_address=ray_address,

@@ -198,6 +198,14 @@ FINDINGS = pa.schema(
         column("loss_q_value", pa.float64(), "loss_cluster_p_value adjusted by Benjamini and Hochberg"),
         column("loss_q_value_by", pa.float64(), "loss_cluster_p_value adjusted by Benjamini and Yekutieli"),
         column("verified_hits", pa.int32(), "number of samples that reproduced the image; null until verified"),
+        column(
+            "rate",
+            pa.float32(),
+            "share of the model's samples that are copies of the image or of one of its cluster; null if not measured, "
+            "or not measurable",
+        ),
+        column("rate_low", pa.float32(), "lower end of its 95% interval"),
+        column("rate_high", pa.float32(), "upper end of its 95% interval"),
     ]
 )
 
@@ -209,6 +217,20 @@ SAMPLES = pa.schema(
         column("distance", pa.float64(), "Euclidean distance to the nearest image, for pixels in [-1, 1]"),
         column("ratio", pa.float64(), "distance divided by the mean distance to the 50 nearest images"),
         column("hit", pa.bool_(), "the sample is a copy of the nearest image: ratio is small enough"),
+    ]
+)
+
+RATES = pa.schema(
+    [
+        column("row", pa.int64(), "row that stands for the image whose rate was measured"),
+        column("cluster", pa.int64(), "cluster of the image, as in findings: a copy of any of its images counts"),
+        column("rate", pa.float64(), "share of samples that are copies; null if it is not measurable"),
+        column("rate_low", pa.float64(), "lower end of its 95% interval"),
+        column("rate_high", pa.float64(), "upper end of its 95% interval"),
+        column("draws", pa.int32(), "draws of noise behind the rate"),
+        column("returned", pa.int32(), "number of these that became a copy"),
+        column("effective", pa.float64(), "effective number of these, from their weights"),
+        column("nfe", pa.int64(), "number of network evaluations spent on the image"),
     ]
 )
 

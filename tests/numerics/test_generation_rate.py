@@ -80,7 +80,7 @@ def plain_rate(model: Mixture) -> float:
 def test_what_never_returns_is_not_measurable() -> None:
     model = Mixture(16, 0.1)
     found = generation_rate(
-        model, model.points[0], lambda states: torch.zeros(len(states), dtype=bool), LEVELS, most_draws=4 * ROUND
+        model, model.points[0], lambda states: torch.zeros(len(states), dtype=torch.bool), LEVELS, most_draws=4 * ROUND
     )
     assert not found.measurable
     assert all(math.isnan(value) for value in (found.rate, found.low, found.high))

@@ -8,6 +8,8 @@ Everything runs on the audit's own engine, in four stages:
 3. search: each range of rows is searched for the images nearest to what was drawn, and the answers are merged
 4. write: the tables of samples and returns, the column `verified_hits`, the summary and the report
 
+With `rates` the rate at which the model makes each flagged or proven image is measured too (`verify_rates`).
+
 With `stop_level` the same samples are drawn again by a sampler that takes its last step from that noise level
 (`volgrowth.theory.inertia`, arXiv 2505.02508), to see how many fewer of them are copies, and how much further they are
 from all images.
@@ -22,13 +24,8 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.caveats import with_caveats
 from volgrowth.analysis.findings import check_columns
-from volgrowth.analysis.verification.proof import (
-    NEIGHBOURS,
-    decide_reproduced,
-    hit_groups,
-    samples_needed,
-    summarize_proof,
-)
+from volgrowth.analysis.verification.proof import decide_reproduced, samples_needed, summarize_proof
+from volgrowth.analysis.verification.rates import summarize_rates, with_rates
 from volgrowth.analysis.verification.returns import (
     DRAWS,
     LEVELS,
@@ -48,9 +45,11 @@ from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manif
 from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit, open_stored
 from volgrowth.audit.output.unchanged import check_unchanged
 from volgrowth.audit.sampling.drawing import SAMPLER, Drawing, DrawingWorker, Start, drawings, is_drawn
+from volgrowth.audit.sampling.hits import NEIGHBOURS, hit_groups
 from volgrowth.audit.sampling.neighbours import Neighbours, SearchingWorker
 from volgrowth.audit.sampling.sample_files import DECODED, SAMPLE, STOPPED
 from volgrowth.commands.report import SAMPLES_FILE, write_report
+from volgrowth.commands.verify_rates import measure_rates
 from volgrowth.config import EXECUTION, AuditConfig
 from volgrowth.errors import UsageError
 from volgrowth.records import Status
@@ -67,6 +66,7 @@ def verify_audit(
     samples: int,
     *,
     stop_level: float | None = None,
+    rates: bool = False,
     workers: int | None = None,
     gpus_per_worker: float | None = None,
     ray_address: str | None = None,
@@ -83,6 +83,8 @@ def verify_audit(
         output: folder or URL of a finished audit.
         samples: number of images to draw; 2500 or more see most of what a model reproduces.
         stop_level: noise level from which a second sampler takes its last step, for comparison; None for no comparison.
+        rates: measure how often the model makes each flagged or proven image, by thousands of network evaluations for
+            each: columns `rate`, `rate_low` and `rate_high` of the findings.
         workers: most model replicas; by default one per GPU, or per core.
         gpus_per_worker: GPUs per worker.
         ray_address: Ray cluster to join; by default a local one is started.
@@ -122,6 +124,9 @@ def verify_audit(
             groups = _groups(audit)
             found = _search(session, audit, chosen.drawings, groups, quiet)
             _write(audit, chosen, groups, found)
+            if rates:
+                audit = open_stored(audit.store, trust_output)
+                _write_rates(audit, measure_rates(session, audit, groups, _ranges(audit.frozen), quiet))
         write_report(open_stored(lock.fenced(), trust_output))
     return open_audit(output, trust_output=trust_output)
 
@@ -246,11 +251,22 @@ def _write(audit: Audit, chosen: _Chosen, groups: dict[str, np.ndarray], found: 
     metadata = {"schema_version": footer["schema_version"], "config_digest": manifest.config_digest}
     store.write_table(FINDINGS_FILE, findings, metadata)
     verification = summarize_proof(findings, train[reproduced.images], reproduced, samples)
-    verification |= {"sampler": SAMPLER, "returns": return_shares(returns), "stopped": None}
+    verification |= {"sampler": SAMPLER, "returns": return_shares(returns), "stopped": None, "rates": None}
     if chosen.stop_level is not None:
         usual, early = count_copies(distance[:samples], hit[:samples]), count_copies(distance[end:], hit[end:])
         verification["stopped"] = {"level": chosen.stop_level, "usual": usual, "early": early}
     store.write_json(SUMMARY_FILE, with_caveats({**audit.summary, "verification": verification}))
+
+
+def _write_rates(audit: Audit, rates: pa.Table) -> None:
+    """Write the rates of images beside their findings and into the summary."""
+    manifest, summary = audit.frozen, audit.summary
+    findings = with_rates(audit.findings, rates)
+    metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
+    audit.store.write_table(FINDINGS_FILE, findings, metadata)
+    proof = summary["verification"]
+    proof["rates"] = summarize_rates(findings, rates, proof["samples"], manifest.config["condition_column"] is not None)
+    audit.store.write_json(SUMMARY_FILE, with_caveats(summary))
 
 
 def _with_hits(findings: pa.Table, hits: np.ndarray, missing: pa.ChunkedArray) -> pa.Table:

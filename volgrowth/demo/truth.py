@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from volgrowth.analysis.verification.proof import NEIGHBOURS, Reproduced, decide_reproduced, hit_groups
+from volgrowth.analysis.verification.proof import Reproduced, decide_reproduced
+from volgrowth.audit.sampling.hits import NEIGHBOURS, hit_groups
 from volgrowth.audit.sampling.neighbours import Neighbours
 
 

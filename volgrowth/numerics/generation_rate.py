@@ -98,6 +98,7 @@ def generation_rate(
     spread: float | None = None,
     factor: float = 2.0,
     most_draws: int = 2048,
+    batch_size: int = ROUND,
     generator: torch.Generator | None = None,
 ) -> GenerationRate:
     """Measure how often a sampler makes copies of an image.
@@ -110,6 +111,7 @@ def generation_rate(
         spread: standard deviation of the sampler's first states, by default that of the noise at its last level.
         factor: the interval wanted: from rate / factor to rate * factor, above 1.
         most_draws: draws after which the search for a narrower interval ends.
+        batch_size: number of states that the network sees at a time; it changes at most a rounding.
         generator: draws the noise, on the CPU so that every device draws the same; by default torch's global one.
 
     Returns:
@@ -123,13 +125,13 @@ def generation_rate(
     if len(noise_levels) < 2:
         raise ValueError(f"there are {len(noise_levels)} noise levels: expected at least 2")
     spread = noise_levels[-1].item() if spread is None else spread
-    shifts, spent = _shifts(denoiser, image, noise_levels, spread, generator)
+    shifts, spent = _shifts(denoiser, image, noise_levels, spread, batch_size, generator)
     plain = _Proposal(shifts, torch.full((len(shifts),), 1 / len(shifts), dtype=torch.float64))
     proposal, known, weights, draws = plain, shifts[:0], list[Tensor](), 0
     while not draws or (draws <= most_draws - ROUND and _too_wide(weights, draws - ROUND, factor)):
         noise = proposal.draw(ROUND, generator)
-        states = noise.view(-1, *image.shape).to(denoiser.device, denoiser.dtype) * spread
-        noise = noise[returns(decode(denoiser, states, noise_levels)).cpu()]
+        states = (noise.view(-1, *image.shape).to(denoiser.device, denoiser.dtype) * spread).split(batch_size)
+        noise = noise[torch.cat([returns(decode(denoiser, some, noise_levels)).cpu() for some in states])]
         weights.append(proposal.weights(noise))
         known, draws = torch.cat([known, noise]), draws + ROUND
         proposal = plain.improved(known, torch.cat(weights))
@@ -138,7 +140,12 @@ def generation_rate(
 
 
 def _shifts(
-    denoiser: Denoiser, image: Tensor, noise_levels: Tensor, spread: float, generator: torch.Generator | None
+    denoiser: Denoiser,
+    image: Tensor,
+    noise_levels: Tensor,
+    spread: float,
+    batch_size: int,
+    generator: torch.Generator | None,
 ) -> tuple[Float[Tensor, "shifts pixels"], int]:
     """Return the shifts of the ladder, the first of which is 0, and the evaluations that they took."""
     found, spent = [torch.zeros(image.numel(), dtype=torch.float64)], 0
@@ -148,7 +155,7 @@ def _shifts(
             break
         grid = torch.cat([above.new_tensor([level]), above])
         e = torch.randn((PILOTS, *image.shape), generator=generator)
-        y = encode(denoiser, image + level * e.to(image), grid)
+        y = torch.cat([encode(denoiser, some, grid) for some in (image + level * e.to(image)).split(batch_size)])
         z, e = (part.flatten(1).cpu().double() for part in (y / spread, e))
         found.append((z - (z * e).sum() / (e * e).sum() * e).mean(0))
         spent += PILOTS * (len(grid) - 1)

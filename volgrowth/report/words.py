@@ -233,6 +233,8 @@ def proof_sentences(verification: Summary) -> list[str]:
             f"{score(early['distance'])} instead of {score(usual['distance'])} from the nearest image that they are no "
             f"copy of."
         )
+    if rates := verification.get("rates"):
+        said += _rate_sentences(rates)
     returns = verification["returns"]
     if returns:
         best = max(range(len(returns["levels"])), key=lambda k: returns["flagged"][k] - returns["controls"][k])
@@ -240,6 +242,29 @@ def proof_sentences(verification: Summary) -> list[str]:
             f"Noised to level {returns['levels'][best]:g} and decoded, flagged images come back in "
             f"{percent(returns['flagged'][best])} of the draws, unflagged ones of the same complexity in "
             f"{percent(returns['controls'][best])}."
+        )
+    return said
+
+
+def _rate_sentences(rates: Summary) -> list[str]:
+    """Say how often the model makes the flagged and proven images, and whether samples agree."""
+    images, measured = rates["images"], rates["measured"]
+    if not images:
+        return ["No image is flagged or proven, so that no rate was measured."]
+    said = [f"How often the model makes an image was measured for {number(measured)} of {plural(images, 'image')}"]
+    said[0] += "." if measured == images else f"; for {number(images - measured)} it is not measurable."
+    if rates["conditional"] and measured:
+        said.append("Each rate is that of samples under the image's own condition.")
+    if rates["copies_per_million"] is not None:
+        said.append(
+            f"About {number(round(rates['copies_per_million']))} of a million samples would be copies of one of these "
+            f"images."
+        )
+    if checked := rates["checked"]:
+        said.append(
+            f"{plural(checked['images'], 'image')} of these {'was' if checked['images'] == 1 else 'were'} hit by the "
+            f"samples: the rate is within a factor of {checked['factor']:g} of the share of hits for "
+            f"{number(checked['within'])}, and {checked['ratio']:.2g} times that share in the geometric mean."
         )
     return said
 

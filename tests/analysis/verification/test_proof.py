@@ -7,14 +7,13 @@ from scipy.stats import binom
 
 from volgrowth.analysis.verification.proof import (
     MIN_HITS,
-    RATIO,
     chance_to_see,
     clopper_pearson,
     decide_reproduced,
-    hit_groups,
     samples_needed,
     summarize_proof,
 )
+from volgrowth.audit.sampling.hits import RATIO, hit_groups
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (19, 21), (10, 10)])

@@ -1,9 +1,8 @@
 r"""Proof by sampling: which training images a model really reproduces, and how many of the flags that confirms.
 
-A sample hits the image nearest to it when it is much nearer to that one than to the others around it: distance to the
-nearest over the mean distance to the `NEIGHBOURS` nearest below `RATIO` (after Carlini et al., arXiv 2301.13188), among
-the distinct images of the training set and of a held-out set together. Held-out images cannot be memorized, so their
-hits are what the rule finds by chance, most of all between plain images, which lie close to one another.
+A sample hits an image by the rule of `audit.sampling.hits`, among the distinct images of the training set and of a
+held-out set together. Held-out images cannot be memorized, so their hits are what the rule finds by chance, most of all
+between plain images, which lie close to one another.
 
 An image is reproduced with at least h hits, h the smallest number that is at least 2, at least a
 share `MIN_SHARE` of the samples, and at which
@@ -27,9 +26,8 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.judging import judge, ranking_column
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
+from volgrowth.audit.sampling.hits import NEIGHBOURS, RATIO
 
-RATIO = 0.4
-NEIGHBOURS = 50
 MIN_HITS = 2
 MIN_SHARE = 0.002
 FALSE_SHARE = 0.05
@@ -65,21 +63,6 @@ class Reproduced:
             f"{NEIGHBOURS} nearest; {self.min_hits} hits make an image reproduced, since so many held-out images have: "
             f"{int((self.holdout_hits >= self.min_hits).sum())}"
         )
-
-
-def hit_groups(distance: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Decide which image each sample hits.
-
-    Args:
-        distance: from each sample to its k nearest images, (S, k), sorted; infinite where there are fewer than k.
-        group: numbers of those images, (S, k).
-
-    Returns:
-        Number of the image that each sample hits, (S,); -1 for none.
-    """
-    known = np.isfinite(distance)
-    mean = np.where(known, distance, 0).sum(1) / np.maximum(known.sum(1), 1)
-    return np.where(known[:, 0] & (distance[:, 0] < RATIO * mean), group[:, 0], -1)
 
 
 def decide_reproduced(hits: np.ndarray, holdout_hits: np.ndarray, samples: int) -> Reproduced:

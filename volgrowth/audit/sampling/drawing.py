@@ -21,7 +21,7 @@ from volgrowth.audit.sampling.sample_files import AT_ONCE, DECODED, FOLDER, SAMP
 from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.audit.workers.loading import ModelWorker
 from volgrowth.audit.workers.seeding import seeded
-from volgrowth.errors import DamagedError, DataError, ModelError
+from volgrowth.errors import DamagedError, ModelError
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition, GuidedDenoiser
 from volgrowth.numerics.flow import decode
@@ -134,14 +134,8 @@ class DrawingWorker(ModelWorker):
 
     def draw(self, drawing: Drawing) -> int:
         """Draw the images of a file, publish them, and return how many they are."""
-        source = self.source(SCORES_FOLDER)
-        clean = {}
-        for row in drawing.rows:
-            pixels = self.pixels(next(iter(source.read(row, row + 1))))
-            if pixels is None:
-                raise DataError(f"row {row} of {self.manifest.data.name} was scored and can no longer be read")
-            clean[row] = pixels
-        conditions = {row: next(iter(source.read(row, row + 1))).condition for row in drawing.condition_rows}
+        clean = {row: self.scored_pixels(SCORES_FOLDER, row) for row in drawing.rows}
+        conditions = {row: self.scored_row(SCORES_FOLDER, row).condition for row in drawing.condition_rows}
         images = drawing.images(self.denoiser, self.config.seed, clean, conditions, self.config.guidance, self.batch)
         write_images(self.store, self.manifest, drawing, images)
         return len(images)

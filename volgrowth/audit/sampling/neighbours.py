@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from volgrowth.audit.output.manifest import Shard
+from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.sampling.drawing import read_images
 from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.audit.workers.loading import DataWorker
@@ -109,7 +109,7 @@ class SearchingWorker(DataWorker):
 
     def prepare(self) -> None:
         super().prepare()
-        self.queries: tuple[list[str], np.ndarray] | None = None
+        self.queries: tuple[list[str] | list[int], np.ndarray] | None = None
 
     def nearest(self, names: list[str], shard: Shard, groups: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Find the images among a range of rows that are nearest to all drawn ones.
@@ -126,6 +126,22 @@ class SearchingWorker(DataWorker):
         if self.queries is None or self.queries[0] != names:
             drawn = [read_images(self.store, name, self.manifest.image_shape) for name in names]
             self.queries = names, np.concatenate(drawn)
+        return self._nearest(shard, groups, k)
+
+    def nearest_to_rows(
+        self, rows: list[int], shard: Shard, groups: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the images among a range of rows that are nearest to the images of audited rows, as `nearest`.
+
+        Raises:
+            DataError: one of the images can no longer be read.
+        """
+        if self.queries is None or self.queries[0] != rows:
+            self.queries = rows, np.stack([self.scored_pixels(SCORES_FOLDER, row) for row in rows])
+        return self._nearest(shard, groups, k)
+
+    def _nearest(self, shard: Shard, groups: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        assert self.queries is not None
         found = Neighbours(self.queries[1], k, self.device)
         rows = zip(self.source(shard.folder).read(shard.start, shard.stop), groups.tolist(), strict=True)
         wanted = ((self.pixels(row), group) for row, group in rows if group >= 0)

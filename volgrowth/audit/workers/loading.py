@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from volgrowth.audit.output.listings import open_frozen_data
-from volgrowth.audit.output.manifest import Manifest
+from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest
 from volgrowth.config import AuditConfig
-from volgrowth.errors import ModelError
+from volgrowth.errors import DataError, ModelError
 from volgrowth.models import inspect_model, load_model
 from volgrowth.models.load import DType
 from volgrowth.models.locating import files_digest
@@ -92,6 +92,22 @@ class DataWorker:
             return decode_image(row.data or b"", self.manifest.image_shape, self.config.max_pixels)
         except BadImage:
             return None
+
+    def scored_row(self, folder: str, row: int) -> Row:
+        """Return a row of a data set."""
+        return next(iter(self.source(folder).read(row, row + 1)))
+
+    def scored_pixels(self, folder: str, row: int) -> np.ndarray:
+        """Return the image of a row that has a score, (C, H, W) uint8.
+
+        Raises:
+            DataError: it can no longer be read.
+        """
+        pixels = self.pixels(self.scored_row(folder, row))
+        if pixels is None:
+            data = self.manifest.data if folder == SCORES_FOLDER else self.manifest.holdout
+            raise DataError(f"row {row} of {data and data.name} was scored and can no longer be read")
+        return pixels
 
 
 class ModelWorker(DataWorker):
