@@ -126,7 +126,8 @@ def verify_audit(
             _write(audit, chosen, groups, found)
             if rates:
                 audit = open_stored(audit.store, trust_output)
-                _write_rates(audit, measure_rates(session, audit, groups, _ranges(audit.frozen), quiet))
+                found_rates = measure_rates(session, audit, groups, _ranges(audit.frozen), quiet)
+                _write_rates(audit, found_rates, conditional=config.condition_column is not None)
         write_report(open_stored(lock.fenced(), trust_output))
     return open_audit(output, trust_output=trust_output)
 
@@ -258,14 +259,14 @@ def _write(audit: Audit, chosen: _Chosen, groups: dict[str, np.ndarray], found: 
     store.write_json(SUMMARY_FILE, with_caveats({**audit.summary, "verification": verification}))
 
 
-def _write_rates(audit: Audit, rates: pa.Table) -> None:
+def _write_rates(audit: Audit, rates: pa.Table, conditional: bool) -> None:
     """Write the rates of images beside their findings and into the summary."""
     manifest, summary = audit.frozen, audit.summary
     findings = with_rates(audit.findings, rates)
     metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
     audit.store.write_table(FINDINGS_FILE, findings, metadata)
     proof = summary["verification"]
-    proof["rates"] = summarize_rates(findings, rates, proof["samples"], manifest.config["condition_column"] is not None)
+    proof["rates"] = summarize_rates(findings, rates, proof["samples"], conditional)
     audit.store.write_json(SUMMARY_FILE, with_caveats(summary))
 
 
