@@ -35,6 +35,13 @@ def approximate(value: float | None) -> str:
     return f"{value:.1f}".removesuffix(".0") if value >= 0.05 else "none"
 
 
+def rough(value: float | None) -> str:
+    """Write an estimated count of one or more to two figures."""
+    if value is None or missing(value) or value < 10:
+        return MISSING if value is None or missing(value) else f"{value:.1f}".removesuffix(".0")
+    return number(float(f"{value:.1e}"))
+
+
 def score(value: float | None) -> str:
     """Write a measured quantity, to three or four figures."""
     if value is None or missing(value):

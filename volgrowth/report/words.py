@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from volgrowth.analysis.caveats import list_caveats
 from volgrowth.plain import plain
 from volgrowth.records import Mark, Status
-from volgrowth.report.formats import approximate, number, percent, plural, score, visible
+from volgrowth.report.formats import approximate, number, percent, plural, rough, score, visible
 
 Summary = dict[str, Any]
 
@@ -255,10 +255,10 @@ def _rate_sentences(rates: Summary) -> list[str]:
     said[0] += "." if measured == images else f"; for {number(images - measured)} it is not measurable."
     if rates["conditional"] and measured:
         said.append("Each rate is that of samples under the image's own condition.")
-    if rates["copies_per_million"] is not None:
+    if total := rates["copies_per_million"]:
         said.append(
-            f"About {number(round(rates['copies_per_million']))} of a million samples would be copies of one of these "
-            f"images."
+            f"About {rough(total['rate'])} of a million samples ({rough(total['low'])} to {rough(total['high'])}) "
+            f"would be copies of one of these images."
         )
     if checked := rates["checked"]:
         said.append(

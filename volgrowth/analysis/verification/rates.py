@@ -5,6 +5,7 @@ model's samples that are copies of one of them. An audit's own samples check the
 samples that hit the picture, where at least one does.
 """
 
+from math import exp
 from typing import Any
 
 import numpy as np
@@ -76,15 +77,22 @@ def summarize_rates(findings: pa.Table, rates: pa.Table, samples: int, condition
         Part `rates` of `verification` in `summary.json`.
     """
     known = rates.filter(rates["rate"].is_valid())
-    rate = known["rate"].to_numpy()
     return {
         "images": len(rates),
         "measured": len(known),
         "conditional": conditional,
         "evaluations": pc.sum(rates["nfe"]).as_py() or 0,
-        "copies_per_million": None if conditional or not len(known) else float(1e6 * rate.sum()),
+        "copies_per_million": None if conditional or not len(known) else _per_million(known),
         "checked": None if conditional else _checked(findings, known, samples),
     }
+
+
+def _per_million(known: pa.Table) -> dict[str, float]:
+    """Add up rates, with the 95% interval of the sum: their errors are independent."""
+    rate, high = known["rate"].to_numpy(), known["rate_high"].to_numpy()
+    total = float(rate.sum())
+    error = float(np.sqrt(np.square(rate * np.log(high / rate)).sum())) / total
+    return {name: 1e6 * total * exp(sign * error) for name, sign in (("rate", 0), ("low", -1), ("high", 1))}
 
 
 def _checked(findings: pa.Table, known: pa.Table, samples: int) -> dict[str, Any] | None:

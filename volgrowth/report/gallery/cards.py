@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from volgrowth.analysis.judging import ranking_column, strongest
-from volgrowth.report.formats import missing, number, score, signed
+from volgrowth.report.formats import missing, number, rough, score, signed
 from volgrowth.report.gallery.exhibits import Exhibit, NearestSample, Shown, of_rows
 from volgrowth.report.gallery.pictures import data_url
 from volgrowth.report.words import card_reason
@@ -101,6 +101,7 @@ def make_cards(
         card["reproduced"] = record["cluster"] in truth
         card["share_below"] = _share_below(ranked, card["evidence"])
         card["parts"] = _parts(record) if ranking == "evidence" else None
+        card["rate"] = _rate(record)
         card["reason"] = card_reason(card, fdr)
         card["kinds"] = _kinds(card)
         card["picture"] = _url(shown.rows.get(card["row"]))
@@ -176,6 +177,15 @@ def _parts(record: Card) -> str:
         column.removeprefix(PART).replace("_", " "): record[column] for column in record if column.startswith(PART)
     }
     return ", ".join(f"{name} {signed(value)}" for name, value in parts.items() if not missing(value))
+
+
+def _rate(record: Card) -> str | None:
+    """Say how often the model makes the image; None if that was not measured."""
+    values = [record.get(name) for name in ("rate", "rate_high", "rate_low")]
+    if any(missing(value) for value in values):
+        return None
+    once, most, fewest = (rough(1 / value) for value in values if value)
+    return f"1 in {once} samples ({most} to {fewest})"
 
 
 def _copies(scores: pa.Table, hashes: Collection[int]) -> dict[int, np.ndarray]:
