@@ -83,8 +83,8 @@ def judged_name(shard: Shard) -> str:
 
 def judge_shard(store: Store, shard: Shard, judge: RowJudge, reference: ScoreReader | None) -> None:
     """Judge the rows of a shard, and publish their part in one step."""
-    mark = _mark(store, shard, judge, reference) or {}
-    store.write_table(judged_name(shard), judged_rows(store, shard, judge, reference), mark)
+    rows = judged_rows(store, shard, judge, reference)
+    store.write_table(judged_name(shard), rows, _mark(store, shard, judge, reference) or {})
 
 
 def judged_rows(store: Store, shard: Shard, judge: RowJudge, reference: ScoreReader | None) -> pa.Table:
