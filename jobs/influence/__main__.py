@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from volgrowth.analysis.judging import judge, ranking_column
+from volgrowth.analysis.judging import JudgedAudit
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import Audit, open_audit
 from volgrowth.config import AuditConfig
@@ -125,9 +125,10 @@ def network_of(denoiser: Denoiser) -> torch.nn.Module:
 
 def most_suspicious_rows(audit: Audit) -> list[int]:
     """Return the flagged or reproduced rows of most evidence, one for each image."""
-    known = judge(audit.findings, audit.summary.get("verification"))
-    found = audit.findings.filter(pa.array(known.found & known.first))
-    rows = found.sort_by([(ranking_column(audit.findings), "descending")])["row"].to_pylist()[:FLAGGED]
+    judged = JudgedAudit(audit, audit.summary.get("verification"))
+    found = [part.findings.filter(pa.array(part.found & part.first)) for part in judged.parts(["excess_growth"])]
+    ranked = pa.concat_tables(found).sort_by([(judged.pictures.ranking, "descending")])
+    rows = ranked["row"].to_pylist()[:FLAGGED]
     if not rows:
         raise UsageError(f"{audit.store.url} has no flagged images: name rows (--rows) or files (--images)")
     return rows

@@ -1,6 +1,7 @@
 """`jobs/influence.py`: from a finished audit to a table of ranks."""
 
 import runpy
+import shutil
 import sys
 from math import sqrt
 from pathlib import Path
@@ -17,6 +18,7 @@ import volgrowth as vg
 from jobs.influence.__main__ import SCHEMA, TABLE, main, most_suspicious_rows, network_of
 from tests.support.checkpoints import save_pipeline, unet
 from tests.support.pipelines import build
+from volgrowth.analysis.distinct import strongest_rows
 from volgrowth.audit.output.lock import LOCK
 from volgrowth.audit.output.result import open_audit
 from volgrowth.commands.audit import run_audit
@@ -210,14 +212,19 @@ def test_latents_and_conditions(family: str, column: dict[str, str], data: Path,
     assert found[28] != pytest.approx(found[7], rel=1e-6)  # the same image, described otherwise
 
 
-def test_the_flagged_are_asked_for_by_default(audited: Path) -> None:
-    opened = open_audit(str(audited))
+def test_the_flagged_are_asked_for_by_default(audited: Path, tmp_path: Path) -> None:
+    shutil.copytree(audited, tmp_path / "out")
+    opened = open_audit(str(tmp_path / "out"))
     findings = opened.findings
     flags = [row in (7, 12, *COPIES) for row in range(ROWS)]
     columns = {name: findings[name] for name in findings.column_names}
     order = [{12: 2.0, 7: 1.0}.get(row, 0.0) for row in range(ROWS)]
     judged = {"q_value": [0.01 if flag else 1.0 for flag in flags], "outside_range": [False] * ROWS}
-    opened.__dict__["findings"] = pa.table({**columns, **judged, "excess_growth": order, "evidence": order})
+    columns |= {name: pa.array(values, findings[name].type) for name, values in judged.items()}
+    columns |= {name: pa.array(order) for name in ("excess_growth", "evidence")}
+    table = pa.table(columns)
+    stands = pa.array(strongest_rows(table))
+    opened.store.write_table("findings.parquet", pa.table({**columns, "strongest": stands}), {})
     assert most_suspicious_rows(opened) == [12, 7]  # the others are row 7 again
 
 

@@ -8,12 +8,13 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.caveats import list_caveats
-from volgrowth.analysis.judging import Judgement, judge
+from volgrowth.analysis.judging import JudgedAudit, Judgement
 from volgrowth.audit.output.result import FINDINGS_FILE, Audit
 from volgrowth.errors import UsageError
 from volgrowth.records import FINDINGS
@@ -21,8 +22,6 @@ from volgrowth.storage.urls import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy as np
 
 TAGS: "dict[str, Callable[[Judgement], np.ndarray]]" = {
     "memorized": lambda known: as_mask(known.findings["memorized"]),
@@ -83,20 +82,21 @@ def fiftyone_tags(audit: Audit, dataset: Any, *, id_field: str | None = None) ->
     Raises:
         UsageError: no sample is a row of the audit, or rows are not files and `id_field` is not given.
     """
-    keys = _paths(audit) if id_field is None else audit.findings["image_id"].to_pylist()
-    places = {key: place for place, key in enumerate(keys)}
+    prefix = None if id_field else _prefix(audit)
     ids, values = dataset.values(["id", id_field or "filepath"])
+    known, keys, example = _rows_of(audit, {value for value in values if isinstance(value, str)}, prefix)
+    places = {key: place for place, key in enumerate(keys)}
     rows = {sample: places[value] for sample, value in zip(ids, values, strict=True) if value in places}
     if not rows:
         raise UsageError(
             f"none of the {len(ids)} samples is a row of {audit.store.url}: expected "
-            + (f"image ids such as {keys[0]!r} in the field {id_field}" if id_field else f"files such as {keys[0]}")
+            + (f"image ids such as {example!r} in the field {id_field}" if id_field else f"files such as {example}")
         )
-    found = audit.findings.take(pa.array(rows.values(), pa.int64()))
+    at, counts = np.array(list(rows.values())), {}
+    found = known.findings.take(pa.array(at))
     dataset.select(list(rows)).untag_samples(list(TAGS))
-    known, counts = judge(found, audit.summary.get("verification")), {}
     for tag, chosen in TAGS.items():
-        samples = [sample for sample, yes in zip(rows, chosen(known).tolist(), strict=True) if yes]
+        samples = [sample for sample, yes in zip(rows, chosen(known)[at].tolist(), strict=True) if yes]
         dataset.select(samples).tag_samples(tag)
         counts[tag] = len(samples)
     for name in FIELDS:
@@ -106,15 +106,33 @@ def fiftyone_tags(audit: Audit, dataset: Any, *, id_field: str | None = None) ->
     return counts
 
 
-def _paths(audit: Audit) -> list[str]:
-    """Return the absolute path of each row's file."""
+def _rows_of(audit: Audit, wanted: set[str], prefix: str | None) -> tuple[Judgement, list[str], str]:
+    """Return the rows of some keys, judged, with the key of each, and the key of the first row as an example.
+
+    A key is an image id, or, with a `prefix`, this and the row's source.
+    """
+    judged, names = JudgedAudit(audit, audit.summary.get("verification")), pa.array(sorted(wanted), pa.string())
+    tables: list[pa.Table] = []
+    keys, example = list[str](), ""
+    for part in judged.parts(findings=("image_id", "memorized", "precursor", "copies", *FIELDS), scores=["source"]):
+        table = part.findings
+        key = table["image_id"] if prefix is None else pc.binary_join_element_wise(prefix, table["source"], "")
+        example = example or key[0].as_py()
+        mask = pc.fill_null(pc.is_in(key, value_set=names), False)
+        tables.append(table.filter(mask))
+        keys += key.filter(mask).to_pylist()
+    return judged.pictures.judge(pa.concat_tables(tables).combine_chunks()), keys, example
+
+
+def _prefix(audit: Audit) -> str:
+    """Return the folder of the data set as the beginning of its files' paths."""
     data = audit.frozen.data
     if data.kind != "folder" or is_url(data.name):
         raise UsageError(
             f"the rows of {data.name} are not files here: give id_field, the field of a sample that holds the audit's "
             "image_id"
         )
-    return [os.path.join(data.name, source) for source in audit.scores["source"].to_pylist()]
+    return os.path.join(data.name, "")
 
 
 def croissant_record(audit: Audit, **properties: Any) -> dict[str, Any]:
@@ -185,15 +203,16 @@ def _responsible(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _file(audit: Audit) -> dict[str, Any]:
-    data = audit.store.read(FINDINGS_FILE)
+    with audit.store.local_file(FINDINGS_FILE) as path, open(path, "rb") as file:
+        digest, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
     return {
         "@type": "cr:FileObject",
         "@id": FINDINGS_FILE,
         "name": FINDINGS_FILE,
         "contentUrl": FINDINGS_FILE,
-        "contentSize": f"{len(data)} B",
+        "contentSize": f"{size} B",
         "encodingFormat": "application/x-parquet",
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": digest,
     }
 
 

@@ -201,6 +201,10 @@ class Store:
         except (ValueError, pa.ArrowException) as error:
             raise self._damaged(name, error) from None
 
+    def has_seal(self, name: str) -> bool:
+        """Return whether a Parquet file carries digests; those of older versions do not. Raises as `read_footer`."""
+        return any(seal.encode() in (self._metadata(name).metadata or {}) for seal in SEALS)
+
     def _metadata(self, name: str) -> pq.FileMetaData:
         with self._reading(name), self.files.open(self.file_path(name), "rb") as file:
             tail = self._tail(file, file.seek(0, 2), name)

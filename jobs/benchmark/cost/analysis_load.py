@@ -29,7 +29,8 @@ def analysis_load(folder: Path, sizes: Sequence[int], before: Path | None = None
     """Measure every size, by an older version too if `before` is a checkout of it.
 
     Sizes that `folder` holds already are not measured again. A row of the table has the seconds of the command, its CPU
-    time and that of its steps, and the most memory above that of the loaded libraries.
+    time and that of its steps, and the most memory above that of the loaded libraries. The commands that read the
+    finished audit are measured likewise.
     """
     found: list[dict[str, Any]] = []
     for rows in sizes:
@@ -37,8 +38,9 @@ def analysis_load(folder: Path, sizes: Sequence[int], before: Path | None = None
             if checkout:
                 measured = _measured(folder / f"{version}-{rows}", rows, checkout)
                 found.append({"rows": rows, "version": version, **measured})
+    commands = [{"rows": rows, **measured} for rows in sizes for measured in _commands(folder / f"this-{rows}")]
     said = [_line(found, version, *column) for version in ("this", "before") for column in COLUMNS]
-    return Outcome([line for line in said if line], {"table": found}, SETTINGS)
+    return Outcome([line for line in said if line], {"table": found, "commands": commands}, SETTINGS)
 
 
 def _measured(folder: Path, rows: int, checkout: Path) -> dict[str, Any]:
@@ -48,6 +50,15 @@ def _measured(folder: Path, rows: int, checkout: Path) -> dict[str, Any]:
         say(f"{rows:,} rows by {folder.name.split('-')[0]} version")
         _run(checkout, "make", str(folder), str(rows))
         known.write_text(_run(checkout, "finish", str(folder)))
+    return json.loads(known.read_text())
+
+
+def _commands(folder: Path) -> list[dict[str, Any]]:
+    """Measure the commands that follow the audit of a folder, each in a process of its own, unless that was done."""
+    known = folder / "commands.json"
+    if not known.exists():
+        measured = [json.loads(_run(ROOT, "command", str(folder), name)) for name in made_up_audit.COMMANDS]
+        known.write_text(json.dumps(measured))
     return json.loads(known.read_text())
 
 

@@ -1,5 +1,7 @@
 """An audit with made-up scores that only has to be finished: `python FILE make FOLDER ROWS`, then `finish FOLDER`.
 
+`python FILE command FOLDER NAME` runs a command on the finished audit, and measures its memory.
+
 Any version of volgrowth can run this file, which imports nothing of `jobs`: PYTHONPATH chooses the version. So two can
 be compared on one machine.
 
@@ -182,6 +184,72 @@ def finish_here(folder: Path) -> dict[str, Any]:
     }
 
 
+def command_here(folder: Path, name: str) -> dict[str, Any]:
+    """Run one of `COMMANDS` on the finished audit of a folder in this process, which should do nothing else."""
+    command, output = COMMANDS[name](), str(folder / "out")
+    started, cpu = _memory("VmRSS"), time.process_time()
+    command(output)
+    return {"command": name, "CPU, s": time.process_time() - cpu, "above it, MiB": _memory("VmHWM") - started}
+
+
+def _check() -> Callable[[str], Any]:
+    from volgrowth.commands.check import check_audit
+
+    return lambda output: check_audit(output, 0.05, 0.01)
+
+
+def _curate() -> Callable[[str], Any]:
+    from volgrowth.analysis.policy import CurationPolicy
+    from volgrowth.commands.curate import write_curation
+
+    def curate(output: str) -> None:
+        file = Path(output).parent / "list.csv"
+        file.unlink(missing_ok=True)
+        write_curation(output, CurationPolicy("fdr", 0.1, "dedupe"), str(file), None)
+
+    return curate
+
+
+def _report() -> Callable[[str], Any]:
+    import matplotlib.figure  # noqa: F401
+
+    from volgrowth.commands.report import report_audit
+
+    def report(output: str) -> None:
+        (Path(output) / "report.html").unlink()  # a page that is whole is left as it is
+        report_audit(output, redact=True)
+
+    return report
+
+
+def _check_output() -> Callable[[str], Any]:
+    from volgrowth.audit.output.checking import verify_files
+    from volgrowth.storage.store import Store
+
+    return lambda output: verify_files(Store(output))
+
+
+def _apply() -> Callable[[str], Any]:
+    from volgrowth.commands.curate import write_curation
+
+    def apply(output: str) -> None:
+        copy = Path(output).parent / "curated"
+        shutil.rmtree(copy, ignore_errors=True)
+        write_curation(output, None, str(Path(output).parent / "list.csv"), str(copy))
+
+    return apply
+
+
+COMMANDS = {
+    "check": _check,
+    "curate --list": _curate,
+    "curate --apply": _apply,
+    "report": _report,
+    "check-output": _check_output,
+}
+"""Commands on a finished audit, by name: each function imports what a command needs, and returns the command."""
+
+
 def _memory(name: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
@@ -190,5 +258,7 @@ def _memory(name: str) -> float:
 if __name__ == "__main__":
     if sys.argv[1] == "make":
         print(make_scores(Path(sys.argv[2]), int(sys.argv[3])))
+    elif sys.argv[1] == "command":
+        print(json.dumps(command_here(Path(sys.argv[2]), sys.argv[3])))
     else:
         print(json.dumps(finish_here(Path(sys.argv[2]))))

@@ -15,7 +15,9 @@ from volgrowth.analysis.distinct import strongest_rows
 from volgrowth.audit.output.result import FINDINGS_FILE, Audit, open_audit
 from volgrowth.errors import DamagedError, OutputError
 from volgrowth.records import FINDINGS
+from volgrowth.report import reading
 from volgrowth.storage import sealing
+from volgrowth.storage.store import Store
 
 ROWS, SHARD = 2_300, 500
 CHOSEN: dict[str, Any] = {"scores": ("growth", "png_bytes"), "findings": ("image_id", "growth", "q_value", "strongest")}
@@ -185,3 +187,19 @@ def test_a_lazy_data_set_of_a_damaged_file_is_refused(copied: Audit) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DamagedError, match=r"findings.parquet is damaged"):
         copied.findings_dataset()
+
+
+@pytest.mark.parametrize("name", ["check", "curate --list", "report", "check-output"])
+def test_no_command_reads_a_whole_table(copied: Audit, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Of findings and scores: only Audit's own tables hold all rows, and no command on a large audit asks for them."""
+
+    def whole(self: Audit) -> pa.Table:
+        raise AssertionError("the whole table was read")
+
+    monkeypatch.setattr(reading, "WHOLE_ROWS", 1000)
+    monkeypatch.setattr(reading, "SAMPLED", 300)
+    for table in ("findings", "scores"):
+        monkeypatch.setattr(Audit, table, property(whole))
+    read = Store.read_batches
+    monkeypatch.setattr(Store, "read_batches", lambda self, file, columns=None, most=64: read(self, file, columns, 64))
+    made_up_audit.COMMANDS[name]()(copied.store.url)

@@ -1,8 +1,7 @@
 """A finished output is verified: every file is read, compared with its digest and with the other files."""
 
 import hashlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,7 +24,9 @@ from volgrowth.audit.output.result import (
 )
 from volgrowth.audit.output.runs import RUNS_FOLDER
 from volgrowth.errors import DamagedError, OutputError
-from volgrowth.records import Status
+from volgrowth.records import FINDINGS, Status
+from volgrowth.storage.failures import store_reason
+from volgrowth.storage.places import read_ahead
 from volgrowth.storage.sealing import has_seal
 from volgrowth.storage.store import Store
 
@@ -114,27 +115,69 @@ class _Check:
 
     def run(self) -> CheckedOutput:
         self._json(MANIFEST, "restore it from a copy, or audit into another output")
-        scores = {folder: self._fragments(folder) for folder in (SCORES_FOLDER, HOLDOUT_FOLDER)}
-        self._findings(FINDINGS_FILE, scores[SCORES_FOLDER])
+        counted = self._rows(SCORES_FOLDER, FINDINGS_FILE)
         if self.manifest.holdout:
-            self._findings(HOLDOUT_FINDINGS_FILE, scores[HOLDOUT_FOLDER])
-        self._summary(scores[SCORES_FOLDER])
+            self._rows(HOLDOUT_FOLDER, HOLDOUT_FINDINGS_FILE)
+        self._summary(counted)
         self._listings()
         self._read(SUCCESS, lambda data: data, "run the same `volgrowth audit` again: it has not finished")
         self._others()
         self.found.verified.sort()
         return self.found
 
-    def _fragments(self, folder: str) -> pa.Table | None:
-        """Verify the fragments of a data set, and return their rows if all are right."""
+    def _rows(self, folder: str, name: str) -> tuple[int, int] | None:
+        """Verify the fragments and the findings of a data set, a shard's rows at a time.
+
+        Returns:
+            The number of rows and of those with a score, if all fragments are right.
+        """
         shards = [shard for shard in self.manifest.shards if shard.folder == folder]
-        with ThreadPoolExecutor(READERS) as pool:
-            tables = list(pool.map(self._fragment, shards))
-        whole = [table for table in tables if table is not None]
-        if not shards or len(whole) < len(shards):
+        findings = self._findings(name, shards)
+        whole, same, scored = bool(shards), True, 0
+        for table in read_ahead(self._fragment, shards, 1 if self.store.local else READERS):
+            beside = next(findings, None)
+            if table is None:
+                whole = False
+                continue
+            scored += pc.sum(pc.equal(table["status"], Status.OK.value)).as_py() or 0
+            same = same and (beside is None or beside.equals(table.select(_SHARED)))
+        next(findings, None)  # to the end of the file, where it is known whether it is whole
+        if not whole:
             return None
+        if not same and name in self.found.verified:
+            self._bad(name, "its rows, ids or growth are not those of the scores")
         self.found.rows[folder] = shards[-1].stop
-        return pa.concat_tables(whole, promote_options="permissive")
+        return shards[-1].stop, scored
+
+    def _findings(self, name: str, shards: list[Shard]) -> Iterator[pa.Table]:
+        """Verify findings, and yield what they share with the scores, a shard's rows at a time, as long as it can."""
+        if not self._is_there(name, AUDIT_AGAIN):
+            return
+        try:
+            (rows, footer), columns = self.store.read_footer(name), self.store.read_schema(name).names
+            self.found.verified.append(name)
+            if not self.store.has_seal(name):
+                self.found.unsealed.append(name)
+            if lacking := [column for column in NEEDED_FINDINGS if column not in columns]:
+                self._bad(name, f"it lacks the column {lacking[0]}")
+            elif footer.get("config_digest", "") != self.manifest.config_digest:
+                self._bad(name, "it is of another audit")
+            elif rows != sum(shard.rows for shard in shards):
+                self._bad(name, "its rows, ids or growth are not those of the scores")
+            batches = self.store.read_batches(name, _SHARED)
+            table = FINDINGS.empty_table().select(_SHARED)
+            for shard in shards if name in self.found.verified else ():
+                while len(table) < shard.rows:
+                    batch = pa.Table.from_batches([next(batches)]).select(_SHARED).replace_schema_metadata()
+                    table = pa.concat_tables([table, batch], promote_options="permissive")
+                yield table.slice(0, shard.rows)
+                table = table.slice(shard.rows)
+            for _ in batches:
+                pass
+        except DamagedError as error:
+            self._bad(name, error.why)
+        except pa.ArrowException as error:
+            self._bad(name, store_reason(error))
 
     def _fragment(self, shard: Shard) -> pa.Table | None:
         table = self._table(shard.name)
@@ -149,18 +192,7 @@ class _Check:
             return table.select(_KEPT).replace_schema_metadata()
         return None
 
-    def _findings(self, name: str, scores: pa.Table | None) -> None:
-        table = self._table(name)
-        if table is None:
-            return
-        if lacking := [column for column in NEEDED_FINDINGS if column not in table.column_names]:
-            self._bad(name, f"it lacks the column {lacking[0]}")
-        elif (table.schema.metadata or {}).get(b"config_digest", b"").decode() != self.manifest.config_digest:
-            self._bad(name, "it is of another audit")
-        elif scores is not None and not table.select(_SHARED).equals(scores.select(_SHARED)):
-            self._bad(name, "its rows, ids or growth are not those of the scores")
-
-    def _summary(self, scores: pa.Table | None) -> None:
+    def _summary(self, counted: tuple[int, int] | None) -> None:
         summary = self._json(SUMMARY_FILE)
         if summary is None:
             return
@@ -168,10 +200,9 @@ class _Check:
             return self._bad(SUMMARY_FILE, wrong)
         if summary.get("config_digest") != self.manifest.config_digest:
             return self._bad(SUMMARY_FILE, "it is of another audit")
-        if scores is not None:
-            ok = pc.sum(pc.equal(scores["status"], Status.OK.value)).as_py() or 0
-            if (summary["counts"]["rows"], summary["counts"]["ok"]) != (len(scores), ok):
-                return self._bad(SUMMARY_FILE, f"it counts other rows than the scores: {ok} of {len(scores)} are ok")
+        if counted is not None and (summary["counts"]["rows"], summary["counts"]["ok"]) != counted:
+            why = f"it counts other rows than the scores: {counted[1]} of {counted[0]} are ok"
+            return self._bad(SUMMARY_FILE, why)
         self._pages(summary.get("pages"))
         return None
 
@@ -211,9 +242,20 @@ class _Check:
                 if (folder in fixes and folder) or name.startswith("cascade-") or name in _BESIDE:
                     (self._table if name.endswith(".parquet") else self._json)(path, fixes[folder])
                 elif name == CURATION:
-                    self._table(path, f"run `volgrowth curate {self.store.url}` again")
+                    self._list(path, f"run `volgrowth curate {self.store.url}` again")
                 else:
                     self.found.unknown.append(path)
+
+    def _list(self, name: str, fix: str) -> None:
+        """Verify a curation list, which is as long as the findings."""
+        try:
+            for _ in self.store.read_batches(name):
+                pass
+            self.found.verified.append(name)
+            if not self.store.has_seal(name):
+                self.found.unsealed.append(name)
+        except DamagedError as error:
+            self._bad(name, error.why, fix)
 
     def _table(self, name: str, fix: str = AUDIT_AGAIN) -> pa.Table | None:
         return self._read(name, lambda data: self.store.parsed_table(name, data), fix)
@@ -228,12 +270,7 @@ class _Check:
 
     def _read(self, name: str, parse: Callable[[bytes], T], fix: str) -> T | None:
         """Return what a file holds, and count it among the right ones; None if it is not right."""
-        if not self.store.exists(name):
-            folder, _, last = name.rpartition("/")
-            if last in self.store.names(folder):
-                self._bad(name, "a folder is in its place", f"move that away, then {fix}")
-            else:
-                self._bad(name, "it is missing", fix)
+        if not self._is_there(name, fix):
             return None
         data = self.store.read(name)
         try:
@@ -245,6 +282,16 @@ class _Check:
         if name.endswith((".parquet", ".json")) and not has_seal(data):
             self.found.unsealed.append(name)
         return content
+
+    def _is_there(self, name: str, fix: str) -> bool:
+        if self.store.exists(name):
+            return True
+        folder, _, last = name.rpartition("/")
+        if last in self.store.names(folder):
+            self._bad(name, "a folder is in its place", f"move that away, then {fix}")
+        else:
+            self._bad(name, "it is missing", fix)
+        return False
 
     def _bad(self, name: str, why: str, fix: str = AUDIT_AGAIN) -> None:
         if name in self.found.verified:
