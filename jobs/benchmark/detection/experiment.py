@@ -37,7 +37,8 @@ class Result:
         calibrated: True for a score in excess of what complexity explains, and for evidence.
         values: each of `replicates`, and its interval as NAME_low and NAME_high; `auroc_all`; `member_auroc`, images
             trained on once against held-out ones, plain images apart; if calibrated, the number of images `outside` the
-            calibrated range, and of a single score the variance `r2` that complexity explains.
+            calibrated range, of a single score the variance `r2` that complexity explains, and of evidence its
+            `lower_quartile` among the images that samples reproduce.
         replicates: each of `METRICS`, and if calibrated the rates of `realised`, in every bootstrap replicate,
             (1 + replicates,), the estimate itself first.
     """
@@ -139,6 +140,8 @@ def judge_preset(subject: Subject, preset: Contestant, draw: int) -> Result:
         raise UsageError(f"preset {preset.name} gave an image no evidence: expected a score of every image")
     values, replicates = _detected(subject, found["evidence"], found["holdout_evidence"])
     values["outside"] = float(found["outside_range"].sum())
+    reproduced = found["evidence"][subject.positive]
+    values["lower_quartile"] = float(np.quantile(reproduced, 0.25)) if reproduced.size else np.nan
     replicates |= _realised_by_cluster(subject, found["q_value"], found["cluster"])
     return _result(subject, draw, preset, values, replicates, calibrated=True)
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.benchmark.detection import experiment
 from jobs.benchmark.detection.audited_presets import CONTESTANTS, Contestant, choose_scores, score_table
-from jobs.benchmark.detection.bench_tables import bench, bench_outcome, preset_rows, score_rows
+from jobs.benchmark.detection.bench_tables import bench, bench_outcome, least_evidence, preset_rows, score_rows
 from jobs.benchmark.detection.compared_scores import SCORES, Score, user_score
 from jobs.benchmark.detection.experiment import (
     Bench,
@@ -148,6 +148,7 @@ def test_the_audit_of_a_case_judges_families_against_its_held_out_images(subject
     assert whole.values["auroc"] > 0.98
     assert whole.values["power_10"] > 0.6
     assert 0.4 < whole.values["member_auroc"] < 0.6
+    assert whole.values["lower_quartile"] > 2
     # what is planted and not reproduced is flagged too: false by one count, and left out of the other
     assert found.values["fdr_10"] > 0.3 > found.values["fdr_clear_10"]
     table = score_table(subject, {"growth": growth})
@@ -201,6 +202,16 @@ def test_models_that_were_looked_at_are_counted_apart_and_each_miss_is_named(sub
     assert "`screen` (AUROC ≥ 0.998, FDR ≤ 0.13, power ≥ 0.9)" in said
     assert "all met by 1 of 2 models never looked at and by 1 of 1 models looked at" in said
     assert said.endswith("Missed: made with seed 2 (power 0.50 < 0.9).")
+
+
+def test_the_worst_draw_on_any_model_says_how_much_evidence_reproduced_images_have(strong):
+    draws = [
+        replace(evidence_of(strong, "standard", lower_quartile=value)[0], seed=seed, draw=draw)
+        for seed, draw, value in ((1, 0, 5.0), (2, 0, 4.0), (2, 1, 3.126), (3, 0, np.nan))
+    ]
+    (said,) = least_evidence([*draws, *mean_over_seeds(draws), *strong])
+    assert "Evidence of `standard`: three quarters of the images that samples reproduce have more than 3.13" in said
+    assert said.endswith("the least is that of made with seed 2.")
 
 
 def test_the_large_case_has_targets_of_its_own(subject, strong):
@@ -259,7 +270,8 @@ def test_the_bench_leaves_a_table_of_every_score_raw_and_calibrated(tiny):
     rates = [f"{name}_{rate}" for rate in (5, 10, 20) for name in ("fdr", "fdr_clear", "power")]
     numbers = {f"{name}{end}" for name in (*METRICS, *rates) for end in ("", "_low", "_high")}
     assert set(read.schema.names) == {
-        *("case", "seed", "draw", "score", "preset", "calibrated", "nfe", "auroc_all", "member_auroc", "r2", "outside"),
+        *("case", "seed", "draw", "score", "preset", "calibrated", "nfe", "auroc_all", "member_auroc", "r2"),
+        *("outside", "lower_quartile"),
         *numbers,
     }
     assert b"torch" in read.schema.metadata[b"made by"]
