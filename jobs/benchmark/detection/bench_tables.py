@@ -69,7 +69,7 @@ def _listed(models: Sequence[tuple[str, int]]) -> str:
 
 
 def least_evidence(results: Sequence[Result]) -> list[str]:
-    """Say which evidence of each preset three quarters of the reproduced images exceed in the worst draw on any model."""
+    """Say which evidence three quarters of the reproduced images exceed in the worst draw on any model, by preset."""
     sentences = []
     presets = [r for r in results if r.is_preset and r.seed is not None and not missing(r.values["lower_quartile"])]
     for name in dict.fromkeys(result.score.name for result in presets):
