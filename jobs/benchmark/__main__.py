@@ -90,6 +90,15 @@ def _evidence(given: argparse.Namespace) -> Outcome:
     return Outcome([], {"table": rows}, {"models, each by case and seed": ", ".join(models) or "none"})
 
 
+def _forms(given: argparse.Namespace) -> Outcome:
+    """Judge planted images whose copies differ as an audit does, every form of an image a row."""
+    from jobs.benchmark.detection.all_forms import compare_forms
+
+    cases = choose_cases(given.data, given.cases)
+    rows = compare_forms(cases, given.seeds, given.data, given.output / "models", cached_only=given.cached)
+    return Outcome([], {"table": rows}, {"models": len(rows)})
+
+
 def _promise(given: argparse.Namespace) -> Outcome:
     """Simulate audits over tails of every kind: the false discoveries and the power behind a promised rate."""
     from jobs.benchmark.promise import simulate_promises
@@ -142,6 +151,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "driver": (_driver, "engine"),
     "duplicates": (_duplicates, "engine"),
     "evidence": (_evidence, "detection"),
+    "forms": (_forms, "detection"),
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
     "gpu": (_gpu, ""),
@@ -183,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     added["images"].add_argument(
         "--hanzi-font", type=Path, default=HANZI_FONT, help="the file DroidSansFallbackFull.ttf"
     )
-    for bench_command in (added["detection"], added["evidence"]):
+    for bench_command in (added["detection"], added["evidence"], added["forms"]):
         bench_command.add_argument(
             "--data", type=Path, default=Path("data"), help="folder of the image sets that `images` makes"
         )

@@ -24,9 +24,15 @@ def find_reproduced(
     """
     family = np.arange(len(images)) if family is None else family
     families = int(family.max(initial=-1)) + 1
+    hit = hit_families(samples, images, holdout, family)
+    counts = np.bincount(hit[hit >= 0], minlength=families + len(holdout))
+    return decide_reproduced(counts[:families], counts[families:], len(samples))
+
+
+def hit_families(samples: np.ndarray, images: np.ndarray, holdout: np.ndarray, family: np.ndarray) -> np.ndarray:
+    """Return the number of the family that each sample hits, (S,): those of held-out images come last; -1 for none."""
+    families = int(family.max(initial=-1)) + 1
     found = Neighbours(samples, min(NEIGHBOURS, families + len(holdout)))
     found.add(images, family)
     found.add(holdout, families + np.arange(len(holdout)))
-    hit = hit_groups(np.sqrt(found.squared), found.group)
-    counts = np.bincount(hit[hit >= 0], minlength=families + len(holdout))
-    return decide_reproduced(counts[:families], counts[families:], len(samples))
+    return hit_groups(np.sqrt(found.squared), found.group)

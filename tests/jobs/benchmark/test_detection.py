@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmark.detection import experiment
+from jobs.benchmark.detection.all_forms import Forms, compare_forms, form_hits, judge_forms
 from jobs.benchmark.detection.audited_presets import CONTESTANTS, Contestant, choose_scores, score_table
 from jobs.benchmark.detection.bench_tables import bench, bench_outcome, least_evidence, preset_rows, score_rows
 from jobs.benchmark.detection.compared_scores import SCORES, Score, user_score
@@ -335,6 +336,33 @@ def test_what_is_not_cached_is_left_out_and_said(tiny):
     assert not any("Left out" in said for said in bench_outcome(Bench(found.results, found.subjects), 1).sentences)
     with pytest.raises(UsageError, match=r"nothing of these cases is cached in .*: run without --cached"):
         run_bench([other], 1, tiny, tiny, scores, print, cached_only=True)
+
+
+def test_every_form_of_a_planted_image_is_judged(tiny, monkeypatch):
+    monkeypatch.setattr("jobs.benchmark.detection.all_forms.DRAWS", 1)
+    varied = replace(TINY, name="varied", variation="shifted")
+    (row,) = compare_forms([TINY, varied], 1, tiny, tiny / "models")  # exact copies have one form
+    assert 70 < row["forms"] < 70 + 60
+    subject = Subject.of(train_or_load(varied, 1, tiny, tiny / "models", print))
+    forms, families = Forms.of(subject.case), len(subject.positive)
+    assert np.isin(subject.case.first, forms.rows).all()
+    assert form_hits(subject, forms).sum() == subject.truth.hits.sum()
+    # samples hit the last form of one planted family, and an audit finds that form and not the image itself
+    one = np.flatnonzero(forms.family == np.bincount(forms.family).argmax())
+    seen = replace(
+        subject,
+        trained=replace(subject.trained, samples=np.repeat(subject.case.train[forms.rows[one[-1:]]], 9, axis=0)),
+        truth=Reproduced(9 * (np.arange(families) == forms.family[one[0]]), np.zeros(1, int), 6),
+    )
+    found = {"evidence": np.zeros(len(forms.rows)), "q_value": np.ones(len(forms.rows))}
+    found["evidence"][one[-1]], found["q_value"][one[-1]] = 9.0, 0.01
+    assert judge_forms(seen, forms, found) == {
+        "AUROC": 1.0,
+        "TPR at 1% FPR": 1.0,
+        "FDR at 10%": 0.0,
+        "power at 10%": 1.0,
+        "power, reproduced forms": 1.0,
+    }
 
 
 def test_presets_and_built_in_scores_can_be_chosen():
