@@ -136,6 +136,16 @@ def test_too_few_held_out_images_cannot_tell_and_what_it_says_would_do_does(judg
     assert outcome(check_limit(judged({}, held=100), 0.05, 0.2)) == "passed"
 
 
+def test_a_gate_says_which_evidence_it_takes_memorized_images_to_have(judged):
+    found = judged({}, held=100)
+    for assumed, said in (
+        (5.0, " of evidence 5 (on the benchmark three quarters of the reproduced ones have more)"),
+        (None, ""),
+    ):
+        found.summary["detection"] |= {"assumed_evidence": assumed}
+        assert f"fewer than 12 memorized ones{said} cannot be flagged" in check_limit(found, 0.05, 0.1).doubts[0]
+
+
 def test_a_cascade_that_may_have_lost_more_than_is_allowed_cannot_tell(judged):
     cascade = {"flags_lost_at_most": 4, "recall_at_least": 0.3}
     found = check_limit(judged(COPIES, summary={"cascade": cascade}), 0.05, 0.07)

@@ -102,13 +102,23 @@ def _assumed(summary: Summary) -> str | None:
     )
 
 
+def of_evidence(detection: Summary) -> str:
+    """Say which evidence memorized images are assumed to have; nothing if their p-value comes from counting alone."""
+    assumed = detection.get("assumed_evidence")
+    if assumed is None:
+        return ""
+    return f" of evidence {assumed:g} (on the benchmark three quarters of the reproduced ones have more)"
+
+
 def _resolution(summary: Summary) -> str | None:
     detection = summary["detection"]
     if not detection or detection["memorized"] or (detection.get("fewest_flags") or 1) <= 1:
         return None
     held, fewest, tests = detection["calibration_rows"], detection["fewest_flags"], detection["tests"]
     few = max(detection.get("beyond_holdout", 1), 1)
-    what = "nothing could be flagged" if fewest > tests else f"fewer than {fewest:,} memorized ones cannot be flagged"
+    ones = f"memorized ones{of_evidence(detection)}"
+    none = "nothing" if detection.get("assumed_evidence") is None else f"no {ones}"
+    what = f"{none} could be flagged" if fewest > tests else f"fewer than {fewest:,} {ones} cannot be flagged"
     return (
         f"With {held:,} held-out images {what} at this rate: that no image is flagged does not show that there is "
         f"none. It takes {rows_needed(tests, few, detection['fdr']):,} to flag {few:,}."

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.complexity import MEASURED, REGRESSORS
 from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, rows_needed
-from volgrowth.analysis.calibration.evidence import Calibration
+from volgrowth.analysis.calibration.evidence import REPRODUCED, Calibration
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.calibration.false_bounds import innocent_among
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
@@ -224,6 +224,7 @@ def _detection(audit: Audit, analysis: Analysis, counts: Counts) -> dict[str, An
         **detection,
         "calibration_rows": held,
         "smallest_p_value": calibration.smallest_p_value,
+        "assumed_evidence": REPRODUCED if calibration.smallest_p_value < 1 / (1 + held) else None,
         "fewest_flags": fewest_flags(counts.tested, calibration.smallest_p_value),
         "trials": trials,
         "false_bounds": [

@@ -118,6 +118,7 @@ def judge_forms(subject: Subject, forms: Forms, found: Columns) -> dict[str, flo
         "TPR at 1% FPR": tpr_at_fpr(evidence[clear], positive[clear]),
         "FDR at 10%": float((flagged & ~positive & ~planted).sum() / max(flagged.sum(), 1)),
         "power at 10%": float(flagged[positive].mean()) if positive.any() else np.nan,
+        "lower quartile": float(np.quantile(evidence[positive], 0.25)) if positive.any() else np.nan,
         "power, reproduced forms": float(is_flagged(found["q_value"])[hit].mean()) if hit.any() else np.nan,
     }
 

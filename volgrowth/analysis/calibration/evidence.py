@@ -36,8 +36,8 @@ from volgrowth.analysis.calibration.tails import Tail, fit_tail
 from volgrowth.analysis.chunks import for_chunks
 
 REPRODUCED = 5.0
-"""Evidence that is taken for that of a clearly memorized image. In the worst draw on any model of docs/detection.md
-three quarters of the images that samples reproduce have more than 3.2."""
+"""Evidence that is taken for that of a memorized image. On every model of docs/detection.md, in the worst draw, three
+quarters of the images that samples reproduce have more, judged by the strongest of their rows as an audit judges."""
 
 NO_SPREAD = "most images show exactly what is expected of them, so that it has no spread"
 
@@ -109,7 +109,7 @@ class Calibration:
 
     @property
     def smallest_p_value(self) -> float:
-        """The p-value of a clearly memorized image: one of evidence `REPRODUCED`, or beyond all held-out ones."""
+        """The p-value of a memorized image: one of evidence `REPRODUCED`, or beyond all held-out ones."""
         beyond_all = 1 / (1 + len(self.rows))
         return (
             beyond_all if self.tail is None else min(beyond_all, float(self.tail.p_values(np.array([REPRODUCED]))[0]))

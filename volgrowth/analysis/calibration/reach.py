@@ -17,7 +17,7 @@ from volgrowth.analysis.calibration.evidence import REPRODUCED
 from volgrowth.analysis.calibration.tails import SHARES, fit_tail
 
 CLEAR = (REPRODUCED, 2 * REPRODUCED)
-"""Evidence that is taken for that of clearly memorized images, and twice that."""
+"""Evidence that is taken for that of memorized images, and twice that."""
 _ROWS_MOST = 100_000
 """A tail of more held-out images is hardly another, and takes longer."""
 

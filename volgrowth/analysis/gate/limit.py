@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from volgrowth.analysis.calibration.error_rates import fewest_flags, rows_needed
-from volgrowth.analysis.caveats import gate_caveats
+from volgrowth.analysis.caveats import gate_caveats, of_evidence
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.judging import JudgedAudit
 from volgrowth.analysis.verification.proof import samples_needed
@@ -196,19 +196,20 @@ def _doubts(audit: Audit, known: _Counted, fdr: float, max_flagged: float) -> li
 
 
 def _resolution(detection: dict[str, Any], tests: int, judged: int, allowed: int, fdr: float) -> list[str]:
-    """Doubt if one clearly memorized image more than is `allowed` could not be flagged."""
+    """Doubt if one memorized image more than is `allowed` could not be flagged."""
     held = detection["calibration_rows"]
     smallest = detection.get("smallest_p_value") or 1 / (1 + held)  # a version without tails did not write it
     fewest = fewest_flags(tests, smallest, fdr)
     if fewest <= allowed + 1:
         return []
+    ones = f"memorized ones{of_evidence(detection)}"
     fixes = [f"hold out {rows_needed(tests, allowed + 1, fdr):,} images"]
     if fewest <= judged:
         fixes.append(f"check with --max-flagged {_rounded_up((fewest - 1) / judged)}")
     if (rate := tests * smallest / (allowed + 1)) < 0.5:
         fixes.append(f"with --fdr {_rounded_up(rate)}")
     return [
-        f"With {held:,} held-out images fewer than {fewest:,} memorized ones cannot be flagged at --fdr {fdr:g}, and "
+        f"With {held:,} held-out images fewer than {fewest:,} {ones} cannot be flagged at --fdr {fdr:g}, and "
         f"{allowed:,} are allowed: {', or '.join(fixes)}."
     ]
 
