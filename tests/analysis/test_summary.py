@@ -10,8 +10,10 @@ import pytest
 from tests.support.report_data import RUN
 from tests.support.stored import store_tables
 from tests.support.tables import data_info, failed, many, scores
+from volgrowth.analysis import summary as summary_module
 from volgrowth.analysis.calibration.complexity import REGRESSORS
 from volgrowth.analysis.findings import WholeAnalysis, analyse
+from volgrowth.analysis.parts import survey
 from volgrowth.analysis.summary import _arithmetic, summarize_audit
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.result import Audit
@@ -294,3 +296,15 @@ def test_shared_images_are_counted(tmp_path: Path) -> None:
     assert "3 held-out images are in the audited set too" in warnings(
         tmp_path, many(80), [*many(90, seed=9), *many(80)[:3]]
     )
+
+
+def test_a_sample_that_calibrates_all_others_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without held-out images the images of smallest hash calibrate, where there are very many."""
+    for module in (summary_module, survey):
+        monkeypatch.setattr(module, "SAMPLE", 60)
+    summary, _, analysis = summarized(tmp_path, scores(*many(200)))
+    assert summary["calibration"]["rows"] == 60
+    assert analysis.findings["q_value"].null_count == 0
+    assert any("Of all distinct images 60 calibrated the others" in said for said in summary["detection"]["warnings"])
+    few, _, _ = summarized(tmp_path, scores(*many(59)))
+    assert not any("calibrated the others" in said for said in few["detection"]["warnings"])

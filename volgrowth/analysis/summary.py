@@ -19,6 +19,7 @@ from volgrowth.analysis.counting import Counts, count_audit
 from volgrowth.analysis.failures import count_failures
 from volgrowth.analysis.findings import Analysis
 from volgrowth.analysis.judging import JudgedAudit
+from volgrowth.analysis.parts.survey import SAMPLE
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, Status
@@ -218,7 +219,7 @@ def _detection(audit: Audit, analysis: Analysis, counts: Counts) -> dict[str, An
         "expected_false": FDR * counts.flagged,
     }
     if calibration.method == "cross-fitted":
-        return {**detection, "warnings": _left_out(audit, analysis, counts)}
+        return {**detection, "warnings": [*_left_out(audit, analysis, counts), *_sampled(calibration)]}
     held, above, trials = len(calibration.rows), counts.above, counts.trials
     return {
         **detection,
@@ -301,6 +302,16 @@ def _warnings(calibration: Calibration) -> list[str]:
             f"and were left out of the comparison: a model that knows those may know these."
         )
     return warnings
+
+
+def _sampled(calibration: Calibration) -> list[str]:
+    """Say that a sample of the audited images calibrated all of them, if it did."""
+    if len(calibration.rows) < SAMPLE:
+        return []
+    return [
+        f"Of all distinct images {SAMPLE:,} calibrated the others, chosen at random by their hashes: what is expected, "
+        f"the spread and the quantiles of the assumed tail are theirs."
+    ]
 
 
 def _left_out(audit: Audit, analysis: Analysis, counts: Counts) -> list[str]:

@@ -33,7 +33,12 @@ FILE_ROWS = 100_000
 HELD_OUT = 20_000
 LEVELS = 10
 # the functions whose CPU seconds are shown, and the modules that may call them: older versions had no second one
-STEPS = {"analysis, CPU s": "analyse", "summary, CPU s": "summarize_audit", "report, CPU s": "write_report"}
+STEPS = (
+    ("analysis, CPU s", "analyse"),
+    ("analysis, CPU s", "write_findings"),
+    ("summary, CPU s", "summarize_audit"),
+    ("report, CPU s", "write_report"),
+)
 CALLERS = ("volgrowth.commands.audit", "volgrowth.commands.measuring")
 
 
@@ -168,7 +173,7 @@ def finish_here(folder: Path) -> dict[str, Any]:
         return call
 
     for caller in [import_module(name) for name in CALLERS if find_spec(name)]:
-        for name, function in STEPS.items():
+        for name, function in STEPS:
             if hasattr(caller, function):
                 setattr(caller, function, timed(name, getattr(caller, function)))
     config = _config(output, folder / "data.parquet", folder / "held.parquet")
@@ -178,7 +183,7 @@ def finish_here(folder: Path) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "CPU, s": time.process_time() - cpu,
-        **{name: spent.get(name) for name in STEPS},
+        **{name: spent.get(name) for name, _ in STEPS},
         "at start, MiB": started,
         "above it, MiB": _memory("VmHWM") - started,
     }

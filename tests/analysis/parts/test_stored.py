@@ -238,3 +238,16 @@ def test_a_disk_without_room_is_said_before_anything_is_done(monkeypatch: pytest
     monkeypatch.setattr(database, "ROW_BYTES", 2**62)
     with pytest.raises(OutputError, match=r"takes up to [\d,]+ bytes of temporary files, and .* has room for [\d,]+:"):
         check_room(ROWS)
+
+
+@pytest.mark.ray
+def test_workers_judge_what_this_process_does(
+    audit: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Very many rows are judged by the workers of the engine, which need no model."""
+    real = made_up_audit._config
+    changes = {"engine": "ray", "workers": 1, "model": made_up_audit.MODEL}
+    monkeypatch.setattr(made_up_audit, "_config", lambda *paths: real(*paths).model_copy(update=changes))
+    monkeypatch.setattr(analysing, "MANY", 0)
+    monkeypatch.setattr(analysing, "judge_shard", None)  # this process does none
+    assert same(audit)
