@@ -51,7 +51,7 @@ def _kills(given: argparse.Namespace) -> Outcome:
     """Audit very many rows while drivers and workers are killed: the drivers' memory, and whether each row is there."""
     from jobs.benchmark.cost.kills import soak_with_kills
 
-    return soak_with_kills(given.output, given.rows, given.every)
+    return soak_with_kills(given.output, given.rows, given.every, scores_only=given.scores_only)
 
 
 def _analysis(given: argparse.Namespace) -> Outcome:
@@ -176,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         ("scale", 100_000, "images of the largest audit"),
     ):
         added[name].add_argument("--rows", type=int, default=rows, help=f"{said}; {rows:,} by default")
+    added["kills"].add_argument("--scores-only", action="store_true", help="end when every row is scored")
     added["kills"].add_argument("--every", type=int, default=1_000_000, help="images between two kills of a driver")
     added["driver"].add_argument("--shards", type=int, default=20_000, help="number of shards; 20,000 by default")
     added["duplicates"].add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="numbers of hashes")

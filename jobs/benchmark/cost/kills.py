@@ -57,26 +57,27 @@ class Driver:
             "rows from": self.first,
             "to": last,
             "workers killed": self.workers_killed,
-            "end": "killed" if self.killed else "done",
+            "end": "killed" if self.killed else "every row is there",
             "driver, MiB": f"{begin:,.0f} to {end:,.0f}",
             "grows, MiB a million rows": None if slope is None else f"{slope:+.1f} ± {error:.1f}",
         }
 
 
-def soak_with_kills(folder: Path, rows: int, every: int) -> Outcome:
+def soak_with_kills(folder: Path, rows: int, every: int, *, scores_only: bool = False) -> Outcome:
     """Audit very many rows; every so many rows a worker is killed, and half as many rows later the driver.
 
     Args:
         folder: where data and audit are written.
         rows: number of rows.
         every: number of rows from one kill of a driver to the next.
+        scores_only: end the last driver when every row is scored: what follows is measured by `analysis`.
     """
     workers, output, log = os.cpu_count() or 1, folder / "killed-audit", folder / "killed-audit.jsonl"
     shutil.rmtree(output, ignore_errors=True)
     command = audit_command(make_data(folder / f"data-{rows}", rows), output, log, workers)
     began, drivers = time.monotonic(), list[Driver]()
-    while not (output / "_SUCCESS").exists():
-        drivers.append(_run_driver(command, output, rows, every))
+    while not (output / "_SUCCESS").exists() and not (scores_only and _rows_there(output) >= rows):
+        drivers.append(_run_driver(command, output, rows, every, scores_only))
         say(f"{drivers[-1].row()}")
     seconds = time.monotonic() - began
     lost, doubled = count_rows(output, rows)
@@ -96,7 +97,7 @@ def count_rows(output: Path, rows: int) -> tuple[int, int]:
     return int((times[:rows] == 0).sum()), int(np.maximum(times - 1, 0).sum() + times[rows:].sum())
 
 
-def _run_driver(command: list[str], output: Path, rows: int, every: int) -> Driver:
+def _run_driver(command: list[str], output: Path, rows: int, every: int, scores_only: bool) -> Driver:
     """Run a driver until it is done, or is killed when its rows are there; kill one of its workers half-way.
 
     Raises:
@@ -114,11 +115,14 @@ def _run_driver(command: list[str], output: Path, rows: int, every: int) -> Driv
                 driver.samples.append((done, memory))
             if done >= driver.first + every / 2 and not driver.workers_killed:
                 driver.workers_killed = _kill_worker(process.pid)
+            if done >= rows and scores_only:
+                os.killpg(process.pid, signal.SIGKILL)
+                break
             if done >= driver.first + every and done < rows:
                 driver.killed = True
                 os.killpg(process.pid, signal.SIGKILL)
                 break
-    if process.returncode and not driver.killed:
+    if process.returncode and not driver.killed and not (scores_only and _rows_there(output) >= rows):
         raise EngineError(f"{' '.join(command)} ended with {process.returncode}: its own message says why")
     return driver
 
