@@ -23,6 +23,7 @@ from torch import Tensor
 from volgrowth.errors import kind_and_line
 from volgrowth.models.conditioning import Conditioner
 from volgrowth.models.parameterizations import Parameterization, Scales
+from volgrowth.models.pipelines.library_classes import mark_blocks
 from volgrowth.numerics import Denoiser, Schedule
 from volgrowth.numerics.denoisers import Condition, Images, NoiseLevel, per_image
 from volgrowth.numerics.memory import out_of_memory
@@ -220,6 +221,7 @@ class Compiled:
     def __init__(self, network: Network):
         import torch._functorch.config as autograd
 
+        mark_blocks()
         # several probes go back through one graph, whose buffers must outlive the first
         autograd.donated_buffer = False
         self.network, self.compiled = network, torch.compile(network, dynamic=False)

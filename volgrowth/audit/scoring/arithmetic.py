@@ -39,6 +39,12 @@ class Watch(TorchDispatchMode):
         channels_last: whether each convolution's weights have their channels last in memory.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that torch's compiler need not be told to pass over this: no network is compiled here, and to import it
+        takes half a second."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.dtypes, self.tf32, self.attention = set[str](), set[str](), set[str]()

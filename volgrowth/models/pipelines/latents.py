@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from volgrowth.models.checkpoint_files import Component, from_pretrained
+from volgrowth.models.pipelines.library_classes import class_of_diffusers
 from volgrowth.numerics.memory import Sliced
 
 AUTOENCODER_KINDS = ("AutoencoderKL", "VQModel")
@@ -88,8 +89,6 @@ def downsampling(vae: Component) -> int:
 
 def load_autoencoder(vae: Component, dtype: torch.dtype, device: torch.device) -> Any:
     """Load an autoencoder, frozen. `dtype` is the precision of states, since some autoencoders overflow in float16."""
-    import diffusers
-
-    module = from_pretrained(getattr(diffusers, vae.kind), vae, low_cpu_mem_usage=True)
+    module = from_pretrained(class_of_diffusers(vae.kind), vae, low_cpu_mem_usage=True)
     torch.nn.Module.to(module, device, dtype)
     return module

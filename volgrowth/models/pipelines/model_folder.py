@@ -13,6 +13,7 @@ from volgrowth.models.conditioning import ClassConditioner, Conditioner
 from volgrowth.models.network import NetworkDenoiser
 from volgrowth.models.pipelines.families import FAMILIES, NetworkFamily, TextFamily
 from volgrowth.models.pipelines.latents import Latents, downsampling, images_at_once, load_autoencoder
+from volgrowth.models.pipelines.library_classes import class_of_diffusers, pipeline_arguments
 from volgrowth.models.pipelines.lora import add_lora
 from volgrowth.models.pipelines.schedulers import SchedulerConfig
 from volgrowth.models.pipelines.settings import OF_AVERAGES, arguments, unknown_settings
@@ -147,26 +148,22 @@ class DiffusersFolder:
         Raises:
             ModelError: they are not.
         """
-        import diffusers
-
         for part in self._modules:
-            check_network_size(part, getattr(diffusers, part.kind))
+            check_network_size(part, class_of_diffusers(part.kind))
         for _, encoder in self.text.encoders.values() if self.text else ():
             check_encoder_size(encoder)
 
     def _unknown_settings(self) -> list[str]:
         """Return the entries of all configurations that nothing knows, as `FOLDER/FILE: KEY=VALUE`."""
-        import diffusers
-
         found = self.scheduler.unknown_settings()
         for part in self._modules:
-            kinds = [getattr(diffusers, name) for name in {part.kind, str(part.config.get("_class_name"))}]
+            kinds = [class_of_diffusers(name) for name in {part.kind, str(part.config.get("_class_name"))}]
             known = arguments(*kinds) | {*OF_AVERAGES, "quantization_config"}
             found += unknown_settings(part.folder / "config.json", part.config, known)
         if self.pipeline:
             path = self.pipeline / "model_index.json"
             index = read_json(path)
-            known = arguments(getattr(diffusers, index["_class_name"])) | set(OPTIONS)
+            known = pipeline_arguments(index["_class_name"]) | set(OPTIONS)
             found += unknown_settings(path, index, known)
         return found
 
@@ -181,11 +178,9 @@ class DiffusersFolder:
         Raises:
             ModelError: weights are damaged or do not belong together.
         """
-        import diffusers
-
         config, family = self.network.config, self.family
         with quiet():  # diffusers warns of settings that training adds to config.json, as EMAModel does
-            kind = getattr(diffusers, self.network.kind)
+            kind = class_of_diffusers(self.network.kind)
             network = from_pretrained(kind, self.network, low_cpu_mem_usage=True)
         # diffusers' own `to` warns of a cast that is meant here
         torch.nn.Module.to(network, device, precision)

@@ -17,6 +17,7 @@ from volgrowth.errors import ModelError, first_line
 from volgrowth.models.checkpoint_files import read_json
 from volgrowth.models.network import Levels
 from volgrowth.models.parameterizations import EDM, Parameterization, PredictionType, Scheduled
+from volgrowth.models.pipelines.library_classes import class_of_diffusers
 from volgrowth.models.pipelines.settings import (
     MEANING,
     OLD_NAMES,
@@ -131,9 +132,7 @@ class SchedulerConfig:
 
     def _class(self) -> Any:
         """Return the class of the scheduler in diffusers."""
-        import diffusers
-
-        kind = getattr(diffusers, self.name, None)
+        kind = class_of_diffusers(self.name)
         if kind is None:
             raise ModelError(f"{self.path} asks for {self.name}, which this diffusers lacks: install a newer one")
         return kind

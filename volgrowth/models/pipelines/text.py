@@ -26,6 +26,7 @@ from torch import Tensor
 
 from volgrowth.errors import ModelError, first_line
 from volgrowth.models.checkpoint_files import TRANSFORMERS_WEIGHTS, Component, from_pretrained
+from volgrowth.models.pipelines.library_classes import class_of_diffusers
 from volgrowth.numerics.denoisers import Condition
 
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
@@ -109,7 +110,6 @@ class TextEncoders:
         Raises:
             ModelError: weights or a tokenizer cannot be loaded.
         """
-        import diffusers
         import transformers
 
         parts: dict[str, Any] = {"unet": network, "transformer": network, "requires_safety_checker": False}
@@ -123,7 +123,7 @@ class TextEncoders:
                 parts[name] = _load_tokenizer(kind, folder)
             for (name, (_, encoder)), tokenizer in zip(self.encoders.items(), self.tokenizers, strict=True):
                 _check_length(encoder, parts[name].config, parts[tokenizer])
-            pipeline = getattr(diffusers, self.pipeline)
+            pipeline = class_of_diffusers(self.pipeline)
             known = inspect.signature(pipeline.__init__).parameters
             needed = [name for name, value in known.items() if value.default is value.empty and name != "self"]
             given = {name: value for name, value in {**parts, **self.options}.items() if name in known}
