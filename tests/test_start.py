@@ -120,3 +120,46 @@ def test_an_audit_in_this_process_loads_the_model_once_and_saves_each_figure_twi
     assert run_command(given) == 0  # a worker of its own finds the batch size
     assert loaded == ["float32", "float64"]  # the noise floor takes the other
     assert len(saved) == len(list((tmp_path / "out/figures").iterdir()))
+
+
+def test_without_ray_a_local_audit_and_all_that_follows_work(command, tmp_path):
+    """And what needs Ray says so in a sentence."""
+    import json
+
+    (tmp_path / "ray.py").write_text("raise ImportError('no Ray is here')")
+    out = str(tmp_path / "out")
+    here, there = ([*command[:4], folder] for folder in (out, str(tmp_path / "other")))
+    asked = [
+        ([*here, "--engine", "local", "--trust-model"], 0),
+        (["verify", out, "--samples", "4", "--engine", "local"], 0),
+        (["report", out], 0),
+        (["curate", out, "--fdr", "0.1", "--action", "drop", "--list", str(tmp_path / "list.csv")], 0),
+        (["check", out, "--max-flagged", "1"], 2),  # nothing is held out
+        (["check-output", out], 0),
+        ([*there, "--trust-model"], 2),
+    ]
+    run = COMMANDS.partition("    if found")[0].replace(
+        "import volgrowth\n", f"sys.path.insert(0, {str(tmp_path)!r})\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", run, json.dumps(asked)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert (
+        "Ray cannot be imported (no Ray is here): pip install 'ray>=2.50', or work without it (--engine local)"
+        in ran.stderr
+    )
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_worker_calls_a_factory_once(digit_file, tmp_path, monkeypatch):
+    (tmp_path / "counted.py").write_text(
+        "import torch\nimport volgrowth as vg\ncalls = []\n\n"
+        "class Plain(vg.GaussianDenoiser):\n    image_shape = (1, 8, 8)\n\n"
+        "def load(device, dtype):\n    calls.append(dtype)\n"
+        "    return Plain(torch.zeros((), dtype=dtype), torch.full((), 0.3, dtype=dtype))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ["audit", "factory:counted:load", str(digit_file), "--output", str(tmp_path / "out")]
+    assert run_command([*given, "--engine", "local", "--trust-model"]) == 0
+    import counted  # type: ignore[import-not-found]
+
+    assert [str(dtype) for dtype in counted.calls] == ["torch.float32", "torch.float32", "torch.float64"]

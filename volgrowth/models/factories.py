@@ -55,13 +55,18 @@ def load_factory(name: str, precision: torch.dtype, states: torch.dtype, device:
     return denoiser
 
 
-def inspect_factory(name: str) -> ModelInfo:
-    """Return what the manifest records about the model behind a factory, which is called in float32 on the CPU.
+def inspect_factory(name: str, denoiser: Denoiser | None = None) -> ModelInfo:
+    """Return what the manifest records about the model behind a factory.
+
+    Args:
+        name: factory:module:function.
+        denoiser: what the factory has returned in float32 on the CPU; it is called if that is not given.
 
     Raises:
         ModelError: as `load_factory`; or the denoiser holds tensors without values, or with NaN or infinity.
     """
-    denoiser = load_factory(name, torch.float32, torch.float32, torch.device("cpu"))
+    if denoiser is None:
+        denoiser = load_factory(name, torch.float32, torch.float32, torch.device("cpu"))
     _, source = _factory(name)
     from_source = hashlib.sha256(f"{name}\n{source}".encode())
     weights = digest_weights(denoiser, name)

@@ -10,6 +10,7 @@ from typing import Any
 from volgrowth.audit.engine.ledger import Ledger, Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.session import Session
+from volgrowth.errors import EngineError
 
 
 def run_tasks(
@@ -43,9 +44,9 @@ def run_tasks(
 
         crew = LocalCrew(session, worker, progress)
     else:
+        _connect(session)
         from volgrowth.audit.engine.driver import RayCrew
 
-        _connect(session)
         crew = RayCrew(session, worker, count, progress, gpus)
     began = time.monotonic()
     try:
@@ -61,15 +62,20 @@ def uses_gpus(session: Session) -> bool:
         from volgrowth.audit.engine.local import device_here
 
         return device_here(session.config.gpus_per_worker) == "cuda"
+    _connect(session)
     from volgrowth.audit.engine.driver import gpu_share
 
-    _connect(session)
     return gpu_share(session) > 0
 
 
 def _connect(session: Session) -> None:
-    """Connect a session to Ray, or start one for it."""
-    from volgrowth.audit.engine.connection import head_watched, ray_running
+    """Connect a session to Ray, or start one for it; an EngineError if Ray is not installed."""
+    try:
+        from volgrowth.audit.engine.connection import head_watched, ray_running
+    except ImportError as error:
+        raise EngineError(
+            f"Ray cannot be imported ({error}): pip install 'ray>=2.50', or work without it (--engine local)"
+        ) from None
 
     if not session.connected:
         session.resources.enter_context(ray_running(session.config.ray_address, session.abandon))

@@ -11,9 +11,11 @@ from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest
 from volgrowth.config import AuditConfig
 from volgrowth.errors import DataError, ModelError
 from volgrowth.models import inspect_model, load_model
+from volgrowth.models.factories import inspect_factory
 from volgrowth.models.load import DType
-from volgrowth.models.locating import files_digest
+from volgrowth.models.locating import FACTORY, files_digest
 from volgrowth.numerics import Denoiser
+from volgrowth.records import ModelInfo
 from volgrowth.sources import BadImage, Row, Source, decode_image
 from volgrowth.storage.store import Store
 
@@ -129,17 +131,23 @@ class ModelWorker(DataWorker):
         """
         super().prepare()
         if self.earlier is None:
-            self._check_model()
-            self.denoiser = self.load(self.config.dtype)
+            self.denoiser = self._checked_model()
         else:
             self.denoiser = self.earlier
 
-    def _check_model(self) -> None:
-        """Raise a ModelError unless the model here is the one in the manifest."""
+    def _checked_model(self) -> Denoiser:
+        """Load the model, or raise a ModelError if it is not the one in the manifest."""
         name, recorded = self.config.model_arguments, self.manifest.model
-        if recorded.files is not None and files_digest(**name) == recorded.files:
-            return
-        here = inspect_model(**name)
+        if self.config.model.startswith(FACTORY) and (self.config.dtype, self.device) == ("float32", "cpu"):
+            denoiser = self.load(self.config.dtype)  # the one that a digest is of: a factory may take long
+            self._check(inspect_factory(self.config.model, denoiser))
+            return denoiser
+        if recorded.files is None or files_digest(**name) != recorded.files:
+            self._check(inspect_model(**name))
+        return self.load(self.config.dtype)
+
+    def _check(self, here: ModelInfo) -> None:
+        """Raise a ModelError unless the model here is the one in the manifest."""
         if not here.is_model_of(self.manifest.model):
             fix = "put the same model on every node"
             if here.source_hash:
