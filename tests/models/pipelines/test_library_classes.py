@@ -21,7 +21,7 @@ heavy = {"peft", "transformers.modeling_utils", "torch._dynamo", "diffusers.mode
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
 FURTHER = {
-    "a name of a package": "from diffusers.models.unets import UNet2DConditionModel, UNet2DModel as a; assert a is kind",
+    "a name of a package": "from diffusers.models.unets import UNet1DModel, UNet2DModel as it; assert it is kind",
     "all names of a package": "from diffusers.models.transformers import *; DiTTransformer2DModel",
     "a class of the library": "import diffusers as d; assert d.UNet2DModel is kind; d.StableDiffusionPipeline",
     "another module": "from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel",
