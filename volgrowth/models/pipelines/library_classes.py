@@ -30,7 +30,7 @@ class _Entered(ModuleType):
     def __getattr__(self, name: str) -> Any:
         with _lock:
             if type(self) is _Entered:
-                self.__class__ = ModuleType
+                self.__class__ = ModuleType  # type: ignore[assignment]
                 assert self.__spec__ is not None
                 assert self.__spec__.loader is not None
                 self.__spec__.loader.exec_module(self)
