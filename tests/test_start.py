@@ -134,7 +134,7 @@ def test_without_ray_a_local_audit_and_all_that_follows_work(command, tmp_path):
         (["verify", out, "--samples", "4", "--engine", "local"], 0),
         (["report", out], 0),
         (["curate", out, "--fdr", "0.1", "--action", "drop", "--list", str(tmp_path / "list.csv")], 0),
-        (["check", out, "--max-flagged", "1"], 2),  # nothing is held out
+        (["check", out], 2),  # nothing is held out
         (["check-output", out], 0),
         ([*there, "--trust-model"], 2),
     ]

@@ -113,7 +113,9 @@ def cluster(ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("raylet", signal.SIGKILL, "is connected to"),
     ],
 )
-def test_the_loss_of_the_head_is_a_sentence_and_the_audit_resumes(typed, cluster, tmp_path, lost, number, said):
+def test_the_loss_of_the_head_is_a_sentence_and_the_audit_resumes(
+    typed, cluster, tmp_path, monkeypatch, lost, number, said
+):
     patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": "8"}
     with caught([*typed, "--ray-address", cluster.address], tmp_path, **patience) as process:
         for info in cluster.head_node.all_processes[lost]:
@@ -129,6 +131,11 @@ def test_the_loss_of_the_head_is_a_sentence_and_the_audit_resumes(typed, cluster
         again = volgrowth(*typed, "--ray-address", cluster.address, cwd=tmp_path)
         assert again.returncode == 2
         assert f"Ray cannot be reached at {cluster.address} (RpcError: " in again.stderr
+        for name, value in {**patience, "RAY_ADDRESS": cluster.address}.items():
+            monkeypatch.setenv(name, value)
+        again = volgrowth(*typed, "--ray-address", "auto", cwd=tmp_path)
+        assert again.returncode == 2
+        assert "Ray cannot be reached at auto (no answer for 8 seconds): expected the address of " in again.stderr
         os.kill(cluster.head_node.all_processes[lost][0].process.pid, signal.SIGCONT)
         return
     kept = {path.name: path.read_bytes() for path in tmp_path.glob("out/scores/*.parquet")}

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -22,6 +22,7 @@ from volgrowth.signals import check_interrupted
 # the variable of Ray's own patience with a head, and its default, in seconds; half of it is waited here
 RAYS_PATIENCE, RAYS_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", "60"
 
+_EXPECTED = "expected the address of a running cluster, or none to start one here"
 RESUMES = "what is published stays, and the same command resumes on a cluster that answers"
 
 
@@ -31,8 +32,8 @@ def ray_running(address: str | None, lost: Callable[[str], object]) -> Iterator[
 
     Args:
         address: the cluster.
-        lost: called with a sentence if the connection cannot be closed, as where the head was stopped: Ray then waits
-            for ever. It has to end the process.
+        lost: called with a sentence if the connection is not made or closed, as where the head was stopped: Ray then
+            waits for ever. It has to end the process.
 
     Raises:
         EngineError: the cluster cannot be reached, or has another version of Ray.
@@ -45,8 +46,10 @@ def ray_running(address: str | None, lost: Callable[[str], object]) -> Iterator[
     if address != "local":
         _check_reachable(address)
     tell_guard(ray=True)
+    # one that is started here is not given up: a busy machine may take long
+    silent = f"Ray cannot be reached at {address} (no answer for {2 * _patience():g} seconds): {_EXPECTED}"
     try:
-        with _handler_kept():
+        with _handler_kept(), _given_up(2 * _patience(), lost, silent) if address != "local" else nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # each of ray's transports raises its own kinds
         if isinstance(error, OSError) and error.filename:
@@ -60,15 +63,21 @@ def ray_running(address: str | None, lost: Callable[[str], object]) -> Iterator[
         yield
     finally:
         said = f"the head of the Ray cluster does not answer while the connection to it is closed: {RESUMES}"
-        stuck = threading.Timer(_patience(), lost, [said])
-        stuck.daemon = True
-        stuck.start()
-        try:
-            with _handler_kept():
-                ray.shutdown()
-        finally:
-            stuck.cancel()
+        with _handler_kept(), _given_up(_patience(), lost, said):
+            ray.shutdown()
         tell_guard(ray=False)
+
+
+@contextmanager
+def _given_up(seconds: float, lost: Callable[[str], object], said: str) -> Iterator[None]:
+    """Call `lost` with a sentence if the block, which may wait for ever, takes longer; it ends the process."""
+    stuck = threading.Timer(seconds, lost, [said])
+    stuck.daemon = True
+    stuck.start()
+    try:
+        yield
+    finally:
+        stuck.cancel()
 
 
 @contextmanager
@@ -157,7 +166,10 @@ def _no_folder(error: OSError) -> EngineError:
 
 
 def _check_reachable(address: str) -> None:
-    """Check that a head answers at HOST:PORT, since Ray itself tries for minutes. "auto" and ray:// are not checked."""
+    """Check that a head answers at HOST:PORT, since Ray itself tries for minutes.
+
+    "auto" and ray:// are not checked here: the time that it takes to connect is bounded.
+    """
     _, colon, port = address.rpartition(":")
     if "://" in address or not colon or not port.isdigit():
         return
@@ -168,7 +180,4 @@ def _check_reachable(address: str) -> None:
         except RpcError as silent:
             error = silent
     if error:
-        raise EngineError(
-            f"Ray cannot be reached at {address} ({kind_and_line(error)}): expected the address of a running cluster, "
-            f"or none to start one here"
-        )
+        raise EngineError(f"Ray cannot be reached at {address} ({kind_and_line(error)}): {_EXPECTED}")
