@@ -14,6 +14,7 @@ def page_of(audit: Audit) -> tuple[reading.ReportRows, dict, list]:
     rows = reading.read_report_rows(audit)
     chosen = choose_exhibits(rows.scores, rows.findings, rows.gallery, None)
     made = render_report(audit.summary, rows.scores, rows.findings, Shown(chosen), audit.holdout_findings, rows.whole)
+    assert ("others drawn at random" in made.html) == (rows.whole is not None)
     return rows, made.numbers, chosen
 
 

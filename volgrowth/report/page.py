@@ -99,6 +99,7 @@ def render_report(
                 **_context(summary, scores, shown, drawn),
                 **_gallery(cards[: len(texts)], texts, pictured),
                 "unlisted": len(cards) - len(texts),
+                "sampled": len(findings) if whole else None,
                 "warnings": [*detection.get("warnings", ()), *truth.get("warnings", ())],
             }
         )
