@@ -110,16 +110,18 @@ def judge_forms(subject: Subject, forms: Forms, found: Columns) -> dict[str, flo
     """Return what the findings of every form say of families and of the forms that samples reproduce."""
     positive, planted, families = subject.positive, subject.planted, len(subject.positive)
     evidence = forms.strongest(found["evidence"], families)
-    flagged = forms.strongest(is_flagged(found["q_value"]).astype(float), families) > 0
+    flagged_rows, innocent = is_flagged(found["q_value"]), ~positive & ~planted
+    flagged = forms.strongest(flagged_rows.astype(float), families) > 0
     clear = positive | ~planted
     hit = form_hits(subject, forms) >= subject.truth.min_hits
     return {
         "AUROC": auroc(evidence[clear], positive[clear]),
         "TPR at 1% FPR": tpr_at_fpr(evidence[clear], positive[clear]),
-        "FDR at 10%": float((flagged & ~positive & ~planted).sum() / max(flagged.sum(), 1)),
+        "FDR at 10%, rows": float((flagged_rows & innocent[forms.family]).sum() / max(flagged_rows.sum(), 1)),
+        "FDR at 10%, families": float((flagged & innocent).sum() / max(flagged.sum(), 1)),
         "power at 10%": float(flagged[positive].mean()) if positive.any() else np.nan,
         "lower quartile": float(np.quantile(evidence[positive], 0.25)) if positive.any() else np.nan,
-        "power, reproduced forms": float(is_flagged(found["q_value"])[hit].mean()) if hit.any() else np.nan,
+        "power, reproduced forms": float(flagged_rows[hit].mean()) if hit.any() else np.nan,
     }
 
 
