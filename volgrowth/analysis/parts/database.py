@@ -21,7 +21,7 @@ FEW = 200_000
 MEMORY = 224
 """MiB that the database may use before it goes on on disk."""
 ROW_BYTES = 160
-"""Bytes of temporary files for each row, at most, as measured; near duplicates in great numbers may take more."""
+"""Bytes of temporary files for each row: an estimate, on the high side; very many near duplicates may take more."""
 BATCH = 2**17
 """Rows that are read from the database at once."""
 
