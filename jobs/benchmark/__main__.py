@@ -194,6 +194,12 @@ def _parser() -> argparse.ArgumentParser:
     added["images"].add_argument(
         "--hanzi-font", type=Path, default=HANZI_FONT, help="the file DroidSansFallbackFull.ttf"
     )
+    _add_bench_options(added)
+    return parser
+
+
+def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
+    """Add the options of the commands that work on the models of the detection bench."""
     for bench_command in (added["detection"], added["evidence"], added["forms"]):
         bench_command.add_argument(
             "--data", type=Path, default=Path("data"), help="folder of the image sets that `images` makes"
@@ -210,7 +216,6 @@ def _parser() -> argparse.ArgumentParser:
     detection = added["detection"]
     detection.add_argument("--only", nargs="+", help="presets and built-in scores; all by default")
     detection.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
