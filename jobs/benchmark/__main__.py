@@ -135,6 +135,13 @@ def _launches(given: argparse.Namespace) -> Outcome:
     return measure_host_cost(given.quick)
 
 
+def _rows(given: argparse.Namespace) -> Outcome:
+    """Measure what a row costs beside its network, and what its size as PNG explains on models of `detection`."""
+    from jobs.benchmark.cost.row_costs import measure_rows
+
+    return measure_rows(choose_cases(given.data, given.cases), given.seeds, given.data, given.output / "models")
+
+
 def _images(given: argparse.Namespace) -> None:
     """Make the bench's image sets mnist12.npz, emoji32.npz and hanzi12.npz from npm and Debian packages."""
     write_image_sets(given.output, given.font, given.hanzi_font)
@@ -156,6 +163,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "faults": (_faults, "engine"),
     "gpu": (_gpu, ""),
     "launches": (_launches, "performance"),
+    "rows": (_rows, "performance"),
     "images": (_images, ""),
 }
 
@@ -200,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
     """Add the options of the commands that work on the models of the detection bench."""
-    for bench_command in (added["detection"], added["evidence"], added["forms"]):
+    for bench_command in (added["detection"], added["evidence"], added["forms"], added["rows"]):
         bench_command.add_argument(
             "--data", type=Path, default=Path("data"), help="folder of the image sets that `images` makes"
         )
