@@ -137,9 +137,9 @@ def _launches(given: argparse.Namespace) -> Outcome:
 
 def _rows(given: argparse.Namespace) -> Outcome:
     """Measure what a row costs beside its network, and what its size as PNG explains on models of `detection`."""
-    from jobs.benchmark.cost.row_costs import measure_rows
+    from jobs.benchmark.cost.row_costs import measure_row_costs
 
-    return measure_rows(choose_cases(given.data, given.cases), given.seeds, given.data, given.output / "models")
+    return measure_row_costs(choose_cases(given.data, given.cases), given.seeds, given.data, given.output / "models")
 
 
 def _images(given: argparse.Namespace) -> None:

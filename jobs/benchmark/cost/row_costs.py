@@ -35,7 +35,7 @@ ROUNDS, ROUND_SECONDS = 7, 0.2
 PATCHES, SIDES = 500, (16, 32, 64, 128)
 
 
-def measure_rows(setups: Sequence[Setup], seeds: int, data: Path, models: Path) -> Outcome:
+def measure_row_costs(setups: Sequence[Setup], seeds: int, data: Path, models: Path) -> Outcome:
     """Measure costs, and what both sizes explain on those models of the bench that earlier runs left in `models`."""
     costs = list(row_costs())
     explained = [
