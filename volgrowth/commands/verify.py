@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.caveats import with_caveats
 from volgrowth.analysis.findings import check_columns
+from volgrowth.analysis.verification.generated import summarize_rates, with_rates
 from volgrowth.analysis.verification.proof import decide_reproduced, samples_needed, summarize_proof
-from volgrowth.analysis.verification.rates import summarize_rates, with_rates
 from volgrowth.analysis.verification.returns import (
     DRAWS,
     LEVELS,

@@ -7,7 +7,7 @@ command goes on with the others.
 import numpy as np
 import pyarrow as pa
 
-from volgrowth.analysis.verification.rates import choose_rated, members_of
+from volgrowth.analysis.verification.generated import choose_rated, members_of
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
