@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy.stats import kstest
 
-from tests.support.report_data import RUN
+from tests.analysis.test_summary import summarized
 from tests.support.tables import data_info, many, scores
 from volgrowth.analysis.calibration.error_rates import rows_needed
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
@@ -24,8 +24,6 @@ from volgrowth.analysis.comparison.changes import (
 )
 from volgrowth.analysis.comparison.wording import LISTED, comparison_text
 from volgrowth.analysis.distinct import identical_rows
-from volgrowth.analysis.findings import analyse
-from volgrowth.analysis.summary import summarize_audit
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
@@ -470,19 +468,15 @@ def test_the_table_is_saved(tmp_path: Path) -> None:
         write_changes(found, f"{tmp_path}/file/changes.parquet")
 
 
-def analysed(name: str, rows: list[dict[str, Any]], held: list[dict[str, Any]]) -> Audit:
+def analysed(folder: Path, rows: list[dict[str, Any]], held: list[dict[str, Any]]) -> Audit:
     """An audit of such rows, calibrated in earnest."""
-    made = empty_audit(name)
-    vars(made).update(scores=scores(*rows), holdout_scores=scores(*held))
-    analysis = analyse(made.scores, made.holdout_scores)
-    config = AuditConfig.build(model="demo/model", data="digits", output="/nowhere")
-    vars(made).update(findings=analysis.findings, holdout_findings=analysis.holdout)
-    vars(made).update(summary=summarize_audit(made, analysis, config, RUN))
+    summary, made, _ = summarized(folder, scores(*rows), scores(*held))
+    vars(made).update(summary=summary)
     return made
 
 
 @pytest.mark.slow
-def test_from_scores_to_verdicts():
+def test_from_scores_to_verdicts(tmp_path: Path) -> None:
     """A second model of another slope, scale and noise, which memorizes other images than the first."""
     random = np.random.default_rng(0)
     rows, held = many(300, seed=1), many(400, seed=2)
@@ -492,7 +486,8 @@ def test_from_scores_to_verdicts():
 
     before = [{**row, "growth": row["growth"] + 10 * (index < 20)} for index, row in enumerate(rows)]
     after = [second({**row, "growth": row["growth"] + 10 * (20 <= index < 40)}) for index, row in enumerate(rows)]
-    found = compare_audits(analysed("a", before, held), analysed("b", after[::-1], [second(row) for row in held]))
+    first = analysed(tmp_path / "a", before, held)
+    found = compare_audits(first, analysed(tmp_path / "b", after[::-1], [second(row) for row in held]))
     assert found.null == "held-out"
     names = verdicts(found)
     ceased = sum(names[row["content_hash"]] == "ceased" for row in rows[:20])
