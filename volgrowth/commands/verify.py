@@ -16,7 +16,6 @@ from all images.
 """
 
 from dataclasses import dataclass, replace
-from math import ceil
 
 import numpy as np
 import pyarrow as pa
@@ -41,14 +40,15 @@ from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
 from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.lock import driving
-from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
+from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER
 from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit, open_stored
 from volgrowth.audit.output.unchanged import check_unchanged
 from volgrowth.audit.sampling.drawing import SAMPLER, Drawing, DrawingWorker, Start, drawings, is_drawn
 from volgrowth.audit.sampling.hits import NEIGHBOURS, hit_groups
-from volgrowth.audit.sampling.neighbours import Neighbours, SearchingWorker
+from volgrowth.audit.sampling.neighbours import Neighbours
 from volgrowth.audit.sampling.sample_files import DECODED, SAMPLE, STOPPED
 from volgrowth.commands.report import SAMPLES_FILE, write_report
+from volgrowth.commands.searching import search_all
 from volgrowth.commands.verify_rates import measure_rates
 from volgrowth.config import EXECUTION, AuditConfig
 from volgrowth.errors import UsageError
@@ -56,9 +56,6 @@ from volgrowth.records import Status
 from volgrowth.storage.store import Store
 
 RETURNS_FILE = "verification/returns.parquet"
-
-# rows that one task searches: enough to be worth a task, few enough to be repeated when a worker dies
-RANGE = 65_536
 
 
 def verify_audit(
@@ -126,7 +123,7 @@ def verify_audit(
             _write(audit, chosen, groups, found)
             if rates:
                 audit = open_stored(audit.store, trust_output)
-                found_rates = measure_rates(session, audit, groups, _ranges(audit.frozen), quiet)
+                found_rates = measure_rates(session, audit, groups, quiet)
                 _write_rates(audit, found_rates, conditional=config.condition_column is not None)
         write_report(open_stored(lock.fenced(), trust_output))
     return open_audit(output, trust_output=trust_output)
@@ -201,35 +198,8 @@ def _search(
     session: Session, audit: Audit, asked: list[Drawing], groups: dict[str, np.ndarray], quiet: bool
 ) -> Neighbours:
     """Find the groups nearest to every drawn image, among all audited and held-out ones."""
-    ranges = _ranges(audit.frozen)
-    count = sum(len(np.unique(numbers[numbers >= 0])) for numbers in groups.values())
-    k, names = min(NEIGHBOURS, max(count, 1)), [drawing.name for drawing in asked]
-    found = Neighbours(np.empty((sum(len(drawing.starts) for drawing in asked), 0)), k)
-    rows = sum(part.rows for part in ranges)
-    progress = AuditProgress(rows, len(ranges), quiet=quiet, doing="comparing", unit="images")
-
-    def task(part: Shard) -> Task:
-        def finished(answer: tuple[np.ndarray, np.ndarray]) -> tuple[()]:
-            found.merge(*answer)
-            progress.advance(part.rows, 0)
-            return ()
-
-        mine = groups[part.folder][part.start : part.stop]
-        name = f"the search in rows {part.start} to {part.stop - 1} of {part.folder}"
-        return Task(name, "nearest", (names, part, mine, k), finished)
-
-    run_tasks(session, SearchingWorker, map(task, ranges), len(ranges), progress)
-    return found
-
-
-def _ranges(manifest: Manifest) -> list[Shard]:
-    """Split the audited and the held-out rows into the ranges that one task searches."""
-    folders = {SCORES_FOLDER: manifest.data.rows, HOLDOUT_FOLDER: manifest.holdout.rows if manifest.holdout else 0}
-    ranges = []
-    for folder, rows in folders.items():
-        size = min(RANGE, max(1024, ceil(rows / 16)))
-        ranges += [Shard(folder, i, start, min(start + size, rows)) for i, start in enumerate(range(0, rows, size))]
-    return ranges
+    names, count = [drawing.name for drawing in asked], sum(len(drawing.starts) for drawing in asked)
+    return search_all(session, audit.frozen, ("nearest", names, count), groups, NEIGHBOURS, "comparing", quiet)
 
 
 def _write(audit: Audit, chosen: _Chosen, groups: dict[str, np.ndarray], found: Neighbours) -> None:
@@ -266,7 +236,7 @@ def _write_rates(audit: Audit, rates: pa.Table, conditional: bool) -> None:
     metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
     audit.store.write_table(FINDINGS_FILE, findings, metadata)
     proof = summary["verification"]
-    proof["rates"] = summarize_rates(findings, rates, proof["samples"], conditional)
+    proof["rates"] = summarize_rates(findings, rates, proof, conditional)
     audit.store.write_json(SUMMARY_FILE, with_caveats(summary))
 
 

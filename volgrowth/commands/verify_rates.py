@@ -12,28 +12,27 @@ from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
 from volgrowth.audit.engine.session import Session
-from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
+from volgrowth.audit.output.manifest import SCORES_FOLDER
+from volgrowth.audit.output.mending import tell_user
 from volgrowth.audit.output.result import Audit
 from volgrowth.audit.sampling.drawing import SAMPLER
-from volgrowth.audit.sampling.neighbours import Neighbours, SearchingWorker
 from volgrowth.audit.sampling.rating import RIVALS, Rated, RatingWorker
 from volgrowth.audit.sampling.sample_files import FOLDER
+from volgrowth.commands.searching import search_all
+from volgrowth.errors import DamagedError
 from volgrowth.numerics.generation_rate import GenerationRate
 from volgrowth.records import RATES
 
 RATES_FILE = f"{FOLDER}/rates.parquet"
 
 
-def measure_rates(
-    session: Session, audit: Audit, groups: dict[str, np.ndarray], ranges: list[Shard], quiet: bool
-) -> pa.Table:
+def measure_rates(session: Session, audit: Audit, groups: dict[str, np.ndarray], quiet: bool) -> pa.Table:
     """Measure the rates of the images that were flagged or proven, but for those that an earlier call measured.
 
     Args:
         session: the driver session that the workers belong to.
         audit: the audit, with its verification.
         groups: group of each audited and held-out row, by the folder of their scores, as `search_groups` numbers them.
-        ranges: the ranges of rows that one task searches.
         quiet: show no progress.
 
     Returns:
@@ -43,7 +42,7 @@ def measure_rates(
     footer = {"plan_digest": audit.frozen.digest, "sampler": SAMPLER}
     known = _kept(audit, footer)
     todo = [row for row in rows.tolist() if row not in known]
-    rated = _rated(session, audit, todo, groups, ranges, quiet) if todo else []
+    rated = _rated(session, audit, todo, groups, quiet) if todo else []
     progress = AuditProgress(len(rows), len(rows), len(rows) - len(todo), quiet=quiet, doing="rating", unit="images")
     cluster = dict(zip(audit.findings["row"].to_pylist(), audit.findings["cluster"].to_pylist(), strict=True))
 
@@ -64,7 +63,11 @@ def _kept(audit: Audit, footer: dict[str, str]) -> dict[int, dict[str, object]]:
     """Return the records of rates that an earlier call measured with the same model and sampler, by row."""
     if not audit.store.exists(RATES_FILE):
         return {}
-    table = audit.store.read_table(RATES_FILE)
+    try:
+        table = audit.store.read_table(RATES_FILE)
+    except DamagedError as error:
+        tell_user(f"{error.path} is damaged ({error.why}): its rates are measured again")
+        return {}
     written = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if not footer.items() <= written.items() or table.schema.names != RATES.names:
         return {}
@@ -77,26 +80,10 @@ def _record(row: int, cluster: int, found: GenerationRate) -> dict[str, object]:
     return dict(zip(RATES.names, (row, cluster, *rates, *numbers), strict=True))
 
 
-def _rated(
-    session: Session, audit: Audit, rows: list[int], groups: dict[str, np.ndarray], ranges: list[Shard], quiet: bool
-) -> list[Rated]:
+def _rated(session: Session, audit: Audit, rows: list[int], groups: dict[str, np.ndarray], quiet: bool) -> list[Rated]:
     """Find the images around each row's image."""
-    count = sum(len(np.unique(numbers[numbers >= 0])) for numbers in groups.values())
-    found = Neighbours(np.empty((len(rows), 0)), min(RIVALS, max(count, 1)))
-    whole = sum(part.rows for part in ranges)
-    progress = AuditProgress(whole, len(ranges), quiet=quiet, doing="looking around", unit="images")
-
-    def task(part: Shard) -> Task:
-        def finished(answer: tuple[np.ndarray, np.ndarray]) -> tuple[()]:
-            found.merge(*answer)
-            progress.advance(part.rows, 0)
-            return ()
-
-        mine = groups[part.folder][part.start : part.stop]
-        name = f"the search around images in rows {part.start} to {part.stop - 1} of {part.folder}"
-        return Task(name, "nearest_to_rows", (rows, part, mine, found.k), finished)
-
-    run_tasks(session, SearchingWorker, map(task, ranges), len(ranges), progress)
+    asked = "nearest_to_rows", rows, len(rows)
+    found = search_all(session, audit.frozen, asked, groups, RIVALS, "looking around", quiet)
     audited = len(groups[SCORES_FOLDER])
     return [_one(audit, row, around, audited) for row, around in zip(rows, found.group, strict=True)]
 

@@ -68,8 +68,7 @@ class GenerationRate:
 
     Attributes:
         rate: copies per sample; NaN if it is not measurable.
-        low, high: 95% interval of the rate; NaN if it is not measurable. `high` is then of use by itself: if no draw
-            returned it bounds the rate.
+        low, high: 95% interval of the rate; NaN if it is not measurable.
         draws: draws of noise behind the rate.
         returned: number of draws that became a copy.
         effective: effective number of the draws that became a copy, (sum w)^2 / sum w^2 (Kish).
@@ -175,7 +174,7 @@ class _Proposal:
     shares: Tensor
 
     def draw(self, count: int, generator: torch.Generator | None) -> Float[Tensor, "draws pixels"]:
-        """Draw noise; every part of the mixture gets its share of the draws, up to one."""
+        """Draw noise; each part of the mixture gets its share of the draws, give or take one."""
         places = (torch.arange(count) + torch.rand(1, generator=generator)) / count
         which = torch.searchsorted(self.shares.cumsum(0), places.double()).clamp(max=len(self.shares) - 1)
         return self.shifts[which] + torch.randn((count, self.shifts.shape[1]), generator=generator).double()

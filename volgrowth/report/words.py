@@ -253,6 +253,8 @@ def _rate_sentences(rates: Summary) -> list[str]:
         return ["No image is flagged or proven, so that no rate was measured."]
     said = [f"How often the model makes an image was measured for {number(measured)} of {plural(images, 'image')}"]
     said[0] += "." if measured == images else f"; for {number(images - measured)} it is not measurable."
+    if rates["found"] > images:
+        said.append(f"They are those of most evidence; the other {number(rates['found'] - images)} were not tried.")
     if rates["conditional"] and measured:
         said.append("Each rate is that of samples under the image's own condition.")
     if total := rates["copies_per_million"]:

@@ -63,27 +63,30 @@ def with_rates(findings: pa.Table, rates: pa.Table) -> pa.Table:
     return findings
 
 
-def summarize_rates(findings: pa.Table, rates: pa.Table, samples: int, conditional: bool) -> dict[str, Any]:
+def summarize_rates(
+    findings: pa.Table, rates: pa.Table, verification: dict[str, Any], conditional: bool
+) -> dict[str, Any]:
     """Summarise rates.
 
     Args:
         findings: with `verified_hits`, as in `records.FINDINGS`.
         rates: with the columns of `records.RATES`.
-        samples: number of samples behind the hits.
+        verification: part `verification` of the summary.
         conditional: True if each rate is under the image's own condition, while samples were under those of random
             rows: then rates do not add up, and samples do not check them.
 
     Returns:
         Part `rates` of `verification` in `summary.json`.
     """
-    known = rates.filter(rates["rate"].is_valid())
+    known, judged = rates.filter(rates["rate"].is_valid()), judge(findings, verification)
     return {
+        "found": judged.images(judged.found),
         "images": len(rates),
         "measured": len(known),
         "conditional": conditional,
         "evaluations": pc.sum(rates["nfe"]).as_py() or 0,
         "copies_per_million": None if conditional or not len(known) else _per_million(known),
-        "checked": None if conditional else _checked(findings, known, samples),
+        "checked": None if conditional else _checked(findings, known, verification["samples"]),
     }
 
 
