@@ -23,7 +23,7 @@ from tests.support.held_model import caught, fragments, held_audit
 # a call that returns after hours, with no chance for Python's handlers to run
 PROGRAM = """
 import hashlib, os, signal, sys, threading, time
-from volgrowth.signals import EndingSignals
+from volgrowth.signals import EndingSignals, uninterrupted
 ending = EndingSignals()
 try:
     print("ready", signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, flush=True)
@@ -32,6 +32,12 @@ try:
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
     if sys.argv[1] == "elsewhere":
         threading.Timer(0.2, signal.raise_signal, (signal.SIGTERM,)).start()
+    if sys.argv[1] == "held":
+        with uninterrupted():
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            print("whole", flush=True)
+        print("passed over", flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
     print("closing", flush=True)
@@ -53,6 +59,13 @@ def start(kind: str, before: Callable[[], Any] | None = None) -> subprocess.Pope
 def line(process: subprocess.Popen[str]) -> str:
     assert process.stdout
     return process.stdout.readline().strip()
+
+
+def test_a_signal_within_what_must_not_be_interrupted_counts_at_its_end() -> None:
+    with start("held") as process:
+        assert line(process).startswith("ready")
+        assert [line(process), line(process)] == ["whole", "closing"]
+    assert process.returncode == 130
 
 
 def signal_until_it_ends(process: subprocess.Popen[str], number: int) -> None:

@@ -10,6 +10,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -18,6 +20,7 @@ from volgrowth.guard import ENDING, INTERRUPTED, leave_at_once
 # a terminal that closes and the shell in it each send a signal: within so many seconds they count as one
 TOGETHER = 1.0
 _arrived = threading.Event()
+_held, _late = threading.Event(), threading.Event()
 
 
 class EndingSignals:
@@ -56,7 +59,10 @@ class EndingSignals:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if not self._interrupted:
             self._interrupted = True
-            raise KeyboardInterrupt
+            if _held.is_set():
+                _late.set()
+            else:
+                raise KeyboardInterrupt
 
     def _watch(self, reader: int) -> None:
         """End the process at the second signal. The interpreter writes each one to the pipe as soon as it arrives."""
@@ -79,6 +85,22 @@ class EndingSignals:
         time.sleep(TOGETHER / 4)
         if ours and not self._interrupted and hasattr(signal, "pthread_kill"):
             signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Have a signal that comes within the block raise `KeyboardInterrupt` at its end.
+
+    For the import of a library whose C++ code aborts the process if Python raises an exception in the midst of it.
+    """
+    _held.set()
+    try:
+        yield
+    finally:
+        _held.clear()
+    if _late.is_set():
+        _late.clear()
+        raise KeyboardInterrupt
 
 
 def check_interrupted() -> None:

@@ -270,7 +270,7 @@ def test_a_second_driver_refuses_and_the_first_goes_on(run, undisturbed):
 def test_too_few_workers_for_too_long_is_a_resumable_stop(run, undisturbed):
     run.machines.nodes_up_to(1)
     stopped = volgrowth(
-        *run.arguments, "--workers", 2, "--min-workers", 2, "--set", "wait_minutes=0.05", cwd=run.machines.folder
+        *run.arguments, "--workers", 2, "--min-workers", 2, "--set", "wait_minutes=0.01", cwd=run.machines.folder
     )
     assert stopped.returncode == 2
     assert "workers were ready of the 2 asked for" in stopped.stderr

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from volgrowth.errors import OutputError
+from volgrowth.signals import uninterrupted
 
 if TYPE_CHECKING:
     import duckdb
@@ -71,7 +72,8 @@ def open_database(rows: int) -> Iterator[Database]:
     Raises:
         OutputError: the disk has no room for it.
     """
-    import duckdb  # a tenth of a second to import, and only an analysis needs it
+    with uninterrupted():  # an exception in the midst of its import aborts the process
+        import duckdb  # a tenth of a second to import, and only an analysis needs it
 
     settings: dict[str, Any] = {"preserve_insertion_order": False, "autoinstall_known_extensions": False}
     if rows <= FEW:
