@@ -22,8 +22,8 @@ from tests.support.held_model import caught, fragments, held_audit
 
 # a call that returns after hours, with no chance for Python's handlers to run
 PROGRAM = """
-import hashlib, os, signal, sys, threading, time
-from volgrowth.signals import EndingSignals, uninterrupted
+import hashlib, os, signal, subprocess, sys, threading, time
+from volgrowth.signals import EndingSignals, heed_no_signal_while_forking, uninterrupted
 ending = EndingSignals()
 try:
     print("ready", signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, flush=True)
@@ -38,6 +38,11 @@ try:
             time.sleep(0.5)
             print("whole", flush=True)
         print("passed over", flush=True)
+    if sys.argv[1] == "forks":
+        os.register_at_fork(before=lambda: signal.raise_signal(signal.SIGTERM))
+        heed_no_signal_while_forking()
+        subprocess.run(["true"], preexec_fn=os.getpid, check=True)
+        print("forked", flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
     print("closing", flush=True)
@@ -53,7 +58,7 @@ except KeyboardInterrupt:
 
 def start(kind: str, before: Callable[[], Any] | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PROGRAM, kind]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=before)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before)
 
 
 def line(process: subprocess.Popen[str]) -> str:
@@ -65,6 +70,13 @@ def test_a_signal_within_what_must_not_be_interrupted_counts_at_its_end() -> Non
     process = start("held")
     said = process.communicate()[0].splitlines()
     assert said == ["ready False", "whole", "closing", "over"]
+    assert process.returncode == 130
+
+
+def test_a_signal_while_a_process_forks_counts_when_that_is_over() -> None:
+    process = start("forks")
+    said, errors = process.communicate()
+    assert (said.splitlines(), errors) == (["ready False", "forked", "closing", "over"], "")
     assert process.returncode == 130
 
 

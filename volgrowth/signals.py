@@ -21,6 +21,7 @@ from volgrowth.guard import ENDING, INTERRUPTED, leave_at_once
 TOGETHER = 1.0
 _arrived = threading.Event()
 _held, _late = threading.Event(), threading.Event()
+_forking = threading.Event()
 
 
 class EndingSignals:
@@ -57,7 +58,7 @@ class EndingSignals:
             signal.signal(number, signal.SIG_IGN)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if not self._interrupted:
+        if not self._interrupted and not _forking.is_set():  # then it is sent again
             self._interrupted = True
             if _held.is_set():
                 _late.set()
@@ -77,12 +78,14 @@ class EndingSignals:
                     leave_at_once(INTERRUPTED)
 
     def _again(self, number: int) -> None:
-        """Send the main thread a signal again that came while it began to wait, so that it waits on, unaware of it.
+        """Send the main thread a signal again that it passed over: it began to wait, or was about to fork.
 
         Not where a library has another handler for the signal: that may have heeded it.
         """
         ours = signal.getsignal(number) == self._interrupt
         time.sleep(TOGETHER / 4)
+        while _forking.is_set():
+            time.sleep(0.01)
         if ours and not self._interrupted and hasattr(signal, "pthread_kill"):
             signal.pthread_kill(threading.main_thread().ident or 0, number)
 
@@ -101,6 +104,17 @@ def uninterrupted() -> Iterator[None]:
     if _late.is_set():
         _late.clear()
         raise KeyboardInterrupt
+
+
+def heed_no_signal_while_forking() -> None:
+    """Have a signal that comes while this process forks count when that is over.
+
+    What libraries have Python call before and after a fork, such as taking and giving back the locks of `logging`, may
+    not raise an exception: Python prints its traceback and goes on, and a lock stays taken. Covered is what was
+    registered until now.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_forking.set, after_in_parent=_forking.clear, after_in_child=_forking.clear)
 
 
 def check_interrupted() -> None:

@@ -17,7 +17,7 @@ from ray.exceptions import RpcError
 
 from volgrowth.errors import EngineError, kind_and_line
 from volgrowth.guard import tell_guard
-from volgrowth.signals import check_interrupted
+from volgrowth.signals import check_interrupted, heed_no_signal_while_forking
 
 # the variable of Ray's own patience with a head, and its default, in seconds; half of it is waited here
 RAYS_PATIENCE, RAYS_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", "60"
@@ -48,6 +48,7 @@ def ray_running(address: str | None, lost: Callable[[str], object]) -> Iterator[
     tell_guard(ray=True)
     # one that is started here is not given up: a busy machine may take long
     silent = f"Ray cannot be reached at {address} (no answer for {2 * _patience():g} seconds): {_EXPECTED}"
+    heed_no_signal_while_forking()  # as Ray does for each process that it starts
     try:
         with _handler_kept(), _given_up(2 * _patience(), lost, silent) if address != "local" else nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
