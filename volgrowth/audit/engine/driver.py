@@ -17,8 +17,10 @@ from typing import Any, cast
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
 
 from volgrowth.audit.engine.actor import Actor, Home
+from volgrowth.audit.engine.device_faults import MOST_FAULTS, DeviceFaults, device_failed
 from volgrowth.audit.engine.ledger import ATTEMPTS, Ledger, Task
 from volgrowth.audit.engine.pace import Pace
 from volgrowth.audit.engine.progress import AuditProgress, spell_minutes
@@ -87,9 +89,9 @@ class RayCrew:
         device = "cuda" if self.share else "cpu"
         self.arguments = [ray.put(argument) for argument in (worker, session.config, session.manifest)] + [device]
         session.run.room = _room(self.share)
-        together = calls_at_once(self.share)
-        self.remote = cast(Any, Actor).options(num_cpus=1, num_gpus=self.share, max_concurrency=together)
+        self.needs = {"num_cpus": 1, "num_gpus": self.share, "max_concurrency": calls_at_once(self.share)}
         self.workers: list[HiredActor] = []
+        self.faults = DeviceFaults()
         self.failed_starts = 0
         self.pace, self.node = Pace(session.config.hang_minutes), ray.get_runtime_context().get_node_id()
         self._look = self._enough = self._looked = time.monotonic()
@@ -151,7 +153,7 @@ class RayCrew:
             return
         self._look = time.monotonic() + LOOK_SECONDS
         _check_own_node(self.node)
-        draining = _draining_nodes()
+        draining = _draining_nodes() | set(self.faults.avoided)
         for worker in list(self.workers):
             if worker.state is State.READY and worker.home and worker.home.node in draining:
                 worker.state = State.LEAVING
@@ -164,7 +166,11 @@ class RayCrew:
                 self._hire()
 
     def _hire(self) -> None:
-        worker = HiredActor(self.remote.remote(*self.arguments))
+        self.faults.check_others(ray.nodes())
+        needs, avoided = dict[str, Any](self.needs), self.faults.avoided
+        if avoided:
+            needs["scheduling_strategy"] = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*avoided)})
+        worker = HiredActor(cast(Any, Actor).options(**needs).remote(*self.arguments))
         worker.calls[worker.actor.prepare.remote()] = None
         self.workers.append(worker)
 
@@ -231,11 +237,23 @@ class RayCrew:
         self.session.run.event("task_failed", task=task.name, reason=kind_and_line(cause))
         if isinstance(cause, VolgrowthError):
             return self.ledger.refused(task, cause)
+        if worker.home and device_failed(cause):
+            return self._device_failed(worker, worker.home, task, kind_and_line(cause))
         if worker.home and worker.home.device != "cpu":
             # an error may have left the device's context unusable
             self.ledger.give_back(worker.tasks)
             self._replace(worker)
         return self.ledger.failed(task, Failure(kind_and_line(cause) + noted_line(cause)))
+
+    def _device_failed(self, worker: HiredActor, home: Home, task: Task, reason: str) -> None:
+        """Give back the tasks of a worker whose GPU failed, and start one elsewhere if that happens again and again."""
+        self.session.run.lost_workers += 1
+        self.session.run.event("device_failed", node=home.node, host=home.host, reason=reason)
+        self.progress.say(f"{task.name}: the device of {home.host} failed ({reason}): another worker does it")
+        if self.faults.note(home.node):
+            self.progress.say(f"{home.host} gets no workers any more: its devices failed {MOST_FAULTS} times")
+        self.ledger.give_back([task, *worker.tasks])
+        self._replace(worker)
 
     def _failed_to_start(self, worker: HiredActor, cause: BaseException) -> None:
         """End the run if no worker could start; while others are at work, the fault may be this node's alone."""

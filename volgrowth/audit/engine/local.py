@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from volgrowth.audit.engine.device_faults import device_failed
 from volgrowth.audit.engine.ledger import Ledger, Task
 from volgrowth.audit.engine.pace import Pace
 from volgrowth.audit.engine.progress import AuditProgress, spell_minutes
@@ -55,6 +56,11 @@ class LocalCrew:
         except VolgrowthError as error:
             ledger.refused(task, error)
         except Exception as error:  # networks raise errors of every kind
+            if device_failed(error):
+                raise EngineError(
+                    f"the GPU failed ({kind_and_line(error)}), and a worker in this process cannot be replaced: what "
+                    f"is published stays; look at it with nvidia-smi, and the same command resumes"
+                ) from error
             ledger.failed(task, Failure(kind_and_line(error) + at_line(error)))
         else:
             ledger.done(task, answer)
