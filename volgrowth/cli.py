@@ -245,11 +245,11 @@ def _curate(
         str | None,
         option("The list, .csv or .parquet: written with --fdr, --top-k or --max-score, else read.", "--list"),
     ] = None,
-    apply: Annotated[str | None, option("New folder to write the curated copy of the data set to.")] = None,
+    apply: Annotated[str | None, option("New folder or empty prefix (URL) to write the curated copy to.")] = None,
     indices: Annotated[
         bool, option("Apply the list as row numbers for `datasets` instead of a copy.", "--indices")
     ] = False,
-    undo: Annotated[str | None, option("Remove this folder, which --apply wrote; give nothing else with it.")] = None,
+    undo: Annotated[str | None, option("Remove this, which --apply wrote; give nothing else with it.")] = None,
     trust_output: TrustOutput = False,
 ) -> None:
     """Decide what to do with each row, as a list that can be edited, and apply it to a copy of the data set.
@@ -275,7 +275,8 @@ def _curate(
         raise UsageError("curate needs the OUTPUT of a finished audit, or --undo with a folder that --apply wrote")
     limits = {"fdr": fdr, "top_k": top_k, "max_score": max_score}
     policy = curate.policy_of_options(limits, action, allow, opt_out)
-    curated = curate.write_curation(output, policy, list_, apply, indices, trust_output)
+    with _interruptible(KEPT):
+        curated = curate.write_curation(output, policy, list_, apply, indices, trust_output)
     print_plain("\n".join(curate.curation_lines(output, list_, curated, apply)))
 
 

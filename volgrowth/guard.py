@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from volgrowth.plain import plain, print_plain
@@ -67,7 +68,7 @@ def tell_guard(**notes: Any) -> None:
         code: exit code of the command, told when its work is done.
         kept: what is kept if the command ends now, as the end of a sentence.
         ray: whether Ray runs in this process.
-        lock: output and id of the lock that this process holds; None when it holds none.
+        locks: output of each lock that this process holds, by the lock's id; None for one that it gave up.
     """
     if _guarded and _guarded[0] == os.getpid():  # not in a process that was forked from the guarded one
         os.write(_guarded[1], json.dumps(notes).encode() + b"\n")
@@ -103,19 +104,28 @@ def _guard(child: int, reader: int, give_up_lock: Callable[[str, str], object]) 
         code = INTERRUPTED if interrupted or _ended_by(status) in ENDING else STOPPED
         _show_cursor()
         print_plain(_sentence(notes, status, code), error=True)
-    if lock := notes.get("lock"):
-        close_in_time(lambda: give_up_lock(*lock))
+    for identity, output in notes["locks"].items():
+        if output is not None:
+            close_in_time(partial(give_up_lock, output, identity))
     os._exit(code)
 
 
 def _read_notes(reader: int) -> dict[str, Any]:
-    """Return all that the child told; a process that it left behind may hold the pipe open."""
+    """Return all that the child told last, of each lock what it told last of that.
+
+    A process that the child left behind may hold the pipe open.
+    """
     os.set_blocking(reader, False)
     told = b""
     with contextlib.suppress(BlockingIOError):
         while more := os.read(reader, 1 << 16):
             told += more
-    return {name: value for line in told.splitlines() for name, value in json.loads(line).items()}
+    notes, locks = dict[str, Any](), dict[str, str | None]()
+    for line in told.splitlines():
+        note = json.loads(line)
+        locks |= note.get("locks", {})
+        notes |= note
+    return {**notes, "locks": locks}
 
 
 def _show_cursor() -> None:

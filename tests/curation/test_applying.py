@@ -310,8 +310,6 @@ def test_a_data_set_in_a_store_is_curated_here(run, images, bucket, tmp_path):
             **bucket.objects(),
             f"out-{name}/curation.parquet": b"",
         }
-    with pytest.raises(UsageError, match="a store has no rename"):
-        curate_audit(audit.store.url, CurationPolicy("top_k", 3), destination=f"{bucket.url}/new")
 
 
 def test_a_data_set_that_changed_is_refused_and_nothing_is_left(audit, tmp_path):

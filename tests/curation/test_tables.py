@@ -16,6 +16,7 @@ from tests.sources.readers.tables.test_table_types import PLAIN, STRUCTS, column
 from tests.support.samples import digits, values, write_parquet
 from volgrowth.curation import apply_list
 from volgrowth.curation.kept import WEIGHT, Kept
+from volgrowth.curation.stages import FolderStage
 from volgrowth.curation.tables import write_kept_dataset, write_kept_parquet
 from volgrowth.errors import DataError
 from volgrowth.sources import open_source
@@ -52,8 +53,8 @@ def applied(tmp_path: Path, table: pa.Table, weighted: bool, **options: int) -> 
     (tmp_path / "data").mkdir(exist_ok=True)
     pq.write_table(table, tmp_path / "data/a.parquet", **options)
     some, stage = kept(weighted), tmp_path / "new"
-    stage.mkdir()
-    write_kept_parquet(cast(ParquetSource, open_source(str(tmp_path / "data"), image_column="image")), stage, some)
+    source = cast(ParquetSource, open_source(str(tmp_path / "data"), image_column="image"))
+    write_kept_parquet(source, FolderStage(stage), some)
     rows = np.flatnonzero(some.mask)
     written = open_source(str(stage), image_column="image").read(0, len(rows))
     assert [row.data for row in written] == [IMAGES[row] for row in rows]
@@ -94,8 +95,7 @@ def test_what_polars_writes_is_read_and_written(tmp_path, as_pyarrow):
     frame.write_parquet(tmp_path / "data/a.parquet", use_pyarrow=as_pyarrow)
     source = open_source(str(tmp_path / "data"), id_column="name", condition_column="kind")
     assert [row.condition for row in source.read(0, ROWS)] == [row.image_id for row in source.read(0, ROWS)]
-    (tmp_path / "new").mkdir()
-    write_kept_parquet(cast(ParquetSource, source), tmp_path / "new", kept())
+    write_kept_parquet(cast(ParquetSource, source), FolderStage(tmp_path / "new"), kept())
     written = pl.read_parquet(tmp_path / "new/a.parquet")
     assert written.equals(frame.filter(pl.Series(kept().mask)))
 
@@ -107,7 +107,7 @@ def test_a_cache_of_datasets_becomes_a_saved_data_set(tmp_path, weighted):
     (folder,) = [path.parent for path in (tmp_path / "cache").rglob("dataset_info.json")]
     before = sorted(folder.iterdir())
     source = ArrowSource(LocalPlace(folder), Request(str(folder)))
-    write_kept_dataset(source, tmp_path / "new", kept(weighted))
+    write_kept_dataset(source, FolderStage(tmp_path / "new"), kept(weighted))
     assert sorted(folder.iterdir()) == before
     rows = np.flatnonzero(kept().mask)
     new = open_source(str(tmp_path / "new"), "train", id_column="number")
@@ -123,9 +123,8 @@ def test_images_beside_a_table_of_views_are_refused(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     source = open_source(str(tmp_path / "a.parquet"))
     assert [row.data for row in source.read(0, 3)] == IMAGES[:3]
-    (tmp_path / "new").mkdir()
     with pytest.raises(DataError, match=r"has images in files beside it, such as '0\.png'"):
-        write_kept_parquet(cast(ParquetSource, source), tmp_path / "new", Kept(np.ones(3, bool), None))
+        write_kept_parquet(cast(ParquetSource, source), FolderStage(tmp_path / "new"), Kept(np.ones(3, bool), None))
 
 
 def test_a_list_is_applied_to_tables_that_differ_in_width(run, tmp_path):

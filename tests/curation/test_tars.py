@@ -15,6 +15,7 @@ from tests.support.samples import pairs
 from tests.support.tars import header, ordinary, pax
 from volgrowth.curation import apply_list
 from volgrowth.curation.kept import Kept
+from volgrowth.curation.stages import FolderStage
 from volgrowth.curation.tars import count_samples, write_kept_tars
 from volgrowth.errors import DataError, OutputError
 from volgrowth.sources import open_source
@@ -40,8 +41,9 @@ def curated(tmp_path):
         source = open_source(str(before))
         assert isinstance(source, WebDatasetSource)
         mask = ~np.isin(np.arange(source.num_rows), drop)
-        write_kept_tars(source, after, Kept(mask, weights and np.array(weights)))
-        assert count_samples(after) == mask.sum()
+        stage = FolderStage(after)
+        write_kept_tars(source, stage, Kept(mask, weights and np.array(weights)))
+        assert stage.rows == count_samples(after / before.name) == mask.sum()
         return before, after / before.name
 
     return curated

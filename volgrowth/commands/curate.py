@@ -15,7 +15,8 @@ from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import Audit, open_audit, open_stored
 from volgrowth.curation.applying import apply_list, check_destination
 from volgrowth.curation.lists import CURATION_FILE, ListFile, new_list
-from volgrowth.curation.undoing import Receipt, undo_list
+from volgrowth.curation.receipts import Receipt
+from volgrowth.curation.undoing import undo_list
 from volgrowth.errors import UsageError
 from volgrowth.storage.store import Store
 
@@ -35,7 +36,8 @@ def curate_audit(
         output: folder or URL of a finished audit.
         policy: the policy that makes the list; without one the list is read from `list_path`.
         list_path: a .parquet or .csv file: written if there is a policy, else read.
-        destination: a new folder for the data set that the list describes; see `volgrowth curate --apply`.
+        destination: a new folder, or the URL of an empty prefix, for the data set that the list describes; see
+            `volgrowth curate --apply`.
         indices: write row numbers for `datasets` to `destination` instead of a copy of the rows.
         trust_output: copy the data set that the output names although another account, or another machine, made the
             audit.
@@ -160,7 +162,7 @@ def undo_curation(folder: str, trust_output: bool = False) -> str:
     """Remove a folder that `curate_audit` wrote, and return a sentence about what is gone.
 
     Args:
-        folder: the folder.
+        folder: the folder, or the URL of the prefix.
         trust_output: remove it although another account, or another machine, wrote it.
 
     Raises:

@@ -6,6 +6,7 @@ whatever form that lives, and undone.
 
 from volgrowth.curation.applying import apply_list
 from volgrowth.curation.lists import CURATION_FILE, read_list
-from volgrowth.curation.undoing import Receipt, undo_list
+from volgrowth.curation.receipts import Receipt
+from volgrowth.curation.undoing import undo_list
 
 __all__ = ["CURATION_FILE", "Receipt", "apply_list", "read_list", "undo_list"]

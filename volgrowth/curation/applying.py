@@ -1,38 +1,39 @@
 """Apply a curation list: write the data set that it keeps beside the source, which is only read.
 
-Everything is written to a hidden folder beside the destination, counted by opening it as any reader would, and renamed
-as the last step: the destination holds either nothing or all of it. A receipt in it lists what was written: see
-`volgrowth.curation.undoing`.
+For a folder everything is written to a hidden folder beside it, which is renamed as the last step: the destination
+holds either nothing or all of it. For an object store, see `volgrowth.curation.stored`. The rows of each file are
+counted by reading it. A receipt lists what was written: see `volgrowth.curation.receipts`.
 """
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from volgrowth.analysis.policy import Action, list_digest
 from volgrowth.audit.output.result import Audit
 from volgrowth.audit.output.unchanged import check_rows, check_unchanged, expected_hashes
-from volgrowth.curation.image_files import FILE_LIST, write_file_list
+from volgrowth.curation.image_files import write_file_list
 from volgrowth.curation.kept import Kept
-from volgrowth.curation.tables import INDICES_FILE, write_kept_dataset, write_kept_indices, write_kept_parquet
-from volgrowth.curation.tars import count_samples, write_kept_tars
-from volgrowth.curation.undoing import Receipt, sealed_files
+from volgrowth.curation.receipts import Receipt
+from volgrowth.curation.stages import Stage, open_folder_stage, open_target
+from volgrowth.curation.stored import Unfinished, check_prefix, open_stored_stage
+from volgrowth.curation.tables import write_kept_dataset, write_kept_indices, write_kept_parquet
+from volgrowth.curation.tars import write_kept_tars
 from volgrowth.errors import OutputError, UsageError
-from volgrowth.sources import open_source
-from volgrowth.storage.failures import store_reason
-from volgrowth.storage.urls import is_url
-from volgrowth.storage.whole import publish_whole
+from volgrowth.storage.store import Store
+from volgrowth.storage.urls import filesystem, is_url
 
 INDICES = "indices"
-WRITERS: dict[str, Callable[[Any, Path, Kept], None]] = {
+WRITERS: dict[str, Callable[[Any, Stage, Kept], None]] = {
     "parquet": write_kept_parquet,
     "arrow": write_kept_dataset,
     "webdataset": write_kept_tars,
@@ -44,17 +45,17 @@ COPIED = frozenset(("parquet", "arrow", "webdataset"))
 """Forms that copy the rows. All rows that stay are compared with what was scored, since all are read anyway."""
 
 
-def check_destination(audit: Audit, destination: str, indices: bool = False) -> Path:
-    """Check that a data set can be written to a destination, and return its absolute path.
+def check_destination(audit: Audit, destination: str, indices: bool = False) -> Path | Store:
+    """Check that a data set can be written to a destination, and return its absolute path, or its store.
 
     Args:
         audit: of the data set.
-        destination: a new local folder.
+        destination: a new local folder, or the URL of an empty prefix in an object store.
         indices: write row numbers instead of rows; see `apply_list`.
 
     Raises:
-        UsageError: the destination is a URL, or rows of the data set have no numbers in `datasets`.
-        OutputError: the destination exists, or is in the data set itself.
+        UsageError: rows of the data set have no numbers in `datasets`.
+        OutputError: the destination exists, or is in the data set itself, or the store cannot be reached.
     """
     kind, data = audit.frozen.data.kind, audit.frozen.data.name
     if indices and kind not in ("arrow", "hub"):
@@ -62,17 +63,24 @@ def check_destination(audit: Audit, destination: str, indices: bool = False) -> 
             f"--indices: the rows of {data}, of the kind {kind}, may have another order in `datasets`; expected a "
             "save_to_disk folder or a data set of the hub; leave --indices out"
         )
-    if is_url(destination):
-        raise UsageError(
-            f"--apply {destination}: a store has no rename, and an interrupted copy would stay there in part; expected "
-            "a local folder, to be copied there when it is whole"
-        )
-    folder = Path(destination).expanduser().absolute()
-    if os.path.lexists(folder):
+    target = open_target(destination)
+    within = f"--apply {destination} is in the audited data set {data}: choose a folder outside of it"
+    if isinstance(target, Store):
+        if is_url(data) and _holds(data, target):
+            raise OutputError(within)
+        check_prefix(target)
+        return target
+    if os.path.lexists(target):
         raise OutputError(f"--apply {destination} exists: choose a new folder, or `volgrowth curate --undo` it first")
-    if not is_url(data) and os.path.isdir(data) and folder.resolve().is_relative_to(Path(data).resolve()):
-        raise OutputError(f"--apply {destination} is in the audited data set {data}: choose a folder outside of it")
-    return folder
+    if not is_url(data) and os.path.isdir(data) and target.resolve().is_relative_to(Path(data).resolve()):
+        raise OutputError(within)
+    return target
+
+
+def _holds(data: str, target: Store) -> bool:
+    """Return whether the URL of a data set is that of a folder that a prefix of the same store is in."""
+    files, path = filesystem(data)
+    return files == target.files and PurePosixPath(target.root).is_relative_to(PurePosixPath(path))
 
 
 def apply_list(
@@ -84,7 +92,7 @@ def apply_list(
         audit: finished; its data set is read again.
         rows: the list, with the columns of `CURATION`, every row of the data set once, in row order; in one table or
             in parts.
-        destination: a new local folder.
+        destination: a new local folder, or the URL of an empty prefix in an object store.
         indices: for a data set that `datasets` loads, write the row numbers instead of the rows.
 
     Returns:
@@ -95,7 +103,7 @@ def apply_list(
         DataError: the data set has changed since it was audited.
         UsageError: the list keeps no row, or the data set cannot be written so.
     """
-    folder = check_destination(audit, destination, indices)
+    target = check_destination(audit, destination, indices)
     source = audit.open_data()
     kept, counts = _kept([rows] if isinstance(rows, pa.Table) else rows, audit.frozen.data.rows)
     form = INDICES if indices or source.kind == "hub" else source.kind
@@ -103,18 +111,24 @@ def apply_list(
         check_rows(source, _hashes(audit, kept))
     else:
         check_unchanged(audit.store, audit.frozen)
-    with _staged(folder) as stage:
+    actions = {action.value: counts[action.value] for action in Action}
+    receipt = Receipt(list_digest(audit), audit.frozen.data.name, form, kept.rows, actions, {})
+    with _opened(target, receipt, kept) as stage:
         WRITERS[form](source, stage, kept)
-        written = _count(form, stage, audit)
-        if written != kept.rows:
+        if stage.rows != kept.rows:
             raise OutputError(
-                f"{folder} would hold {written} rows, and the list keeps {kept.rows}: nothing was written; try again, "
-                "and report it if it stays"
+                f"{destination} would hold {stage.rows} rows, and the list keeps {kept.rows}: nothing was written; try "
+                "again, and report it if it stays"
             )
-        actions = {action.value: counts[action.value] for action in Action}
-        receipt = Receipt(list_digest(audit), audit.frozen.data.name, form, written, actions, sealed_files(stage))
-        receipt.write(stage)
-    return receipt
+        return stage.finish(receipt)
+
+
+def _opened(target: Path | Store, receipt: Receipt, kept: Kept) -> AbstractContextManager[Stage]:
+    """Open the place to write the rows that stay to."""
+    if isinstance(target, Path):
+        return open_folder_stage(target)
+    digest = hashlib.sha256(kept.mask.tobytes() + (b"" if kept.weight is None else kept.weight.tobytes()))
+    return open_stored_stage(target, Unfinished(replace(receipt, files={}, tags={}), digest.hexdigest()))
 
 
 def _kept(parts: Iterable[pa.Table], rows: int) -> tuple[Kept, Counter[str]]:
@@ -145,34 +159,3 @@ def _hashes(audit: Audit, kept: Kept) -> Iterator[dict[int, int]]:
             yield waiting
             waiting, count = {}, 0
     yield waiting
-
-
-def _count(form: str, stage: Path, audit: Audit) -> int:
-    """Count the rows that were written, as a reader finds them."""
-    if form == "folder":
-        with open(stage / FILE_LIST, "rb") as lines:
-            return sum(1 for _ in lines)
-    if form == INDICES:
-        with pa.ipc.open_stream(stage / INDICES_FILE) as batches:
-            return sum(batch.num_rows for batch in batches)
-    if form == "webdataset":
-        return count_samples(stage)
-    if form == "parquet":  # by name they need not be what a folder is opened by
-        return sum(pq.read_metadata(path).num_rows for path in stage.rglob("*") if path.is_file())
-    config = audit.manifest["config"]
-    return open_source(str(stage), audit.frozen.data.split, config["image_column"], config["id_column"]).num_rows
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Open a new hidden folder that is renamed to `folder` at the end, or removed if there is an error."""
-    try:
-        with publish_whole(folder) as stage:
-            stage.mkdir()
-            yield stage
-            if os.path.lexists(folder):  # os.rename would replace an empty folder
-                raise FileExistsError(f"{folder} exists by now")
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written ({store_reason(error)}): choose a new folder, with room, that you may write to"
-        ) from None

@@ -1,10 +1,11 @@
 """Writer of lists of image files without those that a curation list drops."""
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
 
 from volgrowth.curation.kept import Kept
+from volgrowth.curation.stages import Stage, no_rows
 from volgrowth.errors import DataError
 from volgrowth.sources.listing import SourceFile
 from volgrowth.sources.readers.folder import FolderSource
@@ -14,7 +15,7 @@ FILE_LIST = "files.txt"
 WEIGHT_LIST = "weights.txt"
 
 
-def write_file_list(source: FolderSource, stage: Path, kept: Kept) -> None:
+def write_file_list(source: FolderSource, stage: Stage, kept: Kept) -> None:
     """Write the names of the files that stay, one a line, relative to the data set's folder, and their weights."""
 
     def checked(entry: tuple[SourceFile, int]) -> tuple[bytes, int] | None:
@@ -31,14 +32,21 @@ def write_file_list(source: FolderSource, stage: Path, kept: Kept) -> None:
             )
         return os.fsencode(file.name), row
 
+    lists = [FILE_LIST] if kept.weight is None else [FILE_LIST, WEIGHT_LIST]
+    stage.expect(lists)
     entries = source.listing.entries(0, source.num_rows)
-    with open(stage / FILE_LIST, "wb") as names, _weights(stage, kept) as weights:
+    with ExitStack() as files:
+        paths = [
+            files.enter_context(stage.new_file(name, _count_names if name == FILE_LIST else no_rows)) for name in lists
+        ]
+        names, *weights = (files.enter_context(path.open("wb")) for path in paths)
         for found in read_ahead(checked, entries, source.place.threads):
             if found:
                 names.write(found[0] + b"\n")
                 if kept.weight is not None:
-                    weights.write(f"{float(kept.weight[found[1]])!r}\n".encode())
+                    weights[0].write(f"{float(kept.weight[found[1]])!r}\n".encode())
 
 
-def _weights(stage: Path, kept: Kept) -> BinaryIO:
-    return open(os.devnull if kept.weight is None else stage / WEIGHT_LIST, "wb")
+def _count_names(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)

@@ -5,6 +5,7 @@ All columns stay as they are. A file that keeps no row is left out.
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from volgrowth.curation.kept import WEIGHT, Kept, kept_file, refuse_weights
+from volgrowth.curation.kept import WEIGHT, Kept, kept_entries, refuse_weights
+from volgrowth.curation.stages import Stage
 from volgrowth.errors import DataError
 from volgrowth.sources.listing import SourceFile
 from volgrowth.sources.readers.tables.parquet import ParquetSource
@@ -27,18 +29,30 @@ GROUP_BYTES = 64 << 20
 """Bytes held in memory before a row group is written; smaller row groups keep their bounds."""
 INDICES_FILE = "indices.arrow"
 BATCH_INDICES = 1 << 16
+SHARD_BYTES = 500_000_000
+"""Bytes of an Arrow file that is written, about, as `save_to_disk` has them by default."""
+STATE_FILE = "state.json"
+BESIDE = ("dataset_info.json", STATE_FILE)
+"""What `save_to_disk` writes beside the Arrow files of a split."""
+SPLITS_FILE = "dataset_dict.json"
+"""What it writes above the folders of splits."""
 
 
-def write_kept_parquet(source: ParquetSource, stage: Path, kept: Kept) -> None:
+def write_kept_parquet(source: ParquetSource, stage: Stage, kept: Kept) -> None:
     """Write the Parquet files of the data set with the rows that stay, row group by row group."""
-    for file, first in source.listing.entries(0, source.num_rows):
-        if not kept.mask[first : first + file.rows].any():
+    stage.expect([file.name for file, _ in kept_entries(source, kept)])
+    for file, first in kept_entries(source, kept):
+        if stage.has(file.name):
             continue
         with source.open_file(file) as parquet:
             schema = parquet.schema_arrow
             if kept.weight is not None:
                 schema = _weighted(schema, source.place.url(file.name))
-            with pq.ParquetWriter(kept_file(stage, file.name), schema, compression="zstd") as writer:
+            with (
+                stage.new_file(file.name, _count_parquet) as path,
+                path.open("wb") as written,  # by its name pyarrow would refuse one without UTF-8
+                pq.ParquetWriter(written, schema, compression="zstd") as writer,
+            ):
                 for table in _groups(source, file, parquet, first, kept):
                     writer.write_table(table.cast(schema))
 
@@ -107,10 +121,31 @@ def _weighted(schema: pa.Schema, where: str) -> pa.Schema:
     return schema.append(pa.field(WEIGHT, pa.float64())).with_metadata(metadata or None)
 
 
-def write_kept_dataset(source: ArrowSource, stage: Path, kept: Kept) -> None:
-    """Write a `save_to_disk` folder with the rows that stay; of several splits, only the audited one."""
-    from datasets import DatasetDict
+def write_kept_dataset(source: ArrowSource, stage: Stage, kept: Kept) -> None:
+    """Write a `save_to_disk` folder with the rows that stay; of several splits, only the audited one.
 
+    `save_to_disk` writes each of its shards as a data set of its own, so that one shard at a time is on the disk.
+    """
+    dataset = _kept_dataset(source, kept)
+    several = source.folder != source.place.path
+    below = f"{source.split}/" if several else ""
+    shards = min(len(dataset), int(dataset.data.nbytes * len(dataset) / len(dataset.data) / SHARD_BYTES) + 1)
+    names = [f"data-{shard:05d}-of-{shards:05d}.arrow" for shard in range(shards)]
+    stage.expect([*(f"{below}{name}" for name in (*names, *BESIDE)), *([SPLITS_FILE] if several else [])])
+    for shard, name in enumerate(names):
+        last = shard == shards - 1  # is written again in any case, for the files beside it
+        if last or not stage.has(f"{below}{name}"):
+            with stage.new_file(f"{below}{name}", count_batches) as path:
+                beside = _write_shard(dataset.shard(shards, shard, contiguous=True), path)
+    beside[STATE_FILE] |= {"_data_files": [{"filename": name} for name in names], "_fingerprint": dataset._fingerprint}
+    for name, content in beside.items():
+        _write_json(stage, f"{below}{name}", content)
+    if several:
+        _write_json(stage, SPLITS_FILE, {"splits": [source.split]})
+
+
+def _kept_dataset(source: ArrowSource, kept: Kept) -> Any:
+    """Return the `datasets.Dataset` of the rows that stay, with their weights."""
     dataset = source.load()
     check_whole(dataset.data.column(source.columns.image), kept.mask, source.where)
     if kept.weight is not None:
@@ -118,19 +153,42 @@ def write_kept_dataset(source: ArrowSource, stage: Path, kept: Kept) -> None:
             refuse_weights(source.where)
         # added before rows are selected: added afterwards `datasets` would write a cache beside the source
         dataset = dataset.add_column(WEIGHT, kept.weight)
-    chosen: Any = dataset.select(np.flatnonzero(kept.mask))
-    if source.folder != source.place.path:
-        chosen = DatasetDict({source.split: chosen})
-    chosen.save_to_disk(str(stage))
+    return dataset.select(np.flatnonzero(kept.mask))
 
 
-def write_kept_indices(source: DatasetSource, stage: Path, kept: Kept) -> None:
+def _write_shard(shard: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """Write the Arrow file of a `datasets.Dataset`, and return what `save_to_disk` writes beside it."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        shard.save_to_disk(folder, num_shards=1)
+        os.replace(next(Path(folder).glob("*.arrow")), path)
+        return {name: json.loads((Path(folder) / name).read_text(encoding="utf-8")) for name in BESIDE}
+
+
+def _write_json(stage: Stage, name: str, content: dict[str, Any]) -> None:
+    if not stage.has(name):
+        with stage.new_file(name) as path:
+            path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def write_kept_indices(source: DatasetSource, stage: Stage, kept: Kept) -> None:
     """Write the numbers of the rows that stay, in the form in which `datasets` keeps those of a selection."""
     rows = np.flatnonzero(kept.mask).astype(np.uint64)
     columns = {"indices": rows} if kept.weight is None else {"indices": rows, WEIGHT: kept.weight[kept.mask]}
     table = pa.table(columns)
-    with pa.ipc.new_stream(stage / INDICES_FILE, table.schema) as writer:
+    stage.expect([INDICES_FILE])
+    with stage.new_file(INDICES_FILE, count_batches) as path, pa.ipc.new_stream(path, table.schema) as writer:
         writer.write_table(table, BATCH_INDICES)
+
+
+def count_batches(path: Path) -> int:
+    """Return the number of rows in an Arrow file that was written."""
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as batches:
+        return sum(batch.num_rows for batch in batches)
+
+
+def _count_parquet(path: Path) -> int:
+    with path.open("rb") as file:
+        return pq.read_metadata(file).num_rows
 
 
 def check_whole(column: pa.ChunkedArray, mask: np.ndarray, where: str) -> None:

@@ -12,7 +12,8 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO
 
-from volgrowth.curation.kept import WEIGHT, Kept, kept_file, refuse_weights
+from volgrowth.curation.kept import WEIGHT, Kept, kept_entries, refuse_weights
+from volgrowth.curation.stages import Stage
 from volgrowth.errors import DataError, OutputError
 from volgrowth.sources.listing import SourceFile
 from volgrowth.sources.readers.tar_members import BLOCK, DamagedTarError, TarMember, TarMembers
@@ -24,7 +25,7 @@ EXTENSION = f"{WEIGHT}.json"
 """Extension of the tar member that holds a sample's weight, a number that webdataset loaders decode."""
 
 
-def write_kept_tars(source: WebDatasetSource, stage: Path, kept: Kept) -> None:
+def write_kept_tars(source: WebDatasetSource, stage: Stage, kept: Kept) -> None:
     """Write the tars of the data set with the samples that stay, byte for byte; a tar that keeps none is left out.
 
     Raises:
@@ -32,16 +33,18 @@ def write_kept_tars(source: WebDatasetSource, stage: Path, kept: Kept) -> None:
             that is dropped.
         OutputError: what was written does not read back as the samples that stay.
     """
-    for file, first in source.listing.entries(0, source.num_rows):
-        rows = slice(first, first + file.rows)
-        if kept.mask[rows].any():
+    stage.expect([file.name for file, _ in kept_entries(source, kept)])
+    for file, first in kept_entries(source, kept):
+        if not stage.has(file.name):
+            rows = slice(first, first + file.rows)
             part = Kept(kept.mask[rows], None if kept.weight is None else kept.weight[rows])
-            _KeptTar(source, file, part).write(kept_file(stage, file.name))
+            with stage.new_file(file.name, count_samples) as path:
+                _KeptTar(source, file, part).write(path)
 
 
-def count_samples(stage: Path) -> int:
-    """Return how many samples the tars in a folder hold."""
-    return sum(_read_back(path)[0] for path in sorted(stage.rglob("*")) if path.is_file())
+def count_samples(path: Path) -> int:
+    """Return how many samples a tar that was written holds."""
+    return _read_back(path)[0]
 
 
 class _KeptTar:

@@ -44,8 +44,10 @@ _MANAGED = {
     "Iceberg": re.compile(r"(?:^|/)metadata/[^/]*\.metadata\.json$"),
 }
 """What only a table of files has that lists which of its files hold rows; the others hold rows that were deleted."""
-MARKS = ("_delta_log/*.json", ".hoodie/*", "metadata/*.metadata.json")
-"""Patterns of the same in a folder."""
+UNFINISHED = ".curation-unfinished.json"
+"""What lies in a prefix of a store while `volgrowth curate --apply` writes a data set there, or if it was cut off."""
+MARKS = ("_delta_log/*.json", ".hoodie/*", "metadata/*.metadata.json", UNFINISHED)
+"""Patterns of what makes a folder no data set as it lies."""
 
 
 @dataclass
@@ -69,12 +71,14 @@ class Contents:
         tables: texts that may describe images beside them, such as metadata.csv, sorted.
         managed: the kind of table, such as "Delta", whose files these are, by a file that tells it.
         snapshots: the folders of revisions in a cache of the Hugging Face hub.
+        unfinished: the file that tells that `volgrowth curate --apply` was cut off here; "" if none does.
     """
 
     files: dict[str, Sorted[Found]] = field(default_factory=lambda: {kind: Sorted() for kind in UNITS})
     tables: Sorted[Found] = field(default_factory=Sorted)
     managed: dict[str, str] = field(default_factory=dict)
     snapshots: set[str] = field(default_factory=set)
+    unfinished: str = ""
     _aside: dict[tuple[str, str], _Tally] = field(default_factory=dict)
     _linked: set[tuple[int, int]] = field(default_factory=set)
 
@@ -174,9 +178,14 @@ class Contents:
         return ", ".join(filter(None, [self.counts(), *aside])) or "nothing"
 
     def refuse_parts(self, where: str, kind: str) -> None:
-        """Raise a DataError if the files of a kind are no data set as they lie: those of a managed table, or of
-        several revisions in a cache of the hub.
+        """Raise a DataError if the files of a kind are no data set as they lie: those of a managed table, of several
+        revisions in a cache of the hub, or a part of a curated data set.
         """
+        if self.unfinished:
+            raise DataError(
+                f"{where} holds a part of a data set (it has {printable(self.unfinished)}): `volgrowth curate --apply` "
+                "was cut off there; run it again, or remove the part by `volgrowth curate --undo`"
+            )
         for table, name in self.managed.items() if kind == "parquet" else ():
             raise DataError(
                 f"{where} is a table of {table} (it has {printable(name)}), whose files may hold deleted or replaced "
@@ -190,12 +199,14 @@ class Contents:
             )
 
     def note_marks(self, name: str) -> None:
-        """Note a file by whose name a managed table or a snapshot of the hub is told."""
+        """Note a file by whose name a managed table, a snapshot of the hub or a part of a data set is told."""
         for kind, mark in _MANAGED.items():
             if mark.search(name):
                 self.managed.setdefault(kind, name)
         if found := _SNAPSHOT.match(name):
             self.snapshots.add(found[1])
+        if name.rpartition("/")[2] == UNFINISHED:
+            self.unfinished = name
 
 
 def data_kind(name: str) -> str:

@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from volgrowth.credentials import hide
 from volgrowth.errors import DamagedError, OutputError
+from volgrowth.storage.copies import tag_of
 from volgrowth.storage.failures import explained, is_absent, store_reason
 from volgrowth.storage.sealing import (
     BODY,
@@ -277,6 +278,18 @@ class Store:
                     self._guard()
                     upload_file(self.files, self.file_path(name), file)
                 whole.pop_all().close()
+
+    def upload(self, name: str, path: Path) -> None:
+        """Publish a file of the local disk in a store, in parts that appear together."""
+        with path.open("rb") as file, self._writing(name):
+            file.seek(0, 2)
+            self._guard()
+            upload_file(self.files, self.file_path(name), file)
+
+    def stored(self, name: str) -> tuple[int, str] | None:
+        """Return the size of a file in a store, and the tag that changes with its content; None if it is not there."""
+        found = self._details(name)
+        return (found["size"], tag_of(found)) if found.get("type") == "file" else None
 
     def create(self, name: str, data: bytes) -> bool:
         """Publish a file unless there is one, and return whether this call did. Of several writers at once one does.

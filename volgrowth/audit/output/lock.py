@@ -68,7 +68,7 @@ class Lock:
         Raises:
             OutputError: another driver is at work.
         """
-        tell_guard(lock=[self.store.url, self.mine["id"]])
+        tell_guard(locks={self.mine["id"]: self.store.url})
         if not self.store.create(LOCK, self._content()):
             there = self._read()
             if there is not None and self._alive(there):
@@ -113,7 +113,7 @@ class Lock:
         with suppress(OutputError):
             if self._is_mine(self._read()):
                 self.store.delete(LOCK)
-        tell_guard(lock=None)
+        tell_guard(locks={self.mine["id"]: None})
 
     def _keep(self) -> None:
         while not self._lost and not self._stop.wait(BEAT_SECONDS):
