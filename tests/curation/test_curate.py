@@ -101,7 +101,7 @@ def test_what_curate_refuses(refused, out, tmp_path):
         ([out, "--fdr", "0.1", "--list", "list.txt"], "ends in .parquet or .csv"),
         ([out, "--list", "gone.csv"], "gone.csv cannot be read"),
         ([out, "--fdr", "0.1", "--apply", "there"], "--apply there exists: choose a new folder"),
-        ([out, "--fdr", "0.1", "--apply", "s3://bucket/new"], "a store has no rename"),
+        ([out, "--fdr", "0.1", "--apply", "nope://bucket/new"], "output nope://bucket/new cannot be opened"),
         ([out, "--fdr", "0.1", "--apply", "new", "--indices"], "--indices: the rows of"),
         ([out, "--undo", "there"], "--undo takes nothing beside it, and output was"),
         (["--undo", "there", "--top-k", "0"], "--undo takes nothing beside it, and top_k was 0"),
