@@ -39,7 +39,8 @@ try:
             print("whole", flush=True)
         print("passed over", flush=True)
     if sys.argv[1] == "forks":
-        os.register_at_fork(before=lambda: signal.raise_signal(signal.SIGTERM))
+        comes = lambda: signal.raise_signal(signal.SIGTERM)
+        os.register_at_fork(before=comes, after_in_parent=comes)
         heed_no_signal_while_forking()
         subprocess.run(["true"], preexec_fn=os.getpid, check=True)
         print("forked", flush=True)

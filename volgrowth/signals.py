@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from volgrowth.guard import ENDING, INTERRUPTED, leave_at_once
 
@@ -21,7 +21,6 @@ from volgrowth.guard import ENDING, INTERRUPTED, leave_at_once
 TOGETHER = 1.0
 _arrived = threading.Event()
 _held, _late = threading.Event(), threading.Event()
-_forking = threading.Event()
 
 
 class EndingSignals:
@@ -58,7 +57,7 @@ class EndingSignals:
             signal.signal(number, signal.SIG_IGN)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if not self._interrupted and not _forking.is_set():  # then it is sent again
+        if not self._interrupted:
             self._interrupted = True
             if _held.is_set():
                 _late.set()
@@ -78,14 +77,12 @@ class EndingSignals:
                     leave_at_once(INTERRUPTED)
 
     def _again(self, number: int) -> None:
-        """Send the main thread a signal again that it passed over: it began to wait, or was about to fork.
+        """Send the main thread a signal again that came while it began to wait, so that it waits on, unaware of it.
 
         Not where a library has another handler for the signal: that may have heeded it.
         """
         ours = signal.getsignal(number) == self._interrupt
         time.sleep(TOGETHER / 4)
-        while _forking.is_set():
-            time.sleep(0.01)
         if ours and not self._interrupted and hasattr(signal, "pthread_kill"):
             signal.pthread_kill(threading.main_thread().ident or 0, number)
 
@@ -107,14 +104,33 @@ def uninterrupted() -> Iterator[None]:
 
 
 def heed_no_signal_while_forking() -> None:
-    """Have a signal that comes while this process forks count when that is over.
+    """Have a signal that comes while the main thread forks count when that is over, whoever's handler it has.
 
     What libraries have Python call before and after a fork, such as taking and giving back the locks of `logging`, may
     not raise an exception: Python prints its traceback and goes on, and a lock stays taken. Covered is what was
     registered until now.
     """
+    handlers, came = dict[int, Any](), list[int]()
+
+    def before() -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDING:
+                if signal.getsignal(number) is not None:  # else one of C, which raises nothing here
+                    handlers[number] = signal.signal(number, lambda number, frame: came.append(number))
+
+    def after() -> None:
+        while handlers:
+            signal.signal(*handlers.popitem())
+        if came:
+            threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, came[0])).start()
+            came.clear()
+
+    def child() -> None:
+        came.clear()
+        after()
+
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_forking.set, after_in_parent=_forking.clear, after_in_child=_forking.clear)
+        os.register_at_fork(before=before, after_in_parent=after, after_in_child=child)
 
 
 def check_interrupted() -> None:
