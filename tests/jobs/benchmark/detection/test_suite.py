@@ -1,8 +1,13 @@
 """The cases of the benchmark: their files and images."""
 
-import numpy as np
+import hashlib
+from dataclasses import replace
 
-from jobs.benchmark.detection.suite import DIGITS, Setup
+import numpy as np
+import pytest
+import torch
+
+from jobs.benchmark.detection.suite import DIGITS, SUITE, Setup, _home
 from volgrowth.demo.cases import digits_case
 from volgrowth.demo.training import Recipe
 
@@ -15,6 +20,20 @@ def test_files_of_grey_and_of_halved_colour_images(tmp_path):
     halved = Setup("c", "colour.npz", 1, (), Recipe(), halvings=1).images(tmp_path)
     assert halved.shape == (2, 3, 2, 2)
     assert halved[0, 1, 0, 0] == round(colour[0, :2, :2, 1].mean())
+
+
+@pytest.mark.parametrize("setup", SUITE, ids=lambda setup: setup.name)
+def test_a_setting_that_came_later_leaves_cached_models_their_names(setup, tmp_path):
+    case = Setup("small", None, 20, (), Recipe(), plain=4, held_out=20).case(tmp_path, 1)
+    before = hashlib.sha256(case.train.tobytes() + repr((setup, 2, torch.__version__)).encode()).hexdigest()[:12]
+    assert _home(setup, 2, case, tmp_path).name == f"{setup.name}-2-{before}"
+    altered = replace(setup, altered=("mirrored",))
+    assert _home(altered, 2, case, tmp_path) != _home(setup, 2, case, tmp_path)
+    assert repr(setup) == (
+        f"Setup(name={setup.name!r}, file={setup.file!r}, trained={setup.trained}, planting={setup.planting}, "
+        f"recipe={setup.recipe!r}, plain={setup.plain}, held_out={setup.held_out}, variation={setup.variation!r}, "
+        f"halvings={setup.halvings}, samples={setup.samples})"
+    )
 
 
 def test_the_digits_of_the_suite_are_those_of_the_demo(tmp_path):

@@ -1,0 +1,94 @@
+"""The bench's cases as users have them, what presets find there, and whether a family is found by any of its members.
+
+These cases have a page and a command of their own, docs/truth.md, beside the bench's six, whose tables stay as they
+are.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from jobs.benchmark.detection.audited_presets import Contestant
+from jobs.benchmark.detection.bench_tables import case_row, preset_rows, say_left_out, score_rows
+from jobs.benchmark.detection.compared_scores import Score
+from jobs.benchmark.detection.experiment import Bench, result_table, run_bench
+from jobs.benchmark.detection.suite import Setup
+from jobs.benchmark.truth.alterations import ALTERATIONS, UNCHANGED
+from jobs.benchmark.truth.members import member_rows
+from jobs.experiments import Outcome
+from volgrowth.demo.training import Recipe
+
+# at most 25 minutes of two cores, for images of 32 x 32 in colour
+COLOUR_RECIPE = Recipe(channels=(16, 32, 64), steps=4500, batch=32)
+COLOUR_PLANTING = ((10, 200), (10, 100), (10, 40))
+KINDS = (UNCHANGED, *ALTERATIONS)
+# images from which on detection is judged
+FEW = 10
+EMOJI, PHOTOGRAPHS = "emoji32.npz", "photos32.npz"
+
+WORLD = (
+    Setup("photos-exact", PHOTOGRAPHS, 800, COLOUR_PLANTING, COLOUR_RECIPE, held_out=2000),
+    Setup("emoji-natural", EMOJI, 1200, (), COLOUR_RECIPE, held_out=2000),
+    Setup(
+        "photos-altered",
+        PHOTOGRAPHS,
+        800,
+        ((2 * len(KINDS), 200), (len(KINDS), 100)),
+        COLOUR_RECIPE,
+        held_out=2000,
+        altered=KINDS,
+    ),
+)
+
+
+def measure_world(
+    setups: Sequence[Setup],
+    seeds: int,
+    data: Path,
+    output: Path,
+    scores: Sequence[Score | Contestant],
+    *,
+    cached_only: bool = False,
+) -> Outcome:
+    """Run presets and scores on the cases, and write all numbers to `output`/truth.parquet."""
+    found = run_bench(setups, seeds, data, output, scores, cached_only=cached_only)
+    pq.write_table(result_table(found.results), output / "truth.parquet")
+    return world_outcome(found, setups, seeds)
+
+
+def world_outcome(found: Bench, setups: Sequence[Setup], seeds: int) -> Outcome:
+    """Return the tables of the page, and what they say."""
+    names = list(dict.fromkeys(subject.trained.setup.name for subject in found.subjects))
+    members = [row for subject in found.subjects for row in member_rows(subject)]
+    return Outcome(
+        [*reproduction_sentences(found), *say_left_out(found)],
+        {
+            "presets": [row for name in names for row in preset_rows(found.results, name)],
+            "found": score_rows(found.results, names),
+            "cases": [case_row(subject) for subject in found.subjects],
+            "members": members,
+        },
+        {"cases": ", ".join(names), "seeds": seeds, "models": len(found.subjects)},
+    )
+
+
+def reproduction_sentences(found: Bench) -> list[str]:
+    """Say of each model in how many samples and images its memory shows, and where nothing can be judged."""
+    sentences = []
+    for subject in found.subjects:
+        setup, positive = subject.trained.setup, subject.positive
+        where = f"{setup.name} with seed {subject.trained.seed}"
+        hits = int(subject.truth.hits[positive].sum())
+        said = (
+            f"{where}: {hits:,} of {len(subject.trained.samples):,} samples are copies of {int(positive.sum())} images"
+        )
+        single = int((positive & ~subject.planted).sum())
+        if single:
+            said += f", {single} of which were trained on once"
+        if not positive.any():
+            said += ", so that detection cannot be judged there, and only false flags can"
+        elif positive.sum() < FEW:
+            said += f", fewer than the {FEW} from which on detection is judged"
+        sentences.append(f"{said}.")
+    return sentences

@@ -1,0 +1,52 @@
+"""The cases nearer to what users have: the command on a tiny case, and what its tables say."""
+
+from dataclasses import replace
+
+import pytest
+
+from jobs.benchmark.__main__ import main
+from jobs.benchmark.detection import all_forms
+from jobs.benchmark.detection.suite import Setup
+from jobs.benchmark.truth import world
+from jobs.benchmark.truth.world import KINDS, WORLD
+from tests.support.measured_pages import headings
+from volgrowth.demo.training import Recipe
+
+TINY = Setup(
+    "tiny",
+    None,
+    40,
+    ((7, 20),),
+    Recipe(channels=(8, 8), steps=40, batch=16),
+    plain=10,
+    held_out=60,
+    samples=60,
+    altered=KINDS,
+)
+
+
+def test_the_command_fills_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(world, "WORLD", (TINY, replace(TINY, name="other")))
+    monkeypatch.setattr(all_forms, "DRAWS", 1)
+    asked = ["truth", "--output", str(tmp_path), "--cases", "tiny", "--seeds", "1", "--only", "noise_norm"]
+    assert main(asked) == 0
+    page = (tmp_path / "truth.md").read_text()
+    assert headings(page, "truth-cases")[:2] == headings(page, "truth-members")[:2] == ["case", "seed"]
+    said = page.split("<!-- begin truth -->")[1].split("<!-- end truth -->")[0]
+    assert "tiny with seed 1: " in said
+    members = page.split("<!-- begin truth-members -->")[1].split("<!-- end truth-members -->")[0]
+    for kind in KINDS:
+        assert f"| tiny | 1 | {kind} | 1 |" in members
+    # a second run finds all of it in the cache, and says what is not there
+    assert main([*asked[:3], "--cases", "tiny", "other", "--seeds", "1", "--only", "noise_norm", "--cached"]) == 0
+    assert "models are not trained: other with seed 1" in (tmp_path / "truth.md").read_text()
+
+
+@pytest.mark.parametrize("setup", WORLD, ids=lambda setup: setup.name)
+def test_every_case_asks_for_no_more_training_than_is_promised(setup):
+    assert setup.recipe.steps * setup.recipe.batch <= 4500 * 32
+
+
+def test_altered_families_have_every_kind_at_every_number_of_copies():
+    (altered,) = (setup for setup in WORLD if setup.altered)
+    assert all(number % len(altered.altered) == 0 for number, _ in altered.planting)
