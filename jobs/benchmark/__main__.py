@@ -185,6 +185,10 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
 }
 
 
+# the commands that work on trained models
+OF_MODELS = ("detection", "evidence", "forms", "rows", "truth")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmark", description="Measurements of detection, speed, scale and faults."
@@ -224,12 +228,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
-    """Add the options of the commands that work on the models of the detection bench."""
-    data = {"type": Path, "default": Path("data"), "help": "folder of the image sets that `images` makes"}
-    added["copies"].add_argument("--data", **data)
-    for name in ("detection", "evidence", "forms", "rows", "truth"):
+    """Add the options of the commands that work on the image sets, and on the models, of the detection bench."""
+    for name in (*OF_MODELS, "copies"):
+        added[name].add_argument(
+            "--data", type=Path, default=Path("data"), help="folder of the image sets that `images` makes"
+        )
+    for name in OF_MODELS:
         bench_command = added[name]
-        bench_command.add_argument("--data", **data)
         bench_command.add_argument(
             "--cases", nargs="+", help="cases of the bench; by default all whose images are there"
         )

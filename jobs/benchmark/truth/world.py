@@ -20,7 +20,7 @@ from jobs.experiments import Outcome
 from volgrowth.demo.training import Recipe
 
 # at most 25 minutes of two cores, for images of 32 x 32 in colour
-COLOUR_RECIPE = Recipe(channels=(16, 32, 64), steps=4500, batch=32)
+COLOUR_RECIPE = Recipe(channels=(16, 32, 64), steps=4000, batch=32)
 COLOUR_PLANTING = ((10, 200), (10, 100), (10, 40))
 KINDS = (UNCHANGED, *ALTERATIONS)
 # images from which on detection is judged
@@ -28,8 +28,8 @@ FEW = 10
 EMOJI, PHOTOGRAPHS = "emoji32.npz", "photos32.npz"
 
 WORLD = (
-    Setup("photos-exact", PHOTOGRAPHS, 800, COLOUR_PLANTING, COLOUR_RECIPE, held_out=2000),
-    Setup("emoji-natural", EMOJI, 1200, (), COLOUR_RECIPE, held_out=2000),
+    Setup("photos-exact", PHOTOGRAPHS, 800, COLOUR_PLANTING, COLOUR_RECIPE, held_out=2000, samples=2000),
+    Setup("emoji-natural", EMOJI, 1200, (), COLOUR_RECIPE, held_out=2000, samples=2000),
     Setup(
         "photos-altered",
         PHOTOGRAPHS,
@@ -37,6 +37,7 @@ WORLD = (
         ((2 * len(KINDS), 200), (len(KINDS), 100)),
         COLOUR_RECIPE,
         held_out=2000,
+        samples=2000,
         altered=KINDS,
     ),
 )

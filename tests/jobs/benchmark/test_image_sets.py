@@ -119,7 +119,7 @@ def test_patches_overlap_by_half_and_know_their_photograph(tmp_path: Path) -> No
     assert (patches[0][16:] == patches[24][:16]).all()
 
 
-def test_photographs_that_are_not_installed_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_photographs_that_are_not_installed_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = {("no_such_module", "no-such-package", "data"): ("a.png",)}
     monkeypatch.setattr(image_sets, "PHOTOGRAPHS", {**image_sets.PHOTOGRAPHS, **absent})
     found, lacking = image_sets.find_photographs()
