@@ -153,7 +153,9 @@ def _convert(
 @app.command("report")
 def _report(
     output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
-    redact: Annotated[bool, option("Leave out all pictures, so that the page can be handed on.", "--redact")] = False,
+    redact: Annotated[
+        bool, option("Write report-redacted.html instead: without pictures, to be handed on.", "--redact")
+    ] = False,
     trust_output: TrustOutput = False,
 ) -> None:
     """Write report.html and its figures again from the tables of a finished audit.
@@ -162,9 +164,11 @@ def _report(
 
       volgrowth report out --redact
     """
+    from volgrowth.audit.output.result import REDACTED_FILE, REPORT_FILE
     from volgrowth.commands.report import report_audit
 
-    print_plain(report_audit(output, redact=redact, trust_output=trust_output).store.path("report.html"))
+    audit = report_audit(output, redact=redact, trust_output=trust_output)
+    print_plain(audit.store.path(REDACTED_FILE if redact else REPORT_FILE))
 
 
 @app.command("diff")

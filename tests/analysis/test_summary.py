@@ -20,7 +20,7 @@ from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
 from volgrowth.records import Mark, ModelInfo, Status
 from volgrowth.report import Shown, render_report
-from volgrowth.report.words import verdict_sentences
+from volgrowth.report.words import verdict_rows
 from volgrowth.storage.store import Store
 
 MODEL = ModelInfo("demo/model", "UNet2DModel", (1, 8, 8), "sha256:" + "0c" * 32, 18_521)
@@ -83,7 +83,7 @@ def test_flags_with_duplicates_are_told_from_intrinsic_ones(tmp_path: Path) -> N
     duplicated, intrinsic = detection["memorized_duplicated"], detection["memorized_intrinsic"]
     assert duplicated + intrinsic == detection["memorized"] > 20
     assert (duplicated, detection["memorized_rows"] - detection["memorized"]) == (2, 2)
-    said = " ".join(verdict_sentences(summary))
+    said = " ".join(row.note for row in verdict_rows(summary))
     assert (
         f"Driven by duplication may be 2, with copies or near duplicates in the data set; {intrinsic} have no" in said
     )

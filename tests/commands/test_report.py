@@ -1,6 +1,7 @@
 """`volgrowth report`: the page with pictures of the data set and of samples, figures, and their numbers."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -68,16 +69,32 @@ def test_figures_and_their_numbers_lie_beside_the_page(out: Path) -> None:
 
 
 def test_redact_leaves_out_every_picture(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is a page of its own: the one with pictures, and its figures, stay as they are."""
+    before = {path: path.read_bytes() for path in [out / "report.html", *(out / "figures").iterdir()]}
     assert run_command(["report", str(out), "--redact"]) == 0
-    assert capsys.readouterr().out.strip() == str(out / "report.html")
-    assert not page(out).all("img")
-    assert len(page(out).all("article")) == 60
-    assert "made without pictures" in page(out).visible
+    assert capsys.readouterr().out.strip() == str(out / "report-redacted.html")
+    redacted = parse((out / "report-redacted.html").read_text())
+    assert not redacted.all("img")
+    assert len(redacted.all("article")) == 60
+    assert "made without pictures" in redacted.visible
+    assert str(out) not in redacted.visible
+    assert {path: path.read_bytes() for path in before} == before
+    assert run_command(["check-output", str(out)]) == 0
+    capsys.readouterr()
+    written = (out / "report-redacted.html").stat().st_mtime_ns
+    assert run_command(["report", str(out), "--redact"]) == 0
+    assert (out / "report-redacted.html").stat().st_mtime_ns == written, "nothing was drawn again"
+
+
+def test_the_page_names_its_output_in_commands_and_counts_sources(out: Path) -> None:
     assert run_command(["report", str(out)]) == 0
-    assert page(out).all("img")
+    said = page(out).visible
+    assert f"volgrowth verify {out} --samples {2 * SAMPLES}" in said
+    assert re.search(r"digits\.parquet 150 0 0 0%", said)
 
 
 def test_the_same_tables_give_the_same_files(out: Path) -> None:
+    write_report(vg.open_audit(str(out)))  # its commands name the output where it lies now
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     write_report(vg.open_audit(str(out)))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

@@ -14,7 +14,7 @@ from volgrowth.analysis.policy import CURATION, CurationPolicy, list_digest
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import Audit, open_audit, open_stored
 from volgrowth.curation.applying import apply_list, check_destination
-from volgrowth.curation.lists import CURATION_FILE, ListFile, new_list
+from volgrowth.curation.lists import CURATION_FILE, new_list, open_list
 from volgrowth.curation.receipts import Receipt
 from volgrowth.curation.undoing import undo_list
 from volgrowth.errors import UsageError
@@ -100,7 +100,7 @@ def _keep_list(audit: Audit, policy: CurationPolicy | None, list_path: str | Non
         bound = curation.bound_innocent(audit.summary["detection"])
         tables, how = curation.tables(list_digest(audit)), f"{policy.by} {policy.limit:g}, {policy.action}"
     elif list_path is not None:
-        tables, how = ListFile(audit, list_path).tables(), "as read from a file"
+        tables, how = open_list(audit, list_path).tables(), "as read from a file"
     else:
         raise UsageError(
             "neither a policy nor a list: give one of --fdr, --top-k and --max-score, or a list that exists as --list"

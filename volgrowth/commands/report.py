@@ -8,19 +8,27 @@ from hashlib import sha256
 from importlib.metadata import version
 from itertools import groupby
 from math import prod
-from typing import Any
 
 import pyarrow as pa
 
+from volgrowth.analysis.policy import list_digest
 from volgrowth.audit.output.listings import read_rows
 from volgrowth.audit.output.lock import driving
-from volgrowth.audit.output.result import FIGURES_FOLDER, REPORT_FILE, SUMMARY_FILE, Audit, open_audit, open_stored
+from volgrowth.audit.output.result import (
+    FIGURES_FOLDER,
+    REDACTED_FILE,
+    REPORT_FILE,
+    SUMMARY_FILE,
+    Audit,
+    open_audit,
+    open_stored,
+)
 from volgrowth.audit.output.unchanged import expected_hashes
 from volgrowth.audit.sampling.sample_files import AT_ONCE as DRAWN_AT_ONCE
 from volgrowth.audit.sampling.sample_files import FOLDER, SAMPLE
 from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.plain import plain, print_plain
-from volgrowth.report import Shown, choose_exhibits, render_report, thumbnail
+from volgrowth.report import ReportOrigin, ReportPage, Shown, choose_exhibits, render_report, thumbnail
 from volgrowth.report.charts.numbers import duplicate_groups
 from volgrowth.report.gallery.exhibits import of_rows
 from volgrowth.report.page import CAP, FRAME, code_digest
@@ -45,7 +53,7 @@ def report_audit(output: str, *, redact: bool = False, trust_output: bool = Fals
 
     Args:
         output: folder or URL of the audit.
-        redact: leave out all pictures, so that the page can be handed on.
+        redact: write report-redacted.html instead: the page without pictures, to be handed on.
         trust_output: show pictures of the data set that the output names although another account, or another machine,
             made the audit.
 
@@ -66,37 +74,50 @@ def report_audit(output: str, *, redact: bool = False, trust_output: bool = Fals
 def write_report(audit: Audit, redact: bool = False) -> None:
     """Write the page and its figures, and put the numbers of the figures into summary.json; see `report_audit`.
 
-    Pages that are there, whole, and made from the same are left as they are.
+    Pages that are there, whole, and made from the same are left as they are. The page without pictures is a file of its
+    own, beside which the others stay.
     """
     rows = read_report_rows(audit)
     shown = _shown(audit, rows, redact)
-    origin = _origin(audit.summary, shown)
-    if audit.summary.get("pages_origin") == origin and _are_whole(audit.store, audit.summary["pages"]):
+    origin = _origin(audit, shown)
+    digests, made_from = audit.summary.get("pages") or {}, f"{'redacted' if redact else 'pages'}_origin"
+    if audit.summary.get(made_from) == origin and _are_whole(audit.store, digests):
         return
+    report = _rendered(audit, rows, shown)
+    pages = {REDACTED_FILE if redact else REPORT_FILE: report.html.encode()}
+    if not redact:
+        pages |= {f"{FIGURES_FOLDER}/{name}": data for name, data in report.figures.items()}
+    digests = {**digests, **{name: sha256(data).hexdigest() for name, data in pages.items()}}
+    # first, so that pages which an interrupted command did not write differ from their digests
+    made = {"pages": digests, made_from: origin, **({} if redact else {"figures": report.numbers})}
+    audit.store.write_json(SUMMARY_FILE, {**audit.summary, **made})
+    for name, data in pages.items():
+        audit.store.write(name, data)
+
+
+def _rendered(audit: Audit, rows: ReportRows, shown: Shown) -> ReportPage:
+    """Return the page; raises as `report_audit`."""
+    about = ReportOrigin(audit.store.url, list_digest(audit), rows.by_source)
     try:
-        report = render_report(audit.summary, rows.scores, rows.findings, shown, audit.holdout_findings, rows.whole)
+        return render_report(
+            audit.summary, rows.scores, rows.findings, shown, audit.holdout_findings, rows.whole, about
+        )
     except KeyError as error:
         url, earlier = audit.store.url, audit.summary.get("volgrowth", "of unknown version")
         raise UsageError(
             f"{url} was summarised by volgrowth {earlier}, which did not write what the report now shows "
             f"({error.args[0]}): to keep the scores, delete {url}/_SUCCESS and run the same `volgrowth audit` again"
         ) from error
-    pages = {f"{FIGURES_FOLDER}/{name}": data for name, data in report.figures.items()}
-    pages[REPORT_FILE] = report.html.encode()
-    digests = {name: sha256(data).hexdigest() for name, data in pages.items()}
-    # first, so that pages which an interrupted command did not write differ from their digests
-    made = {"figures": report.numbers, "pages": digests, "pages_origin": origin}
-    audit.store.write_json(SUMMARY_FILE, {**audit.summary, **made})
-    for name, data in pages.items():
-        audit.store.write(name, data)
 
 
-def _origin(summary: dict[str, Any], shown: Shown) -> str:
+def _origin(audit: Audit, shown: Shown) -> str:
     """Return a digest of all that the pages are made from: the summary stands for the tables it was written with."""
-    numbers = {name: value for name, value in summary.items() if name not in ("figures", "pages", "pages_origin")}
+    made = ("figures", "pages", "pages_origin", "redacted_origin")
+    numbers = {name: value for name, value in audit.summary.items() if name not in made}
     pictures = sha256(repr([sorted(shown.rows.items()), sorted(shown.samples.items())]).encode()).hexdigest()
-    drawn_by = [VERSION, version("matplotlib"), code_digest()]
-    parts = [numbers, list(map(asdict, shown.exhibits)), shown.redacted, pictures, drawn_by]
+    drawn_by = [VERSION, version("matplotlib"), code_digest(), audit.store.url]
+    classes = sorted((row, str(name)) for row, name in shown.classes.items())
+    parts = [numbers, list(map(asdict, shown.exhibits)), shown.redacted, pictures, classes, drawn_by]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -113,25 +134,26 @@ def _shown(audit: Audit, from_rows: ReportRows, redact: bool) -> Shown:
     if redact:
         return Shown(chosen, redacted=True)
     drawn: dict[int, bytes] = {}
+    classes: dict[int, str | int] = {}
     try:
         groups = (whole.duplicates if whole else duplicate_groups(findings))["largest"]
-        rows = _thumbnails(audit, scores, {group["row"] for group in groups})
+        rows = _thumbnails(audit, scores, {group["row"] for group in groups}, classes)
         for first in range(0, len(chosen), CARDS_AT_ONCE):
             some = chosen[first : first + CARDS_AT_ONCE]
-            rows |= _thumbnails(audit, scores, {row for each in some for row in each.rows} - rows.keys())
+            rows |= _thumbnails(audit, scores, {row for each in some for row in each.rows} - rows.keys(), classes)
             drawn |= _sample_thumbnails(audit, {each.sample.number for each in some if each.sample} - drawn.keys())
             if sum(map(len, [*rows.values(), *drawn.values()])) > ROOM:
                 break
     except (DataError, OutputError) as error:
         print_plain(f"the report shows no pictures: {plain(str(error))}", error=True)
         return Shown(chosen)
-    return Shown(chosen, rows, drawn)
+    return Shown(chosen, rows, drawn, classes=classes)
 
 
-def _thumbnails(audit: Audit, scores: pa.Table, rows: Iterable[int]) -> dict[int, bytes]:
+def _thumbnails(audit: Audit, scores: pa.Table, rows: Iterable[int], classes: dict[int, str | int]) -> dict[int, bytes]:
     """Return a thumbnail of each row as the model saw it; rows that cannot be read any more are left out.
 
-    `scores` hold these rows.
+    `scores` hold these rows. The classes of the rows are added to `classes`, if the data set has a column of them.
 
     Raises:
         DataError: a row holds another image than was scored.
@@ -142,6 +164,8 @@ def _thumbnails(audit: Audit, scores: pa.Table, rows: Iterable[int]) -> dict[int
     for row in read_rows(audit.open_data(), wanted):
         if row.data is not None and scored.get(row.row, bytes_hash(row.data)) != bytes_hash(row.data):
             raise DataError(f"row {row.row} ({row.source}) holds another image than was scored: restore the data set")
+        if audit.frozen.config["class_column"] is not None and row.condition is not None:
+            classes[row.row] = row.condition
         with suppress(BadImage):
             pictures[row.row] = thumbnail(decode_image(row.data, shape, most))
     return pictures

@@ -1,7 +1,8 @@
 """Curation lists as Parquet or CSV files, which people may edit, and the checks of a list that is read.
 
-A list holds every row of the data set once. Its column `audit` names the audit in every row, so that a list that went
-through a spreadsheet or a data frame still says which audit it was made from.
+A list holds every row of the data set once; one from the report's page holds decisions (`page_lists`). Its column
+`audit` names the audit in every row, so that a list that went through a spreadsheet or a data frame still says which
+audit it was made from.
 """
 
 import shutil
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from volgrowth.analysis.policy import CURATION, Action, list_digest, store_of
 from volgrowth.audit.output.result import Audit
+from volgrowth.curation.page_lists import LISTED, SCOPE, PageList
 from volgrowth.errors import OutputError, UsageError, first_line
 from volgrowth.storage.store import Store
 
@@ -29,6 +31,8 @@ NEEDED = ("row", "image_id", "action", "weight", "audit")
 _EVALUATED = "=+\\-@\t\r\n＝＋－＠"
 # rows that are written or read at once, and bytes of a CSV file, of which each row must fit into one block
 ROWS_AT_ONCE, CSV_BLOCK = 1 << 16, 1 << 24
+# columns by which a list is known that the report's page made
+_PAGE = {SCOPE, LISTED}
 AGAIN = "make the list again with `volgrowth curate OUT --fdr RATE`"
 
 
@@ -137,7 +141,55 @@ def _unquoted(cells: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def read_list(audit: Audit, file: str) -> pa.Table:
     """Read a list that was made from this audit, whether it was edited or not, all of it at once; see `ListFile`."""
-    return pa.concat_tables(ListFile(audit, file).tables())
+    return pa.concat_tables(open_list(audit, file).tables())
+
+
+def open_list(audit: Audit, file: str) -> "ListFile | PageList":
+    """Open a list that was made from this audit: one with a line for every row, or one from the report's page.
+
+    Raises:
+        OutputError, UsageError: as `ListFile` and `PageList`.
+    """
+    store, name = list_file(file)
+    with store.local_file(name) as path:
+        tables = _batches(path, name)
+        try:
+            if not set(next(tables).column_names) >= _PAGE:
+                return ListFile(audit, file)
+            some = [_of_page(table) for table in _batches(path, name)]
+            lines = pa.concat_tables(some, promote_options="permissive")
+        except (pa.ArrowException, ValueError) as error:
+            raise _unreadable(file, error) from None
+    if missing := [name for name in NEEDED if name not in lines.column_names]:
+        raise _lacking(file, missing[0])
+    _check_audit(audit, file, set(lines["audit"].unique().to_pylist()))
+    return PageList(audit, file, lines)
+
+
+def _of_page(table: pa.Table) -> pa.Table:
+    """Return the lines of a page's list with the columns that matter, in their types."""
+    known = (*CURATION, pa.field(SCOPE, pa.string()), pa.field(LISTED, pa.int64()))
+    kept = [field for field in known if field.name in table.column_names]
+    return table.select([field.name for field in kept]).cast(pa.schema(kept))
+
+
+def _check_audit(audit: Audit, file: str, names: set[str | None]) -> None:
+    """Refuse a list whose column `audit` names another audit."""
+    here = list_digest(audit)
+    if names != {here}:
+        other = min((name for name in names if name not in (here, None)), default="none")
+        raise OutputError(
+            f"list {file} is of another audit ({other} in its column audit; {audit.store.url} is {here}, or had "
+            f"another name before it was extended): {AGAIN}"
+        )
+
+
+def _unreadable(file: str, error: Exception) -> OutputError:
+    return OutputError(f"list {file} cannot be read ({first_line(error)}): {AGAIN}")
+
+
+def _lacking(file: str, column: str) -> OutputError:
+    return OutputError(f"list {file} has no column {column}: put it back, or {AGAIN}")
 
 
 class ListFile:
@@ -160,13 +212,7 @@ class ListFile:
             numbers = table["row"].to_numpy()
             self._in_order = self._in_order and np.array_equal(numbers, np.arange(rows, rows + len(numbers)))
             rows += len(numbers)
-        here = list_digest(audit)
-        if names != {here}:
-            other = min((name for name in names if name not in (here, None)), default="none")
-            raise OutputError(
-                f"list {file} is of another audit ({other} in its column audit; {audit.store.url} is {here}, or had "
-                f"another name before it was extended): {AGAIN}"
-            )
+        _check_audit(audit, file, names)
         if rows != expected or not (self._in_order or self._each_once(expected)):
             raise OutputError(
                 f"list {file} has {rows} rows: expected every row from 0 to {expected - 1} once, also those that are "
@@ -202,11 +248,11 @@ class ListFile:
             try:
                 yield from map(self._as_list, _batches(path, name))
             except (pa.ArrowException, ValueError) as error:
-                raise OutputError(f"list {self.file} cannot be read ({first_line(error)}): {AGAIN}") from None
+                raise _unreadable(self.file, error) from None
 
     def _as_list(self, table: pa.Table) -> pa.Table:
         if missing := [name for name in NEEDED if name not in table.column_names]:
-            raise OutputError(f"list {self.file} has no column {missing[0]}: put it back, or {AGAIN}")
+            raise _lacking(self.file, missing[0])
         kept = [field for field in CURATION if field.name in table.column_names]
         table = table.select([field.name for field in kept]).cast(pa.schema(kept))
         nulls = {field.name: pa.nulls(len(table), field.type) for field in CURATION}

@@ -2,6 +2,15 @@
 
 from volgrowth.report.gallery.exhibits import Exhibit, NearestSample, Shown, choose_exhibits
 from volgrowth.report.gallery.pictures import thumbnail
-from volgrowth.report.page import ReportPage, render_report
+from volgrowth.report.page import ReportOrigin, ReportPage, render_report
 
-__all__ = ["Exhibit", "NearestSample", "ReportPage", "Shown", "choose_exhibits", "render_report", "thumbnail"]
+__all__ = [
+    "Exhibit",
+    "NearestSample",
+    "ReportOrigin",
+    "ReportPage",
+    "Shown",
+    "choose_exhibits",
+    "render_report",
+    "thumbnail",
+]

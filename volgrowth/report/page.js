@@ -12,6 +12,7 @@
   const copy = document.getElementById("copy");
   const said = document.getElementById("copied");
   const words = new Map(all.map((card) => [card, card.querySelector(".origin").textContent.toLowerCase()]));
+  window.volgrowthCards = all;  // decisions.js, which follows in the same page, decides about these
   let passing = all;
   let page = 0;
 
@@ -78,9 +79,12 @@
 
   feed.addEventListener("keydown", (event) => {
     const card = event.target.closest(".card");
-    const go = {
-      PageDown: () => step(card, 1),
-      PageUp: () => step(card, -1),
+    const inside = event.target !== card;  // a control of the card has its own keys, and Escape leads out of it
+    const [on, back] = [() => step(card, 1), () => step(card, -1)];
+    if (event.target.closest("select") && event.key !== "Escape") return;
+    const go = inside ? { Escape: () => focus(card), PageDown: on, PageUp: back }[event.key] : {
+      PageDown: on, ArrowDown: on, ArrowRight: on,
+      PageUp: back, ArrowUp: back, ArrowLeft: back,
       Home: () => focus(feed.firstElementChild),
       End: () => focus(feed.lastElementChild),
     }[event.key];
@@ -141,6 +145,11 @@
   for (const hidden of document.querySelectorAll("#tools, .pager, #keys")) hidden.hidden = false;
   document.getElementById("unscripted")?.remove();
   find.addEventListener("input", choose);
+  find.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    find.value = "";
+    choose();
+  });
   show.addEventListener("change", choose);
   sort.addEventListener("change", choose);
   window.addEventListener("hashchange", follow);

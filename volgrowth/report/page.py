@@ -19,9 +19,12 @@ from markupsafe import Markup
 from volgrowth.analysis.caveats import list_caveats
 from volgrowth.records import Mark, Status
 from volgrowth.report import formats, words
+from volgrowth.report.breakdown import class_groups
+from volgrowth.report.charts.numbers import counts_directions
 from volgrowth.report.gallery.cards import FILTERS, SORTS, Card, fit_cards, make_cards
 from volgrowth.report.gallery.exhibits import Shown
 from volgrowth.report.gallery.pictures import data_url
+from volgrowth.report.next_steps import list_name, next_steps
 from volgrowth.report.provenance import opened_pairs, provenance_groups
 from volgrowth.report.reading import EXAMPLES
 from volgrowth.report.words import Summary
@@ -46,6 +49,21 @@ PIXELATED_BELOW = 96
 
 
 @dataclass(frozen=True)
+class ReportOrigin:
+    """The audit that a page speaks of, for its commands and its list.
+
+    Attributes:
+        output: folder or URL of the audit.
+        audit: the audit's name in its lists; empty if the page shall give no list.
+        by_source: counts of found images by source file (`breakdown.SourceCounts`); None if they were not counted.
+    """
+
+    output: str = "OUT"
+    audit: str = ""
+    by_source: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class ReportPage:
     """The report of an audit for people.
 
@@ -67,6 +85,7 @@ def render_report(
     shown: Shown,
     holdout: pa.Table | None = None,
     whole: "WholeAudit | None" = None,
+    origin: ReportOrigin | None = None,
 ) -> ReportPage:
     """Make the report: one self-contained HTML page, and its figures.
 
@@ -76,8 +95,8 @@ def render_report(
         findings: the same rows, with the columns of `records.FINDINGS`.
         shown: the images of the gallery. Identical ones share a card.
         holdout: growth, excess_growth and evidence of held-out images, to lay over the histograms.
-
         whole: numbers of all rows, if the tables hold some of them.
+        origin: the audit that the page speaks of; None for one that has no output.
 
     Raises:
         ValueError: an exhibit is of a row that the tables do not have.
@@ -98,6 +117,7 @@ def render_report(
             {
                 **_context(summary, scores, shown, drawn),
                 **_gallery(cards[: len(texts)], texts, pictured),
+                **_acting(summary, cards, shown, origin or ReportOrigin()),
                 "unlisted": len(cards) - len(texts),
                 "sampled": len(findings) if whole else None,
                 "warnings": [*detection.get("warnings", ()), *truth.get("warnings", ())],
@@ -127,11 +147,12 @@ def _context(summary: Summary, scores: pa.Table, shown: Shown, drawn: "ReportCha
     return {
         "summary": summary,
         "version": summary["volgrowth"],
+        "collapsed": counts_directions(summary["measure"]),
         "title": words.title(summary),
         "caveats": list_caveats(summary),
-        "verdict": words.verdict_sentences(summary),
+        "verdict": words.verdict_sentence(summary),
+        "verdict_rows": words.verdict_rows(summary),
         "judged": words.has_error_rate(summary),
-        "headline_numbers": words.headline_numbers(summary),
         "opened": opened_pairs(summary["data"]),
         "provenance": provenance_groups(summary),
         "figures": drawn,
@@ -159,6 +180,19 @@ def _gallery(cards: list[Card], texts: list[Markup], pictured: int) -> dict[str,
     }
 
 
+def _acting(summary: Summary, cards: list[Card], shown: Shown, origin: ReportOrigin) -> dict[str, Any]:
+    """Return the variables of what a reader does next, and of what was found by class and source."""
+    found = {card["row"]: card["reproduced"] for card in cards if card["memorized"] or card["reproduced"]}
+    output = "OUT" if shown.redacted else origin.output
+    return {
+        "steps": next_steps(summary, output, origin.audit),
+        "audit": origin.audit,
+        "list_name": list_name(origin.audit),
+        "by_source": origin.by_source,
+        "by_class": class_groups(shown.classes, found),
+    }
+
+
 def template_environment() -> Environment:
     """Return the Jinja environment of all pages: its filters, style and `shell.html.j2`, which every page extends."""
     made = Environment(
@@ -174,7 +208,7 @@ def template_environment() -> Environment:
         *(formats.moment, formats.duration, formats.visible, formats.untrusted),
     ):
         made.filters[each.__name__] = each
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    script = "".join((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "decisions.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
     made.globals.update(style=style, script=Markup(script), script_digest=digest)

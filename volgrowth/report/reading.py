@@ -18,6 +18,7 @@ from volgrowth.analysis.as_numpy import as_floats, as_mask
 from volgrowth.analysis.judging import JudgedAudit, Judgement
 from volgrowth.audit.output.result import Audit
 from volgrowth.records import FINDINGS, SCORES, Status
+from volgrowth.report.breakdown import SourceCounts
 from volgrowth.report.charts.numbers import BarCounts, GroupCounts, bar_edges
 
 WHOLE_ROWS = 200_000
@@ -79,13 +80,14 @@ class WholeAudit:
 class ReportRows:
     """What a page is made from: rows of the tables, in order, the rows of the gallery, and numbers of all rows.
 
-    `whole` is None if the tables are those of all rows.
+    `whole` is None if the tables are those of all rows. `by_source` counts all rows (`breakdown.SourceCounts`).
     """
 
     scores: pa.Table
     findings: pa.Table
     gallery: list[int]
     whole: WholeAudit | None = None
+    by_source: dict[str, Any] | None = None
 
 
 def read_report_rows(audit: Audit) -> ReportRows:
@@ -93,7 +95,7 @@ def read_report_rows(audit: Audit) -> ReportRows:
     judged = JudgedAudit(audit, audit.summary.get("verification"))
     first = _FirstLook(judged)
     if audit.frozen.data.rows <= WHOLE_ROWS:
-        return ReportRows(audit.scores, audit.findings, first.gallery())
+        return ReportRows(audit.scores, audit.findings, first.gallery(), by_source=first.sources.groups())
     return _SecondLook(judged, first).rows()
 
 
@@ -101,11 +103,12 @@ class _FirstLook:
     """What the first reading of all rows finds: which rows the page shows, and a sample of pictures."""
 
     def __init__(self, judged: JudgedAudit):
-        self.groups, self.sample = GroupCounts(), _Sample()
+        self.groups, self.sample, self.sources = GroupCounts(), _Sample(), SourceCounts()
         self._by = {name: _Ranked() for name in dict.fromkeys((judged.pictures.ranking, "growth"))}
         self._failed: dict[str, list[int]] = defaultdict(list)
         wanted = ("growth", "excess_growth", "evidence", "copies", "memorized")
-        for part in judged.parts(findings=wanted, scores=["status"]):
+        for part in judged.parts(findings=wanted, scores=["status", "source"]):
+            self.sources.add(part)
             self.groups.add(part.findings, part.first)
             self.sample.add(part)
             for name, ranked in self._by.items():
@@ -225,7 +228,8 @@ class _SecondLook:
             kept.append(table.filter(pa.array(wanted)))
         self.whole.duplicates = self.first.groups.numbers()
         table = pa.concat_tables(kept).combine_chunks()
-        return ReportRows(table.select(SCORES.names), table.select(FINDINGS.names), gallery, self.whole)
+        by_source = self.first.sources.groups()
+        return ReportRows(table.select(SCORES.names), table.select(FINDINGS.names), gallery, self.whole, by_source)
 
     def _clusters(self, gallery: list[int]) -> np.ndarray:
         """Return the clusters of the rows of the gallery."""

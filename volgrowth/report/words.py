@@ -28,7 +28,7 @@ MARK_MEANING = {
 
 
 class Headline(NamedTuple):
-    """A number at the top of the page, with its label and a note."""
+    """A number of the verdict, with its label and what it means."""
 
     label: str
     value: str
@@ -54,10 +54,19 @@ def title(summary: Summary) -> str:
         if more and not flagged:
             return f"The model reproduces {plural(more, 'training image')}, and none is flagged as memorized{assumed}"
         said = f"{plural(flagged, 'image') if flagged else 'No images'} {verb} flagged as memorized{assumed}"
-        return f"{said}, and the model reproduces {number(more)} more" if more else said
+        return said + (_proof(flagged, truth["flagged_reproduced"], more) if truth and flagged else "")
     if truth:
         return f"The model reproduces {plural(truth['reproduced_images'], 'training image')}"
     return f"{plural(counts['ok'], 'image')} ranked, none judged"
+
+
+def _proof(flagged: int, proven: int, more: int) -> str:
+    """Say in the title how many flags samples proved, and how many images beside them."""
+    if flagged == 1:
+        said = "it" if proven else "nothing of it"
+    else:
+        said = "all of them" if proven == flagged else f"{number(proven) if proven else 'none'} of them"
+    return f", and samples prove {said}" + (f" and {number(more)} more" if more else "")
 
 
 def headline_lines(summary: Summary) -> list[str]:
@@ -70,27 +79,75 @@ def proven_unflagged(verification: Summary | None) -> int:
     return verification["reproduced_images"] - verification["flagged_reproduced"] if verification else 0
 
 
-def verdict_sentences(summary: Summary) -> list[str]:
-    """Return the verdict in sentences."""
-    counts = summary["counts"]
-    sentences = [_audited(counts)]
+def verdict_sentence(summary: Summary) -> str:
+    """Return the sentence below the title: how far the flags can be trusted, before and after samples were drawn."""
+    counts, detection, truth = summary["counts"], summary["detection"], summary.get("verification")
+    if not counts["rows"]:
+        return "There was nothing to audit."
     if not counts["ok"]:
-        return sentences
-    if summary["detection"]:
-        sentences += _flagged(summary["detection"])
-    else:
-        sentences.append(
+        return f"{plural(counts['rows'], 'image')} audited; none could be scored, and the reasons are listed below."
+    if not detection:
+        return (
             "This page ranks images and promises no error rate: there are too few to tell how high an innocent image "
             "can score."
         )
+    flagged, rate = detection["memorized"] or 0, percent(detection["fdr"])
+    if not flagged:
+        said = f"At a false discovery rate of {rate} no image stands out from the others."
+        return f"{said} That is no proof that none is memorized."
+    allowed = (
+        f"The false discovery rate of {rate} allows, on average, about {approximate(detection['expected_false'])} of "
+        f"{plural(flagged, 'flag')} to be false"
+    )
+    if not truth:
+        return f"{allowed}; no samples were drawn from the model yet, so that none of them is proven."
+    unproven = flagged - truth["flagged_reproduced"]
+    if not unproven:
+        return f"{allowed}; that was before samples were drawn, which then proved every one: none of these is false."
+    return (
+        f"{allowed}; samples have since proven {number(truth['flagged_reproduced'])}, so that at most the other "
+        f"{number(unproven)} can be."
+    )
+
+
+def verdict_rows(summary: Summary) -> list[Headline]:
+    """Return what was found and what was proven: a name, a number, and what it means, the weightiest first."""
+    counts, detection, calibration = summary["counts"], summary["detection"], summary["calibration"]
+    audited = Headline("audited", number(counts["rows"]), _audited(counts))
+    if not counts["ok"]:
+        return [audited]
+    rows = _flagged(detection) if detection else []
+    rows += proof_rows(summary["verification"]) if summary.get("verification") else []
+    rows += _driven_and_bounded(detection) if detection else []
+    duplicates = summary["duplicates"]
+    rows += [
+        audited,
+        Headline(
+            "duplicates",
+            number(duplicates["rows_in_clusters"]),
+            f"Rows that are copies or near duplicates of one another, in {plural(duplicates['clusters'], 'group')}, "
+            f"the largest of {plural(duplicates['largest'], 'row')}.",
+        ),
+    ]
     if summary.get("cascade"):
-        sentences += [
-            *cascade_sentences(summary["cascade"]),
-            "Figures and ranks on this page are those of measured images.",
-        ]
-    if summary.get("verification"):
-        sentences += proof_sentences(summary["verification"])
-    return sentences
+        told = [*cascade_sentences(summary["cascade"]), "Figures and ranks on this page are those of measured images."]
+        rows.append(Headline("screened out", number(summary["cascade"]["screened_out"]), " ".join(told)))
+    if above := summary["marks"].get(Mark.ABOVE_CEILING):
+        rows.append(Headline("above ceiling", number(above), _above_ceiling(summary)))
+    if calibration:
+        said = "Share of raw growth that an image's complexity explains, which calibration takes out."
+        rows.append(Headline("complexity explains", percent(calibration["r2"]), said))
+    return rows
+
+
+def _above_ceiling(summary: Summary) -> str:
+    """Say what the mark means, and why it changes no flag."""
+    beside = "held-out images" if has_error_rate(summary) else "the other images"
+    return (
+        f"Rows whose raw growth is more than an exact model could have: part of it is error of the network. It changes "
+        f"no flag, since images are compared with {beside}, on which the network errs alike; do not read the raw "
+        f"growth of such a row by itself."
+    )
 
 
 def failure_sentences(summary: Summary) -> list[str]:
@@ -147,40 +204,44 @@ def _audited(counts: Summary) -> str:
     )
 
 
-def _flagged(detection: Summary) -> list[str]:
+def _flagged(detection: Summary) -> list[Headline]:
+    """Return the rows of the verdict on what was found."""
     flagged, rate = detection["memorized"] or 0, percent(detection["fdr"])
-    if not flagged:
-        said = [
-            f"At a false discovery rate of {rate} no image stands out from the others. "
-            "That is no proof that none is memorized."
-        ]
-    else:
-        rows = detection["memorized_rows"]
-        copies = f" With their copies they are {plural(rows, 'row')} of the data set." if rows > flagged else ""
-        said = [
-            f"{plural(flagged, 'distinct image')} flagged at a false discovery rate of {rate}: "
-            f"expect about {approximate(detection['expected_false'])} of them to be false.{copies}",
-            _driven_by(detection["memorized_duplicated"], detection["memorized_intrinsic"]),
-        ]
-    said += _bounded(detection.get("false_bounds") or [])
+    said = f"Distinct images flagged as memorized at a false discovery rate of {rate}."
+    if (rows := detection["memorized_rows"] or 0) > flagged:
+        said += f" With their copies they are {plural(rows, 'row')} of the data set."
+    return [Headline("flagged", number(flagged), said)]
+
+
+def _driven_and_bounded(detection: Summary) -> list[Headline]:
+    """Return the rows of the verdict on what drives memorization, on cuts, and on precursors."""
+    rows = []
+    if detection["memorized"]:
+        duplicated, intrinsic = detection["memorized_duplicated"], detection["memorized_intrinsic"]
+        rows.append(Headline("duplicated", number(duplicated), _driven_by(duplicated, intrinsic)))
+    if bounded := _bounded(detection.get("false_bounds") or []):
+        rows.append(bounded)
     if detection["precursors"]:
-        said.append(
-            f"{plural(detection['precursors'], 'distinct image')} flagged as precursor: the denoising loss is lower "
-            "than complexity explains, which plain membership in the training set can also cause."
+        said = (
+            "Distinct images whose denoising loss is lower than complexity explains: the model knows them well, and "
+            "may come to reproduce them. Plain membership in the training set can also cause that; look at the next "
+            "checkpoint before removing any."
         )
-    return said
+        rows.append(Headline("precursors", number(detection["precursors"]), said))
+    return rows
 
 
-def _bounded(bounds: list[Summary]) -> list[str]:
+def _bounded(bounds: list[Summary]) -> Headline | None:
     """Say how many of the most suspicious images are innocent at most, whatever cut is chosen after looking."""
     told = [bound for bound in bounds if 2 * bound["innocent_at_most"] <= bound["first"]][-3:]
     if not told:
-        return []
+        return None
     first = ", and ".join(f"of the first {number(b['first'])} at most {number(b['innocent_at_most'])}" for b in told)
-    return [
+    said = (
         f"In the order of evidence, {first} are innocent, with 90% confidence for every cut at once: one may be chosen "
         "after looking at the images."
-    ]
+    )
+    return Headline("false at most", f"{number(told[-1]['innocent_at_most'])} of {number(told[-1]['first'])}", said)
 
 
 def _driven_by(duplicated: int, intrinsic: int) -> str:
@@ -198,52 +259,72 @@ def _driven_by(duplicated: int, intrinsic: int) -> str:
 
 def proof_sentences(verification: Summary) -> list[str]:
     """Say what samples proved, from the summary's part `verification`."""
-    raw, calibrated = verification["raw"], verification.get("evidence") or verification["calibrated"]
-    name = "Evidence" if verification.get("evidence") else "Excess growth"
+    return [row.note for row in proof_rows(verification)]
+
+
+def proof_rows(verification: Summary) -> list[Headline]:
+    """Return what samples proved: a name, a number, and what it means."""
     reproduced, flagged = verification["reproduced_images"], verification["flagged"]
-    said = [
-        f"{plural(verification['samples'], 'sample')} drawn from the model reproduce {plural(reproduced, 'image')} of "
-        f"the data set."
-    ]
-    if reproduced and calibrated["auroc"] is not None:
-        said[0] += (
-            f" {name} finds {percent(calibrated['tpr_at_1_fpr'])} of them at 1% false alarms (AUROC "
-            f"{score(calibrated['auroc'])}); raw growth finds {percent(raw['tpr_at_1_fpr'])} (AUROC "
-            f"{score(raw['auroc'])})."
-        )
-    if more := proven_unflagged(verification):
-        said.append(
-            f"{plural(more, 'image')} of these {'is' if more == 1 else 'are'} not flagged: samples prove what growth "
-            f"does not show at this rate."
-        )
+    rows = [Headline("proven", number(reproduced), _reproduced(verification))]
     if flagged:
-        low, high = verification["precision_interval"]
-        unhit = len(verification["unhit_rows"])
-        said.append(
-            f"Of {plural(flagged, 'flagged image')} {number(verification['flagged_reproduced'])} are reproduced: a "
-            f"precision of {percent(verification['flagged_reproduced'] / flagged)}, 95% interval {percent(low)} to "
-            f"{percent(high)}. {number(unhit) if unhit else 'None'} of the flagged images had no hit at all"
-            f"{', which more samples may still change' if unhit else ''}."
-        )
+        share = percent(verification["flagged_reproduced"] / flagged)
+        rows.append(Headline("precision", share, _precision(verification)))
     if stopped := verification.get("stopped"):
         usual, early = stopped["usual"], stopped["early"]
-        said.append(
+        said = (
             f"Of the same samples stopped at noise level {stopped['level']:g} and denoised from there, "
             f"{number(early['copies'])} are copies instead of {number(usual['copies'])}, and they lie at a distance of "
             f"{score(early['distance'])} instead of {score(usual['distance'])} from the nearest image that they are no "
             f"copy of."
         )
+        rows.append(Headline("stopped early", number(early["copies"]), said))
     if rates := verification.get("rates"):
-        said += _rate_sentences(rates)
+        total = rates["copies_per_million"]
+        value = f"{rough(total['rate'])} per million" if total else number(rates["measured"])
+        rows.append(Headline("rate of copies", value, " ".join(_rate_sentences(rates))))
     returns = verification["returns"]
     if returns:
         best = max(range(len(returns["levels"])), key=lambda k: returns["flagged"][k] - returns["controls"][k])
-        said.append(
+        said = (
             f"Noised to level {returns['levels'][best]:g} and decoded, flagged images come back in "
             f"{percent(returns['flagged'][best])} of the draws, unflagged ones of the same complexity in "
             f"{percent(returns['controls'][best])}."
         )
+        rows.append(Headline("returns", percent(returns["flagged"][best]), said))
+    return rows
+
+
+def _reproduced(verification: Summary) -> str:
+    raw, calibrated = verification["raw"], verification.get("evidence") or verification["calibrated"]
+    name = "Evidence" if verification.get("evidence") else "Excess growth"
+    reproduced = verification["reproduced_images"]
+    said = (
+        f"{plural(verification['samples'], 'sample')} drawn from the model reproduce {plural(reproduced, 'image')} of "
+        f"the data set."
+    )
+    if more := proven_unflagged(verification):
+        said += (
+            f" {plural(more, 'image')} of these {'is' if more == 1 else 'are'} not flagged: samples prove what growth "
+            f"does not show at this rate."
+        )
+    if reproduced and calibrated["auroc"] is not None:
+        said += (
+            f" {name} finds {percent(calibrated['tpr_at_1_fpr'])} of them at 1% false alarms (AUROC "
+            f"{score(calibrated['auroc'])}); raw growth finds {percent(raw['tpr_at_1_fpr'])} (AUROC "
+            f"{score(raw['auroc'])})."
+        )
     return said
+
+
+def _precision(verification: Summary) -> str:
+    flagged, proven = verification["flagged"], verification["flagged_reproduced"]
+    (low, high), unhit = verification["precision_interval"], len(verification["unhit_rows"])
+    return (
+        f"Of {plural(flagged, 'flagged image')} {number(proven)} are reproduced: a precision of "
+        f"{percent(proven / flagged)}, 95% interval {percent(low)} to {percent(high)}. "
+        f"{number(unhit) if unhit else 'None'} of the flagged images had no hit at all"
+        f"{', which more samples may still change' if unhit else ''}."
+    )
 
 
 def _rate_sentences(rates: Summary) -> list[str]:
@@ -269,31 +350,6 @@ def _rate_sentences(rates: Summary) -> list[str]:
             f"{number(checked['within'])}, and {checked['ratio']:.2g} times that share in the geometric mean."
         )
     return said
-
-
-def headline_numbers(summary: Summary) -> list[Headline]:
-    """Return the numbers that a reader looks for first."""
-    counts, detection, calibration = summary["counts"], summary["detection"], summary["calibration"]
-    rows, scored = counts["rows"] or 0, counts["ok"] or 0
-    figures = [
-        Headline("audited", number(rows), "rows of the data set"),
-        Headline("scored", number(scored), f"{number(rows - scored)} could not be" if rows > scored else "all"),
-    ]
-    if detection:
-        note = f"distinct images at a false discovery rate of {percent(detection['fdr'])}"
-        figures.append(Headline("memorized", number(detection["memorized"]), note))
-        figures.append(Headline("precursors", number(detection["precursors"]), "distinct images of low denoising loss"))
-    if summary.get("verification"):
-        truth = summary["verification"]
-        note = f"in {plural(truth['samples'], 'sample')}"
-        figures.append(Headline("really reproduced", number(truth["reproduced_images"]), note))
-    duplicates = summary["duplicates"]
-    note = f"exact and near, in {plural(duplicates['clusters'], 'group')}, largest {number(duplicates['largest'])}"
-    figures.append(Headline("duplicates", number(duplicates["rows_in_clusters"]), note))
-    if calibration:
-        note = "of raw growth: what calibration takes out"
-        figures.append(Headline("complexity explains", percent(calibration["r2"]), note))
-    return figures
 
 
 def card_reason(card: dict[str, Any], fdr: float | None) -> str:

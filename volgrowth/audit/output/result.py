@@ -31,6 +31,7 @@ FINDINGS_FILE = "findings.parquet"
 HOLDOUT_FINDINGS_FILE = "holdout-findings.parquet"
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
+REDACTED_FILE = "report-redacted.html"
 FIGURES_FOLDER = "figures"
 SUMMARY_SHAPE: Shape = {
     "counts": {"rows": int, "ok": int},

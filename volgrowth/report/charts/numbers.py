@@ -132,6 +132,11 @@ class LevelRates:
     controls: Spread
 
 
+def counts_directions(measure: dict[str, Any]) -> bool:
+    """Return True if growth is in directions per e-fold of noise, False if in nats; `measure` as in the summary."""
+    return measure["preset"] == "screen" or "levels" in measure  # levels: preset standard of older audits
+
+
 def level_rates(scores: pa.Table, pairs: Sequence[tuple[int, int]], measure: dict[str, Any]) -> LevelRates | None:
     """Return medians and quartiles of the column `rates` over pairs of (flagged, control) rows; None without rates.
 

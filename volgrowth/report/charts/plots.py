@@ -15,6 +15,7 @@ from volgrowth.report.charts import figures
 from volgrowth.report.charts.numbers import (
     LevelRates,
     count_bars,
+    counts_directions,
     duplicate_groups,
     expected_by_size,
     level_rates,
@@ -56,9 +57,7 @@ def draw_report_charts(
     made = ReportCharts(numbers={"duplicates": whole.duplicates if whole else duplicate_groups(findings)})
     points = _points(scores, findings, truth)
     counted = whole.values if whole else dict[str, WholeValues]()
-    measure = summary["measure"]
-    rates = measure["preset"] == "screen" or "levels" in measure  # levels: preset standard of older audits
-    unit = "collapsed directions" if rates else "nats"
+    unit = "collapsed directions" if counts_directions(summary["measure"]) else "nats"
     notable, name = points.notable
     made.numbers["notable"] = name if notable.any() else None
     if np.isfinite(points.evidence).any():  # without calibration, and in findings of an older version, there is none

@@ -1,5 +1,6 @@
 """Cards of the gallery: one for each picture among the exhibits, an image with its copies and near duplicates."""
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from volgrowth.analysis.judging import ranking_column, strongest
+from volgrowth.credentials import redacted
 from volgrowth.report.formats import missing, number, rough, score, signed
 from volgrowth.report.gallery.exhibits import Exhibit, NearestSample, Shown, of_rows
 from volgrowth.report.gallery.pictures import data_url
@@ -54,6 +56,7 @@ _SCORES = {
     "contrast": "growth_contrast",
     "loss": "loss",
     "hits": "verified_hits",
+    "bound": "false_bound",
 }
 
 
@@ -203,11 +206,21 @@ def _card(record: Card, rows: np.ndarray, copies: int) -> Card:
             for key in ("row", "image_id", "source", "status", "memorized", "precursor", "outside_range")
         },
         **{key: None if missing(record[name]) else record[name] for key, name in _SCORES.items()},
+        "cluster": record["cluster"],
+        "size": max(record["copies"] or 1, copies),
+        "id_text": _exact(record["image_id"]),
         "marks": record["marks"] or [],
         "copies": copies,
         "near_copies": max(0, (record["copies"] or 0) - copies),
         "rows": rows[:ROWS_LISTED].tolist(),
     }
+
+
+def _exact(image_id: str | None) -> str:
+    """Return an id as a JSON string in ASCII, which hides no character; an empty one for an id with a secret in it."""
+    if image_id is None or redacted(image_id) != image_id:
+        return '""'
+    return json.dumps(image_id).replace("\x7f", "\\u007f")
 
 
 def _kinds(card: Card) -> list[str]:
