@@ -22,11 +22,13 @@ from volgrowth.errors import EngineError
 MANY = 100_000_000
 """Rows of the audit whose time and memory are extrapolated."""
 COLUMNS = (("CPU, s", "Seconds of CPU time"), ("above it, MiB", "MiB of memory"))
+MOST_BEFORE = 1_000_000
+"""Rows up to which an older version is measured: it held all of them, 1.6 KB for each."""
 SETTINGS = {"held-out rows": made_up_audit.HELD_OUT, "shard size": made_up_audit.SHARD_ROWS}
 
 
 def analysis_load(folder: Path, sizes: Sequence[int], before: Path | None = None) -> Outcome:
-    """Measure every size, by an older version too if `before` is a checkout of it.
+    """Measure every size, and those up to `MOST_BEFORE` by an older version too if `before` is a checkout of it.
 
     Sizes that `folder` holds already are not measured again. A row of the table has the seconds of the command, its CPU
     time and that of its steps, and the most memory above that of the loaded libraries. The commands that read the
@@ -35,11 +37,12 @@ def analysis_load(folder: Path, sizes: Sequence[int], before: Path | None = None
     found: list[dict[str, Any]] = []
     for rows in sizes:
         for version, checkout in (("this", ROOT), ("before", before)):
-            if checkout:
+            if checkout and (checkout is ROOT or rows <= MOST_BEFORE):
                 measured = _measured(folder / f"{version}-{rows}", rows, checkout)
                 found.append({"rows": rows, "version": version, **measured})
     commands = [{"rows": rows, **measured} for rows in sizes for measured in _commands(folder / f"this-{rows}")]
     said = [_line(found, version, *column) for version in ("this", "before") for column in COLUMNS]
+    said += [_most_memory(found), *_faster(found)]
     return Outcome([line for line in said if line], {"table": found, "commands": commands}, SETTINGS)
 
 
@@ -73,6 +76,28 @@ def _line(found: Sequence[dict[str, Any]], version: str, column: str, what: str)
         f"{what}, {version} version: {fit.intercept:,.0f} and {fit.slope:,.0f} more for each million rows "
         f"(R² {fit.rvalue**2:.4f}); for {MANY:,} rows that would be {many:,.0f}."
     )
+
+
+def _most_memory(found: Sequence[dict[str, Any]]) -> str:
+    """Say how much memory this version takes at most, and how many bytes of temporary files."""
+    mine = [row for row in found if row["version"] == "this"]
+    memory = max(row["above it, MiB"] for row in mine)
+    disk = max(row["temporary files, MiB"] * 2**20 / row["rows"] for row in mine)
+    return (
+        f"This version takes at most {memory:,.0f} MiB above that of the loaded libraries, at every size, and at most "
+        f"{disk:,.0f} bytes of temporary files for each row."
+    )
+
+
+def _faster(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Say how much faster this version is at each size that the older one was measured at."""
+    cpu = {(row["version"], row["rows"]): row["CPU, s"] for row in found}
+    return [
+        f"{rows:,} rows: {cpu['before', rows]:,.0f} s of CPU time before, {cpu['this', rows]:,.0f} s now: "
+        f"{cpu['before', rows] / cpu['this', rows]:.1f} times faster."
+        for version, rows in cpu
+        if version == "before"
+    ]
 
 
 def _run(checkout: Path, *arguments: str) -> str:

@@ -13,12 +13,15 @@ row, a few memorized rows, one row in a thousand without a score.
 import json
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -178,7 +181,8 @@ def finish_here(folder: Path) -> dict[str, Any]:
                 setattr(caller, function, timed(name, getattr(caller, function)))
     config = _config(output, folder / "data.parquet", folder / "held.parquet")
     started, began, cpu = _memory("VmRSS"), time.monotonic(), time.process_time()
-    import_module("volgrowth.commands.audit").run_audit(config, quiet=True)
+    with _temporary_files(folder / "temporary") as most:
+        import_module("volgrowth.commands.audit").run_audit(config, quiet=True)
     seconds = time.monotonic() - began
     return {
         "seconds": seconds,
@@ -186,7 +190,38 @@ def finish_here(folder: Path) -> dict[str, Any]:
         **{name: spent.get(name) for name, _ in STEPS},
         "at start, MiB": started,
         "above it, MiB": _memory("VmHWM") - started,
+        "temporary files, MiB": most[0] / 2**20,
     }
+
+
+@contextmanager
+def _temporary_files(folder: Path) -> Iterator[list[int]]:
+    """Put temporary files into a folder of their own meanwhile. The list holds the most bytes that were there."""
+    most, over = [0], Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            sizes = [_size(path) for path in folder.rglob("*")]
+            most[0] = max(most[0], sum(sizes))
+
+    folder.mkdir(exist_ok=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    thread = Thread(target=watch)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
+        tempfile.tempdir = before
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file; 0 if it has just gone, or is a folder."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
 
 
 def command_here(folder: Path, name: str) -> dict[str, Any]:
