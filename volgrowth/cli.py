@@ -185,9 +185,9 @@ def _diff(
       volgrowth diff out-before out-after --table changes.parquet
     """
     from volgrowth.analysis.comparison.wording import comparison_text
-    from volgrowth.commands.diff import diff_audits
+    from volgrowth.commands.diff import describe_changes
 
-    print_plain(comparison_text(diff_audits(out_a, out_b, fdr, table=table)))
+    print_plain(comparison_text(describe_changes(out_a, out_b, fdr, table)))
 
 
 @app.command("verify")

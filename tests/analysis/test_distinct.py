@@ -14,6 +14,7 @@ from volgrowth.analysis.calibration.false_bounds import CONFIDENCE, false_bounds
 from volgrowth.analysis.comparison.matching import match_images
 from volgrowth.analysis.distinct import Pictures, first_of_each, identical_rows, simes, strongest_rows
 from volgrowth.analysis.gate.limit import check_limit
+from volgrowth.analysis.parts.database import open_database
 from volgrowth.report.charts.numbers import duplicate_groups
 
 
@@ -128,7 +129,9 @@ def test_an_image_whose_first_row_failed_is_counted_by_all(tmp_path: Path) -> No
     assert detection["memorized"] == found.flagged == 1
     assert detection["tests"] == found.judged == 199
     assert [image["row"] for image in found.images] == [5]
-    matched = match_images(audit, audit)
-    assert matched.a.row.tolist().count(5) == 1
-    assert (len(matched.a), int(matched.a.flagged.sum())) == (199, 1)
+    with open_database(0) as database:
+        match_images(database, audit, audit)
+        matched = database.table("SELECT row_a, flagged_a FROM matched")
+    assert matched["row_a"].to_pylist().count(5) == 1
+    assert (len(matched), sum(matched["flagged_a"].to_pylist())) == (199, 1)
     assert sum(band["flagged"] for band in duplicate_groups(findings)["by_rows"]) == 1

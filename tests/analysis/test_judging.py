@@ -11,6 +11,7 @@ from volgrowth.analysis.comparison.matching import match_images
 from volgrowth.analysis.deciding import decide_actions
 from volgrowth.analysis.gate.limit import check_limit
 from volgrowth.analysis.judging import judge
+from volgrowth.analysis.parts.database import open_database
 from volgrowth.analysis.policy import CurationPolicy
 from volgrowth.report.charts.numbers import duplicate_groups
 
@@ -36,7 +37,9 @@ def test_commands_and_report_count_the_same_images(tmp_path: Path) -> None:
     assert sum(band["flagged"] for band in duplicate_groups(findings)["by_rows"]) == flagged
     gate = check_limit(audit, 0.1, 0.0)
     assert (gate.flagged, gate.proven, gate.found) == (flagged, 2, flagged + 1)
-    assert int(match_images(audit, audit).a.flagged.sum()) == flagged + 1
+    with open_database(0) as database:
+        match_images(database, audit, audit)
+        assert database.number("SELECT count(*) FROM matched WHERE flagged_a") == flagged + 1
     listed = decide_actions(findings, audit.scores.select(["source", "status"]), CurationPolicy(), "digest", proof)
     dropped = [row for row, action in enumerate(listed["action"].to_pylist()) if action == "drop"]
     assert {*np.flatnonzero(known.found).tolist()} <= {*dropped}, "with what is in their clusters"

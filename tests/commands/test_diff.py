@@ -1,15 +1,18 @@
 """`volgrowth diff` on audits that two models really gave."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 import volgrowth as vg
-from volgrowth.analysis.comparison.changes import CHANGES, compare_audits
+from volgrowth.analysis.comparison.changes import CHANGES
+from volgrowth.analysis.comparison.comparing import compare_audits
 from volgrowth.cli import run_command
 from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
+from volgrowth.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
 
@@ -79,6 +82,16 @@ def test_what_cannot_be_compared_is_one_sentence_and_exit_code_two(audits, tmp_p
         assert reason in " ".join(captured.err.split())
         assert "Traceback" not in captured.err
         assert captured.out == ""
+
+
+def test_findings_of_an_older_version_are_refused(audits, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(audits / "after", old)
+    store = Store(str(old))
+    findings = store.read_table("findings.parquet")
+    store.write_table("findings.parquet", findings.drop_columns(["outside_range"]), {})
+    assert run_command(["diff", str(audits / "before"), str(old)]) == 2
+    assert "has no column outside_range (an older version wrote it)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_help_has_an_example(capsys):

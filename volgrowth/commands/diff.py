@@ -1,16 +1,16 @@
 """`volgrowth diff`: compare two finished audits."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from volgrowth.analysis.calibration.error_rates import FDR
-from volgrowth.analysis.comparison.changes import Comparison, compare_audits, write_changes
-from volgrowth.audit.output.result import open_audit
+from volgrowth.analysis.comparison.changes import Comparison, WholeComparison
+from volgrowth.analysis.comparison.comparing import Compared, changes_file, compare_in_parts, write_changes
+from volgrowth.analysis.findings import check_columns
+from volgrowth.audit.output.result import FINDINGS_FILE, open_audit
 
-COMPARED = ("row", "growth", "content_hash")
-"""Columns of scores that the comparison reads."""
 
-
-def diff_audits(out_a: str, out_b: str, fdr: float = FDR, *, table: str | None = None) -> Comparison:
+def diff_audits(out_a: str, out_b: str, fdr: float = FDR, *, table: str | None = None) -> WholeComparison:
     """Find the images that became or ceased to be memorized between two audits.
 
     The audits may be of two checkpoints, or of a data set before and after curation. Images are matched by their
@@ -29,8 +29,26 @@ def diff_audits(out_a: str, out_b: str, fdr: float = FDR, *, table: str | None =
         UsageError: the two audits cannot be compared, or `fdr` is out of range.
         OutputError: an audit has not finished or was not calibrated.
     """
-    one, other = (replace(open_audit(output), columns=COMPARED) for output in (out_a, out_b))
-    comparison = compare_audits(one, other, fdr)
+    with _compared(out_a, out_b, fdr, table) as found:
+        return found.whole()
+
+
+def describe_changes(out_a: str, out_b: str, fdr: float, table: str | None) -> Comparison:
+    """Compare two audits as `diff_audits` does, without holding the table of all images."""
+    with _compared(out_a, out_b, fdr, table) as found:
+        return found.comparison
+
+
+@contextmanager
+def _compared(out_a: str, out_b: str, fdr: float, table: str | None) -> Iterator[Compared]:
+    """Compare two audits, and write the table of all images if a file is named for it."""
     if table:
-        write_changes(comparison, table)
-    return comparison
+        changes_file(table)  # refused before the work
+    one, other = open_audit(out_a), open_audit(out_b)
+    for audit in (one, other):
+        columns = audit.store.read_schema(FINDINGS_FILE)
+        check_columns(columns, audit.store.url, "outside_range", "memorized", "identical")
+    with compare_in_parts(one, other, fdr) as found:
+        if table:
+            write_changes(found, table)
+        yield found

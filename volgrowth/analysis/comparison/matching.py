@@ -1,16 +1,20 @@
-"""Two finished audits, image by image: check that they can be compared, and match their images by content."""
+"""Two finished audits, image by image: check that they can be compared, and match their images by content.
 
+The rows of both are read in parts and matched by a database, so that their number may exceed the memory.
+"""
+
+import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from volgrowth.analysis.as_numpy import as_floats
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
-from volgrowth.analysis.distinct import first_of_each
-from volgrowth.analysis.findings import check_columns
-from volgrowth.analysis.judging import judge
+from volgrowth.analysis.judging import FoundPictures
+from volgrowth.analysis.parts.database import Database
+from volgrowth.audit.output.parts import other_rows
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import OutputError, UsageError
 
@@ -18,54 +22,30 @@ from volgrowth.errors import OutputError, UsageError
 REPEATS = frozenset({"num_probes", "num_noises"})
 
 
-@dataclass(frozen=True)
-class Distinct:
-    """The n images of different pixels of an audit, as arrays (n,).
-
-    Attributes:
-        content: hash of each image's pixels, uint64.
-        image_id: id of the row that stands for the image.
-        row: that row: the first with a score, under whatever caption.
-        cluster: smallest row of the image's picture (`analysis.distinct`), whose images are one test.
-        copies: number of rows of the image.
-        z: excess growth in units of the audit's residual spread; NaN without a score.
-        outside: mask of the images that are not judged.
-        flagged: mask of the images that the audit flags, or that its samples reproduced.
-    """
-
-    content: np.ndarray
-    image_id: np.ndarray
-    row: np.ndarray
-    cluster: np.ndarray
-    copies: np.ndarray
-    z: np.ndarray
-    outside: np.ndarray
-    flagged: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.content)
-
-    def __getitem__(self, chosen: np.ndarray) -> "Distinct":
-        return Distinct(**{name: column[chosen] for name, column in vars(self).items()})
+READ = ("row", "cluster", "q_value", "outside_range", "evidence", "growth", "excess_growth")
+"""Columns of findings that a comparison reads, beside the ids of images."""
+_FAILED = 2**62
+"""Added to the numbers of rows without a score, so that any row with one stands before them."""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """The images of two audits, matched.
+    """The images of two audits, matched: the rows of the table `matched` of the database.
+
+    Its columns are content: hash of the pixels; row_a, row_b: the row that stands for the image, which is the first
+    with a score, under whatever caption; cluster: smallest row of the image's picture in A; copies_a, copies_b; z_a,
+    z_b: excess growth in units of the audit's residual spread; change: their difference; scored: it has one; judged:
+    neither audit leaves the image unjudged; flagged_a, flagged_b: the audit flags it, or its samples reproduced it.
 
     Attributes:
-        a, b: the images in both audits, in the same order.
-        held_a, held_b: the held-out images that both calibrated and neither audits, in the same order.
+        null: changes of the held-out images that both calibrated and neither audits, (m,).
         only: number of pictures only in A, and only in B.
         only_flagged: number of those that their audit flags.
         held_sizes: number of distinct held-out images of A, and of B.
         draws_moved: see `_draws_moved`.
     """
 
-    a: Distinct
-    b: Distinct
-    held_a: Distinct
-    held_b: Distinct
+    null: np.ndarray
     only: tuple[int, int]
     only_flagged: tuple[int, int]
     held_sizes: tuple[int, int]
@@ -94,89 +74,127 @@ def check_comparable(a: Audit, b: Audit, fdr: float) -> None:
             f"the models see images of different shapes ({shapes[0]} in {a.store.url}, {shapes[1]} in {b.store.url}): "
             f"expected two models of the same images"
         )
-    if a.frozen.digest == b.frozen.digest and a.scores.column("growth").equals(b.scores.column("growth")):
+    if a.frozen.digest == b.frozen.digest and _growth_digest(a) == _growth_digest(b):
         raise UsageError(
             f"{a.store.url} and {b.store.url} are the same audit (settings, weights, rows and scores): give the "
             f"outputs of two"
         )
 
 
-def match_images(a: Audit, b: Audit) -> Matched:
-    """Match the images of two audits by their pixels.
+def _growth_digest(audit: Audit) -> bytes:
+    """Return a digest of the growth of all rows."""
+    digest = hashlib.sha256()
+    for part in audit.parts(scores=["growth"]):
+        digest.update(as_floats(part["growth"]).tobytes())
+    return digest.digest()
+
+
+def match_images(database: Database, a: Audit, b: Audit) -> Matched:
+    """Match the images of two audits by their pixels, in the table `matched` of an empty database.
 
     Raises:
         UsageError: there is no image in both.
         OutputError: one was not calibrated, or its tables do not fit each other.
     """
-    all_a, all_b = (
-        _distinct(audit, audit.scores, audit.findings, audit.summary.get("verification")) for audit in (a, b)
+    for name, audit in (("a", a), ("b", b)):
+        _add_images(database, name, audit)
+    database.run(
+        """CREATE TABLE matched AS SELECT *, change IS NOT NULL AND isfinite(change) AS scored,
+            scored AND NOT outside AS judged FROM (
+            SELECT content, a.row AS row_a, b.row AS row_b, a.cluster, a.copies AS copies_a, b.copies AS copies_b,
+                a.z AS z_a, b.z AS z_b, CASE WHEN isnan(b.z - a.z) THEN NULL ELSE b.z - a.z END AS change,
+                a.outside OR b.outside AS outside, a.flagged AS flagged_a, b.flagged AS flagged_b,
+                b.cluster AS cluster_b
+            FROM images_a a JOIN images_b b USING (content)
+        )"""
     )
-    one, other = _common(all_a, all_b)
-    if not len(one):
+    if not database.number("SELECT count(*) FROM matched"):
         raise UsageError(
             f"{a.store.url} and {b.store.url} have no image in common: expected audits of the same images, which are "
             f"matched by their pixels"
         )
-    all_held = _held_out(a), _held_out(b)
-    held_a, held_b = _common(*all_held)
-    usable = np.isfinite(held_a.z) & np.isfinite(held_b.z)
-    usable &= ~np.isin(held_a.content, np.union1d(all_a.content, all_b.content))
-    return Matched(
-        a=one,
-        b=other,
-        held_a=held_a[usable],
-        held_b=held_b[usable],
-        only=(len(_unmatched(all_a, one)), len(_unmatched(all_b, other))),
-        only_flagged=(
-            len(_unmatched(all_a[all_a.flagged], one)),
-            len(_unmatched(all_b[all_b.flagged], other)),
-        ),
-        held_sizes=(len(all_held[0]), len(all_held[1])),
-        draws_moved=_draws_moved(a, b, one, other),
+    held = _held_out(a), _held_out(b)
+    found = Matched(
+        null=_unchanged(database, *held),
+        only=(_unmatched(database, "a", "true"), _unmatched(database, "b", "true")),
+        only_flagged=(_unmatched(database, "a", "flagged"), _unmatched(database, "b", "flagged")),
+        held_sizes=(len(held[0][0]), len(held[1][0])),
+        draws_moved=_draws_moved(database, a, b),
+    )
+    database.run("DROP TABLE images_a", "DROP TABLE images_b")
+    return found
+
+
+def _add_images(database: Database, name: str, audit: Audit) -> None:
+    """Make the table `images_` of an audit: each image once, with the values of the row that stands for it."""
+    spread, verification = _spread(audit), audit.summary.get("verification")
+    database.run(
+        """CREATE TABLE seen (row BIGINT, content UBIGINT, cluster BIGINT, scored BOOLEAN, z DOUBLE,
+            outside BOOLEAN, flagged BOOLEAN)"""
+    )
+    pictures = FoundPictures.of(audit.parts(findings=READ), verification)
+    for part in audit.parts(findings=READ, scores=["content_hash"]):
+        known = pictures.judge(part)
+        rows = {
+            "row": part["row"],
+            "content": part["content_hash"],
+            "cluster": part["cluster"],
+            "scored": part["growth"].is_valid(),
+            "z": pa.array(as_floats(part["excess_growth"]) / spread, from_pandas=True),
+            "outside": pa.array(~known.judged),
+            "flagged": pa.array(known.found),
+        }
+        database.add("seen", pa.table(rows).filter(part["content_hash"].is_valid()))
+    database.run(
+        f"""CREATE TABLE images_{name} AS SELECT chosen.content, row, cluster, copies, z, outside, flagged FROM (
+            SELECT content, count(*)::INTEGER AS copies,
+                min(CASE WHEN scored THEN row ELSE row + {_FAILED} END) % {_FAILED} AS row
+            FROM seen GROUP BY content
+        ) chosen JOIN seen USING (row)""",
+        "DROP TABLE seen",
     )
 
 
-def _unmatched(images: Distinct, matched: Distinct) -> np.ndarray:
-    """Return the clusters of images of which no image is matched."""
-    return np.setdiff1d(images.cluster, matched.cluster)
+def _unmatched(database: Database, name: str, condition: str) -> int:
+    """Count the pictures of an audit, with an image that meets the condition, of which no image is matched."""
+    column = "cluster" if name == "a" else "cluster_b"
+    return database.number(
+        f"""SELECT count(*) FROM (SELECT DISTINCT cluster FROM images_{name} WHERE {condition})
+        ANTI JOIN (SELECT DISTINCT {column} AS cluster FROM matched) USING (cluster)"""
+    )
 
 
-def _distinct(
-    audit: Audit, scores: pa.Table, findings: pa.Table, verification: dict[str, Any] | None = None
-) -> Distinct:
-    """Return each image once, with the values of the row that stands for it."""
-    url = audit.store.url
-    check_columns(findings.schema, url, "outside_range", "memorized", "identical")
-    if not scores.column("row").equals(findings.column("row")):
-        raise OutputError(
-            f"findings in {url} is of other rows than scores: delete {url}/_SUCCESS and run the same `volgrowth audit` "
-            f"again, which keeps the scores"
-        )
-    known = scores.column("content_hash").is_valid()
+def _held_out(audit: Audit) -> tuple[np.ndarray, np.ndarray]:
+    """Return hash and z of each distinct held-out image, (n,) each; z is that of the first row with a score.
+
+    Raises:
+        OutputError: findings and scores are not of the same rows.
+    """
+    scores, findings = audit.holdout_scores, audit.holdout_findings
+    if scores is None or findings is None:
+        return np.empty(0, np.uint64), np.empty(0)
+    if not scores["row"].equals(findings["row"]):
+        raise other_rows(audit.store.url)
+    known = scores["content_hash"].is_valid()
     content, findings = scores["content_hash"].filter(known).to_numpy(), findings.filter(known)
-    _, image, copies = np.unique(findings["identical"].to_numpy(), return_inverse=True, return_counts=True)
-    judgement = judge(findings, verification)
-    scored = findings["growth"].is_valid().to_numpy()
-    order = np.lexsort((findings["row"].to_numpy(), ~scored, image))
-    chosen = np.zeros(len(order), bool)
-    chosen[order[first_of_each(image[order])]] = True
-    return Distinct(
-        content=content[chosen],
-        image_id=findings["image_id"].to_numpy()[chosen],
-        row=findings["row"].to_numpy()[chosen],
-        cluster=findings["cluster"].to_numpy()[chosen],
-        copies=copies[image][chosen],
-        z=findings["excess_growth"].to_numpy()[chosen] / _spread(audit),
-        outside=~judgement.judged[chosen],
-        flagged=judgement.found[chosen],
-    )
+    order = np.lexsort((findings["row"].to_numpy(), ~findings["growth"].is_valid().to_numpy(), content))
+    contents, first = np.unique(content[order], return_index=True)
+    return contents, as_floats(findings["excess_growth"])[order[first]] / _spread(audit)
 
 
-def _held_out(audit: Audit) -> Distinct:
-    """Return the distinct held-out images, of which there may be none."""
-    if audit.holdout_scores is None or audit.holdout_findings is None:
-        return Distinct(*[np.empty(0)] * 8)
-    return _distinct(audit, audit.holdout_scores, audit.holdout_findings)
+def _unchanged(
+    database: Database, held_a: tuple[np.ndarray, np.ndarray], held_b: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Return the changes of the held-out images that have a score in both audits and that neither audits, (m,)."""
+    content, first, second = np.intersect1d(held_a[0], held_b[0], assume_unique=True, return_indices=True)
+    change = held_b[1][second] - held_a[1][first]
+    database.run("CREATE TABLE held (content UBIGINT)")
+    database.add("held", pa.table({"content": pa.array(content, pa.uint64())}))
+    audited = database.table(
+        """SELECT content FROM held SEMI JOIN images_a USING (content) UNION
+        SELECT content FROM held SEMI JOIN images_b USING (content)"""
+    )["content"].to_numpy()
+    return change[np.isfinite(change) & ~np.isin(content, audited)]
 
 
 def _spread(audit: Audit) -> float:
@@ -194,13 +212,7 @@ def _spread(audit: Audit) -> float:
     return calibration["residual_spread"]
 
 
-def _common(one: Distinct, other: Distinct) -> tuple[Distinct, Distinct]:
-    """Return the images in both, in the same order."""
-    _, first, second = np.intersect1d(one.content, other.content, assume_unique=True, return_indices=True)
-    return one[first], other[second]
-
-
-def _draws_moved(a: Audit, b: Audit, one: Distinct, other: Distinct) -> bool:
+def _draws_moved(database: Database, a: Audit, b: Audit) -> bool:
     """Return True if audited images moved to other rows, and with that to other random draws.
 
     Preset `paper` draws axes by row, and the other presets draw the same for all rows. The change of an image that
@@ -208,4 +220,4 @@ def _draws_moved(a: Audit, b: Audit, one: Distinct, other: Distinct) -> bool:
     """
     configs = [audit.manifest["config"] for audit in (a, b)]
     by_row = configs[0]["measure"]["preset"] == "paper" and configs[0]["seed"] == configs[1]["seed"]
-    return by_row and bool((one.row != other.row).any())
+    return by_row and bool(database.number("SELECT count(*) FROM matched WHERE row_a <> row_b"))

@@ -3,16 +3,8 @@
 from collections.abc import Iterator
 from textwrap import wrap
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from volgrowth.analysis.comparison.changes import ChangeVerdict, Comparison
-from volgrowth.analysis.distinct import first_of_each
+from volgrowth.analysis.comparison.changes import CHANGED, LISTED, ChangeVerdict, Comparison
 from volgrowth.plain import plain
-
-# most images that are listed of each verdict
-LISTED = 20
 
 # most characters of an id that are shown: the rest of a hash tells nothing more
 ID_WIDTH = 28
@@ -34,7 +26,7 @@ def comparison_text(comparison: Comparison) -> str:
     """Write counts, the rate they promise, and up to `LISTED` images of each kind of change, for a terminal."""
     notes = [line for warning in comparison.warnings for line in wrap(f"Note: {warning}", WIDTH)]
     blocks = [_counts(comparison), wrap(_promise(comparison), WIDTH), notes]
-    blocks += [list(_images(comparison, verdict)) for verdict in list(ChangeVerdict)[:4]]
+    blocks += [list(_images(comparison, verdict)) for verdict in CHANGED]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -66,13 +58,10 @@ def _promise(comparison: Comparison) -> str:
 
 def _images(comparison: Comparison, verdict: ChangeVerdict) -> Iterator[str]:
     """Yield the lines that list the pictures with a verdict, the most certain first, each by its largest change."""
-    table = comparison.table.filter(pc.equal(comparison.table.column("verdict"), verdict.value))
-    if not table.num_rows:
+    listed, count = comparison.listed[verdict].to_pylist(), comparison.counts[verdict]
+    if not listed:
         return
-    order = np.lexsort((-np.abs(table.column("change").to_numpy()), table.column("q_value").to_numpy()))
-    order = order[first_of_each(table["cluster"].to_numpy()[order])]
-    listed = table.take(pa.array(order[:LISTED])).to_pylist()
-    of = f"{len(order):,} images" if len(listed) < len(order) else ""
+    of = f"{count:,} images" if len(listed) < count else ""
     yield f"{_name(verdict)}" + (f" (the first {LISTED} of {of}; --table FILE has all)" if of else "")
     yield f"  {'image':<{ID_WIDTH}}  {'row':>18}  {'copies':>14}  {'z':>18}  {'q':>8}"
     for image in listed:

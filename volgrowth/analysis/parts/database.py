@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from volgrowth.errors import OutputError
@@ -66,8 +67,8 @@ class Database:
 
 
 @contextmanager
-def open_database(rows: int) -> Iterator[Database]:
-    """Open an empty database for what concerns so many rows, and remove it at the end.
+def open_database(rows: int, task: str = "analysis") -> Iterator[Database]:
+    """Open an empty database for a task that concerns so many rows, and remove it at the end.
 
     Raises:
         OutputError: the disk has no room for it.
@@ -80,14 +81,14 @@ def open_database(rows: int) -> Iterator[Database]:
         with duckdb.connect(config=settings) as connection:
             yield Database(connection)
         return
-    check_room(rows)
+    check_room(rows, task)
     with tempfile.TemporaryDirectory(prefix="volgrowth-") as folder:
         settings |= {"memory_limit": f"{MEMORY}MiB", "temp_directory": folder}
         with duckdb.connect(f"{folder}/rows.duckdb", config=settings) as connection:
             yield Database(connection)
 
 
-def check_room(rows: int) -> None:
+def check_room(rows: int, task: str = "analysis") -> None:
     """Check that the disk has room for the temporary files of so many rows.
 
     Raises:
@@ -97,6 +98,20 @@ def check_room(rows: int) -> None:
     free = shutil.disk_usage(folder).free
     if rows > FEW and free < needed:
         raise OutputError(
-            f"the analysis of {rows:,} rows takes up to {needed:,} bytes of temporary files, and {folder} has room for "
+            f"the {task} of {rows:,} rows takes up to {needed:,} bytes of temporary files, and {folder} has room for "
             f"{free:,}: make room there, or set TMPDIR to a folder with more; what is scored stays"
         )
+
+
+def whole_clusters(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Yield rows that are in order of their clusters so that none is divided."""
+    held: pa.Table | None = None
+    for some in batches:
+        held = some if held is None else pa.concat_tables([held, some])
+        cluster = held["cluster"].to_numpy()
+        whole = int(np.searchsorted(cluster, cluster[-1]))
+        if whole:
+            yield held.slice(0, whole)
+            held = held.slice(whole)
+    if held is not None:
+        yield held

@@ -4,7 +4,7 @@ What is one image, and which p-value it has, is the rule of `analysis.distinct`.
 they are counted and forgotten. Rows of the same picture are brought together by the database.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from volgrowth.analysis.calibration.held_out import Bulk, Kinds
 from volgrowth.analysis.calibration.screening import Screening
 from volgrowth.analysis.distinct import Pictures
 from volgrowth.analysis.judging import is_flagged
-from volgrowth.analysis.parts.database import Database
+from volgrowth.analysis.parts.database import Database, whole_clusters
 from volgrowth.analysis.parts.judge import Judge
 from volgrowth.analysis.parts.rates import Rates
 from volgrowth.records import FINDINGS
@@ -177,7 +177,7 @@ class Verdicts:
         """Fill the table `pictures` with the combined p-values of pictures of several rows."""
         query = """SELECT cluster, content, trial_score, judged, p_value, loss_p_value, p_value_conformal
             FROM tried SEMI JOIN firsts USING (row) ORDER BY cluster, row"""
-        for some in _whole_clusters(self.database.batches(query)):
+        for some in whole_clusters(self.database.batches(query)):
             names, cluster = np.unique(some["cluster"].to_numpy(), return_inverse=True)
             judged = as_mask(some["judged"])
             pictures = Pictures.of(cluster, some["content"].to_numpy(), some["trial_score"].to_numpy())
@@ -290,17 +290,3 @@ class Verdicts:
 def _outside(judged: pa.Table) -> Array:
     """Return a mask of the rows that are not within the calibration's range, as far as that is known."""
     return pc.fill_null(judged["outside_range"], True).to_numpy().astype(bool)
-
-
-def _whole_clusters(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Yield rows that are in order of their clusters so that none is divided."""
-    held: pa.Table | None = None
-    for some in batches:
-        held = some if held is None else pa.concat_tables([held, some])
-        cluster = held["cluster"].to_numpy()
-        whole = int(np.searchsorted(cluster, cluster[-1]))
-        if whole:
-            yield held.slice(0, whole)
-            held = held.slice(whole)
-    if held is not None:
-        yield held
