@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from volgrowth.analysis.findings import Analysis
 from volgrowth.analysis.parts.database import check_room
 from volgrowth.analysis.summary import SUMMARISED, summarize_audit
-from volgrowth.audit.engine.batch_size import kept_batch, settle_batch
+from volgrowth.audit.engine.batch_size import kept_tuning, settle_batch
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.model_check import check_model_tasks, kept_check
 from volgrowth.audit.engine.noise_floor import NoiseFloor, noise_floor
@@ -172,8 +172,10 @@ def _write_summary(store: Store, analysis: Analysis, config: AuditConfig) -> Non
 
 def _run_facts(store: Store, config: AuditConfig) -> dict[str, Any]:
     """Describe how the scores were made: time, devices and arithmetic, the model's check, noise floor, batch size."""
-    batch = kept_batch(store) or config.batch_size
-    checked, floor = kept_check(store), noise_floor(store)
+    tuned, checked, floor = kept_tuning(store), kept_check(store), noise_floor(store)
     arithmetic = floor.pop("arithmetic", None) if floor else None
+    batch = tuned.batch_size if tuned else config.batch_size
+    if arithmetic:
+        arithmetic |= {"batch_size": batch, "layout": tuned.layout if tuned else None}
     facts = {"model_check": checked, "noise_floor": floor, "batch_size": batch, "arithmetic": arithmetic}
-    return {**total_effort(store), **facts}
+    return {**total_effort(store), **facts, "tuned_on": tuned.device if tuned else None}

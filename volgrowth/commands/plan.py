@@ -20,7 +20,7 @@ from scipy import stats
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.calibration.reach import CLEAR, Reach, reach
 from volgrowth.analysis.calibration.screening import MOST_SAMPLED
-from volgrowth.audit.engine.batch_size import choose_batch
+from volgrowth.audit.engine.batch_size import lays_out, tune
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.model_check import check_model_tasks
 from volgrowth.audit.engine.progress import AuditProgress
@@ -245,9 +245,17 @@ def _reach_lines(forecast: Forecast) -> list[str]:
 
 
 def _choose_batch(session: Session) -> int:
-    """Return the batch size of the settings if they give one, else the size that a worker finds to be fastest."""
+    """Return the batch size of the settings if they give one, else the size that a worker finds to be fastest.
+
+    The layout of weights is chosen as by an audit.
+    """
     given = session.config.batch_size if "batch_size" in session.config.model_fields_set else None
-    return choose_batch(session) if given is None else given
+    lay_out = lays_out(session)
+    if given is not None and not lay_out:
+        return given
+    tuned = tune(session, given, lay_out)
+    session.take_over(tuned.batch_size, tuned.channels_last, tuned.device)
+    return tuned.batch_size
 
 
 def _pilot(session: Session, manifest: Manifest, batch: int, quiet: bool) -> list[Piece]:

@@ -66,6 +66,9 @@ class NetworkDenoiser(Denoiser):
             under the null condition.
         sampling_levels: function from a number of steps to the rising noise levels of the model's own sampler; by
             default those of the DDPM table of the parameterization's schedule.
+
+    Attributes:
+        module: the module behind the network, if it is known.
     """
 
     kind = "network"
@@ -89,6 +92,7 @@ class NetworkDenoiser(Denoiser):
         self.schedule: Schedule = parameterization.schedule
         self.condition = conditioner.kind if conditioner else None
         self.has_null = conditioner is None or conditioner.null
+        self.module = network if isinstance(network, torch.nn.Module) else None
         self._given: dict[str, Tensor] | None = None
 
     @property
@@ -134,6 +138,19 @@ class NetworkDenoiser(Denoiser):
 
     def overflow(self, values: Sequence[Condition]) -> list[int]:
         return self.conditioner.overflow(values) if self.conditioner else super().overflow(values)
+
+    def checkpoint(self) -> bool:
+        """Have backward passes compute activations again, in place of keeping them.
+
+        Returns:
+            False if the network does so already, or is none of diffusers that can.
+        """
+        module: Any = self.module
+        able = getattr(module, "_supports_gradient_checkpointing", False)
+        if not able or isinstance(self.network, Compiled) or module.is_gradient_checkpointing:
+            return False
+        module.enable_gradient_checkpointing()
+        return True
 
     def compiled(self) -> "NetworkDenoiser":
         """Return a copy whose network is compiled, for evaluations and backward passes; forward mode cannot use it."""

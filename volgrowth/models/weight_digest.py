@@ -63,7 +63,7 @@ def digest_weights(denoiser: object, called: str) -> WeightDigest:
     """
     lines, numbers, opaque = list[str](), 0, list[str]()
     done: dict[int, tuple[Tensor, bytes]] = {}  # the tensors too: an id is only theirs as long as they live
-    for name, tensor in _named_tensors(denoiser):
+    for name, tensor in named_tensors(denoiser):
         _check_values(name, tensor, called)
         if id(tensor) not in done:
             content = _digest_tensor(tensor)
@@ -134,7 +134,7 @@ def _dense_parts(tensor: Tensor) -> list[Tensor]:
     return [torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor.resolve_neg()]
 
 
-def _named_tensors(root: object) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(root: object) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor below an object with its path, each object once."""
     seen: set[int] = set()
     keep: list[object] = []  # bound methods and lists made on the way, whose ids must not be given away again

@@ -11,10 +11,24 @@ from volgrowth.numerics.forward import say_once
 # what torch says of the CPU's allocator; of cuBLAS, cuDNN and cuSOLVER; and of memory that its own allocator never had
 SAID = ("can't allocate memory", "ALLOC_FAILED", "CUDA error: out of memory", "CUDACachingAllocator")
 
+# share of a GPU's memory outside this process's allocator that is not its own context any more
+OTHERS = 0.1
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that the device, or this machine, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in SAID)
+
+
+def held_by_others() -> str:
+    """Say how much of the GPU's memory other processes hold, in brackets, if that is a tenth of it or more."""
+    if not torch.cuda.is_available():
+        return ""
+    free, whole = torch.cuda.mem_get_info()
+    others = whole - free - torch.cuda.memory_reserved()
+    if others < OTHERS * whole:
+        return ""
+    return f" ({others / 2**30:.1f} of {whole / 2**30:.1f} GiB are held by other processes, which nvidia-smi names)"
 
 
 class Sliced:

@@ -140,9 +140,20 @@ def _run(summary: Summary) -> Pairs:
         ("Lost workers", f"{number(run['lost_workers'])}, {plural(run['retries'], 'task')} tried again"),
         *_noise(run["noise_floor"]),
         *_arithmetic(run.get("arithmetic")),  # older audits have none
-        *([("Micro-batch", plural(run["batch_size"], "image"))] if run.get("batch_size") else []),
+        *_micro_batch(run),
         ("Network evaluations", number(run["evaluations"])),
     ]
+
+
+def _micro_batch(run: Summary) -> Pairs:
+    """Say how many images the network took at a time, and where another number might have been faster."""
+    if not run.get("batch_size"):
+        return []
+    said, found_on = plural(run["batch_size"], "image"), run.get("tuned_on")  # older audits do not say where
+    if found_on:
+        others = [name for name in run["device_names"] if name != found_on]
+        said += f", the fastest on {found_on}" + (f"; not tried on {' and '.join(others)}" if others else "")
+    return [("Micro-batch", said)]
 
 
 def _noise(floor: Summary | None) -> Pairs:
@@ -170,10 +181,14 @@ def _arithmetic(found: Summary | None) -> Pairs:
         f"products in {' and '.join(found['dtype']) or 'no precision of torch'}",
         f"TF32 in {' and '.join(found['tf32'])}" if found["tf32"] else "TF32 nowhere",
         f"{' and '.join(found['attention'])} attention" if found["attention"] else "no attention",
-        layouts[found["channels_last"]],
+        f"{layouts[found['channels_last']]}{_why(found.get('layout'))}",
         *([f"launched {found['launch']}"] if "launch" in found else []),  # older audits do not say it
     ]
     return [("Arithmetic", f"{', '.join(said)} (observed on {found['device']})")]
+
+
+def _why(layout: str | None) -> str:
+    return f" ({layout})" if layout else ""
 
 
 def _words(name: str) -> str:

@@ -21,11 +21,11 @@ from jobs.benchmark.device.rig import (
     Rig,
     launch,
     low_allowed,
-    put_channels,
     short,
 )
 from volgrowth.audit.scoring.captured import CudaGraph, Launcher
 from volgrowth.audit.scoring.measures import Flow, Launched, launch_images
+from volgrowth.audit.workers.layout import put_channels
 from volgrowth.models import NetworkDenoiser
 from volgrowth.numerics.memory import out_of_memory
 from volgrowth.numerics.tangents import noise_stack, tangents_one_by_one

@@ -111,13 +111,6 @@ class Rig:
             torch.cuda.empty_cache()
 
 
-def put_channels(denoiser: NetworkDenoiser, last: bool) -> None:
-    """Put the channels of a network's weights, and through them those of all activations, last or first in memory."""
-    network: Any = denoiser.network
-    layout = torch.channels_last if last else torch.contiguous_format
-    torch.nn.Module.to(network.args[0], memory_format=layout)  # type: ignore[call-overload]
-
-
 def launch(denoiser: NetworkDenoiser, images: Tensor, measure: Measure) -> Sent:
     """Give images to the device to be measured, and start the copy of the results."""
     return launch_images(Flow(denoiser), images, list(range(len(images))), measure, 0).sent()

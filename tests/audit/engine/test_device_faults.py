@@ -6,31 +6,40 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import volgrowth as vg
 from tests.conftest import volgrowth
 from volgrowth.audit.engine.device_faults import MOST_FAULTS, DeviceFaults, device_failed
 from volgrowth.audit.output.result import Audit
 from volgrowth.commands.audit import run_audit
-from volgrowth.errors import EngineError
+from volgrowth.errors import EngineError, ModelError
 
 ECC = "CUDA error: uncorrectable ECC error encountered\nCompile with `TORCH_USE_CUDA_DSA`"
 MODEL = """
-import os
+import os, sys
 import volgrowth as vg
+
+BROKEN = []
 
 class Failing(vg.GaussianDenoiser):
     image_shape = (1, 8, 8)
 
     def noise(self, y, noise_level):
         folder = os.environ["FAULTS"]
-        left = os.listdir(folder)
-        if left and len(y) == 16:
-            os.remove(os.path.join(folder, left[0]))
+        left = [name for name in os.listdir(folder) if name.isdigit() or name == "one"]
+        if BROKEN or (left and len(y) == 16):
+            if not BROKEN:  # the device stays out of order for this process
+                BROKEN.append(left[0])
+                os.remove(os.path.join(folder, left[0]))
             raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
         return super().noise(y, noise_level)
 
 def make(device, dtype):
+    start = os.path.join(os.environ["FAULTS"], "start")
+    if os.path.exists(start) and "default_worker.py" in sys.argv[0]:
+        os.remove(start)
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
     return Failing(0.0, 0.3)
 """
 
@@ -50,6 +59,11 @@ def make(device, dtype):
 def test_a_device_that_failed_is_told_from_errors_that_rows_may_make(text, fault):
     assert device_failed(RuntimeError(text)) is fault
     assert not device_failed(ValueError(text))
+    wrapped = ModelError("the factory failed")
+    assert not device_failed(wrapped)
+    wrapped.__cause__ = RuntimeError(text)
+    assert device_failed(wrapped) is fault
+    assert device_failed(torch.AcceleratorError(text)) is fault
 
 
 def test_a_node_is_avoided_after_some_faults_as_long_as_there_is_another():
@@ -82,14 +96,15 @@ def test_without_ray_the_audit_ends_with_a_sentence_and_goes_on_later(failing, d
     (tmp_path / "faults/one").touch()
     with pytest.raises(EngineError, match=r"the GPU failed \(RuntimeError: CUDA error: uncorrectable ECC.*resumes"):
         audit(failing, digit_file, tmp_path / "out")
+    sys.modules["failing_model"].BROKEN.clear()
     assert audit(failing, digit_file, tmp_path / "out").summary["counts"]["ok"] == 150
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("faults", "code"), [(2, 0), (3, 2)])
 def test_with_ray_the_worker_is_replaced_and_no_row_is_blamed(failing, digit_file, tmp_path, faults, code):
-    """Three faults are too many for the only node."""
-    for name in range(faults):
+    """Three faults are too many for the only node; the first one is met at the start of a worker."""
+    for name in ("start", *range(faults - 1)):
         (tmp_path / "faults" / str(name)).touch()
     log, out = tmp_path / "log", tmp_path / "out"
     settings = ["--workers", 1, "--trust-model", "--set", "batch_size=16", "--log-json", log]

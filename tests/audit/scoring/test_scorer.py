@@ -1,5 +1,6 @@
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,3 +241,36 @@ def test_an_error_that_comes_and_goes_is_not_taken_for_a_missing_derivative(digi
 
     with pytest.raises(RuntimeError, match="of another kind"):
         Scorer(Shaky(9), TRACES).score(rows(digits[:3]))
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_activations_are_computed_twice_where_one_image_does_not_fit(tiny_model, digits, able, monkeypatch, caplog):
+    scorer_module.say_once.cache_clear()
+    known = Scorer(load_model(str(tiny_model)), TRACES).score(rows(digits[:3]))
+    denoiser: Any = load_model(str(tiny_model))
+    network = denoiser.network
+
+    def tight(x, labels):
+        if x.requires_grad and not denoiser.module.is_gradient_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return network(x, labels)
+
+    denoiser.network = tight
+    monkeypatch.setattr(denoiser.module, "_supports_gradient_checkpointing", able)
+    scorer = Scorer(denoiser, TRACES)
+    if not able:
+        with pytest.raises(EngineError, match=r"one image does not fit.*or a preset of forward passes"):
+            scorer.score(rows(digits[:3]))
+        return
+    table = scorer.score(rows(digits[:3]))
+    np.testing.assert_allclose(table["growth"].to_numpy(), known["growth"].to_numpy(), rtol=1e-4)
+    assert "activations are computed twice" in caplog.text
+
+
+def test_memory_that_another_process_holds_is_said(digits, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 6 << 30)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with pytest.raises(EngineError, match=r"\(70.0 of 80.0 GiB are held by other processes, which nvidia-smi names\)"):
+        Scorer(Limited(0), config()).score(rows(digits[:3]))

@@ -210,6 +210,27 @@ def test_an_embedding_does_not_depend_on_the_captions_beside_it(
         assert all(tensor.equal(together[name][order]) for name, tensor in found.items())
 
 
+def test_encoders_without_memory_get_fewer_captions(sd1: Path) -> None:
+    conditioner: Any = load(sd1).conditioner
+    seen, captions = list[int](), [CAPTION, "a", "three dogs", "b c", "d"]
+
+    def small(some: Any) -> dict[str, Any]:
+        seen.append(0 if some is None else len(some))
+        if some is not None and len(some) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return dict(conditioner._embed(some))
+
+    tight = TextConditioner(small, conditioner.readers, at_once=4)
+    assert_close(tight(captions), conditioner(captions), rtol=1e-9, atol=1e-9)
+    assert (tight.at_once, seen) == (2, [4, 2, 2, 2, 0])
+
+    def none(some: Any) -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        TextConditioner(none, conditioner.readers, at_once=4)(captions)
+
+
 def test_a_caption_is_encoded_once(sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as there is room for its embedding: then the one that was used longest ago makes room."""
     conditioner: Any = load(sd1).conditioner

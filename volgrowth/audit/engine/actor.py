@@ -10,10 +10,12 @@ from typing import Any
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from volgrowth.audit.engine.device_faults import DeviceFailedError, device_failed
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.runs import Tally
 from volgrowth.audit.workers.loading import use_one_thread
 from volgrowth.config import AuditConfig
+from volgrowth.errors import kind_and_line
 from volgrowth.models.user_code import note_line
 
 # two shards are scored at a time where calls may overlap; no other method gives the device free before it ends
@@ -42,8 +44,14 @@ class Actor:
         """Load what the worker needs, and return where it lives: from then on it can take tasks."""
         context = ray.get_runtime_context()
         node, share = context.get_node_id(), context.get_assigned_resources().get("GPU", 0.0)
-        self.worker.workers_here = workers_on(node, ray.nodes() if share else [], share)
-        self.worker.prepare()
+        self.worker.workers_here = workers_on(node, nodes := ray.nodes() if share else [], share)
+        self.worker.cores_here, self.worker.gpu_share = cores_of(node, nodes), min(1.0, share or 1.0)
+        try:
+            self.worker.prepare()
+        except Exception as error:  # whatever a library raises that finds a GPU out of order
+            if not device_failed(error):
+                raise
+            raise DeviceFailedError(node, platform.node(), kind_and_line(error)) from None
         return Home(node, self.worker.device, self.worker.device_name, platform.node(), os.getpid())
 
     def call(self, method: str, arguments: tuple[Any, ...], attempt: int) -> Any:
@@ -65,6 +73,12 @@ def workers_on(node: str, nodes: list[dict[str, Any]], share: float) -> int:
     """Return how many workers a node has room for if each has a share of a GPU; 1 if they have none."""
     gpus = sum(each["Resources"].get("GPU", 0.0) for each in nodes if each["NodeID"] == node)
     return max(1, int(gpus / share)) if share else 1
+
+
+def cores_of(node: str, nodes: list[dict[str, Any]]) -> int | None:
+    """Return how many cores of a node Ray gives out, fewer than the machine has in a container; None if unknown."""
+    cores = [int(each["Resources"].get("CPU", 0.0)) for each in nodes if each["NodeID"] == node]
+    return max(1, *cores) if cores else None
 
 
 class Meters:

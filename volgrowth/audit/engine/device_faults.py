@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from volgrowth.errors import EngineError
+from volgrowth.errors import EngineError, VolgrowthError
 
 # what the driver says of a device that failed, was lost, or belongs to another process; errors that a kernel makes,
 # such as an illegal address or a failed assertion, are not among them, since rows or the network may be their cause
@@ -21,8 +21,27 @@ SAID = (
 MOST_FAULTS = 3
 
 
+class DeviceFailedError(RuntimeError):
+    """A worker could not start, since its GPU is out of order.
+
+    Attributes:
+        node: the node of Ray that it is on.
+        host: the node's name.
+        reason: what the driver said.
+    """
+
+    def __init__(self, node: str, host: str, reason: str):
+        super().__init__(node, host, reason)
+        self.node, self.host, self.reason = node, host, reason
+
+
 def device_failed(error: BaseException) -> bool:
-    """Say whether an error means that the GPU failed, and nothing of what it was doing."""
+    """Say whether an error means that the GPU failed, and nothing of what it was doing.
+
+    A factory's errors come as a `ModelError` that has them as its cause.
+    """
+    if isinstance(error, VolgrowthError):
+        return error.__cause__ is not None and device_failed(error.__cause__)
     return isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
 
 

@@ -20,7 +20,7 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
 
 from volgrowth.audit.engine.actor import Actor, Home
-from volgrowth.audit.engine.device_faults import MOST_FAULTS, DeviceFaults, device_failed
+from volgrowth.audit.engine.device_faults import MOST_FAULTS, DeviceFailedError, DeviceFaults, device_failed
 from volgrowth.audit.engine.ledger import ATTEMPTS, Ledger, Task
 from volgrowth.audit.engine.pace import Pace
 from volgrowth.audit.engine.progress import AuditProgress, spell_minutes
@@ -88,7 +88,7 @@ class RayCrew:
         self.share = gpu_share(session) if gpus else 0.0
         device = "cuda" if self.share else "cpu"
         self.arguments = [ray.put(argument) for argument in (worker, session.config, session.manifest)] + [device]
-        session.run.room = _room(self.share)
+        session.run.room = room(self.share)
         self.needs = {"num_cpus": 1, "num_gpus": self.share, "max_concurrency": calls_at_once(self.share)}
         self.workers: list[HiredActor] = []
         self.faults = DeviceFaults()
@@ -162,7 +162,7 @@ class RayCrew:
                 self._end(worker)
         staying = sum(worker.state is not State.LEAVING for worker in self.workers)
         if self.failed_starts < ATTEMPTS or not self.workers:  # else go on with the workers that could start
-            for _ in range(staying, min(self.count, self.session.config.workers or _room(self.share, draining))):
+            for _ in range(staying, min(self.count, self.session.config.workers or room(self.share, draining))):
                 self._hire()
 
     def _hire(self) -> None:
@@ -221,8 +221,7 @@ class RayCrew:
                 self.ledger.done(task, answer)
             else:
                 worker.state, worker.home, self.failed_starts = State.READY, answer, 0
-                self.session.run.devices.add(answer.device)
-                self.session.run.device_names.add(answer.device_name)
+                self.session.welcome(answer.device, answer.device_name, self.progress)
                 self.session.run.startup_seconds = max(
                     self.session.run.startup_seconds, time.monotonic() - worker.hired
                 )
@@ -235,33 +234,37 @@ class RayCrew:
         worker.begun = self._clock
         self.session.run.retries += 1
         self.session.run.event("task_failed", task=task.name, reason=kind_and_line(cause))
+        if worker.home and device_failed(cause):
+            fault = DeviceFailedError(worker.home.node, worker.home.host, kind_and_line(cause))
+            return self._device_failed(worker, fault, [task, *worker.tasks])
         if isinstance(cause, VolgrowthError):
             return self.ledger.refused(task, cause)
-        if worker.home and device_failed(cause):
-            return self._device_failed(worker, worker.home, task, kind_and_line(cause))
         if worker.home and worker.home.device != "cpu":
             # an error may have left the device's context unusable
             self.ledger.give_back(worker.tasks)
             self._replace(worker)
         return self.ledger.failed(task, Failure(kind_and_line(cause) + noted_line(cause)))
 
-    def _device_failed(self, worker: HiredActor, home: Home, task: Task, reason: str) -> None:
+    def _device_failed(self, worker: HiredActor, fault: DeviceFailedError, tasks: list[Task]) -> None:
         """Give back the tasks of a worker whose GPU failed, and start one elsewhere if that happens again and again."""
         self.session.run.lost_workers += 1
-        self.session.run.event("device_failed", node=home.node, host=home.host, reason=reason)
-        self.progress.say(f"{task.name}: the device of {home.host} failed ({reason}): another worker does it")
-        if self.faults.note(home.node):
-            self.progress.say(f"{home.host} gets no workers any more: its devices failed {MOST_FAULTS} times")
-        self.ledger.give_back([task, *worker.tasks])
+        self.session.run.event("device_failed", node=fault.node, host=fault.host, reason=fault.reason)
+        doing = f"{tasks[0].name}: " if tasks else ""
+        self.progress.say(f"{doing}the device of {fault.host} failed ({fault.reason}): another worker takes its place")
+        if self.faults.note(fault.node):
+            self.progress.say(f"{fault.host} gets no workers any more: its devices failed {MOST_FAULTS} times")
+        self.ledger.give_back(tasks)
         self._replace(worker)
 
     def _failed_to_start(self, worker: HiredActor, cause: BaseException) -> None:
         """End the run if no worker could start; while others are at work, the fault may be this node's alone."""
+        if isinstance(cause, DeviceFailedError):
+            return self._device_failed(worker, cause, [])
         self.session.run.event("worker_failed", reason=kind_and_line(cause))
         self._replace(worker)
         self.failed_starts += 1
         if any(other.state is State.READY for other in self.workers):
-            return
+            return None
         if isinstance(cause, VolgrowthError):
             raise cause from None
         raise EngineError(f"a worker could not start ({kind_and_line(cause)})") from cause
@@ -324,7 +327,7 @@ def calls_at_once(share: float) -> int:
     return IN_FLIGHT if share else 1
 
 
-def _room(share: float, draining: Set[str] = frozenset()) -> int:
+def room(share: float, draining: Set[str] = frozenset()) -> int:
     """Return how many workers the staying nodes have room for: by GPUs, or one per core if workers use none."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     unit, each = ("GPU", share) if share else ("CPU", 1.0)

@@ -38,8 +38,7 @@ class LocalCrew:
             self.worker.prepare()
             self.session.replica = getattr(self.worker, "denoiser", self.session.replica)
             run.workers = max(run.workers, 1)
-            run.devices.add(self.worker.device)
-            run.device_names.add(self.worker.device_name)
+            self.session.welcome(self.worker.device, self.worker.device_name, self.progress)
             run.startup_seconds = max(run.startup_seconds, time.monotonic() - began)
             while task := ledger.take():
                 self._do(ledger, task)
@@ -53,15 +52,16 @@ class LocalCrew:
         try:
             with self._timed(task):
                 answer = getattr(self.worker, task.method)(*task.arguments)
-        except VolgrowthError as error:
-            ledger.refused(task, error)
         except Exception as error:  # networks raise errors of every kind
             if device_failed(error):
                 raise EngineError(
                     f"the GPU failed ({kind_and_line(error)}), and a worker in this process cannot be replaced: what "
                     f"is published stays; look at it with nvidia-smi, and the same command resumes"
                 ) from error
-            ledger.failed(task, Failure(kind_and_line(error) + at_line(error)))
+            if isinstance(error, VolgrowthError):
+                ledger.refused(task, error)
+            else:
+                ledger.failed(task, Failure(kind_and_line(error) + at_line(error)))
         else:
             ledger.done(task, answer)
             return

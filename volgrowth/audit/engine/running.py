@@ -68,6 +68,16 @@ def uses_gpus(session: Session) -> bool:
     return gpu_share(session) > 0
 
 
+def workers_here(session: Session) -> int:
+    """Return how many workers the session will have: as many as the settings say, or as there is room for now."""
+    if session.config.engine == "local":
+        return 1
+    _connect(session)
+    from volgrowth.audit.engine.driver import gpu_share, room
+
+    return session.config.workers or room(gpu_share(session))
+
+
 def _connect(session: Session) -> None:
     """Connect a session to Ray, or start one for it; an EngineError if Ray is not installed."""
     try:

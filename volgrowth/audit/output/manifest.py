@@ -118,6 +118,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
     schema_version: int = SCHEMA_VERSION
     png_method: int = PNG_METHOD
+    shard_rows: Annotated[int, Field(ge=1)] | None = None
 
     @classmethod
     def of(cls, config: AuditConfig, model: ModelInfo, data: DataInfo, holdout: DataInfo | None) -> Self:
@@ -147,7 +148,7 @@ class Manifest:
     @property
     def shards(self) -> list[Shard]:
         """All shards, those of the held-out rows last."""
-        size = self.config["shard_size"]
+        size = self.shard_rows or self.config["shard_size"]
         ranges = list(_shards(SCORES_FOLDER, self.data, size))
         return ranges + (list(_shards(HOLDOUT_FOLDER, self.holdout, size)) if self.holdout else [])
 
@@ -199,6 +200,7 @@ class Manifest:
             model=ModelInfo(**model),
             data=DataInfo.from_json(content["data"]),
             holdout=DataInfo.from_json(holdout) if holdout else None,
+            shard_rows=content.get("shard_rows"),
             png_method=content.get("png_method", 1),  # of older versions, whose rows go on to be measured as they were
             **known,
         )

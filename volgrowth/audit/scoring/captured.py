@@ -125,7 +125,7 @@ class Launcher:
         """Record a micro-batch that was launched operation by operation, if its replay has the expected results."""
         try:
             recording = Recording(graph, launch, flow, pixels)
-            off = _difference(expected, recording.replay(flow, pixels).sent().fetch())
+            off = largest_difference(expected, recording.replay(flow, pixels).sent().fetch())
         except Exception as error:  # whatever a driver or a library raises when it cannot be recorded
             return self._give_up(kind_and_line(error))
         low = flow.denoiser.precision in (torch.bfloat16, torch.float16)
@@ -149,7 +149,7 @@ def _shapes(inputs: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtyp
     return {name: (tensor.shape, tensor.dtype) for name, tensor in inputs.items()}
 
 
-def _difference(expected: Measurement, found: Measurement) -> float:
+def largest_difference(expected: Measurement, found: Measurement) -> float:
     """Return the largest difference of two measurements, as a share of the largest number of its column, or NaN."""
     shares = [0.0]
     for name, column in expected.columns.items():

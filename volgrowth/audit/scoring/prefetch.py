@@ -23,18 +23,19 @@ AT_ONCE_BYTES = 1 << 24
 MOST_THREADS = 16
 
 
-def decoding_threads(device: torch.device, workers_here: int = 1) -> int:
+def decoding_threads(device: torch.device, workers_here: int = 1, cores_here: int | None = None) -> int:
     """Return how many threads decode for one worker.
 
     Args:
         device: on a GPU the worker gets its share of this machine's cores, and on a CPU one thread, since every core
             has a worker that computes.
         workers_here: the workers on this machine. A process cannot see the others: Ray shows it only its own GPU.
+        cores_here: how many cores of this machine may be used: a container sees all, and Ray knows its limit.
     """
     if device.type != "cuda":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_THREADS, cores // workers_here))
+    return max(1, min(MOST_THREADS, min(cores, cores_here or cores) // workers_here))
 
 
 class Ahead(Generic[T, R]):

@@ -7,8 +7,9 @@ second is there. Micro-batches have one fixed shape, and
 the last one of a shard is padded to it, so that a score does not depend on which rows came along. While a device
 computes one micro-batch, the next is stacked, copied and queued behind it; then the results of the first are fetched,
 whose one copy was queued before the next micro-batch. A device that runs out of memory gets half the micro-batch, and
-the whole one again after a while (`workers.fitting`); the column `batch` says which size a row had. A network without
-the derivative that the measure takes is measured by central differences in float32.
+the whole one again after a while (`workers.fitting`); the column `batch` says which size a row had. If one image does
+not fit with its backward pass, networks of diffusers compute activations twice in place of keeping them. A network
+without the derivative that the measure takes is measured by central differences in float32.
 """
 
 from collections import deque
@@ -31,8 +32,9 @@ from volgrowth.audit.scoring.derivatives import Differenced, Differentiating, by
 from volgrowth.audit.scoring.measures import Flow, Launched, Measurement, Sent, launch_images
 from volgrowth.audit.scoring.prefetch import Ahead, decoding_threads
 from volgrowth.audit.workers.fitting import BatchSize
-from volgrowth.config import LOW_PRECISION, AuditConfig, Measure, PaperMeasure
+from volgrowth.config import LOW_PRECISION, AuditConfig, Measure, PaperMeasure, VolumeMeasure
 from volgrowth.errors import EngineError, kind_and_line
+from volgrowth.models.network import NetworkDenoiser
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition
 from volgrowth.numerics.forward import say_once
@@ -81,7 +83,7 @@ class Scorer:
         denoiser: the model.
         config: the audit's settings.
         precise: loads the same denoiser in float32, which differences need of a network in lower precision.
-        workers_here: how many workers share this machine's cores.
+        threads: how many threads, or processes, decode; by default as many as suit the device.
         png_method: how `png_bytes` is measured: see `volgrowth.sources.pixels.features`.
         describe: decodes rows, as `describe_rows` does, perhaps elsewhere.
         turn: is held while the device is used, so that threads use it one after the other.
@@ -99,7 +101,7 @@ class Scorer:
         denoiser: Denoiser,
         config: AuditConfig,
         precise: Callable[[], Denoiser] | None = None,
-        workers_here: int = 1,
+        threads: int | None = None,
         png_method: int = PNG_METHOD,
         describe: Callable[..., list[Described]] = describe_rows,
         turn: AbstractContextManager[Any] = NO_TURN,
@@ -107,7 +109,7 @@ class Scorer:
         self.denoiser, self.config, self.precise = denoiser, config, precise
         self.measure: Measure = config.measure
         self.batch = BatchSize(config.images_at_once)
-        self._threads = decoding_threads(denoiser.device, workers_here)
+        self._threads = threads or decoding_threads(denoiser.device)
         self.png_method, self.describe, self.turn = png_method, describe, turn
         self.differenced: str | None = None
         graphs = denoiser.device.type == "cuda" and not isinstance(self.measure, Differentiating)
@@ -189,7 +191,8 @@ class Scorer:
             size, some = self.batch.size, items[start : start + self.batch.size]
             outcome = self._try(some, size)
             if outcome is Trouble.MEMORY:
-                self.batch.halve()
+                if self.batch.size > 1 or not self._checkpoint():
+                    self.batch.halve()
             elif outcome is Trouble.DERIVATIVE:
                 self._difference()
             else:
@@ -202,14 +205,18 @@ class Scorer:
         """Launch one padded micro-batch, and the copy of its results."""
         padded = some + [some[-1]] * (size - len(some))
         try:
-            flow, rows = self.flow([item.condition for item in padded]), [item.row for item in padded]
-            return self.launcher.sent(flow, self._pixels(padded), partial(self._measured, rows))
+            return self.ready(padded)()
         except (RuntimeError, MemoryError) as error:
             # leave the block before anything is freed or retried: the traceback holds the tensors
             trouble, self._why = (Trouble.MEMORY if out_of_memory(error) else Trouble.DERIVATIVE), kind_and_line(error)
             if trouble is Trouble.DERIVATIVE and (self.differenced or not self._lacks_derivative(padded)):
                 raise
         return trouble
+
+    def ready(self, items: list[Prepared]) -> Callable[[], Sent]:
+        """Bring pixels and conditions of a micro-batch to the device; return what launches it and its results' copy."""
+        flow, rows = self.flow([item.condition for item in items]), [item.row for item in items]
+        return partial(self.launcher.sent, flow, self._pixels(items), partial(self._measured, rows))
 
     def launch(self, items: list[Prepared]) -> Launched:
         """Give a micro-batch to the device, without waiting for its results."""
@@ -262,6 +269,16 @@ class Scorer:
         if isinstance(self.measure, PaperMeasure):
             self.measure = self.measure.model_copy(update={"derivative": "difference"})
         say_once(f"the network has no derivative ({self._why}): differences in float32 are taken instead")
+
+    def _checkpoint(self) -> bool:
+        """Have backward passes compute activations again in place of keeping them; False if that is no help."""
+        denoiser = self.denoiser
+        if not isinstance(self.measure, VolumeMeasure) or self.differenced or not isinstance(denoiser, NetworkDenoiser):
+            return False
+        if not denoiser.checkpoint():
+            return False
+        say_once("one image does not fit with its backward pass: activations are computed twice and not kept")
+        return True
 
     def flow(self, conditions: list[Condition]) -> Flow:
         """Return the flow that images are measured along: the model's own, or the one under their conditions."""

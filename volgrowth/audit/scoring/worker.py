@@ -55,7 +55,7 @@ class ScoringWorker(ModelWorker):
             denoiser,
             config,
             lambda: self.load("float32"),
-            self.workers_here,
+            decoding_threads(denoiser.device, self.workers_here, self.cores_here),
             self.manifest.png_method,
             describe,
             self.turn,
@@ -65,7 +65,8 @@ class ScoringWorker(ModelWorker):
     def decoders(self) -> Decoders | None:
         """The processes that decode beside a GPU; None on a CPU, whose cores all have workers that compute."""
         device = self.denoiser.device
-        return Decoders(decoding_threads(device, self.workers_here)) if device.type == "cuda" else None
+        threads = decoding_threads(device, self.workers_here, self.cores_here)
+        return Decoders(threads) if device.type == "cuda" else None
 
     @cached_property
     def completer(self) -> Scorer:

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 
 from volgrowth.errors import EngineError
-from volgrowth.numerics.memory import out_of_memory
+from volgrowth.numerics.memory import held_by_others, out_of_memory
 
 # batches without trouble after which a halved size is doubled again
 GROW_AFTER = 32
@@ -44,7 +44,8 @@ class BatchSize:
         """
         if self.size == 1:
             raise NoMemoryError(
-                "one image does not fit into the device's memory: use a device with more, or a smaller dtype"
+                f"one image does not fit into the device's memory{held_by_others()}: use a device with more, a smaller "
+                f"dtype, or a preset of forward passes (screen, standard), which keep less than backward ones"
             )
         self.size, self._calm = self.size // 2, 0
         if torch.cuda.is_available():

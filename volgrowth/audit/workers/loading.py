@@ -8,6 +8,7 @@ import torch
 
 from volgrowth.audit.output.listings import open_frozen_data
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest
+from volgrowth.audit.workers.layout import put_channels
 from volgrowth.config import AuditConfig
 from volgrowth.errors import DataError, ModelError
 from volgrowth.models import inspect_model, load_model
@@ -41,11 +42,15 @@ class DataWorker:
 
     Attributes:
         workers_here: how many workers share this machine's cores, set by the engine before `prepare`.
+        cores_here: how many cores of this machine the engine may use; None for all that this process may run on.
+        gpu_share: the share of its GPU's memory that this worker may use, set by the engine too.
         turn: held by the thread that uses the device. Beside a GPU the engine calls `score` from two threads, which
             take turns by themselves; it takes the turn for all other methods.
     """
 
     workers_here = 1
+    cores_here: int | None = None
+    gpu_share = 1.0
 
     def __init__(self, config: AuditConfig, manifest: Manifest, device: str):
         self.config, self.manifest, self.device = config, manifest, device
@@ -133,7 +138,7 @@ class ModelWorker(DataWorker):
         if self.earlier is None:
             self.denoiser = self._checked_model()
         else:
-            self.denoiser = self.earlier
+            self.denoiser = self._laid_out(self.earlier)
 
     def _checked_model(self) -> Denoiser:
         """Load the model, or raise a ModelError if it is not the one in the manifest."""
@@ -159,4 +164,10 @@ class ModelWorker(DataWorker):
 
     def load(self, dtype: DType) -> Denoiser:
         """Load another replica of the model in a given precision."""
-        return load_model(**self.config.model_arguments, dtype=dtype, device=self.device)
+        return self._laid_out(load_model(**self.config.model_arguments, dtype=dtype, device=self.device))
+
+    def _laid_out(self, denoiser: Denoiser) -> Denoiser:
+        """Put the channels of a network as the settings say, or leave them as they were loaded."""
+        if isinstance(self.config.channels_last, bool):
+            put_channels(denoiser, self.config.channels_last)
+        return denoiser

@@ -28,6 +28,8 @@ from volgrowth.errors import ModelError, first_line
 from volgrowth.models.checkpoint_files import TRANSFORMERS_WEIGHTS, Component, from_pretrained
 from volgrowth.models.pipelines.library_classes import class_of_diffusers
 from volgrowth.numerics.denoisers import Condition
+from volgrowth.numerics.forward import say_once
+from volgrowth.numerics.memory import out_of_memory
 
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
@@ -137,7 +139,8 @@ class TextConditioner:
         embed: function from captions, or None for the null condition, to the network's keyword arguments, each
             (captions, ...), or (1, ...) for the null condition.
         readers: tokenizer of each text encoder and how many tokens that encoder reads, begin and end included.
-        at_once: how many captions each call of `embed` gets; the last one is repeated where there are fewer.
+        at_once: how many captions each call of `embed` gets; the last one is repeated where there are fewer. It is
+            halved for good when memory runs out.
     """
 
     kind = "caption"
@@ -195,13 +198,25 @@ class TextConditioner:
         """Compute the embeddings of captions in batches of one shape."""
         found: dict[str | None, dict[str, Tensor]] = {}
         with torch.no_grad(), quiet():
-            for start in range(0, len(captions), self.at_once):
-                some = captions[start : start + self.at_once]
-                batch = self._embed([*some, *[some[-1]] * (self.at_once - len(some))])
+            while len(found) < len(captions):
+                some = captions[len(found) : len(found) + self.at_once]
+                batch = self._attempt([*some, *[some[-1]] * (self.at_once - len(some))])
+                if batch is None:
+                    self.at_once //= 2
+                    say_once(f"text encoders ran out of memory: they get {self.at_once} captions at a time from now on")
+                    continue
                 for index, caption in enumerate(some):
                     # copies, since a part of a batch would keep the whole batch in memory
                     found[caption] = {name: tensor[index : index + 1].clone() for name, tensor in batch.items()}
         return found
+
+    def _attempt(self, captions: Sequence[str]) -> dict[str, Tensor] | None:
+        try:
+            return self._embed(captions)
+        except (RuntimeError, MemoryError) as error:
+            if len(captions) <= 1 or not out_of_memory(error):
+                raise
+        return None  # leaves the block before anything is tried again: the traceback holds the tensors
 
 
 def readers(pipeline: Any, t5_tokens: int | None = None) -> list[tuple[Any, int]]:
