@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from volgrowth.analysis.ranking import auroc, tpr_at_fpr
+from volgrowth.analysis.ranking import Separation, auroc, tpr_at_fpr
 
 
 def arrays(score: Sequence[float], positive: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -52,3 +52,19 @@ def test_a_tie_passes_with_the_negatives_it_is_tied_with() -> None:
 def test_one_class_says_nothing(positive: list[int]) -> None:
     assert math.isnan(auroc(*arrays(list(range(len(positive))), positive)))
     assert math.isnan(tpr_at_fpr(*arrays(list(range(len(positive))), positive)))
+
+
+@pytest.mark.parametrize("step", [1e-9, 0.5])
+def test_few_positives_are_told_from_negatives_that_come_in_parts(step: float) -> None:
+    random = np.random.default_rng(0)
+    score = np.round(random.normal(size=900) / step) * step
+    positive = random.uniform(size=900) < 0.03
+    score[positive] += 1.5
+    found = Separation(score[positive])
+    for some in np.array_split(score[~positive], 7):
+        found.see(some)
+    assert found.auroc() == pytest.approx(auroc(score, positive), abs=1e-12)
+    for fpr in (0.001, 0.01, 0.2, 1.0):
+        assert found.tpr_at_fpr(fpr) == pytest.approx(tpr_at_fpr(score, positive, fpr), abs=1e-12)
+    assert np.isnan(Separation(np.empty(0)).auroc())
+    assert np.isnan(Separation(np.ones(2)).tpr_at_fpr())

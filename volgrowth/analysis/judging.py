@@ -64,6 +64,11 @@ class Judgement:
         """Rows that stand for their picture; the version before this one did not write which, and wrote all at once."""
         return strongest(self.findings)
 
+    def standing(self) -> "Judgement":
+        """Return the rows that stand for their picture."""
+        masks = (mask[self.first] for mask in (self.tested, self.judged, self.flagged, self.proven))
+        return Judgement(self.findings.filter(pa.array(self.first)), *masks)
+
     def images(self, rows: np.ndarray) -> int:
         """Return the number of pictures for which one of the masked `rows` stands."""
         return int((rows & self.first).sum())

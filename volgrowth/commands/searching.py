@@ -1,10 +1,12 @@
 """The search of the whole data set for the images nearest to some images, by the workers of a session."""
 
+from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
 import numpy as np
 
+from volgrowth.analysis.verification.samples import ImageNumbers
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
@@ -20,7 +22,7 @@ def search_all(
     session: Session,
     manifest: Manifest,
     asked: tuple[str, list[Any], int],
-    groups: dict[str, np.ndarray],
+    groups: Mapping[str, ImageNumbers],
     most: int,
     doing: str,
     quiet: bool,
@@ -31,13 +33,13 @@ def search_all(
         session: the driver session that the workers belong to.
         manifest: the frozen audit.
         asked: the method of `SearchingWorker` that knows the images, what names them to it, and their number.
-        groups: group of each audited and held-out row, by the folder of their scores, as `search_groups` numbers them.
+        groups: numbers of the audited and the held-out images, by the folder of their scores.
         most: groups to find for each image, fewer if there are no more.
         doing: what the progress display calls the search.
         quiet: show no progress.
     """
     (method, names, images), ranges = asked, _ranges(manifest)
-    count = sum(len(np.unique(numbers[numbers >= 0])) for numbers in groups.values())
+    count = sum(numbers.count for numbers in groups.values())
     found = Neighbours(np.empty((images, 0)), min(most, max(count, 1)))
     rows = sum(part.rows for part in ranges)
     progress = AuditProgress(rows, len(ranges), quiet=quiet, doing=doing, unit="images")
@@ -48,7 +50,7 @@ def search_all(
             progress.advance(part.rows, 0)
             return ()
 
-        mine = groups[part.folder][part.start : part.stop]
+        mine = groups[part.folder].of(part.start, part.stop)
         name = f"the search in rows {part.start} to {part.stop - 1} of {part.folder}"
         return Task(name, method, (names, part, mine, found.k), finished)
 

@@ -15,7 +15,9 @@ With `stop_level` the same samples are drawn again by a sampler that takes its l
 from all images.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +25,9 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.caveats import with_caveats
 from volgrowth.analysis.findings import check_columns
+from volgrowth.analysis.judging import JudgedAudit
 from volgrowth.analysis.verification.generated import summarize_rates, with_rates
-from volgrowth.analysis.verification.proof import decide_reproduced, samples_needed, summarize_proof
+from volgrowth.analysis.verification.proof import PictureHits, decide_reproduced, samples_needed, summarize_proof
 from volgrowth.analysis.verification.returns import (
     DRAWS,
     LEVELS,
@@ -33,7 +36,7 @@ from volgrowth.analysis.verification.returns import (
     return_shares,
     returns_table,
 )
-from volgrowth.analysis.verification.samples import count_copies, samples_table, search_groups
+from volgrowth.analysis.verification.samples import ImageNumbers, count_copies, samples_table, search_groups
 from volgrowth.audit.engine.batch_size import settle_batch
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
@@ -52,7 +55,7 @@ from volgrowth.commands.searching import search_all
 from volgrowth.commands.verify_rates import measure_rates
 from volgrowth.config import EXECUTION, AuditConfig
 from volgrowth.errors import UsageError
-from volgrowth.records import Status
+from volgrowth.records import FINDINGS, Status
 from volgrowth.storage.store import Store
 
 RETURNS_FILE = "verification/returns.parquet"
@@ -141,7 +144,8 @@ class _Chosen:
 
 def _choose(audit: Audit, samples: int, stop_level: float | None, conditional: bool) -> _Chosen:
     """Choose the images to draw."""
-    targets, starts = choose_targets(audit.findings, audit.scores), _sample_starts(audit, samples, conditional)
+    targets = choose_targets(JudgedAudit(audit, None), audit.frozen.data.rows)
+    starts = _sample_starts(audit, samples, conditional)
     decoded = [
         Start(draw, row, level, row if conditional else None)
         for row in targets.rows.tolist()
@@ -158,11 +162,21 @@ def _sample_starts(audit: Audit, samples: int, conditional: bool) -> list[Start]
     """Number the samples; in a conditional audit each gets the condition of a random scored row, as in training."""
     if not conditional:
         return [Start(number) for number in range(samples)]
-    scores, seed = audit.scores, audit.frozen.config["seed"]
-    rows = scores.filter(pc.equal(scores["status"], Status.OK.value))["row"].to_numpy()
+    seed = audit.frozen.config["seed"]
+    scored = sum(pc.sum(pc.equal(part["status"], Status.OK.value)).as_py() or 0 for part in _statuses(audit))
     # each by its own number, so that more samples can be drawn later
-    chosen = [np.random.default_rng([seed, number]).integers(len(rows)) for number in range(samples)]
-    return [Start(number, condition_row=int(rows[index])) for number, index in enumerate(chosen)]
+    chosen = np.array([np.random.default_rng([seed, number]).integers(scored) for number in range(samples)])
+    rows, before = np.empty(samples, np.int64), 0
+    for part in _statuses(audit):
+        there = part["row"].filter(pc.equal(part["status"], Status.OK.value)).to_numpy()
+        mine = (chosen >= before) & (chosen < before + len(there))
+        rows[mine] = there[chosen[mine] - before]
+        before += len(there)
+    return [Start(number, condition_row=row) for number, row in enumerate(rows.tolist())]
+
+
+def _statuses(audit: Audit) -> Iterator[pa.Table]:
+    return audit.parts(scores=["status"])
 
 
 def _draw(session: Session, audit: Audit, asked: list[Drawing], quiet: bool) -> None:
@@ -182,46 +196,42 @@ def _draw(session: Session, audit: Audit, asked: list[Drawing], quiet: bool) -> 
     run_tasks(session, DrawingWorker, map(task, todo), len(todo), progress)
 
 
-def _groups(audit: Audit) -> dict[str, np.ndarray]:
-    """Return the group of each audited and each held-out row, by the folder of their scores."""
-    held = audit.holdout_scores, audit.holdout_findings
-    audited, held_out = search_groups(
-        audit.scores["content_hash"],
-        audit.findings["identical"].to_numpy(),
-        None if held[0] is None else held[0]["content_hash"],
-        None if held[1] is None else held[1]["identical"].to_numpy(),
-    )
+def _groups(audit: Audit) -> dict[str, ImageNumbers]:
+    """Return the numbers of the audited and of the held-out images, by the folder of their scores."""
+    columns: dict[str, Any] = {"findings": ["identical"], "scores": ["content_hash"]}
+    held = pa.concat_tables(audit.parts(**columns, held_out=True)) if audit.frozen.holdout else None
+    audited, held_out = search_groups(audit.parts(**columns), audit.frozen.data.rows, held)
     return {SCORES_FOLDER: audited, HOLDOUT_FOLDER: held_out}
 
 
 def _search(
-    session: Session, audit: Audit, asked: list[Drawing], groups: dict[str, np.ndarray], quiet: bool
+    session: Session, audit: Audit, asked: list[Drawing], groups: dict[str, ImageNumbers], quiet: bool
 ) -> Neighbours:
     """Find the groups nearest to every drawn image, among all audited and held-out ones."""
     names, count = [drawing.name for drawing in asked], sum(len(drawing.starts) for drawing in asked)
     return search_all(session, audit.frozen, ("nearest", names, count), groups, NEIGHBOURS, "comparing", quiet)
 
 
-def _write(audit: Audit, chosen: _Chosen, groups: dict[str, np.ndarray], found: Neighbours) -> None:
+def _write(audit: Audit, chosen: _Chosen, groups: dict[str, ImageNumbers], found: Neighbours) -> None:
     """Write the tables of samples and returns, `verified_hits` of every row, and the summary."""
-    store, manifest, findings, samples = audit.store, audit.frozen, audit.findings, chosen.samples
+    store, manifest, samples = audit.store, audit.frozen, chosen.samples
     rows, distance = manifest.data.rows, np.sqrt(found.squared)
     hit = hit_groups(distance, found.group)
-    counts = np.bincount(hit[:samples][hit[:samples] >= 0], minlength=rows + len(groups[HOLDOUT_FOLDER]))
-    train, held = (np.unique(numbers[numbers >= 0]) for numbers in (groups[SCORES_FOLDER], groups[HOLDOUT_FOLDER]))
-    reproduced = decide_reproduced(counts[train], counts[held], samples)
-    identical = findings["identical"].to_numpy()
+    number, count = np.unique(hit[:samples][hit[:samples] >= 0], return_counts=True)
+    train, held = number < rows, np.zeros(groups[HOLDOUT_FOLDER].count, np.int64)
+    held[: (~train).sum()] = count[~train]
+    reproduced = decide_reproduced(count[train], held, samples, groups[SCORES_FOLDER].count)
     # the stopped samples, as many as samples, come last
     end = len(hit) if chosen.stop_level is None else len(hit) - samples
-    returns = returns_table(chosen.targets, identical, hit[samples:end])
+    returns = returns_table(chosen.targets, hit[samples:end])
     table = samples_table(distance[:samples], found.group[:samples, 0], hit[:samples], rows)
     footer = {"schema_version": str(manifest.schema_version), "plan_digest": manifest.digest}
     store.write_table(SAMPLES_FILE, table, footer)
     store.write_table(RETURNS_FILE, returns, footer)
-    findings = _with_hits(findings, counts[identical], audit.scores["content_hash"].is_null())
-    metadata = {"schema_version": footer["schema_version"], "config_digest": manifest.config_digest}
-    store.write_table(FINDINGS_FILE, findings, metadata)
-    verification = summarize_proof(findings, train[reproduced.images], reproduced, samples)
+    hits = PictureHits(number[train], count[train], number[train][reproduced.images])
+    _write_findings(audit, hits.add_to, ["content_hash"])
+    judged = JudgedAudit(audit, {"rows": hits.proven})
+    verification = summarize_proof(judged, hits.most, reproduced, samples)
     verification |= {"sampler": SAMPLER, "returns": return_shares(returns), "stopped": None, "rates": None}
     if chosen.stop_level is not None:
         usual, early = count_copies(distance[:samples], hit[:samples]), count_copies(distance[end:], hit[end:])
@@ -231,17 +241,25 @@ def _write(audit: Audit, chosen: _Chosen, groups: dict[str, np.ndarray], found: 
 
 def _write_rates(audit: Audit, rates: pa.Table, conditional: bool) -> None:
     """Write the rates of images beside their findings and into the summary."""
-    manifest, summary = audit.frozen, audit.summary
-    findings = with_rates(audit.findings, rates)
-    metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
-    audit.store.write_table(FINDINGS_FILE, findings, metadata)
+    summary = audit.summary
+    _write_findings(audit, lambda part: with_rates(part, rates))
     proof = summary["verification"]
-    proof["rates"] = summarize_rates(findings, rates, proof, conditional)
+    proof["rates"] = summarize_rates(JudgedAudit(audit, proof), rates, proof["samples"], conditional)
     audit.store.write_json(SUMMARY_FILE, with_caveats(summary))
 
 
-def _with_hits(findings: pa.Table, hits: np.ndarray, missing: pa.ChunkedArray) -> pa.Table:
-    """Return the findings with the column `verified_hits`, which is null for rows without an image."""
-    column = pa.array(hits.astype(np.int32), mask=missing.to_numpy())
-    index = findings.schema.get_field_index("verified_hits")
-    return findings.set_column(index, findings.field("verified_hits"), column)
+def _write_findings(audit: Audit, change: Callable[[pa.Table], pa.Table], beside: Sequence[str] = ()) -> None:
+    """Write the findings again, the rows of a shard at a time, as `change` makes them.
+
+    They are published when all of them are read: an older file that is damaged stays.
+
+    Args:
+        audit: the audit.
+        change: makes new findings from those of some rows, which have further columns.
+        beside: columns of the scores that `change` needs.
+    """
+    manifest = audit.frozen
+    metadata = {"schema_version": str(manifest.schema_version), "config_digest": manifest.config_digest}
+    with audit.store.table_writer(FINDINGS_FILE, FINDINGS, metadata) as writer:
+        for part in audit.parts(findings=FINDINGS.names, scores=beside):
+            writer.write(change(part).select(FINDINGS.names))

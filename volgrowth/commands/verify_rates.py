@@ -4,10 +4,14 @@ Each image is one task (`audit.sampling.rating`). Its rate is published as soon 
 command goes on with the others.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 
+from volgrowth.analysis.judging import JudgedAudit
 from volgrowth.analysis.verification.generated import choose_rated, members_of
+from volgrowth.analysis.verification.samples import ImageNumbers
 from volgrowth.audit.engine.ledger import Task
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.engine.running import run_tasks
@@ -26,25 +30,25 @@ from volgrowth.records import RATES
 RATES_FILE = f"{FOLDER}/rates.parquet"
 
 
-def measure_rates(session: Session, audit: Audit, groups: dict[str, np.ndarray], quiet: bool) -> pa.Table:
+def measure_rates(session: Session, audit: Audit, groups: Mapping[str, ImageNumbers], quiet: bool) -> pa.Table:
     """Measure the rates of the images that were flagged or proven, but for those that an earlier call measured.
 
     Args:
         session: the driver session that the workers belong to.
         audit: the audit, with its verification.
-        groups: group of each audited and held-out row, by the folder of their scores, as `search_groups` numbers them.
+        groups: numbers of the audited and the held-out images, by the folder of their scores.
         quiet: show no progress.
 
     Returns:
         A table with the columns of `records.RATES`, one row for each image.
     """
-    rows = choose_rated(audit.findings, audit.summary["verification"])
-    footer = {"plan_digest": audit.frozen.digest, "sampler": SAMPLER}
+    chosen = choose_rated(JudgedAudit(audit, audit.summary["verification"]))
+    rows, footer = chosen["row"].to_pylist(), {"plan_digest": audit.frozen.digest, "sampler": SAMPLER}
     known = _kept(audit, footer)
-    todo = [row for row in rows.tolist() if row not in known]
-    rated = _rated(session, audit, todo, groups, quiet) if todo else []
+    todo = chosen.filter(pa.array([row not in known for row in rows], pa.bool_()))
+    rated = _rated(session, audit, todo, groups, quiet) if len(todo) else []
     progress = AuditProgress(len(rows), len(rows), len(rows) - len(todo), quiet=quiet, doing="rating", unit="images")
-    cluster = dict(zip(audit.findings["row"].to_pylist(), audit.findings["cluster"].to_pylist(), strict=True))
+    cluster = dict(zip(rows, chosen["cluster"].to_pylist(), strict=True))
 
     def task(one: Rated) -> Task:
         def finished(found: GenerationRate) -> tuple[()]:
@@ -56,7 +60,7 @@ def measure_rates(session: Session, audit: Audit, groups: dict[str, np.ndarray],
         return Task(f"the rate of row {one.row}", "rate", (one,), finished)
 
     run_tasks(session, RatingWorker, map(task, rated), len(rated), progress)
-    return pa.Table.from_pylist([known[row] for row in rows.tolist()], schema=RATES)
+    return pa.Table.from_pylist([known[row] for row in rows], schema=RATES)
 
 
 def _kept(audit: Audit, footer: dict[str, str]) -> dict[int, dict[str, object]]:
@@ -80,19 +84,28 @@ def _record(row: int, cluster: int, found: GenerationRate) -> dict[str, object]:
     return dict(zip(RATES.names, (row, cluster, *rates, *numbers), strict=True))
 
 
-def _rated(session: Session, audit: Audit, rows: list[int], groups: dict[str, np.ndarray], quiet: bool) -> list[Rated]:
+def _rated(
+    session: Session, audit: Audit, chosen: pa.Table, groups: Mapping[str, ImageNumbers], quiet: bool
+) -> list[Rated]:
     """Find the images around each row's image."""
+    rows = chosen["row"].to_pylist()
     asked = "nearest_to_rows", rows, len(rows)
-    found = search_all(session, audit.frozen, asked, groups, RIVALS, "looking around", quiet)
-    audited = len(groups[SCORES_FOLDER])
-    return [_one(audit, row, around, audited) for row, around in zip(rows, found.group, strict=True)]
+    around = search_all(session, audit.frozen, asked, groups, RIVALS, "looking around", quiet).group
+    audited = len(groups[SCORES_FOLDER].first)
+    members = members_of(audit.parts(findings=["cluster", "identical"]), chosen)
+    cluster = _clusters(audit, np.unique(around[(around >= 0) & (around < audited)]))
+    found = []
+    for row, own, numbers in zip(rows, chosen["cluster"].to_pylist(), around, strict=True):
+        others = [other for other in numbers.tolist() if 0 <= other < audited and cluster[other] != own]
+        held = numbers[numbers >= audited] - audited
+        found.append(Rated(row, tuple(members[row].tolist()), tuple(others), tuple(held.tolist())))
+    return found
 
 
-def _one(audit: Audit, row: int, around: np.ndarray, audited: int) -> Rated:
-    members = members_of(audit.findings, row)
-    cluster = audit.findings["cluster"].to_numpy()
-    numbers = around[around >= 0]
-    others = numbers[numbers < audited]
-    others = others[cluster[others] != cluster[row]]
-    held = numbers[numbers >= audited] - audited
-    return Rated(row, tuple(members.tolist()), tuple(others.tolist()), tuple(held.tolist()))
+def _clusters(audit: Audit, rows: np.ndarray) -> dict[int, int]:
+    """Return the clusters of some rows."""
+    found: dict[int, int] = {}
+    for part in audit.parts(findings=["cluster"]):
+        some = part.filter(pa.array(np.isin(part["row"].to_numpy(), rows)))
+        found |= zip(some["row"].to_pylist(), some["cluster"].to_pylist(), strict=True)
+    return found

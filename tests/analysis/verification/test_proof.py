@@ -5,8 +5,10 @@ import pyarrow as pa
 import pytest
 from scipy.stats import binom
 
+from volgrowth.analysis.judging import JudgedTables
 from volgrowth.analysis.verification.proof import (
     MIN_HITS,
+    PictureHits,
     chance_to_see,
     clopper_pearson,
     decide_reproduced,
@@ -76,7 +78,13 @@ def test_what_samples_prove_is_counted_over_distinct_images() -> None:
         }
     )
     reproduced = decide_reproduced(np.array([5, 0, 3, 1]), np.array([0, 1]), samples=100)
-    found = summarize_proof(findings, np.array([0, 3]), reproduced, samples=100)
+    hits = PictureHits(np.array([0, 3, 4]), np.array([5, 3, 1]), np.array([0, 3]))
+    content = pa.array([1, 1, 2, 3, 4, None], pa.uint64())
+    unknown = findings.set_column(6, "verified_hits", pa.nulls(6, pa.int32())).append_column("content_hash", content)
+    written = [hits.add_to(some) for some in (unknown.slice(0, 1), unknown.slice(1, 3), unknown.slice(4))]
+    assert pa.concat_tables(written)["verified_hits"].to_pylist() == findings["verified_hits"].to_pylist()
+    judged = JudgedTables(findings, pa.table({}), {"rows": hits.proven})
+    found = summarize_proof(judged, hits.most, reproduced, samples=100)
     assert (found["reproduced_images"], found["rows"]) == (2, [0, 1, 3])
     assert (found["flagged"], found["flagged_reproduced"], found["unhit_rows"]) == (2, 1, [2])
     assert (found["hits"], found["holdout_images"], found["holdout_hits"]) == (9, 2, 1)

@@ -8,20 +8,23 @@ from volgrowth.analysis.verification.samples import count_copies, samples_table,
 ONE, OTHER = 2**63, 2**63 + 1
 
 
-def column(*hashes: int | None) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array(hashes, pa.uint64())])
+def rows(hashes: list[int | None], identical: list[int]) -> pa.Table:
+    columns = {"row": range(len(hashes)), "identical": identical, "content_hash": pa.array(hashes, pa.uint64())}
+    return pa.table(columns)
 
 
-def test_images_whose_hashes_differ_in_the_last_bit_stay_apart_beside_a_row_without_an_image():
-    groups, held = search_groups(column(ONE, None, OTHER, ONE), np.array([0, 1, 2, 0]))
-    assert groups.tolist() == [0, -1, 2, -1]
-    assert held.tolist() == []
+def test_images_whose_hashes_differ_in_the_last_bit_stay_apart_beside_a_row_without_an_image() -> None:
+    table = rows([ONE, None, OTHER, ONE], [0, 1, 2, 0])
+    numbers, held = search_groups([table.slice(0, 3), table.slice(3)], 4)
+    assert numbers.of(0, 4).tolist() == [0, -1, 2, -1]
+    assert (numbers.of(1, 3).tolist(), numbers.count) == ([-1, 2], 2)
+    assert (held.of(0, 0).tolist(), held.count) == ([], 0)
 
 
-def test_held_out_images_are_numbered_after_the_audited_ones_and_left_out_where_they_are_audited_too():
-    held = column(OTHER, None, 5, ONE, 5)
-    _, groups = search_groups(column(ONE, None), np.array([0, 1]), held, np.array([0, 1, 2, 3, 2]))
-    assert groups.tolist() == [2, -1, 4, -1, -1]
+def test_held_out_images_are_numbered_after_the_audited_ones_and_left_out_where_they_are_audited_too() -> None:
+    held = rows([OTHER, None, 5, ONE, 5], [0, 1, 2, 3, 2])
+    _, numbers = search_groups([rows([ONE, None], [0, 1])], 2, held)
+    assert numbers.of(0, 5).tolist() == [2, -1, 4, -1, -1]
 
 
 def test_a_sample_is_described_by_its_nearest_image():

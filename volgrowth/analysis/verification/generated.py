@@ -5,6 +5,7 @@ model's samples that are copies of one of them. An audit's own samples check the
 samples that hit the picture, where at least one does.
 """
 
+from collections.abc import Iterable, Mapping
 from math import exp
 from typing import Any
 
@@ -13,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_floats
-from volgrowth.analysis.distinct import first_of_each
-from volgrowth.analysis.judging import judge, ranking_column
+from volgrowth.analysis.judging import JudgedAudit, JudgedTables
+from volgrowth.records import FINDINGS
 
 MOST_RATED = 100
 """Images whose rates are measured, those of most evidence: each takes thousands of network evaluations."""
@@ -24,69 +25,88 @@ WITHIN = 3.0
 """Factor by which a rate and the share of samples may differ and still agree."""
 
 
-def choose_rated(findings: pa.Table, verification: dict[str, Any] | None = None) -> np.ndarray:
-    """Return the rows that stand for flagged or proven pictures, those of most evidence first, (images,).
+def choose_rated(judged: JudgedAudit | JudgedTables) -> pa.Table:
+    """Return row, cluster and identical of the rows that stand for flagged or proven pictures.
+
+    Those of most evidence come first, up to `MOST_RATED` of them.
+    """
+    names = ["row", "cluster", "identical"]
+    kept, score = [FINDINGS.empty_table().select(names)], np.empty(0)
+    for part in judged.parts(["identical", "excess_growth"]):
+        some = part.findings.filter(pa.array(part.found & part.first))
+        kept.append(some.select(names))
+        known = np.nan_to_num(as_floats(some[judged.pictures.ranking]), nan=-np.inf)
+        score = np.concatenate([score, known])
+        best = np.argsort(-score, kind="stable")[:MOST_RATED]
+        kept, score = [pa.concat_tables(kept).take(pa.array(best))], score[best]
+    return pa.concat_tables(kept)
+
+
+def members_of(findings: Iterable[pa.Table], rated: pa.Table) -> dict[int, np.ndarray]:
+    """Return by the row of each rated picture the first row of each of its images, the row's own image first.
 
     Args:
-        findings: with the columns of `records.FINDINGS`.
-        verification: part `verification` of the summary; None if no samples were drawn.
+        findings: of all rows, some at a time, with the columns row, cluster and identical.
+        rated: as `choose_rated` returns it.
     """
-    known = judge(findings, verification)
-    rows = np.flatnonzero(known.found & known.first)
-    score = as_floats(findings[ranking_column(findings)])[rows]
-    order = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")
-    return findings["row"].to_numpy()[rows[order]][:MOST_RATED]
-
-
-def members_of(findings: pa.Table, row: int) -> np.ndarray:
-    """Return the first row of each image in the picture of a row, the row's own image first."""
-    numbers, cluster = findings["row"].to_numpy(), findings["cluster"].to_numpy()
-    there = np.flatnonzero(cluster == cluster[np.flatnonzero(numbers == row)[0]])
-    identical = findings["identical"].to_numpy()[there]
-    own = identical[numbers[there] == row][0]
-    rows = numbers[there][first_of_each(identical)]
-    others = [other for other in rows.tolist() if other != own]
-    return np.array([row, *others][:MOST_MEMBERS])
+    clusters = np.unique(rated["cluster"].to_numpy())
+    firsts: dict[int, list[int]] = {cluster: [] for cluster in clusters.tolist()}
+    for part in findings:
+        row, cluster = part["row"].to_numpy(), part["cluster"].to_numpy()
+        there = np.isin(cluster, clusters) & (row == part["identical"].to_numpy())
+        for one, number in zip(cluster[there].tolist(), row[there].tolist(), strict=True):
+            if len(firsts[one]) <= MOST_MEMBERS:
+                firsts[one].append(number)
+    found = {}
+    for row, cluster, own in zip(*(rated[n].to_pylist() for n in ("row", "cluster", "identical")), strict=True):
+        found[row] = np.array([row, *(other for other in firsts[cluster] if other != own)][:MOST_MEMBERS])
+    return found
 
 
 def with_rates(findings: pa.Table, rates: pa.Table) -> pa.Table:
-    """Return the findings with the rates of each measured picture in all of its rows."""
+    """Return some of the findings with the rates of each measured picture in all of its rows."""
     place = pc.index_in(findings["cluster"], value_set=rates["cluster"].combine_chunks())
     for name in ("rate", "rate_low", "rate_high"):
         column = pc.take(rates[name].cast(pa.float32()), place)
         index = findings.schema.get_field_index(name)
-        field = pa.field(name, pa.float32())
-        if index < 0:  # findings of a version that knew no rates
-            findings = findings.append_column(field, column)
-        else:
-            findings = findings.set_column(index, findings.field(index), column)
+        findings = findings.set_column(index, findings.field(index), column)
     return findings
 
 
 def summarize_rates(
-    findings: pa.Table, rates: pa.Table, verification: dict[str, Any], conditional: bool
+    judged: JudgedAudit | JudgedTables, rates: pa.Table, samples: int, conditional: bool
 ) -> dict[str, Any]:
     """Summarise rates.
 
     Args:
-        findings: with `verified_hits`, as in `records.FINDINGS`.
+        judged: all rows, with `verified_hits`.
         rates: with the columns of `records.RATES`.
-        verification: part `verification` of the summary.
+        samples: number of samples that were drawn.
         conditional: True if each rate is under the image's own condition, while samples were under those of random
             rows: then rates do not add up, and samples do not check them.
 
     Returns:
         Part `rates` of `verification` in `summary.json`.
     """
-    known, judged = rates.filter(rates["rate"].is_valid()), judge(findings, verification)
+    known, found = rates.filter(rates["rate"].is_valid()), 0
+    clusters = np.unique(known["cluster"].to_numpy())
+    hits = dict.fromkeys(clusters.tolist(), 0)
+    for part in judged.parts(["identical", "verified_hits"]):
+        found += part.images(part.found)
+        table = part.findings
+        cluster, row = table["cluster"].to_numpy(), table["row"].to_numpy()
+        there = np.isin(cluster, clusters) & (row == table["identical"].to_numpy())
+        counted = pc.fill_null(table["verified_hits"], 0).to_numpy()[there]
+        for one, number in zip(cluster[there].tolist(), counted.tolist(), strict=True):
+            hits[one] += number
     return {
-        "found": judged.images(judged.found),
+        "found": found,
         "images": len(rates),
         "measured": len(known),
         "conditional": conditional,
         "evaluations": pc.sum(rates["nfe"]).as_py() or 0,
         "copies_per_million": None if conditional or not len(known) else _per_million(known),
-        "checked": None if conditional else _checked(findings, known, verification["samples"]),
+        "checked": None if conditional else _checked(hits, known, samples),
     }
 
 
@@ -98,16 +118,9 @@ def _per_million(known: pa.Table) -> dict[str, float]:
     return {name: 1e6 * total * exp(sign * error) for name, sign in (("rate", 0), ("low", -1), ("high", 1))}
 
 
-def _checked(findings: pa.Table, known: pa.Table, samples: int) -> dict[str, Any] | None:
+def _checked(by_cluster: Mapping[int, int], known: pa.Table, samples: int) -> dict[str, Any] | None:
     """Compare rates with the samples that hit the same pictures; None if none of these was hit."""
-    first = findings.filter(pc.equal(findings["row"], findings["identical"]))
-    hits = np.array(
-        [
-            pc.sum(pc.fill_null(first.filter(pc.equal(first["cluster"], cluster))["verified_hits"], 0)).as_py() or 0
-            for cluster in known["cluster"].to_pylist()
-        ],
-        float,
-    )
+    hits = np.array([by_cluster[cluster] for cluster in known["cluster"].to_pylist()], float)
     seen = hits > 0
     if not seen.any():
         return None

@@ -15,17 +15,17 @@ next ones.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from volgrowth.analysis.judging import judge, ranking_column
-from volgrowth.analysis.ranking import auroc, tpr_at_fpr
+from volgrowth.analysis.as_numpy import as_floats
+from volgrowth.analysis.judging import JudgedAudit, JudgedTables, Judgement
+from volgrowth.analysis.ranking import Separation
 from volgrowth.audit.sampling.hits import NEIGHBOURS, RATIO
 
 MIN_HITS = 2
@@ -41,7 +41,7 @@ class Reproduced:
     """Hits of samples on N training images and M held-out images.
 
     Attributes:
-        hits: number of samples that hit each training image, (N,).
+        hits: number of samples that hit each training image, (N,), or of those with a hit.
         holdout_hits: number of samples that hit each held-out image, (M,).
         min_hits: number of hits from which on an image counts as reproduced.
     """
@@ -65,10 +65,51 @@ class Reproduced:
         )
 
 
-def decide_reproduced(hits: np.ndarray, holdout_hits: np.ndarray, samples: int) -> Reproduced:
-    """Decide which images are reproduced, from the hits of N training and M held-out images by so many samples."""
+class PictureHits:
+    """Gives findings their column `verified_hits`, some rows at a time, and notes what that says of their pictures.
+
+    Args:
+        images: numbers of the images that samples hit, as in the column `identical`, sorted.
+        count: number of samples that hit each.
+        reproduced: numbers of the images that are reproduced.
+
+    Attributes:
+        most: of each picture that samples hit, by its cluster, the most hits of one of its images.
+        proven: rows of the reproduced images.
+    """
+
+    def __init__(self, images: np.ndarray, count: np.ndarray, reproduced: np.ndarray):
+        self._images, self._count, self._reproduced = images, count, reproduced
+        self.most: dict[int, int] = {}
+        self.proven: list[int] = []
+
+    def add_to(self, findings: pa.Table) -> pa.Table:
+        """Return rows with their hits, which are null where there is no image; they have the column `content_hash`."""
+        identical, cluster = findings["identical"].to_numpy(), findings["cluster"].to_numpy()
+        place = np.searchsorted(self._images, identical)
+        hits = np.concatenate([self._count, [0]])[place]
+        hits[np.concatenate([self._images, [-1]])[place] != identical] = 0
+        for one in np.unique(cluster[hits > 0]).tolist():
+            self.most[one] = max(self.most.get(one, 0), int(hits[cluster == one].max()))
+        self.proven += findings["row"].to_numpy()[np.isin(identical, self._reproduced)].tolist()
+        column = pa.array(hits.astype(np.int32), mask=findings["content_hash"].is_null().to_numpy())
+        index = findings.schema.get_field_index("verified_hits")
+        return findings.set_column(index, findings.field("verified_hits"), column)
+
+
+def decide_reproduced(
+    hits: np.ndarray, holdout_hits: np.ndarray, samples: int, images: int | None = None
+) -> Reproduced:
+    """Decide which images are reproduced.
+
+    Args:
+        hits: of the N training images, (N,), or of those with a hit.
+        holdout_hits: of the held-out images, (M,).
+        samples: number of samples.
+        images: number of the training images, if `hits` leaves out those without any.
+    """
     min_hits = max(MIN_HITS, ceil(MIN_SHARE * samples))
-    scale = len(hits) / max(len(holdout_hits), 1)
+    scale = (images or len(hits)) / max(len(holdout_hits), 1)
     while (holdout_hits >= min_hits).sum() * scale > FALSE_SHARE * (hits >= min_hits).sum():
         min_hits += 1
     return Reproduced(hits, holdout_hits, min_hits)
@@ -96,26 +137,37 @@ def samples_needed(share: float = MIN_SHARE, power: float = POWER) -> int:
     return bisect_left(range(10**9), power, key=lambda samples: chance_to_see(samples, share))
 
 
-def summarize_proof(findings: pa.Table, images: np.ndarray, reproduced: Reproduced, samples: int) -> dict[str, Any]:
+def summarize_proof(
+    judged: JudgedAudit | JudgedTables, most: Mapping[int, int], reproduced: Reproduced, samples: int
+) -> dict[str, Any]:
     """Summarise what samples prove, counting pictures (`analysis.distinct`).
 
     Args:
-        findings: of the audit, with `verified_hits`, as in `records.FINDINGS`.
-        images: the reproduced images, by their numbers in the column `identical`.
+        judged: all rows, with the rows of the reproduced images as proven ones.
+        most: of each picture that samples hit, by its cluster, the most hits of one of its images.
         reproduced: the hits behind that.
         samples: number of samples drawn.
 
     Returns:
         Part `verification` of `summary.json`.
     """
-    rows = findings["row"].to_numpy()[np.isin(findings["identical"].to_numpy(), images)].tolist()
-    known = judge(findings, {"rows": rows})
-    first, truth, flagged = findings.filter(known.first), known.proven[known.first], known.flagged[known.first]
-    _, picture = np.unique(findings["cluster"].to_numpy(), return_inverse=True)
-    most = np.zeros(picture.max(initial=-1) + 1, np.int64)
-    np.maximum.at(most, picture, pc.fill_null(findings["verified_hits"], 0).to_numpy())
-    hits = most[picture[known.first]]
-    proved = int((flagged & truth).sum())
+    scores = {"raw": "growth", "calibrated": "excess_growth", "evidence": judged.pictures.ranking}
+    positives: dict[str, list[np.ndarray]] = {name: [] for name in scores}
+    flagged = proved = proven = 0
+    unhit: list[int] = []
+    for part, values in _standing(judged, scores):
+        flagged += int(part.flagged.sum())
+        proven += int(part.proven.sum())
+        proved += int((part.flagged & part.proven).sum())
+        for cluster, row in zip(*(part.findings[n].to_numpy()[part.flagged] for n in ("cluster", "row")), strict=True):
+            if not most.get(int(cluster)):
+                unhit.append(int(row))
+        for name, score in values.items():
+            positives[name].append(score[part.proven & np.isfinite(score)])
+    found = {name: Separation(np.concatenate([np.empty(0), *some])) for name, some in positives.items()}
+    for part, values in _standing(judged, scores):
+        for name, score in values.items():
+            found[name].see(score[~part.proven & np.isfinite(score)])
     return {
         "samples": samples,
         "rule": reproduced.rule,
@@ -124,30 +176,31 @@ def summarize_proof(findings: pa.Table, images: np.ndarray, reproduced: Reproduc
         "holdout_images": len(reproduced.holdout_hits),
         "holdout_hits": int(reproduced.holdout_hits.sum()),
         "holdout_reproduced": int((reproduced.holdout_hits >= reproduced.min_hits).sum()),
-        "reproduced_images": int(truth.sum()),
-        "rows": rows,
-        "flagged": int(flagged.sum()),
+        "reproduced_images": proven,
+        "rows": judged.pictures.proven_images.tolist(),
+        "flagged": flagged,
         "flagged_reproduced": proved,
-        "precision_interval": list(clopper_pearson(proved, int(flagged.sum()))),
-        "recall_interval": list(clopper_pearson(proved, int(truth.sum()))),
-        "unhit_rows": first["row"].to_numpy()[flagged & (hits == 0)].tolist(),
-        "raw": _detects(first["growth"], truth),
-        "calibrated": _detects(first["excess_growth"], truth),
-        "evidence": _detects(first[ranking_column(first)], truth),
-        "warnings": _warnings(samples, len(reproduced.holdout_hits), int(flagged.sum())),
+        "precision_interval": list(clopper_pearson(proved, flagged)),
+        "recall_interval": list(clopper_pearson(proved, proven)),
+        "unhit_rows": unhit,
+        **{name: _detects(separation) for name, separation in found.items()},
+        "warnings": _warnings(samples, len(reproduced.holdout_hits), flagged),
     }
 
 
-def _detects(column: pa.ChunkedArray, truth: np.ndarray) -> dict[str, float | None]:
-    """Measure how well a score finds the reproduced images, among images that have the score; None if it cannot be."""
-    known = column.is_valid().to_numpy()
-    score, positive = column.to_numpy()[known], truth[known]
+def _standing(
+    judged: JudgedAudit | JudgedTables, scores: Mapping[str, str]
+) -> Iterator[tuple[Judgement, dict[str, np.ndarray]]]:
+    """Yield the rows that stand for their pictures, some at a time, with scores of theirs by name."""
+    for part in judged.parts(["growth", "excess_growth"]):
+        some = part.standing()
+        yield some, {name: as_floats(some.findings[column]) for name, column in scores.items()}
 
-    def number(measure: Callable[[np.ndarray, np.ndarray], float]) -> float | None:
-        value = measure(score, positive) if len(score) else float("nan")
-        return value if np.isfinite(value) else None
 
-    return {"auroc": number(auroc), "tpr_at_1_fpr": number(tpr_at_fpr)}
+def _detects(found: Separation) -> dict[str, float | None]:
+    """Say how well a score finds the reproduced images, among images that have the score; None if it cannot be."""
+    numbers = {"auroc": found.auroc(), "tpr_at_1_fpr": found.tpr_at_fpr()}
+    return {name: value if np.isfinite(value) else None for name, value in numbers.items()}
 
 
 def _warnings(samples: int, holdout: int, flagged: int) -> list[str]:

@@ -1,5 +1,8 @@
 """Samples of the model and the images near to them: which images are compared, and the table of samples."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,40 +13,59 @@ from volgrowth.records import SAMPLES
 PIXEL_SCALE = 127.5
 
 
+@dataclass(frozen=True)
+class ImageNumbers:
+    """The numbers of the distinct images of some rows, by which samples are compared with them.
+
+    Attributes:
+        first: mask of the rows that stand for an image: no copies of an earlier row, (rows,) bool.
+        offset: number of the image of row 0.
+    """
+
+    first: np.ndarray
+    offset: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of the images."""
+        return int(self.first.sum())
+
+    def of(self, start: int, stop: int) -> np.ndarray:
+        """Return the numbers of the rows from `start` up to `stop`; -1 for a row that stands for no image."""
+        return np.where(self.first[start:stop], self.offset + np.arange(start, stop), -1)
+
+
 def search_groups(
-    hashes: pa.ChunkedArray,
-    identical: np.ndarray,
-    holdout_hashes: pa.ChunkedArray | None = None,
-    holdout_identical: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    audited: Iterable[pa.Table], rows: int, held: pa.Table | None = None
+) -> tuple[ImageNumbers, ImageNumbers]:
     """Number the distinct images that samples are compared with.
 
-    Audited images have the number `identical`; held-out images are numbered after all audited rows. Held-out images
-    that are audited as well are left out, because they can be memorized.
+    Audited images have the number of their first row; held-out images are numbered after all audited rows. Held-out
+    images that are audited as well are left out, because they can be memorized.
 
     Args:
-        hashes: the column `content_hash` of the audited rows, uint64 with nulls.
-        identical: the column `identical` of their findings, (rows,).
-        holdout_hashes, holdout_identical: the same of the held-out rows, None without a held-out set.
+        audited: all audited rows in order, some at a time, with the columns row, identical and content_hash.
+        rows: number of the audited rows.
+        held: the held-out rows with the same columns; None without any.
 
     Returns:
-        The numbers of the audited rows and of the held-out rows; -1 for a row without an image, for a copy of an
-        earlier row, and for a row that is left out.
+        The numbers of the audited and of the held-out images. A row without an image has none.
     """
-    audited = _first_of_each(hashes, identical, pa.array([], pa.uint64()))
-    if holdout_hashes is None or holdout_identical is None:
-        return audited, np.empty(0, int)
-    return audited, _first_of_each(holdout_hashes, holdout_identical + len(hashes), pc.drop_null(hashes))
+    hashes = pa.array([], pa.uint64()) if held is None else held["content_hash"].drop_null().unique()
+    first, shared = np.zeros(rows, bool), [pa.array([], pa.uint64())]
+    for part in audited:
+        content = part["content_hash"]
+        first[part["row"].to_numpy()] = _stands(part)
+        shared.append(content.filter(pc.is_in(content, value_set=hashes)).drop_null().unique())
+    if held is None:
+        return ImageNumbers(first), ImageNumbers(np.empty(0, bool), rows)
+    new = pc.invert(pc.is_in(held["content_hash"], value_set=pa.concat_arrays(shared)))
+    return ImageNumbers(first), ImageNumbers(_stands(held) & new.to_numpy(), rows)
 
 
-def _first_of_each(hashes: pa.ChunkedArray, numbers: np.ndarray, left_out: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    wanted = pc.and_(hashes.is_valid(), pc.invert(pc.is_in(hashes, value_set=left_out)))
-    rows = np.flatnonzero(wanted.to_numpy())
-    # nulls are filled first: NumPy integers have none, and float64 would round hashes and merge distinct images
-    _, first = np.unique(pc.fill_null(hashes, 0).to_numpy()[rows], return_index=True)
-    result = np.full(len(numbers), -1)
-    result[rows[first]] = numbers[rows[first]]
-    return result
+def _stands(rows: pa.Table) -> np.ndarray:
+    """Return a mask of the rows that stand for an image."""
+    return rows["content_hash"].is_valid().to_numpy() & (rows["identical"].to_numpy() == rows["row"].to_numpy())
 
 
 def samples_table(distance: np.ndarray, nearest: np.ndarray, hit: np.ndarray, rows: int) -> pa.Table:
