@@ -11,7 +11,7 @@ import numpy as np
 
 from jobs.benchmark.detection.audited_presets import choose_scores
 from jobs.benchmark.detection.bench_tables import bench
-from jobs.benchmark.detection.suite import choose_cases
+from jobs.benchmark.detection.suite import SUITE, choose_cases
 from jobs.benchmark.image_sets import EMOJI_FONT, HANZI_FONT, write_image_sets
 from jobs.experiments import Outcome, publish_outcome
 from jobs.pages import markdown_table, page_in
@@ -114,6 +114,16 @@ def _truth(given: argparse.Namespace) -> Outcome:
     return measure_world(cases, given.seeds, given.data, given.output, scores, cached_only=given.cached)
 
 
+def _rates(given: argparse.Namespace) -> Outcome:
+    """Measure rates of generation on the bench's models, beside how often samples hit the same images."""
+    from jobs.benchmark.truth.rates_checked import check_rates
+    from jobs.benchmark.truth.world import WORLD
+
+    cases = choose_cases(given.data, given.cases, (*SUITE, *WORLD))
+    models, cached = given.output / "models", given.cached
+    return check_rates(cases, given.seeds, given.data, models, given.images, cached_only=cached)
+
+
 def _promise(given: argparse.Namespace) -> Outcome:
     """Simulate audits over tails of every kind: the false discoveries and the power behind a promised rate."""
     from jobs.benchmark.promise import simulate_promises
@@ -176,6 +186,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "forms": (_forms, "detection"),
     "copies": (_copies, "truth"),
     "truth": (_truth, "truth"),
+    "rates": (_rates, "truth"),
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
     "gpu": (_gpu, ""),
@@ -186,7 +197,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
 
 
 # the commands that work on trained models
-OF_MODELS = ("detection", "evidence", "forms", "rows", "truth")
+OF_MODELS = ("detection", "evidence", "forms", "rates", "rows", "truth")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -244,6 +255,7 @@ def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
             help="train and measure nothing: only what earlier runs into the same folder left; the rest is named",
         )
         bench_command.add_argument("--seeds", type=int, default=3, help="seeds of each case, from 1; 3 by default")
+    added["rates"].add_argument("--images", type=int, default=12, help="images a model; 12 by default")
     for judging in (added["detection"], added["truth"]):
         judging.add_argument("--only", nargs="+", help="presets and built-in scores; all by default")
         judging.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")

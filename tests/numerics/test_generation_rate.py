@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from volgrowth.numerics.analytic import EmpiricalDenoiser
 from volgrowth.numerics.denoisers import Denoiser, per_image
 from volgrowth.numerics.flow import decode
 from volgrowth.numerics.generation_rate import FEWEST, ROUND, generation_rate
+from volgrowth.theory.min_norm import HybridDenoiser, MinNormDenoiser
 
 LEVELS = torch.linspace(-3.5, 5, 80, dtype=torch.float64).exp()
 
@@ -68,6 +70,34 @@ def test_intervals_hold() -> None:
         found = generation_rate(model, model.points[0], model.returns, LEVELS[::4], generator=generator)
         held += found.low < truth < found.high
     assert held >= 20
+
+
+def test_rates_of_the_laboratory_are_those_of_many_samples() -> None:
+    """Where it is known at what images a flow ends: at training points, and at corners that are none of them."""
+    points = torch.cat([torch.zeros(1, 6), 4 * torch.eye(6)[:3] * torch.tensor([[1.0], [1.2], [1.4]])]).double()
+    low = MinNormDenoiser(points, 1.0)
+    model = HybridDenoiser(low, EmpiricalDenoiser(points), 0.9 * low.highest_level)
+    model.dtype = torch.float64
+    corners = torch.stack([low.vertex(members) for members in ((), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3))])
+    levels = LEVELS[::4]
+    noise = torch.randn(20_000, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * levels[-1]
+    ends = torch.cdist(decode(model, noise, levels), corners)
+    share = torch.bincount(ends.argmin(1), minlength=len(corners)) / len(noise)
+    assert share.min() > 0.01
+    for corner, plain in enumerate(share.tolist()):
+
+        def ends_there(states: Tensor, corner: int = corner) -> Tensor:
+            return torch.cdist(states, corners).argmin(1) == corner
+
+        found = generation_rate(
+            model,
+            corners[corner],
+            ends_there,
+            levels,
+            factor=1.3,
+            generator=torch.Generator().manual_seed(corner),
+        )
+        assert found.rate == pytest.approx(plain, rel=0.4)
 
 
 def plain_rate(model: Mixture) -> float:

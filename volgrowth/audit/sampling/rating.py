@@ -60,7 +60,8 @@ class RatingWorker(ModelWorker):
         members = [self.scored_pixels(SCORES_FOLDER, row) for row in rated.members]
         rivals = [self.scored_pixels(SCORES_FOLDER, row) for row in rated.rivals]
         rivals += [self.scored_pixels(HOLDOUT_FOLDER, row) for row in rated.held_rivals]
-        around, row = _Around(members, rivals), self.scored_row(SCORES_FOLDER, rated.row)
+        around = Around(np.stack(members), np.array(rivals).reshape(-1, *members[0].shape), np.arange(len(rivals)))
+        row = self.scored_row(SCORES_FOLDER, rated.row)
         pixels = self.scored_pixels(SCORES_FOLDER, rated.row)
         model = self.denoiser
         if self.config.condition_column is not None:
@@ -86,16 +87,22 @@ class RatingWorker(ModelWorker):
             size.halve()  # outside the block: the traceback holds the tensors
 
 
-class _Around:
-    """An image's cluster, as pixels, and the images around it, which decide whether a draw is a copy."""
+class Around:
+    """An image, in all of its forms, and the images around it, which decide together whether a draw is a copy.
 
-    def __init__(self, members: list[np.ndarray], rivals: list[np.ndarray]):
-        self.images = np.stack([*members, *rivals])
-        self.groups = np.concatenate([np.zeros(len(members), int), 1 + np.arange(len(rivals))])
+    Args:
+        members: forms of the image, (M, C, H, W) uint8.
+        rivals: images around it, (R, C, H, W) uint8.
+        groups: number of the image that each rival is a form of, (R,), from 0.
+    """
+
+    def __init__(self, members: np.ndarray, rivals: np.ndarray, groups: np.ndarray):
+        self.images = np.concatenate([members, rivals])
+        self.groups = np.concatenate([np.zeros(len(members), int), 1 + groups])
 
     def made(self, draws: np.ndarray) -> np.ndarray:
         """Return a mask of the draws (B, C, H, W) uint8 that are copies, (B,)."""
-        found = Neighbours(draws, min(NEIGHBOURS, int(self.groups[-1]) + 1))
+        found = Neighbours(draws, min(NEIGHBOURS, int(self.groups.max()) + 1))
         found.add(self.images, self.groups)
         return hit_groups(np.sqrt(found.squared), found.group) == 0
 

@@ -1,0 +1,118 @@
+"""Rates of generation on the bench's models, compared with how often samples hit the same images.
+
+Each image is rated as `volgrowth verify --rates` does: the sampler's own grid, a draw is a copy if it hits any form of
+the image's family, and the images around it are those of the training set and the held-out ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jobs.benchmark.detection.suite import Setup, Trained, is_trained, train_or_load
+from jobs.experiments import Outcome, say
+from volgrowth.analysis.verification.generated import WITHIN
+from volgrowth.audit.sampling.drawing import STEPS, to_pixels
+from volgrowth.audit.sampling.neighbours import Neighbours
+from volgrowth.audit.sampling.rating import RIVALS, Around
+from volgrowth.demo.cases import to_tensor
+from volgrowth.demo.training import one_thread
+from volgrowth.models import load_model
+from volgrowth.numerics.generation_rate import GenerationRate, generation_rate
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An image's family, the number of samples that hit it, and its rate."""
+
+    family: int
+    hits: int
+    found: GenerationRate
+
+    def ratio(self, samples: int) -> float:
+        """Return the rate over the share of samples that hit."""
+        return self.found.rate / (self.hits / samples)
+
+
+def check_rates(
+    setups: Sequence[Setup], seeds: int, data: Path, models: Path, images: int, *, cached_only: bool = False
+) -> Outcome:
+    """Rate some of the images that samples hit, on every model, from those of most hits to those of one.
+
+    Args:
+        setups: the cases.
+        seeds: seeds of each case, from 1.
+        data: folder of the image sets.
+        models: folder of trained models.
+        images: images a model to rate.
+        cached_only: leave out models that are not there.
+    """
+    rows, ratios = list[dict[str, Any]](), list[float]()
+    for setup in setups:
+        for seed in range(1, seeds + 1):
+            if cached_only and not is_trained(setup, seed, data, models):
+                continue
+            trained = train_or_load(setup, seed, data, models, say)
+            say(f"rating images of {setup.name}, seed {seed}")
+            checked = rate_some(trained, images)
+            if checked:
+                mine = [one.ratio(len(trained.samples)) for one in checked if one.found.measurable]
+                rows.append({"case": setup.name, "seed": seed, **_row(checked, mine, len(trained.samples))})
+                ratios += mine
+    count = sum(row["images"] for row in rows)
+    within = sum(abs(log(ratio)) <= log(WITHIN) for ratio in ratios)
+    said = [f"Of {count} images that samples hit the rates of {len(ratios)} are measurable"]
+    if ratios:
+        said[0] += (
+            f"; {within} of these are within a factor of {WITHIN:g} of the share of samples that hit, and the "
+            f"geometric mean of rate over share is {exp(np.mean(np.log(ratios))):.2f}"
+        )
+    return Outcome([said[0] + "."], {"table": rows}, {"models": len(rows), "images a model, at most": images})
+
+
+def _row(checked: Sequence[Checked], ratios: Sequence[float], samples: int) -> dict[str, Any]:
+    return {
+        "images": len(checked),
+        "hits": f"{min(one.hits for one in checked)} to {max(one.hits for one in checked)} of {samples:,}",
+        "measurable": len(ratios),
+        **{f"within a factor of {most:g}": sum(abs(log(r)) <= log(most) for r in ratios) for most in (2, WITHIN)},
+        "rate over share of hits": f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "–",
+        "geometric mean": f"{exp(np.mean(np.log(ratios))):.2f}" if ratios else "–",
+        "evaluations an image": round(float(np.mean([one.found.nfe for one in checked])), -2),
+    }
+
+
+def rate_some(trained: Trained, images: int) -> list[Checked]:
+    """Rate families that samples hit: as many, evenly spaced from the most hits to the fewest."""
+    case, hits = trained.case, trained.truth().hits
+    hit = np.flatnonzero(hits)
+    order = hit[np.argsort(-hits[hit], kind="stable")]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(images, len(order))).round().astype(int))]
+    model, everything = load_model(str(trained.model)), np.concatenate([case.train, case.holdout])
+    groups = np.concatenate([case.family, len(case.names) + np.arange(len(case.holdout))])
+    near = Neighbours(case.train[case.first][chosen], min(RIVALS + 1, len(case.names) + len(case.holdout)))
+    near.add(everything, groups)
+    levels = model.sampling_levels(STEPS)
+    checked = []
+    for family, around in zip(chosen.tolist(), near.group, strict=True):
+        rivals = np.isin(groups, around[(around >= 0) & (around != family)])
+        judge = Around(
+            np.unique(case.train[case.family == family], axis=0),
+            everything[rivals],
+            np.unique(groups[rivals], return_inverse=True)[1],
+        )
+
+        def returns(states: Tensor, judge: Around = judge) -> Tensor:
+            return torch.from_numpy(judge.made(to_pixels(model.render(states))))
+
+        clean, generator = to_tensor(case.train[case.first][[family]])[0], torch.Generator().manual_seed(family)
+        spread = (1 + levels[-1].item() ** 2) ** 0.5
+        with one_thread():
+            found = generation_rate(model, clean, returns, levels, spread, generator=generator)
+        checked.append(Checked(family, int(hits[family]), found))
+    return checked
