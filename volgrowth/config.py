@@ -252,6 +252,8 @@ class AuditConfig(Frozen):
     screen_share: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     screen_sample: Annotated[int, Field(ge=0)] | None = None
     reference: str | None = None
+    embedding_column: str | None = None
+    embedding_similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     shard_size: Count = 1024
     batch_size: Count | None = BATCH_SIZE
@@ -392,7 +394,10 @@ class AuditConfig(Frozen):
     @property
     def frozen(self) -> dict[str, Any]:
         """The settings that change scores, as JSON values."""
-        return self.model_dump(mode="json", exclude=set(EXECUTION))
+        without = (
+            set() if self.embedding_column else {"embedding_column", "embedding_similarity"}
+        )  # as before they were
+        return self.model_dump(mode="json", exclude=set(EXECUTION) | without)
 
     @property
     def digest(self) -> str:

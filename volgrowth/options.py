@@ -53,6 +53,9 @@ def _shared(
     id_column: Annotated[str | None, option("Column with your own ids; by default a hash of the image.")] = None,
     class_column: Annotated[str | None, option("Column with the classes, for a model that takes a class.")] = None,
     caption_column: Annotated[str | None, option("Column with the captions, for a model that takes text.")] = None,
+    embedding_column: Annotated[
+        str | None, option("Column with embeddings, by whose cosine near duplicates are found as well.")
+    ] = None,
     guidance: Annotated[float | None, option("Also measure growth under guidance of this scale.")] = None,
     holdout: Annotated[str | None, option("Similar images that the model was not trained on.")] = None,
     holdout_split: Annotated[str | None, option("Split of the held-out images, if there are several.")] = None,

@@ -188,6 +188,12 @@ FINDINGS = pa.schema(
         column("precursor", pa.bool_(), "the same by a low loss: loss_q_value is at most the rate"),
         column("cluster", pa.int64(), "smallest row of the image's near duplicates and copies, which are one test"),
         column("copies", pa.int32(), "number of rows in that group"),
+        column(
+            "duplicate_rule",
+            pa.string(),
+            "what brought the row into its cluster: hash (same pixels, or alike by perceptual hash) or embedding (by "
+            "the embedding column); null for a row that is alone",
+        ),
         column("strongest", pa.bool_(), "the row stands for its cluster: the judged row of smallest p-value"),
         column("identical", pa.int64(), "smallest row with the same pixels"),
         column("outside_range", pa.bool_(), "simpler or more complex than all calibration images: not judged"),

@@ -34,12 +34,15 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.complexity import FLAT
+from volgrowth.analysis.embeddings import Embeddings
 from volgrowth.analysis.parts.database import Database, open_database
 
 RADIUS = 2
 BANDS = RADIUS + 2
 BITS = 64
 MANY = 1024
+BY_HASH, BY_EMBEDDING = "hash", "embedding"
+"""What brought a row into its group: equal pixels or alike hashes, or an embedding that is near to the leader's."""
 SAMPLE = 2**16
 """Looks by which bits are dealt to bands."""
 
@@ -136,11 +139,15 @@ def create_seen(database: Database) -> None:
     )
 
 
-def group_duplicates(database: Database) -> None:
+def group_duplicates(database: Database, embeddings: Embeddings | None = None) -> None:
     """Make the table `members` from `seen`: the rows of the groups of several rows, in order.
 
     Its columns are row, content, identical: the smallest row with the same pixels, cluster: the smallest row of the
-    group, and copies: the number of its rows.
+    group, copies: the number of its rows, and rule: what brought the row into the group.
+
+    Args:
+        database: with the table `seen`.
+        embeddings: of the rows; groups that are alike by them become one.
     """
     database.run(
         """CREATE TABLE images AS
@@ -156,21 +163,47 @@ def group_duplicates(database: Database) -> None:
     database.run(
         """CREATE TABLE shared AS SELECT images.content, looks.one FROM images
         JOIN looks USING (phash, brightness, contrast) WHERE looks.images > 1""",
-        """CREATE TABLE grouped AS
+        f"""CREATE TABLE hashed AS
+        SELECT images.content, images.first, images.rows, coalesce(led.leader, shared.one, images.content) AS picture
+        FROM images LEFT JOIN shared ON shared.content = images.content
+        LEFT JOIN led ON led.one = coalesce(shared.one, images.content)
+        WHERE {embeddings is not None} OR images.rows > 1 OR shared.one IS NOT NULL OR led.leader IS NOT NULL
+            OR images.content IN (SELECT leader FROM led)""",
+        "CREATE TABLE merged (picture UBIGINT, leader UBIGINT)",
+    )
+    if embeddings is not None:
+        _merge(database, embeddings)
+    database.run(
+        f"""CREATE TABLE grouped AS
         WITH named AS (
-            SELECT images.content, images.first, images.rows,
-                coalesce(led.leader, shared.one, images.content) AS picture
-            FROM images LEFT JOIN shared ON shared.content = images.content
-            LEFT JOIN led ON led.one = coalesce(shared.one, images.content)
-            WHERE images.rows > 1 OR shared.one IS NOT NULL OR led.leader IS NOT NULL
-                OR images.content IN (SELECT leader FROM led)
+            SELECT content, first, rows, coalesce(merged.leader, picture) AS picture,
+                CASE WHEN merged.leader IS NULL THEN '{BY_HASH}' ELSE '{BY_EMBEDDING}' END AS rule
+            FROM hashed LEFT JOIN merged USING (picture)
         )
-        SELECT content, first, min(first) OVER (PARTITION BY picture) AS cluster,
-            (sum(rows) OVER (PARTITION BY picture))::BIGINT AS copies FROM named""",
+        SELECT content, first, rule, min(first) OVER (PARTITION BY picture) AS cluster,
+            (sum(rows) OVER (PARTITION BY picture))::BIGINT AS copies FROM named
+        QUALIFY copies > 1""",
         """CREATE TABLE members AS
-        SELECT seen.row, seen.content, grouped.first AS identical, grouped.cluster, grouped.copies
+        SELECT seen.row, seen.content, grouped.first AS identical, grouped.cluster, grouped.copies, grouped.rule
         FROM seen JOIN grouped USING (content) ORDER BY seen.row""",
-        *(f"DROP TABLE {name}" for name in ("images", "looks", "led", "shared", "grouped")),
+        *(f"DROP TABLE {name}" for name in ("images", "looks", "led", "shared", "hashed", "merged", "grouped")),
+    )
+
+
+def _merge(database: Database, embeddings: Embeddings) -> None:
+    """Fill the table `merged`: `leader`, the picture that leads the picture `picture` by their embeddings."""
+    database.run(
+        """CREATE TABLE items AS SELECT picture, sum(rows)::BIGINT AS rows,
+            min(first) FILTER (content = picture) AS row FROM hashed GROUP BY picture""",
+        "CREATE TABLE found (late BIGINT, leader BIGINT)",
+    )
+    order = (some["row"].to_numpy() for some in database.batches("SELECT row FROM items ORDER BY rows DESC, picture"))
+    for late, leader in embeddings.join(order):
+        database.add("found", pa.table({"late": late, "leader": leader}))
+    database.run(
+        """INSERT INTO merged SELECT late.picture, leader.picture FROM found
+        JOIN items late ON late.row = found.late JOIN items leader ON leader.row = found.leader""",
+        *(f"DROP TABLE {name}" for name in ("items", "found")),
     )
 
 

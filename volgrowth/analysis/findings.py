@@ -6,6 +6,7 @@ image, and which p-value it has, is the rule of `analysis.distinct`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from volgrowth.analysis.calibration.held_out import Kinds
 from volgrowth.analysis.calibration.screening import Screening
 from volgrowth.analysis.distinct import identical_rows, strongest_rows
 from volgrowth.analysis.duplicates import duplicate_clusters
+from volgrowth.analysis.embeddings import Embeddings
 from volgrowth.analysis.parts.database import Database, open_database
 from volgrowth.analysis.parts.fitting import fit_judge
 from volgrowth.analysis.parts.judge import ScoreTable
@@ -36,6 +38,7 @@ class Analysis:
         difference: the regressor in which audited and held-out images differ most, and the distance; None if they can
             pass for one kind (`held_out.Kinds`).
         new_held_out: number of held-out images that were scored and neither are nor look like audited ones.
+        embeddings: numbers of the embeddings by which near duplicates were found as well; None without any.
     """
 
     holdout: pa.Table | None
@@ -43,6 +46,7 @@ class Analysis:
     screening: Screening | None = None
     difference: tuple[str, float] | None = None
     new_held_out: int = 0
+    embeddings: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,17 @@ class Decided:
         difference, new_held_out: as in `Analysis`.
     """
 
-    def __init__(self, database: Database, rows: Rows, holdout: ScoreTable | None, screen_share: float | None):
+    def __init__(
+        self,
+        database: Database,
+        rows: Rows,
+        holdout: ScoreTable | None,
+        screen_share: float | None,
+        embeddings: Embeddings | None = None,
+    ):
         self._rows, self._holdout = rows, holdout
-        survey = survey_rows(database, rows.scores(), None if holdout is None else holdout.scores)
+        survey = survey_rows(database, rows.scores(), None if holdout is None else holdout.scores, embeddings)
+        self._embeddings = None if embeddings is None else embeddings.numbers
         judge = fit_judge(survey, holdout, lambda: rows.some(sample_rows(database)), screen_share)
         database.run("DROP TABLE seen")
         kinds = None if holdout is None else Kinds(holdout.scores)
@@ -97,7 +109,7 @@ class Decided:
     def analysis(self) -> Analysis:
         """Return what is known beside the findings of the audited images."""
         held = None if self._holdout is None else _holdout_findings(self._holdout, self.calibration)
-        return Analysis(held, self.calibration, self.screening, self.difference, self.new_held_out)
+        return Analysis(held, self.calibration, self.screening, self.difference, self.new_held_out, self._embeddings)
 
 
 def analyse(

@@ -60,7 +60,7 @@ def summarize_audit(
     run.pop("model_check", None)
     counts = _count(audit, analysis)
     evaluations = counts.evaluations + (0 if held_out is None else _sum(held_out["nfe"]))
-    arithmetic = _arithmetic(run.get("noise_floor"))
+    arithmetic = [*_arithmetic(run.get("noise_floor")), *_without_embedding(analysis)]
     detection = _detection(audit, analysis, counts)
     if detection:
         detection["warnings"] = [*arithmetic, *detection["warnings"]]
@@ -94,6 +94,7 @@ def summarize_audit(
             "rows_in_clusters": counts.clustered_rows,
             "identical_rows": counts.identical_rows,
             "largest": counts.largest,
+            **({"embeddings": analysis.embeddings} if analysis.embeddings else {}),
         },
         "run": {**run, "evaluations": evaluations, "max_failed": config.max_failed, "warnings": arithmetic},
         "versions": frozen.versions,
@@ -108,6 +109,18 @@ def _count(audit: Audit, analysis: Analysis) -> Counts:
     if calibration is not None and calibration.holdout_evidence is not None:
         farthest = float(np.max(calibration.holdout_evidence))
     return count_audit(JudgedAudit(audit, None), held, farthest, max(FIRST))
+
+
+def _without_embedding(analysis: Analysis) -> list[str]:
+    """Warn of rows whose near duplicates were found by the perceptual hash alone."""
+    known = analysis.embeddings
+    if not known or not known["rows_without"]:
+        return []
+    rows = known["rows"] + known["rows_without"]
+    return [
+        f"{known['rows_without']:,} of {rows:,} rows have no embedding in column {known['column']}: their near "
+        "duplicates were found by the perceptual hash alone."
+    ]
 
 
 def _arithmetic(floor: dict[str, Any] | None) -> list[str]:

@@ -6,11 +6,12 @@ judged in this process and kept; more are judged into part files, by the workers
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import pyarrow as pa
 
+from volgrowth.analysis.embeddings import open_embeddings
 from volgrowth.analysis.findings import Analysis, Decided
 from volgrowth.analysis.parts.database import open_database
 from volgrowth.analysis.parts.judge import ANALYSED, Judge, ScoreTable
@@ -21,7 +22,8 @@ from volgrowth.audit.engine.running import run_tasks
 from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.fragments import read_scores, reconcile
 from volgrowth.audit.output.judged import ScoreReader, judge_shard, remove_judged
-from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, Shard
+from volgrowth.audit.output.listings import open_frozen_data
+from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Shard
 from volgrowth.audit.output.result import FINDINGS_FILE, HOLDOUT_FINDINGS_FILE, Audit, open_audit
 from volgrowth.audit.workers.judging import JudgingWorker
 from volgrowth.errors import DamagedError, OutputError
@@ -72,9 +74,15 @@ def decided(session: Session, quiet: bool) -> Iterator[Decided]:
         scores = read_scores(store, manifest, HOLDOUT_FOLDER, ANALYSED)
         holdout = ScoreTable(scores, None if other is None else _held_out(other))
     rows = StoredRows(store, manifest, reference, judge_shards)
-    with open_database(rows.count) as database:
+    with ExitStack() as opened:
+        embeddings = None
+        if config.embedding_column:
+            source = open_frozen_data(store, manifest, SCORES_FOLDER)
+            copied = open_embeddings(source, config.embedding_column, config.embedding_similarity)
+            embeddings = opened.enter_context(copied)
+        database = opened.enter_context(open_database(rows.count))
         share = config.screen_share if config.cascade else None
-        yield Decided(database, rows, holdout, share)
+        yield Decided(database, rows, holdout, share, embeddings)
 
 
 def _held_out(other: Audit) -> pa.Table | None:

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
+from volgrowth.analysis.embeddings import require_usearch
 from volgrowth.audit.output.checking import clear_bad_files, verify_files
 from volgrowth.audit.output.fragments import published
 from volgrowth.audit.output.freezing import FrozenAudit, freeze
@@ -27,6 +28,7 @@ from volgrowth.plain import print_plain
 from volgrowth.records import ModelInfo
 from volgrowth.report.words import cascade_sentences, failure_sentences, headline_lines
 from volgrowth.sources import open_source
+from volgrowth.sources.embeddings import check_embedding_column
 from volgrowth.storage.store import Store
 
 
@@ -150,6 +152,9 @@ def inspect_inputs(config: AuditConfig, recorded: ModelInfo | None = None) -> Fr
         configuration=config.data_config,
         kind=config.data_kind,
     )
+    if config.embedding_column:
+        require_usearch()
+        check_embedding_column(source, config.embedding_column)
     listings = {SCORES_FOLDER: source.listing}
     data, holdout = DataInfo.of(config.data, config.split, source.listing, source.opened), None
     if config.holdout:

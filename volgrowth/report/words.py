@@ -126,7 +126,7 @@ def verdict_rows(summary: Summary) -> list[Headline]:
             "duplicates",
             number(duplicates["rows_in_clusters"]),
             f"Rows that are copies or near duplicates of one another, in {plural(duplicates['clusters'], 'group')}, "
-            f"the largest of {plural(duplicates['largest'], 'row')}.",
+            f"the largest of {plural(duplicates['largest'], 'row')}.{_embedding_sentence(duplicates)}",
         ),
     ]
     if summary.get("cascade"):
@@ -242,6 +242,17 @@ def _bounded(bounds: list[Summary]) -> Headline | None:
         "after looking at the images."
     )
     return Headline("false at most", f"{number(told[-1]['innocent_at_most'])} of {number(told[-1]['first'])}", said)
+
+
+def _embedding_sentence(duplicates: dict[str, Any]) -> str:
+    """Say which embeddings made near duplicates of images as well, after a space; nothing if none did."""
+    given = duplicates.get("embeddings")
+    if not given:
+        return ""
+    return (
+        f" Found by perceptual hash and by column {given['column']}, from a cosine of {given['similarity']:g} on, "
+        f"which joined {plural(given['joined_groups'], 'image')} to others."
+    )
 
 
 def _driven_by(duplicated: int, intrinsic: int) -> str:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from volgrowth.analysis.calibration.complexity import MEASURED
 from volgrowth.analysis.calibration.held_out import Overlap
 from volgrowth.analysis.duplicates import create_seen, group_duplicates, looks_of
+from volgrowth.analysis.embeddings import Embeddings
 from volgrowth.analysis.parts.database import BATCH, Database
 from volgrowth.records import Status
 
@@ -65,13 +66,16 @@ class Survey:
     overlap: Overlap | None
 
 
-def survey_rows(database: Database, parts: Iterable[pa.Table], holdout: pa.Table | None) -> Survey:
+def survey_rows(
+    database: Database, parts: Iterable[pa.Table], holdout: pa.Table | None, embeddings: Embeddings | None = None
+) -> Survey:
     """Look at all audited rows once, and make the tables `seen` and `members` (`duplicates`) of an empty database.
 
     Args:
         database: empty.
         parts: scores of all rows, with the columns of `SURVEYED`.
         holdout: scores of the held-out images.
+        embeddings: of the audited rows, by which near duplicates are found as well.
     """
     measured, overlap = Measured(), None if holdout is None else Overlap(holdout)
     create_seen(database)
@@ -87,7 +91,7 @@ def survey_rows(database: Database, parts: Iterable[pa.Table], holdout: pa.Table
             waiting, count = [], 0
     if waiting:
         database.add("seen", pa.concat_tables(waiting))
-    group_duplicates(database)
+    group_duplicates(database, embeddings)
     return Survey(measured, overlap)
 
 

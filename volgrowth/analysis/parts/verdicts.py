@@ -67,7 +67,7 @@ class Verdicts:
         numbers = ", ".join(f"{name} DOUBLE" for name in _NUMBERS)
         database.run(
             f"""CREATE TABLE tried (row BIGINT, cluster BIGINT, copies BIGINT, identical BIGINT, content UBIGINT,
-                scored BOOLEAN, judged BOOLEAN, passed BOOLEAN, {numbers})""",
+                rule VARCHAR, scored BOOLEAN, judged BOOLEAN, passed BOOLEAN, {numbers})""",
             "CREATE TABLE alone (p DOUBLE, n BIGINT)",
             "CREATE TABLE loss_alone (p DOUBLE, n BIGINT)",
             """CREATE TABLE pictures (cluster BIGINT, trials BIGINT,
@@ -89,7 +89,7 @@ class Verdicts:
             self.kinds.see(judged.select(list(MEASURED)).filter(pa.array(first)))
         if len(place):
             some = judged.select(["scored", "passed", *_NUMBERS]).take(pa.array(place))
-            for name in ("row", "cluster", "copies", "identical", "content"):
+            for name in ("row", "cluster", "copies", "identical", "content", "rule"):
                 some = some.append_column(name, members[name])
             self.database.add("tried", some.append_column("judged", pa.array(counted[place])))
         if self.calibration:
@@ -154,7 +154,7 @@ class Verdicts:
                 evidence := -coalesce(evidence, '-infinity'::DOUBLE),
                 growth := -coalesce(growth, '-infinity'::DOUBLE),
                 row := row)).row AS row FROM tried GROUP BY cluster""",
-            f"""CREATE TABLE results AS SELECT tried.row, cluster, copies, identical,
+            f"""CREATE TABLE results AS SELECT tried.row, cluster, copies, identical, rule,
                 strongest.row = tried.row AS strongest, trials, cluster_p_value, loss_cluster_p_value, above,
                 {", ".join(_SHARED)}
             FROM tried JOIN strongest USING (cluster) LEFT JOIN pictures USING (cluster) ORDER BY tried.row""",
@@ -229,6 +229,7 @@ class Verdicts:
             "copies": pa.array(filled(ones, "copies").astype(np.int32)),
             "identical": pa.array(filled(row, "identical")),
             "strongest": pa.array(filled(ones.astype(bool), "strongest")),
+            "duplicate_rule": _spread(results["rule"], place, len(row)),
         }
         if self.calibration:
             counted = scored & ~_outside(judged)
@@ -285,6 +286,13 @@ class Verdicts:
             picture=found["cluster"].to_numpy(),
             tests=self.tests,
         )
+
+
+def _spread(values: pa.ChunkedArray, place: Array, rows: int) -> pa.Array:
+    """Return a column of so many rows with the values at their places, and nulls elsewhere."""
+    index = np.full(rows, -1)
+    index[place] = np.arange(len(place))
+    return values.combine_chunks().take(pa.array(index, mask=index < 0))
 
 
 def _outside(judged: pa.Table) -> Array:

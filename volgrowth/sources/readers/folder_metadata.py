@@ -46,6 +46,24 @@ class Described(NamedTuple):
     condition: str | int | None = None
 
 
+class Keys(NamedTuple):
+    """How a table names image files: the column of names, and the folder that they start from."""
+
+    named: str
+    folder: str
+
+    @classmethod
+    def of(cls, place: Place, table: Found) -> "Keys":
+        """Return how a table of a place names image files."""
+        named = naming_column(table_columns(place, table)) or FILE_NAME
+        return cls(named, posixpath.dirname(table.name) if named == FILE_NAME else posixpath.splitext(table.name)[0])
+
+    def key(self, name: str) -> bytes:
+        """Return the key of the image file that the table names so, as `by_name` or `by_key` makes it."""
+        path = posixpath.normpath(posixpath.join(self.folder, name.replace("\\", "/")))
+        return (by_name if self.named == FILE_NAME else by_key)(path)
+
+
 class FolderMetadata:
     """The rows of the tables beside image files, found by the names of the files.
 
@@ -88,7 +106,7 @@ class FolderMetadata:
         used, aside, there = list[Found](), dict[str, list[str]](), dict[str, None]()
         for table in tables:
             columns = table_columns(place, table)
-            named = _naming_column(columns)
+            named = naming_column(columns)
             lacking = [name for name in wanted if name not in columns]
             if named is not None:
                 there |= dict.fromkeys(columns)
@@ -122,7 +140,7 @@ class FolderMetadata:
         """Return what the tables tell of an image file."""
         stem, _ = posixpath.splitext(name)
         found = self._rows.execute(
-            "SELECT id, condition FROM described WHERE name IN (?, ?)", (_by_name(name), _by_key(stem))
+            "SELECT id, condition FROM described WHERE name IN (?, ?)", (by_name(name), by_key(stem))
         ).fetchone()
         return Described(*found) if found else Described()
 
@@ -133,7 +151,7 @@ class FolderMetadata:
             names: of all image files of the data set.
         """
         self._rows.execute("CREATE TABLE images (name BLOB, key BLOB)")
-        keys = ((_by_name(name), _by_key(posixpath.splitext(name)[0])) for name in names)
+        keys = ((by_name(name), by_key(posixpath.splitext(name)[0])) for name in names)
         self._rows.executemany("INSERT INTO images VALUES (?, ?)", keys)
         self._rows.execute("CREATE TABLE seen AS SELECT name FROM images UNION SELECT key FROM images")
         self._rows.execute("CREATE UNIQUE INDEX seen_names ON seen (name)")
@@ -192,15 +210,11 @@ class FolderMetadata:
 
     def _told(self, table: Found) -> Iterator[tuple[bytes, str | None, str | int | None]]:
         """Yield what each row of a table tells, after the key that its file is found by."""
-        named = _naming_column(table_columns(self._place, table)) or FILE_NAME
-        folder, stem = posixpath.dirname(table.name), posixpath.splitext(table.name)[0]
-        rows = table_rows(self._place, table, named, self._request.id_column, self._request.condition_column)
+        keys, below = Keys.of(self._place, table), os.fsencode(self._below)
+        rows = table_rows(self._place, table, keys.named, self._request.id_column, self._request.condition_column)
         for name, identity, condition in rows:
-            if name is None:
-                continue
-            path = posixpath.normpath(posixpath.join(folder if named == FILE_NAME else stem, name.replace("\\", "/")))
-            if path.startswith(self._below):
-                yield (_by_name if named == FILE_NAME else _by_key)(path), identity, _plain(condition)
+            if name is not None and (key := keys.key(name))[1:].startswith(below):
+                yield key, identity, _plain(condition)
 
     def _check_digests(self) -> None:
         for table in self._tables:
@@ -216,7 +230,8 @@ def is_table(name: str) -> bool:
     return posixpath.splitext(name)[1].lower() in SUFFIXES
 
 
-def _naming_column(columns: list[str]) -> str | None:
+def naming_column(columns: list[str]) -> str | None:
+    """Return the column of a table that names image files, of those with these names; None if there is none."""
     return next((name for name in (FILE_NAME, KEY) if name in columns), None)
 
 
@@ -228,11 +243,13 @@ def _digest(place: Place, table: Found) -> str:
     return digest.hexdigest()
 
 
-def _by_name(path: str) -> bytes:
+def by_name(path: str) -> bytes:
+    """Return the key of an image file, by its path."""
     return b"n" + os.fsencode(path)
 
 
-def _by_key(stem: str) -> bytes:
+def by_key(stem: str) -> bytes:
+    """Return the key of an image file, by its path without the ending."""
     return b"k" + os.fsencode(stem)
 
 

@@ -31,7 +31,7 @@ def table_columns(place: Place, file: Found) -> list[str]:
     Raises:
         DataError: the table cannot be read.
     """
-    with _read(place, file) as stream:
+    with read_table_file(place, file) as stream:
         if _suffix(file) == ".csv":
             return next(csv.reader(_lines(stream)), [])
         if _suffix(file) == ".jsonl":
@@ -55,7 +55,7 @@ def table_rows(place: Place, file: Found, name: str, identity: str | None, condi
         DataError: the table cannot be read, or holds something else than conditions.
     """
     readers: dict[str, Callable[..., Iterator[Told]]] = {".csv": _csv_rows, ".jsonl": _json_rows}
-    with _read(place, file) as stream:
+    with read_table_file(place, file) as stream:
         reader = readers.get(_suffix(file), _parquet_rows)
         yield from reader(stream, place.url(file.name), name, identity, condition)
 
@@ -99,7 +99,7 @@ def _parquet_rows(stream: Any, where: str, name: str, identity: str | None, cond
 
 
 @contextmanager
-def _read(place: Place, file: Found) -> Iterator[Any]:
+def read_table_file(place: Place, file: Found) -> Iterator[Any]:
     """Open a table; what its format cannot be parsed as is a DataError."""
     block = TEXT_BYTES if _suffix(file) in (".csv", ".jsonl") else 0
     with place.open(file.name, file.size, block) as stream:
