@@ -272,7 +272,7 @@ def _curate(
     from volgrowth.commands import curate
 
     if undo is not None:
-        _refuse_beside_undo(ctx.params)
+        curate.refuse_beside_undo(ctx.params)
         print_plain(curate.undo_curation(undo, trust_output))
         return
     if output is None:
@@ -357,12 +357,6 @@ def _version(version: Annotated[bool, option("Print the version.", "--version")]
 def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
         print_plain(f"warning: {plain(warning)}", error=True)
-
-
-def _refuse_beside_undo(given: dict[str, Any]) -> None:
-    for name, value in given.items():
-        if name not in ("undo", "trust_output") and value is not None and value is not False:
-            raise UsageError(f"--undo takes nothing beside it, and {name.strip('_')} was {value}: leave that out")
 
 
 @contextmanager

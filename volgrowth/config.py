@@ -203,23 +203,8 @@ class PaperMeasure(_MeasureSettings):
 Measure = Annotated[StandardMeasure | ScreenMeasure | PaperMeasure | VolumeMeasure, Field(discriminator="preset")]
 PRESETS = ("standard", "screen", "paper", "volume")
 
-EXECUTION = frozenset(
-    {
-        "output",
-        "engine",
-        "workers",
-        "min_workers",
-        "wait_minutes",
-        "hang_minutes",
-        "gpus_per_worker",
-        "ray_address",
-        "max_failed",
-        "trust_model",
-        "log_json",
-        "data_kind",
-        "holdout_kind",
-    }
-)
+_RUNNING = ("engine", "workers", "min_workers", "wait_minutes", "hang_minutes", "gpus_per_worker", "ray_address")
+EXECUTION = frozenset((*_RUNNING, "output", "max_failed", "trust_model", "log_json", "data_kind", "holdout_kind"))
 
 
 class AuditConfig(Frozen):

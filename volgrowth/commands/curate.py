@@ -172,6 +172,13 @@ def undo_curation(folder: str, trust_output: bool = False) -> str:
     return f"removed {folder} ({gone.rows:,} rows, {len(gone.files):,} files); {gone.data} was not changed"
 
 
+def refuse_beside_undo(given: dict[str, Any]) -> None:
+    """Raise a UsageError if anything but --trust-output is among the values of the options beside --undo."""
+    for name, value in given.items():
+        if name not in ("undo", "trust_output") and value is not None and value is not False:
+            raise UsageError(f"--undo takes nothing beside it, and {name.strip('_')} was {value}: leave that out")
+
+
 def _read_ids(file: Path, option: str) -> frozenset[str]:
     """Read ids or sources, one a line."""
     try:
