@@ -65,10 +65,11 @@ class AuditedImages:
     def __init__(self, audit: Audit):
         self.config = AuditConfig.build(**audit.manifest["config"], output=audit.store.url)
         self.source, self.shape = audit.open_data(), audit.frozen.image_shape
-        self.statuses = audit.scores["status"].to_pylist()
+        self.scored = np.concatenate([part["status"].to_numpy() == Status.OK.value for part in _statuses(audit)])
+        self.audit = audit
 
     def __iter__(self) -> Iterator[Row]:
-        return (row for row in self.source.read(0, len(self.statuses)) if self.statuses[row.row] == Status.OK.value)
+        return (row for row in self.source.read(0, len(self.scored)) if self.scored[row.row])
 
     def pixels(self, data: bytes | None, name: str) -> np.ndarray:
         """Decode the file of an image as the model sees it."""
@@ -79,10 +80,13 @@ class AuditedImages:
 
     def query_of_row(self, number: int) -> Query:
         """Return the image of a row as a query."""
-        if not 0 <= number < len(self.statuses):
-            raise UsageError(f"row {number} is asked for: expected 0 to {len(self.statuses) - 1}")
-        if self.statuses[number] != Status.OK.value:
-            raise UsageError(f"row {number} is {self.statuses[number]}: expected a row with a score")
+        if not 0 <= number < len(self.scored):
+            raise UsageError(f"row {number} is asked for: expected 0 to {len(self.scored) - 1}")
+        if not self.scored[number]:
+            parts = (part for part in _statuses(self.audit) if number <= part["row"][-1].as_py())
+            part = next(parts)
+            status = part["status"][number - part["row"][0].as_py()].as_py()
+            raise UsageError(f"row {number} is {status}: expected a row with a score")
         (row,) = self.source.read(number, number + 1)
         return Query(f"row {number}", self.pixels(row.data, f"row {number}"), row.condition)
 
@@ -95,9 +99,13 @@ class AuditedImages:
 
     def states(self, denoiser: Denoiser, label: str) -> Iterator[Tensor]:
         """Read the rows as states of a model, under a progress bar."""
-        count, console = self.statuses.count(Status.OK.value), Console(stderr=True)
+        count, console = int(self.scored.sum()), Console(stderr=True)
         for row in track(self, label, count, console=console, disable=not sys.stderr.isatty()):
             yield _states(denoiser, [self.pixels(row.data, f"row {row.row}")])[0]
+
+
+def _statuses(audit: Audit) -> Iterator[pa.Table]:
+    return audit.parts(scores=["status"])
 
 
 def _states(denoiser: Denoiser, pixels: Sequence[np.ndarray]) -> Tensor:

@@ -267,8 +267,8 @@ def _cascade(
     whole = rows * config.evaluations(audit.frozen.model.has_null)
     return {
         "screen_share": config.screen_share,
-        "images": len(screening.row),
-        "kept": len(screening.row) - lost.out,
+        "images": screening.images,
+        "kept": screening.images - lost.out,
         "screened_out": lost.out,
         "sample": lost.sampled,
         "missed_in_sample": lost.missed,

@@ -21,6 +21,23 @@ from volgrowth.errors import DataError
 SHARE = 0.1
 
 
+def with_all(some: Screening) -> Screening:
+    """The same screening with an entry for every image."""
+    rows = np.flatnonzero(np.unpackbits(some.others))
+    no, nothing = np.zeros(len(rows), bool), np.empty(0, np.uint8)
+    pictures = rows + 10**9
+    added = {
+        "row": rows,
+        "passed": no,
+        "measured": no,
+        "flagged": no,
+        "p_value": np.ones(len(rows)),
+        "picture": pictures,
+    }
+    columns = {name: np.concatenate([getattr(some, name), values]) for name, values in added.items()}
+    return Screening(**columns, tests=some.tests, others=nothing)
+
+
 @pytest.fixture
 def no_complexity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every image is expected to show the same, so that thousands of audits can be simulated."""
@@ -218,6 +235,9 @@ def test_a_cascade_finds_what_the_whole_audit_finds():
     assert found.findings["growth"][401].as_py() is found.findings["excess_growth"][401].as_py() is None
     assert found.screening is not None
     assert bound_loss(found.screening, sampled).missed == 0
+    assert bound_loss(found.screening, sampled) == bound_loss(with_all(found.screening), sampled)
+    assert found.screening.images > 5 * len(found.screening.row)
+    assert with_all(found.screening).sample(30, seed=0).tolist() == found.screening.sample(30, seed=0).tolist()
 
 
 @pytest.mark.usefixtures("few_rounds")

@@ -29,7 +29,7 @@ some 27 N over the number of flags, whatever N is.
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import floor
 
 import numpy as np
@@ -47,7 +47,10 @@ MOST_SAMPLED = 0.05
 
 @dataclass(frozen=True)
 class Screening:
-    """The n trials within the calibration's range that were screened, called images, as arrays (n,).
+    """The trials within the calibration's range that were screened, called images, as arrays (n,).
+
+    They are those n that passed, or are in a picture of which an image was measured. Of the others only the rows are
+    kept: none of them can be flagged, and of very many images most are such.
 
     Attributes:
         row: row that stands for each image: the first of the trial.
@@ -57,6 +60,7 @@ class Screening:
         p_value: p-value without the screen; 1 for an image that was not measured.
         picture: number of each image's picture.
         tests: number of pictures that are tested, those outside the range included.
+        others: rows that stand for the other images, as one bit for each row of the audit (`numpy.packbits`).
     """
 
     row: np.ndarray
@@ -66,6 +70,12 @@ class Screening:
     p_value: np.ndarray
     picture: np.ndarray
     tests: int
+    others: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    @property
+    def images(self) -> int:
+        """Number of all images."""
+        return len(self.row) + int(np.bitwise_count(self.others).sum())
 
     @property
     def passing(self) -> np.ndarray:
@@ -74,8 +84,9 @@ class Screening:
 
     @property
     def out(self) -> np.ndarray:
-        """Rows of the images that the screen kept from being judged."""
-        return self.row[~(self.passed & self.measured)]
+        """Rows of the images that the screen kept from being judged, sorted."""
+        others = np.flatnonzero(np.unpackbits(self.others))
+        return np.sort(np.concatenate([self.row[~(self.passed & self.measured)], others]))
 
     def sample(self, size: int | None, seed: int) -> np.ndarray:
         """Draw random rows of the images that are out, sorted, to be measured nevertheless.
@@ -84,7 +95,7 @@ class Screening:
             size: number of rows; by default as many as `sample_size` asks for, but at most a share `MOST_SAMPLED`.
             seed: of the draw.
         """
-        out = np.sort(self.out)
+        out = self.out
         if size is None:
             size = min(sample_size(int(self.flagged.sum()), len(out)), floor(MOST_SAMPLED * len(out)))
         return np.sort(np.random.default_rng([seed, 0x5C4EE7]).choice(out, min(size, len(out)), replace=False))
@@ -116,7 +127,7 @@ def bound_loss(screening: Screening, sampled: np.ndarray, fdr: float = FDR) -> S
     kept = screening.passed & screening.measured
     drawn = np.isin(screening.row, sampled) & ~kept & screening.measured
     _, picture = np.unique(screening.picture, return_inverse=True)
-    out, size, found = int((~kept).sum()), int(drawn.sum()), len(np.unique(picture[screening.flagged]))
+    out, size, found = screening.images - int(kept.sum()), int(drawn.sum()), len(np.unique(picture[screening.flagged]))
     combined = simes(screening.p_value, picture, picture.max(initial=-1) + 1)
 
     def passing(p_value: np.ndarray, flags: np.ndarray) -> np.ndarray:

@@ -276,7 +276,11 @@ class Verdicts:
         """Describe the screening of the trials within the calibration's range, by their first rows."""
         if not self.cascade:
             return None
-        found = self.database.table("SELECT * FROM screened ORDER BY row")
+        near = "passed OR cluster IN (SELECT cluster FROM screened WHERE measured)"
+        found = self.database.table(f"SELECT * FROM screened WHERE {near} ORDER BY row")
+        others = np.zeros(1 + (self.database.number("SELECT max(row) FROM screened") or 0), bool)
+        for some in self.database.batches(f"SELECT row FROM screened WHERE NOT ({near})"):
+            others[some["row"].to_numpy()] = True
         return Screening(
             row=found["row"].to_numpy(),
             passed=as_mask(found["passed"]),
@@ -285,6 +289,7 @@ class Verdicts:
             p_value=found["unscreened"].to_numpy(),
             picture=found["cluster"].to_numpy(),
             tests=self.tests,
+            others=np.packbits(others),
         )
 
 
