@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from volgrowth.commands.curate import curate_audit
     from volgrowth.commands.diff import diff_audits
     from volgrowth.commands.export import croissant_record, fiftyone_tags
+    from volgrowth.commands.in_memory import audit_images, score_images
     from volgrowth.commands.plan import plan_audit
     from volgrowth.commands.report import report_audit
     from volgrowth.commands.verify import verify_audit
     from volgrowth.config import AuditConfig
     from volgrowth.errors import DataError, EngineError, ModelError, OutputError, UsageError, VolgrowthError
-    from volgrowth.models import EDM, NetworkDenoiser, Scheduled, load_model
+    from volgrowth.models import EDM, NetworkDenoiser, Scheduled, adapt, load_model, velocity
     from volgrowth.numerics import (
         DDPMSchedule,
         Denoiser,
@@ -48,12 +49,13 @@ _HOMES = {
     "commands.curate": "curate_audit",
     "commands.diff": "diff_audits",
     "commands.export": "croissant_record fiftyone_tags",
+    "commands.in_memory": "audit_images score_images",
     "commands.plan": "plan_audit",
     "commands.report": "report_audit",
     "commands.verify": "verify_audit",
     "config": "AuditConfig",
     "errors": "DataError EngineError ModelError OutputError UsageError VolgrowthError",
-    "models": "EDM NetworkDenoiser Scheduled load_model",
+    "models": "EDM NetworkDenoiser Scheduled adapt load_model velocity",
     "numerics": "DDPMSchedule Denoiser EmpiricalDenoiser FlowMatchingSchedule GaussianDenoiser LinearDenoiser Schedule "
     "TraceGrowth VESchedule VPSchedule VolumeGrowth trace_growth volume_growth",
     "theory": "MinNormDenoiser",

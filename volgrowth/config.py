@@ -26,6 +26,7 @@ from pydantic import (
 
 from volgrowth.credentials import Credentials, hide, known_credentials, remember
 from volgrowth.errors import UsageError
+from volgrowth.held import MEMORY, held_by, hold
 
 DataKind = Literal["parquet", "webdataset", "folder", "arrow"]
 NoiseLevel = Annotated[float, Field(gt=0, le=1000)]
@@ -261,6 +262,7 @@ class AuditConfig(Frozen):
     data_kind: DataKind | None = None
     holdout_kind: DataKind | None = None
     _credentials: dict[str, Credentials] = PrivateAttr(default_factory=known_credentials)
+    _model_object: Any = PrivateAttr(default=None)
 
     @field_validator("model", "base", "lora", "data", "holdout", "reference", "output")
     @classmethod
@@ -273,10 +275,17 @@ class AuditConfig(Frozen):
         local = info.field_name == "output" or os.path.exists(path) or pattern
         return os.path.abspath(path) if local else value
 
+    def model_post_init(self, context: Any) -> None:
+        """Take along a model that was given as an object, so that it comes to the processes of workers."""
+        if self.model.startswith(MEMORY):
+            self._model_object = held_by(self.model)
+
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Have the process of a worker know the credentials of the URLs."""
+        """Have the process of a worker know the credentials of the URLs, and a model that was given as an object."""
         super().__setstate__(state)
         remember(self._credentials)
+        if self._model_object is not None:
+            hold(self.model, self._model_object)
 
     @model_validator(mode="after")
     def _screenable(self) -> Self:

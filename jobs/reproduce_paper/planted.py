@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu, ttest_ind
 
 from jobs.benchmark.detection.compared_scores import SCORES
-from jobs.benchmark.detection.subjects import Subject, score_images
+from jobs.benchmark.detection.subjects import Subject, scores_of
 from jobs.benchmark.detection.suite import train_or_load
 from jobs.charts import outlines
 from jobs.experiments import Outcome, say
@@ -89,7 +89,7 @@ def _calibrated(shop: Workshop, name: str) -> tuple[np.ndarray, Judged]:
     """Return (families,) a score of the bench, and its calibration."""
     say(f"scoring with {name}")
     case = planted_case(shop)
-    values = score_images(case, next(score for score in SCORES if score.name == name))
+    values = scores_of(case, next(score for score in SCORES if score.name == name))
     return values[: len(case.distinct)], case.calibrate(values)
 
 

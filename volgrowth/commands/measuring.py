@@ -59,6 +59,12 @@ def measure_rows(
     store.write(SUCCESS, b"")
 
 
+def score_alone(config: AuditConfig, manifest: Manifest, store: Store, lock: Lock, quiet: bool) -> None:
+    """Score every row, and analyse nothing: the arguments are those of `measure_rows`."""
+    with Session(config, manifest, store, lock) as session:
+        _score(session, [], quiet)
+
+
 def _measured(session: Session, failed: list[Shard], quiet: bool) -> Analysis:
     """Score what is not scored yet, analyse all of it, and write the findings.
 

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from volgrowth.models.load import inspect_model, load_model
     from volgrowth.models.network import NetworkDenoiser
+    from volgrowth.models.objects.adapting import adapt
+    from volgrowth.models.objects.velocities import velocity
     from volgrowth.models.parameterizations import EDM, Scheduled
 
 _HOMES = {
     "EDM": "parameterizations",
     "NetworkDenoiser": "network",
     "Scheduled": "parameterizations",
+    "adapt": "objects.adapting",
     "inspect_model": "load",
     "load_model": "load",
+    "velocity": "objects.velocities",
 }
 
-__all__ = ["EDM", "NetworkDenoiser", "Scheduled", "inspect_model", "load_model"]
+__all__ = ["EDM", "NetworkDenoiser", "Scheduled", "adapt", "inspect_model", "load_model", "velocity"]
 
 
 def __getattr__(name: str) -> Any:

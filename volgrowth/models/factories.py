@@ -44,15 +44,28 @@ def load_factory(name: str, precision: torch.dtype, states: torch.dtype, device:
         raise ModelError(
             f"{name} returned {what} {kind}: expected a volgrowth.Denoiser, such as vg.NetworkDenoiser(...)"
         )
+    check_image_shape(denoiser, f"{name} returned")
+    denoiser.device, denoiser.dtype = device, states
+    denoiser.precision = precision
+    return denoiser
+
+
+def check_image_shape(denoiser: Denoiser, called: str) -> None:
+    """Check that a denoiser is one of images, whose shape it tells.
+
+    Args:
+        denoiser: the denoiser; a list as its shape becomes a tuple.
+        called: who gave the denoiser, such as "factory:mine:load returned"; the error begins with it.
+
+    Raises:
+        ModelError: it tells no shape, or one of something else.
+    """
     shape = denoiser.image_shape
     if shape is not None and all(isinstance(n, int) for n in shape):
         denoiser.image_shape = tuple(shape)
         shape = denoiser.pixel_shape
     if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or not all(isinstance(n, int) for n in shape):
-        raise ModelError(f"{name} returned a denoiser of images of shape {shape}: expected (1 or 3, height, width)")
-    denoiser.device, denoiser.dtype = device, states
-    denoiser.precision = precision
-    return denoiser
+        raise ModelError(f"{called} a denoiser of images of shape {shape}: expected (1 or 3, height, width)")
 
 
 def inspect_factory(name: str, denoiser: Denoiser | None = None) -> ModelInfo:

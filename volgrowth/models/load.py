@@ -8,9 +8,11 @@ from typing import Literal, TypeVar, get_args
 import torch
 
 from volgrowth.errors import ModelError, kind_and_line
+from volgrowth.held import MEMORY
 from volgrowth.models.edm.model import EDMFolder, inspect_edm, is_edm
 from volgrowth.models.factories import inspect_factory, load_factory
 from volgrowth.models.locating import FACTORY, files_digest, lora_file, model_folder
+from volgrowth.models.objects.held_models import inspect_held, load_held
 from volgrowth.models.pipelines.inspection import inspect_folder
 from volgrowth.models.pipelines.model_folder import DiffusersFolder, ModelOptions
 from volgrowth.numerics import Denoiser
@@ -20,6 +22,7 @@ from volgrowth.storage.urls import is_url
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DType)}
 FACTORY_LOADS = "a factory loads what it needs itself"
+OBJECT_LOADS = "a model that is an object is loaded already"
 T = TypeVar("T")
 
 
@@ -61,10 +64,12 @@ def load_model(
         raise ModelError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
     precision, at = DTYPES[dtype], torch.device(device)
     states = torch.float64 if precision is torch.float64 else torch.float32
+    given = {"revision": revision, "subfolder": subfolder, "base": base, "lora": lora, "resolution": resolution}
+    if name.startswith(MEMORY):
+        _refuse_beside(OBJECT_LOADS, **given)
+        return load_held(name, precision, states, at)
     if name.startswith(FACTORY):
-        _refuse_beside(
-            FACTORY_LOADS, revision=revision, subfolder=subfolder, base=base, lora=lora, resolution=resolution
-        )
+        _refuse_beside(FACTORY_LOADS, **given)
         return load_factory(name, precision, states, at)
     with _inspected(name, revision, subfolder, base, lora, resolution) as model:
         return model.load(states, precision, at)
@@ -90,10 +95,12 @@ def inspect_model(
     Raises:
         ModelError: one sentence that says what was given, what was expected, and the fix.
     """
+    given = {"revision": revision, "subfolder": subfolder, "base": base, "lora": lora, "resolution": resolution}
+    if name.startswith(MEMORY):
+        _refuse_beside(OBJECT_LOADS, **given)
+        return inspect_held(name)
     if name.startswith(FACTORY):
-        _refuse_beside(
-            FACTORY_LOADS, revision=revision, subfolder=subfolder, base=base, lora=lora, resolution=resolution
-        )
+        _refuse_beside(FACTORY_LOADS, **given)
         return inspect_factory(name)
     with _inspected(name, revision, subfolder, base, lora, resolution) as model:
         files = files_digest(name, revision, subfolder, base=base, lora=lora, resolution=resolution)

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from volgrowth.errors import ModelError
+from volgrowth.held import MEMORY
 from volgrowth.models.checkpoint_files import AVERAGES, FOLDERS, NETWORKS, PATTERNS, wanted_folders
 from volgrowth.models.downloads import local_folder
 from volgrowth.models.recognition import no_folder
@@ -34,12 +35,12 @@ def files_digest(
     same, so is the description.
 
     Returns:
-        The digest; None for a factory, whose model is known only when it is called.
+        The digest; None for a factory, whose model is known only when it is called, and for a model that is an object.
 
     Raises:
         ModelError: the model is not there.
     """
-    if name.startswith(FACTORY):
+    if name.startswith((FACTORY, MEMORY)):
         return None
     folder = model_folder(name, revision, subfolder)
     files = dict(_files_of(folder, "model"))

@@ -111,23 +111,30 @@ class Scheduled(Parameterization):
 
 
 class EDM(Parameterization):
-    """A preconditioned network (arXiv 2206.00364), whose label is log(noise_level) / 4.
+    """A preconditioned network (arXiv 2206.00364).
 
     Args:
         sigma_data: standard deviation of the data that the preconditioning assumes.
         noise_levels: lowest and highest noise level that the network was trained on.
         sign: 1, or -1 for a network that was trained to predict v, which is -F if sigma_data is 1.
+        label: function from noise levels, float64, to the labels that the network takes; by default log(level) / 4.
     """
 
-    def __init__(self, sigma_data: float, noise_levels: tuple[float, float], sign: Literal[1, -1] = 1):
+    def __init__(
+        self,
+        sigma_data: float,
+        noise_levels: tuple[float, float],
+        sign: Literal[1, -1] = 1,
+        label: Callable[[Tensor], Tensor] = lambda level: level.log() / 4,
+    ):
         self.schedule = VESchedule()
-        self.sigma_data, self.noise_levels, self.sign = sigma_data, noise_levels, sign
+        self.sigma_data, self.noise_levels, self.sign, self.label = sigma_data, noise_levels, sign, label
 
     def __call__(self, noise_level: Tensor) -> Scales:
         total = noise_level**2 + self.sigma_data**2
         return Scales(
             input=total.rsqrt(),
-            label=noise_level.log() / 4,
+            label=self.label(noise_level),
             of_y=noise_level / total,
             of_output=-self.sign * self.sigma_data * total.rsqrt(),
         )

@@ -134,19 +134,32 @@ def _dense_parts(tensor: Tensor) -> list[Tensor]:
     return [torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor.resolve_neg()]
 
 
+def modules_behind(root: object) -> list[torch.nn.Module]:
+    """Return every module of torch that is reachable from an object, each once."""
+    return [value for _, value in _reachable(root) if isinstance(value, torch.nn.Module)]
+
+
 def named_tensors(root: object) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor below an object with its path, each object once."""
-    seen: set[int] = set()
-    keep: list[object] = []  # bound methods and lists made on the way, whose ids must not be given away again
-
-    def search(value: Any, path: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    for path, value in _reachable(root):
         if isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype != np.longdouble:
             value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
         if isinstance(value, Tensor):
             yield plain_name(path), value
+
+
+def _reachable(root: object) -> Iterator[tuple[str, Any]]:
+    """Yield an object and all that it holds, with their paths: objects once, tensors under each of their names."""
+    seen: set[int] = set()
+    keep: list[object] = []  # bound methods and lists made on the way, whose ids must not be given away again
+
+    def search(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, Tensor | np.ndarray):
+            yield path, value
         elif not isinstance(value, _PLAIN) and depth < _DEEPEST and id(value) not in seen:
             seen.add(id(value))
             keep.append(value)
+            yield path, value
             for name, inner in _parts(value):
                 yield from search(inner, f"{path}.{name}" if path else name, depth + 1)
 

@@ -8,15 +8,17 @@ A reader says what it leaves aside while it finds its rows:
 manifest, the summary and the report carry the same record.
 """
 
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from volgrowth.plain import plain
 
+_KEY = b"volgrowth.left_aside"
 SHOWN_KINDS = 8
 """Kinds of files that a sentence names, at most."""
 _ENDING = re.compile(r"\.[a-z0-9]+")  # of shards, such as a.tfrecord-00000-of-00002, what they share
@@ -79,6 +81,19 @@ class Opened:
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Return the record from its JSON values, which `dataclasses.asdict` gives."""
         return cls(**{**content, "left_aside": tuple(LeftAside(**each) for each in content["left_aside"])})
+
+
+def as_metadata(left_aside: Iterable[LeftAside]) -> dict[bytes, bytes]:
+    """Return what was left aside when a table was written, as metadata of its Parquet file."""
+    return {_KEY: json.dumps([asdict(each) for each in left_aside]).encode()}
+
+
+def from_metadata(metadata: Mapping[bytes, bytes] | None) -> list[LeftAside]:
+    """Return what was left aside when the table of a Parquet file was written; nothing for files of others."""
+    try:
+        return [LeftAside(**each) for each in json.loads((metadata or {})[_KEY])]
+    except (KeyError, TypeError, ValueError):
+        return []
 
 
 def counted(count: int, noun: str) -> str:

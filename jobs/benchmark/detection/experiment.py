@@ -18,7 +18,7 @@ import pyarrow as pa
 from jobs.benchmark.detection.audited_presets import CONTESTANTS, Contestant, audit_case
 from jobs.benchmark.detection.compared_scores import SCORES, Score
 from jobs.benchmark.detection.metrics import detect, interval, mean_over_models, realised
-from jobs.benchmark.detection.subjects import SEED, NotMeasuredError, Subject, score_images
+from jobs.benchmark.detection.subjects import SEED, NotMeasuredError, Subject, scores_of
 from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
 from jobs.experiments import say
 from volgrowth.analysis.calibration.error_rates import q_values
@@ -129,7 +129,7 @@ def judge_in_draws(subject: Subject, score: Score | Contestant) -> list[Result]:
             if isinstance(score, Contestant):
                 judged.append(judge_preset(subject, score, draw))
             else:
-                judged += judge_score(subject, score, score_images(subject, score))
+                judged += judge_score(subject, score, scores_of(subject, score))
     return judged
 
 

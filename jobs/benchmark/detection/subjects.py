@@ -114,7 +114,7 @@ def describe_images(pixels: np.ndarray) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([COLUMNS.field(name) for name in rows[0]]))
 
 
-def score_images(subject: Subject, score: Score) -> np.ndarray:
+def scores_of(subject: Subject, score: Score) -> np.ndarray:
     """Return a score of all images of a subject, (n,). Scores that are built in are cached beside the model."""
     function = score.function
     if isinstance(function, SharedScore):

@@ -24,7 +24,7 @@ from jobs.benchmark.detection.experiment import (
     run_bench,
 )
 from jobs.benchmark.detection.metrics import METRICS, draw_replicates
-from jobs.benchmark.detection.subjects import Subject, describe_images, score_images
+from jobs.benchmark.detection.subjects import Subject, describe_images, scores_of
 from jobs.benchmark.detection.suite import SUITE, Setup, Trained, choose_cases, is_trained, train_or_load
 from jobs.benchmark.detection.targets import LARGE, LARGE_TARGETS, TARGETS, target_rows, target_sentences
 from jobs.experiments import publish_outcome
@@ -295,14 +295,14 @@ def test_presets_that_are_shared_are_measured_once(tiny):
 
 def test_cached_scores_that_the_code_no_longer_gives_are_measured_again(tiny):
     subject = Subject.of(train_or_load(TINY, 1, tiny, tiny / "models", print))
-    sound = score_images(subject, CHEAP[0])
+    sound = scores_of(subject, CHEAP[0])
     (cache,) = (path for path in (tiny / "models").glob("tiny-1-*/scores/*.npz") if "rate" in np.load(path))
     before = cache.stat().st_mtime_ns
     with np.load(cache) as columns:
         np.savez(cache, **{**columns, "rate": columns["rate"] + columns["rate"].std()})
-    np.testing.assert_allclose(score_images(subject, CHEAP[0]), sound, rtol=1e-4)
+    np.testing.assert_allclose(scores_of(subject, CHEAP[0]), sound, rtol=1e-4)
     assert cache.stat().st_mtime_ns > before
-    np.testing.assert_allclose(score_images(subject, CHEAP[0]), sound, rtol=1e-4)
+    np.testing.assert_allclose(scores_of(subject, CHEAP[0]), sound, rtol=1e-4)
 
 
 def test_the_page_has_every_table_the_command_and_the_versions(tiny):

@@ -2,6 +2,9 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -12,8 +15,21 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from volgrowth.plain import plain, print_plain
 
 PLAIN_EVERY = 5.0
+Told = Callable[[int, int], object]
+"""A function that is told of progress, by the rows that are done and all rows."""
+_told: ContextVar[Told | None] = ContextVar("told", default=None)
 # how long no shard may be finished before the display says so
 STALL_SECONDS = 60.0
+
+
+@contextmanager
+def told_of_progress(function: Told | None) -> Iterator[None]:
+    """Have a function be told of the progress of everything that the block does; nobody for None."""
+    token = _told.set(function)
+    try:
+        yield
+    finally:
+        _told.reset(token)
 
 
 @dataclass
@@ -78,6 +94,8 @@ class AuditProgress:
         self.done_rows += rows
         self.done_shards += 1
         self.failed += failed
+        if told := _told.get():
+            told(self.done_rows, self.rows)
 
     def say(self, line: str) -> None:
         """Print a line of its own, also while the bar is shown."""

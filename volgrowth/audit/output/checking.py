@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 
 from volgrowth.audit.output.fragments import READERS, identity
 from volgrowth.audit.output.listings import LISTING_FOLDER, chunk_name, listing_is_whole
-from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, Manifest, Shard
+from volgrowth.audit.output.manifest import (
+    HOLDOUT_FOLDER,
+    IMAGES_FOLDER,
+    MANIFEST,
+    SCORES_FOLDER,
+    SUCCESS,
+    Manifest,
+    Shard,
+)
 from volgrowth.audit.output.mending import SHAPES, misshapen, tell_user
 from volgrowth.audit.output.parts import NEEDED_FINDINGS
 from volgrowth.audit.output.result import (
@@ -34,7 +42,9 @@ AUDIT_AGAIN = "run the same `volgrowth audit` again, which makes it anew"
 CURATION = "curation.parquet"
 _KEPT = ["row", "image_id", "status", "growth"]
 _SHARED = ["row", "image_id", "growth"]
-_FOLDERS = frozenset((SCORES_FOLDER, HOLDOUT_FOLDER, LISTING_FOLDER, RUNS_FOLDER, FIGURES_FOLDER, "verification"))
+_FOLDERS = frozenset(
+    (SCORES_FOLDER, HOLDOUT_FOLDER, IMAGES_FOLDER, LISTING_FOLDER, RUNS_FOLDER, FIGURES_FOLDER, "verification")
+)
 _MADE_AGAIN = frozenset((SCORES_FOLDER, HOLDOUT_FOLDER, RUNS_FOLDER, "verification"))
 _BESIDE = SHAPES.keys()
 

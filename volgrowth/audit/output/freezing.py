@@ -7,6 +7,7 @@ from volgrowth.audit.output.listings import LISTING_FOLDER, listing_is_whole, st
 from volgrowth.audit.output.manifest import (
     COMPUTING,
     HOLDOUT_FOLDER,
+    IMAGES_FOLDER,
     MANIFEST,
     SCORES_FOLDER,
     SUCCESS,
@@ -62,7 +63,8 @@ def _frozen(store: Store, asked: FrozenAudit, extend: bool) -> Manifest:
         if frozen.holdout:
             _mend_listing(store, frozen, asked, HOLDOUT_FOLDER)
         return _grown(store, frozen, asked, extend)
-    strangers = [name for name in store.names() if not name.startswith(".") and name != LISTING_FOLDER]
+    ours = (LISTING_FOLDER, IMAGES_FOLDER)
+    strangers = [name for name in store.names() if not name.startswith(".") and name not in ours]
     if strangers:
         raise OutputError(
             f"output {store.url} is not empty and holds no audit (it has {strangers[0]}): choose an empty or new folder"

@@ -26,6 +26,8 @@ MANIFEST = "manifest.json"
 SUCCESS = "_SUCCESS"
 SCORES_FOLDER = "scores"
 HOLDOUT_FOLDER = "holdout"
+IMAGES_FOLDER = "images"
+"""Folder of the images that were given as objects: below it "audited", and "held-out" if there are held-out ones."""
 COMPUTING = ("volgrowth", "torch", "diffusers")
 PACKAGES = ("torch", "diffusers", "ray", "datasets", "pyarrow", "numpy", "scikit-learn")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from volgrowth.audit.output.mending import Shape, misshapen, require
 from volgrowth.audit.output.parts import check_findings, other_rows, read_parts
 from volgrowth.audit.output.trust import refuse_strangers, refuse_ways_out
 from volgrowth.errors import OutputError
+from volgrowth.held import held_by
 from volgrowth.sources import Source
 from volgrowth.storage.store import Store
 
@@ -52,12 +53,15 @@ class Audit:
         manifest: settings, model and data as they were frozen before the first row was scored: `manifest.json`.
         trust_output: True to use the model and the data that the manifest names, whoever made it.
         columns: columns of the scores that are read, all for None; of very many rows the others would fill the memory.
+        kept: what must live as long as the audit: the model that was given as an object, and the temporary folder of an
+            audit without an output, which goes with it.
     """
 
     store: Store
     manifest: dict[str, Any]
     trust_output: bool = False
     columns: tuple[str, ...] | None = None
+    kept: Any = field(default=None, compare=False)
 
     @cached_property
     def frozen(self) -> Manifest:
@@ -245,7 +249,7 @@ def open_stored(store: Store, trust_output: bool = False) -> Audit:
         raise OutputError(f"{output} holds no audit: expected the output of `volgrowth audit`")
     if not store.exists(SUCCESS):
         raise OutputError(f"the audit in {output} has not finished: run the same `volgrowth audit` again to resume it")
-    audit = Audit(store, store.read_json(MANIFEST), trust_output)
+    audit = Audit(store, store.read_json(MANIFEST), trust_output, kept=held_by(output))
     refuse_ways_out(store, audit.manifest, trust_output)
     tables = [HOLDOUT_FINDINGS_FILE] if audit.frozen.holdout else []
     names = [FINDINGS_FILE, *tables, SUMMARY_FILE, *(shard.name for shard in audit.frozen.shards)]

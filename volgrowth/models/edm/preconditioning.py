@@ -53,9 +53,7 @@ class Preconditioning(BaseModel, ABC):
     def sampling_levels(self, steps: int) -> Tensor:
         """Return the rising noise levels of the sampler, (steps,) float64, evenly spaced in s^(1/7)."""
         low, high = self.parameterization().noise_levels
-        low, high = max(low, LOWEST), min(high, HIGHEST)
-        roots = torch.linspace(high ** (1 / RHO), low ** (1 / RHO), steps, dtype=torch.float64).flip(0)
-        return roots**RHO
+        return karras_levels(max(low, LOWEST), min(high, HIGHEST), steps)
 
 
 class EDMPrecond(Preconditioning):
@@ -130,6 +128,12 @@ PRECONDITIONINGS: dict[str, type[Preconditioning]] = {
     "VEPrecond": VEPrecond,
     "iDDPMPrecond": IDDPMPrecond,
 }
+
+
+def karras_levels(low: float, high: float, steps: int) -> Tensor:
+    """Return rising noise levels from `low` to `high`, (steps,) float64, evenly spaced in s^(1/7)."""
+    roots = torch.linspace(high ** (1 / RHO), low ** (1 / RHO), steps, dtype=torch.float64).flip(0)
+    return roots**RHO
 
 
 def _ordered(low: float, high: float) -> tuple[float, float]:

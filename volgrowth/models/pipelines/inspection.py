@@ -71,7 +71,7 @@ def inspect_folder(folder: Path, options: ModelOptions) -> DiffusersFolder:
     if pipeline and (name := next((name for name in AUTOENCODERS if index.get(name)), None)):
         vae = Component.of(_component(pipeline, name), DIFFUSERS_WEIGHTS, AUTOENCODER_KINDS)
     model = DiffusersFolder(network, scheduler, vae, pipeline, text, options, tuple(notes))
-    _check_fit(model)
+    check_fit(model)
     model.check_sizes()
     return model
 
@@ -194,8 +194,12 @@ def _checked_text(network: Component, pipeline: Path | None, index: dict[str, An
     return TextEncoders.of(pipeline, index)
 
 
-def _check_fit(model: DiffusersFolder) -> None:
-    """Check that network, scheduler and autoencoder belong together."""
+def check_fit(model: DiffusersFolder) -> None:
+    """Check that network, scheduler and autoencoder belong together.
+
+    Raises:
+        ModelError: they do not, or the images are of no size that the network takes.
+    """
     config, where = model.network.config, model.network.folder / "config.json"
     channels, outputs = config["in_channels"], config.get("out_channels") or config["in_channels"]
     states = model.family.state_channels(config)

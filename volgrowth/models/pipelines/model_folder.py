@@ -178,18 +178,45 @@ class DiffusersFolder:
         Raises:
             ModelError: weights are damaged or do not belong together.
         """
-        config, family = self.network.config, self.family
         with quiet():  # diffusers warns of settings that training adds to config.json, as EMAModel does
             kind = class_of_diffusers(self.network.kind)
             network = from_pretrained(kind, self.network, low_cpu_mem_usage=True)
         # diffusers' own `to` warns of a cast that is meant here
         torch.nn.Module.to(network, device, precision)
-        if channels_last(family, device):
+        if channels_last(self.family, device):
             torch.nn.Module.to(network, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        codec = None
-        if self.vae:
-            vae = load_autoencoder(self.vae, dtype, device)
-            codec = Latents(vae, self.image_shape, images_at_once(self.image_shape, device))
+        vae = load_autoencoder(self.vae, dtype, device) if self.vae else None
+        pipeline = None
+        if self.text:
+            pipeline = self.text.load(network, precision, device)
+            if self.options.lora:
+                add_lora(pipeline, self.options.lora)
+        return self.denoiser(network, vae, pipeline, dtype, precision, device)
+
+    def denoiser(
+        self,
+        network: Any,
+        vae: Any,
+        pipeline: Any,
+        dtype: torch.dtype,
+        precision: torch.dtype,
+        device: torch.device,
+    ) -> NetworkDenoiser:
+        """Return the denoiser of parts that are loaded.
+
+        Args:
+            network: the network.
+            vae: the autoencoder, in `dtype`; None if the network works on pixels.
+            pipeline: what encodes captions; None for a network that takes none.
+            dtype: precision of states, the autoencoder and all sums: float32 or float64.
+            precision: precision of the network and the text encoders.
+            device: where all of them are.
+
+        Raises:
+            ModelError: text encoders and network do not belong together.
+        """
+        config, family = self.network.config, self.family
+        at_once = images_at_once(self.image_shape, device)
         _, height, width = self.state_shape
         denoiser = NetworkDenoiser(
             family.forward(network, config),
@@ -198,31 +225,27 @@ class DiffusersFolder:
             precision=precision,
             whole_labels=family.whole_labels(config),
             unit_range=family.unit_range(config),
-            codec=codec,
-            conditioner=self._conditioner(network, precision, device),
+            codec=None if vae is None else Latents(vae, self.image_shape, at_once),
+            conditioner=self._conditioner(network, pipeline, device),
             sampling_levels=self.scheduler.sampling_levels(height * width // family.patch(config) ** 2),
         )
         denoiser.device, denoiser.dtype, denoiser.module = device, dtype, network
         return denoiser
 
-    def _conditioner(self, network: Any, precision: torch.dtype, device: torch.device) -> Conditioner | None:
-        """Return what turns conditions into arguments of the network, with low-rank weights added to both."""
+    def _conditioner(self, network: Any, pipeline: Any, device: torch.device) -> Conditioner | None:
+        """Return what turns conditions into arguments of the network; None for a network that takes none."""
         config, family = self.network.config, self.family
         if not isinstance(family, TextFamily):
             classes = family.num_classes(config)
             return ClassConditioner(classes, family.null_class(config), device) if classes else None
-        assert self.text is not None
-        pipeline = self.text.load(network, precision, device)
-        if self.options.lora:
-            add_lora(pipeline, self.options.lora)
         embed = partial(family.embed, pipeline, config=config, pixels=self.image_shape[1:], device=device)
         at_once = AT_ONCE if device.type == "cuda" else 1
         conditioner = TextConditioner(embed, readers(pipeline, family.t5_tokens(config)), at_once)
         known, given = family.embedding_width(network), conditioner([None])["encoder_hidden_states"].shape[-1]
         if known != given:
             raise ModelError(
-                f"the text encoders in {self.pipeline} make embeddings of {given} numbers, and the network in "
-                f"{self.network.folder} reads {known}: expected the pipeline that it was trained in (--base)"
+                f"the text encoders in {self.pipeline or 'the pipeline'} make embeddings of {given} numbers, and the "
+                f"network in {self.network.folder} reads {known}: expected the pipeline that it was trained in (--base)"
             )
         return conditioner
 

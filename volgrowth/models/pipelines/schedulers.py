@@ -59,7 +59,8 @@ class SchedulerConfig:
     """A checked scheduler_config.json.
 
     Args:
-        path: the file.
+        path: the file, or the name of a scheduler that is loaded already.
+        values: the content of the file; it is read if not given.
 
     Attributes:
         values: the content of the file.
@@ -72,8 +73,8 @@ class SchedulerConfig:
         ModelError: the scheduler is not known, or its settings make no noise schedule.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.values = path, read_json(path)
+    def __init__(self, path: Path, values: dict[str, Any] | None = None):
+        self.path, self.values = path, read_json(path) if values is None else values
         self.settings = self.values
         self.name = self._choice("_class_name", "DDPMScheduler", SCHEDULERS)
         kind = self._class()

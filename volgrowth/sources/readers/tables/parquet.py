@@ -17,6 +17,7 @@ from volgrowth.errors import DataError
 from volgrowth.sources.base import FilesSource, Request, Row, content_id
 from volgrowth.sources.conditions import class_names
 from volgrowth.sources.listing import Listing, SourceFile
+from volgrowth.sources.opened import from_metadata
 from volgrowth.sources.readers.splits import files_of_split
 from volgrowth.sources.readers.tables.row_groups import OpenFile
 from volgrowth.sources.readers.tables.table_columns import Columns, choose_columns, rows_of
@@ -132,6 +133,8 @@ class ParquetSource(FilesSource):
         waiting: dict[pa.Schema, SourceFile] = {}
         chosen = files_of_split(files, self.request.split, self.request.data)
         for file, schema in read_ahead(self._footer, chosen, self.place.threads):
+            for note in from_metadata(schema.metadata):
+                self.leave_aside(note.kind, note.count, note.why, note.example)
             if file.rows and self._first:
                 # A worker should not be the first to find that a later file is of another kind.
                 self._check(file.name, schema)

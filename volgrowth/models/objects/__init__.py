@@ -1,0 +1,1 @@
+"""Models that are objects already: networks of other libraries become denoisers, and are audited where they are."""
