@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,6 +165,7 @@ def test_held_out_images_are_as_many_as_the_tutorial_says():
 def test_code_on_the_pages_runs(tiny_model, digits, tmp_path, monkeypatch, capsys):
     """Files that the tutorial names are written and imported; the others run in the folder of an audit `out`."""
     small_audit(tmp_path, tiny_model, digits)
+    shutil.copytree(tiny_model, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

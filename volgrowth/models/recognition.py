@@ -25,9 +25,10 @@ _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
 _MOST_BYTES = 2**22
 _SHOWN = 5
 
+_LUCIDRAINS = "a checkpoint of lucidrains' denoising-diffusion-pytorch"
 # strings that a trainer's checkpoints hold, and its name
 _TRAINERS: tuple[tuple[frozenset[str], str], ...] = (
-    (frozenset({"step", "model", "opt", "ema", "scaler"}), "a checkpoint of lucidrains' denoising-diffusion-pytorch"),
+    (frozenset({"step", "model", "opt", "ema", "scaler"}), _LUCIDRAINS),
     (frozenset({"model", "model_ema", "opt", "epoch"}), "a checkpoint of k-diffusion"),
     (frozenset({"time_embed.0.weight", "out.2.weight"}), "weights in the names of OpenAI's guided-diffusion"),
     (frozenset({"conv_in.weight", "conv_out.weight"}), "weights in the names of diffusers"),
@@ -150,6 +151,12 @@ def _is_pickle(path: Path) -> ModelError:
     if any(name.startswith("model.diffusion_model.") for name in found):
         return _is_single_file(path)
     kind = next((name for marks, name in _TRAINERS if marks <= found), "a pickle of torch")
+    if kind == _LUCIDRAINS:
+        return ModelError(
+            f"{path} is {kind}, which holds weights alone: build its GaussianDiffusion in a function of yours that "
+            f"returns vg.adapt(diffusion, checkpoint={str(path)!r}), and audit factory:module:function "
+            f"(docs/factory.md)"
+        )
     return ModelError(f"{path} is {kind}, which can run code when it is opened, so volgrowth does not: {_FACTORY}")
 
 

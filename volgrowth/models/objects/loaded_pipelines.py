@@ -86,7 +86,9 @@ def _denoiser(
             f"the autoencoder is {' in '.join(map(str, reversed(place_of(vae))))}: expected {dtype} on the network's "
             f"device, as pipeline.vae.to({str(device)!r}, {dtype}) makes it"
         )
-    network.eval()
+    for part in (network, vae, *(pipeline.components.values() if pipeline else ())):
+        if isinstance(part, torch.nn.Module):  # a text encoder in training drops out too
+            part.eval()
     denoiser = folder.denoiser(network, vae, pipeline, dtype, precision, device)
     denoiser.kind = component.kind  # type: ignore[misc]
     if value_range is not None:

@@ -92,7 +92,7 @@ class GivenImages:
 
     def _stored_images(self, features: Mapping[str, Any]) -> bool:
         """Return whether the image column holds encoded images, and choose it if it was not named."""
-        found = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
+        found = [name for name, kind in features.items() if _is_image(kind)]
         for option, name in (
             ("image_column", self.image_column),
             ("id_column", self.id_column),
@@ -120,7 +120,9 @@ class GivenImages:
             self.left_aside.append(LeftAside("transform", 1, why))
         names = [name for name in (self.image_column, self.id_column, self.condition_column) if name is not None]
         table = given.with_format(None).select_columns(list(dict.fromkeys(names)))
-        for index, row in enumerate(table.cast_column(self.image_column, ImageFeature(decode=False))):
+        if not isinstance(table.features[self.image_column], Mapping):
+            table = table.cast_column(self.image_column, ImageFeature(decode=False))
+        for index, row in enumerate(table):
             value = row[self.image_column] or {}
             image_id = row[self.id_column] if self.id_column else None
             yield GivenRow(_file_of(value), image_id, self._condition(index, row))
@@ -196,6 +198,11 @@ def _items(images: Any) -> Iterable[Any]:
         return (images[index] for index in range(len(images)))
     items: Iterable[Any] = images
     return items
+
+
+def _is_image(kind: Any) -> bool:
+    """Return whether a feature of datasets holds image files: an Image, or the struct that an Image is stored as."""
+    return type(kind).__name__ == "Image" or (isinstance(kind, Mapping) and set(kind) == {"bytes", "path"})
 
 
 def _has_pixels(value: Any) -> bool:
