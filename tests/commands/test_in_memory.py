@@ -3,6 +3,7 @@
 import gc
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def test_with_an_output_the_same_call_resumes_and_other_images_are_refused(pipel
     assert "nothing was measured" in capsys.readouterr().out
     assert again.summary == first.summary
     for images in (digits[1 : ROWS + 1], digits[: ROWS + 1], digits[: ROWS - 1]):
-        assert "images are others than those that" in problem(lambda i=images: vg.audit_images(pipeline, i, output=out))
+        assert "images are others than those that" in problem(partial(vg.audit_images, pipeline, images, output=out))
     assert sorted(path.stat().st_mtime_ns for path in out.glob("images/*/*")) == written
     other = DDPMPipeline(UNet2DModel.from_config(pipeline.unet.config), pipeline.scheduler)
     assert "holds another audit" in problem(lambda: vg.audit_images(other, digits[:ROWS], output=out))
@@ -234,7 +235,7 @@ def test_models_that_are_none_are_refused_in_a_sentence(pixels):
         (UNet2DModel, "the class UNet2DModel was given as a model"),
         (vg.GaussianDenoiser(0.0, 1.0), "this is a denoiser of images of shape None"),
     ):
-        assert sentence in problem(lambda m=model: vg.score_images(m, pixels, quiet=True))
+        assert sentence in problem(partial(vg.score_images, model, pixels, quiet=True))
 
 
 def test_held_out_images_that_are_the_audited_ones_are_refused(pipeline, digits):

@@ -19,6 +19,10 @@ _FACTORY = (
     "build its network in a function of yours that reads it with torch.load(..., weights_only=True), and audit "
     "factory:module:function (docs/factory.md)"
 )
+_ADAPT = (
+    "build its GaussianDiffusion in a function of yours that returns vg.adapt(diffusion, checkpoint='{}'), which reads "
+    "its weights alone, and audit factory:module:function (docs/factory.md)"
+)
 _LORAS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "pytorch_lora_weights.bin")
 _EMBEDDINGS = ("learned_embeds.safetensors", "learned_embeds.bin", "learned_embeds-steps-*.safetensors")
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".tar")
@@ -151,13 +155,8 @@ def _is_pickle(path: Path) -> ModelError:
     if any(name.startswith("model.diffusion_model.") for name in found):
         return _is_single_file(path)
     kind = next((name for marks, name in _TRAINERS if marks <= found), "a pickle of torch")
-    if kind == _LUCIDRAINS:
-        return ModelError(
-            f"{path} is {kind}, which holds weights alone: build its GaussianDiffusion in a function of yours that "
-            f"returns vg.adapt(diffusion, checkpoint={str(path)!r}), and audit factory:module:function "
-            f"(docs/factory.md)"
-        )
-    return ModelError(f"{path} is {kind}, which can run code when it is opened, so volgrowth does not: {_FACTORY}")
+    fix = _ADAPT.format(path) if kind == _LUCIDRAINS else _FACTORY
+    return ModelError(f"{path} is {kind}, which can run code when it is opened, so volgrowth does not: {fix}")
 
 
 def _is_single_file(path: Path) -> ModelError:

@@ -1,6 +1,5 @@
 """Pipelines and networks that are loaded answer as their folders do."""
 
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -37,7 +36,7 @@ def test_a_loaded_pipeline_answers_as_its_folder(family, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*TABLES[:3], "UniPCMultistepScheduler", EDM_SCHEDULERS[0], FLOW_SCHEDULERS[0]])
-def test_a_network_with_a_scheduler_answers_as_its_folder(name, tmp_path: Path):
+def test_a_network_with_a_scheduler_answers_as_its_folder(name, tmp_path):
     network, scheduler = unet(), getattr(diffusers, name)()
     network.save_pretrained(tmp_path / "unet")
     scheduler.save_pretrained(tmp_path / "scheduler")

@@ -354,12 +354,12 @@ def flow(to_data: bool) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 class OfTorchcfm(Exact):
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.answer(t, x) + self.weight
 
 
 class OfDiffusers(Exact):
-    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         return self.answer(timestep / 1000, sample) + self.weight
 
 
@@ -399,13 +399,13 @@ def test_torchcfms_own_network():
 
 
 def test_a_velocity_that_does_not_say_enough_is_refused():
-    network, given = OfTorchcfm(flow(True)), {"image_shape": SHAPE}
-    assert "time 'forward': expected 'noise_to_data'" in problem(lambda: vg.velocity(network, time="forward", **given))
-    other = Exact(flow(True))
-    assert "do not tell which is the time" in problem(lambda: vg.velocity(other, time="noise_to_data", **given))
-    assert "arguments 'x': expected" in problem(
-        lambda: vg.velocity(network, time="noise_to_data", arguments="x", **given)
-    )
+    def said(network: torch.nn.Module, **given: Any) -> str:
+        return problem(lambda: vg.velocity(network, **{"time": "noise_to_data", "image_shape": SHAPE, **given}))
+
+    network = OfTorchcfm(flow(True))
+    assert "time 'forward': expected 'noise_to_data'" in said(network, time="forward")
+    assert "do not tell which is the time" in said(Exact(flow(True)))
+    assert "arguments 'x': expected" in said(network, arguments="x")
 
 
 def test_wrappers_of_torch_are_looked_into():
