@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler
 from scipy.stats import spearmanr
 
 from jobs.benchmark.device.correctness import check_full_device
 from jobs.benchmark.device.launches import host_waits
 from jobs.benchmark.device.rig import CIFAR, PRESETS, SMALL, Rig, launch, low_allowed
-from tests.support.pipelines import build
+from tests.support.pipelines import build, unet2d
 from volgrowth.audit.scoring.arithmetic import describe_arithmetic
 from volgrowth.audit.scoring.captured import Launcher
+from volgrowth.audit.scoring.pilot import seconds_of
 from volgrowth.audit.scoring.scorer import Scorer
+from volgrowth.commands.audit import run_audit
 from volgrowth.config import AuditConfig
 from volgrowth.models import NetworkDenoiser, load_model
 from volgrowth.sources import Row, encode_png
@@ -115,3 +120,29 @@ def test_an_embedding_does_not_depend_on_the_captions_beside_it(tmp_path: Path, 
 def test_weights_are_the_same_on_every_device(rig: Rig) -> None:
     here, there = (rig.denoiser(CIFAR, torch.bfloat16, at).network.args[0] for at in (CPU, GPU))  # type: ignore[attr-defined]
     assert all(a.equal(b.cpu()) for a, b in zip(here.parameters(), there.parameters(), strict=True))
+
+
+def test_an_audit_finds_out_what_is_fastest_and_says_what_it_did(tmp_path: Path) -> None:
+    """The way of a user: no batch size, no layout and no size of shards are given."""
+    DDPMPipeline(unet2d(), DDPMScheduler()).save_pretrained(tmp_path / "model")
+    images = np.random.default_rng(0).integers(0, 256, (300, 3, 8, 8)).astype(np.uint8)
+    table = pa.table({"image": [{"bytes": encode_png(image), "path": None} for image in images]})
+    pq.write_table(table, tmp_path / "data.parquet")
+    settings = {"model": str(tmp_path / "model"), "data": str(tmp_path / "data.parquet"), "engine": "local"}
+    config = AuditConfig.build(**settings, output=str(tmp_path / "out"), trust_model=True)
+    summary = run_audit(config, quiet=True).summary
+    assert summary["counts"]["ok"] == 300
+    run, name = summary["run"], torch.cuda.get_device_name()
+    assert (run["device_names"], run["tuned_on"]) == ([name], name)
+    arithmetic = run["arithmetic"]
+    assert arithmetic["launch"].startswith("as a CUDA graph")
+    assert arithmetic["batch_size"] >= 1
+    assert "times as fast as first" in arithmetic["layout"]
+    assert arithmetic["channels_last"] is not None
+    assert arithmetic["attention"]
+    assert arithmetic["tf32"] in ([], ["convolutions"])
+
+
+def test_seconds_are_those_of_the_device() -> None:
+    """A launch returns at once; what it queued is what counts."""
+    assert seconds_of(lambda: torch.cuda._sleep(200_000_000), GPU) > 0.02

@@ -244,7 +244,7 @@ class AuditConfig(Frozen):
     shard_size: Count = 1024
     batch_size: Count | None = BATCH_SIZE
     compile: bool = False
-    channels_last: bool | Literal["auto"] | None = None
+    channels_last: Literal[True, False, "auto"] | None = None
     max_pixels: Annotated[int, Field(ge=1)] = 89_478_485
     max_bytes: Annotated[int, Field(ge=1)] = MAX_BYTES
 

@@ -14,8 +14,14 @@ from jobs.benchmark.cost.roofline import measure_limits
 from jobs.benchmark.device.audits import check_audits
 from jobs.benchmark.device.correctness import check_full_device, check_growth
 from jobs.benchmark.device.decoding import check_decoding
-from jobs.benchmark.device.launches import check_captured, check_one_tangent, check_speed, check_waits
-from jobs.benchmark.device.rig import CIFAR, DIT, STABLE_DIFFUSION, Result, Rig, tf32
+from jobs.benchmark.device.launches import (
+    check_captured,
+    check_compiled,
+    check_one_tangent,
+    check_speed,
+    check_waits,
+)
+from jobs.benchmark.device.rig import CIFAR, DIT, SECONDS, STABLE_DIFFUSION, Result, Rig, tf32
 from volgrowth.errors import EngineError, UsageError, kind_and_line
 
 RESULTS = "gpu.jsonl"
@@ -44,16 +50,32 @@ def measure_device(rig: Rig) -> Iterator[Result]:
 STEPS: Mapping[str, Step] = {
     "device": measure_device,
     "growth": check_growth,
+    "captured": check_captured,
     "waits": check_waits,
     "speed, CIFAR": lambda rig: check_speed(rig, CIFAR, 64, 512, dtypes=(torch.bfloat16, torch.float32)),
-    "decoding": check_decoding,
     "audits": check_audits,
+    "decoding": check_decoding,
     "full device": check_full_device,
     "speed, Stable Diffusion": lambda rig: check_speed(rig, STABLE_DIFFUSION, 8, 32),
     "forward mode": check_one_tangent,
-    "captured": check_captured,
     "speed, DiT": lambda rig: check_speed(rig, DIT, 256),
+    "compiled": check_compiled,
 }
+BUDGETS: Mapping[str, float] = {
+    "device": 10,
+    "growth": 35,
+    "captured": 40,
+    "waits": 25,
+    "speed, CIFAR": 40,
+    "audits": 115,
+    "decoding": 20,
+    "full device": 20,
+    "speed, Stable Diffusion": 40,
+    "forward mode": 25,
+    "speed, DiT": 15,
+    "compiled": 35,
+}
+"""Seconds in which a step begins further parts, so that none takes the time of those behind it; `SECONDS` together."""
 
 
 def check_device(output: Path, only: Sequence[str] | None = None, quick: bool = False) -> Path:
@@ -98,9 +120,11 @@ def run_steps(rig: Rig, steps: Mapping[str, Step], file: TextIO) -> list[str]:
         print(line, file=file, flush=True)
 
     for name, step in steps.items():
+        rig.ends = SECONDS
         if rig.late():
             write(name, skipped="no time left")
             continue
+        rig.ends = rig.age + BUDGETS.get(name, SECONDS)
         try:
             for found in step(rig):
                 write(name, **{key: _rounded(value) for key, value in found.items()})

@@ -52,7 +52,13 @@ def measure_host_cost(quick: bool = False) -> Outcome:
     network = NETWORKS[0] if quick else CIFAR
     rows: list[dict[str, Any]] = [{"preset": "standard, before", **BEFORE}]
     for preset, measure in PRESETS.items():
-        rows.append({"preset": preset, "evaluations": measure.evaluations, **host_cost(network, measure)})
+        rows.append(
+            {
+                "preset": preset,
+                "evaluations": measure.evaluations,
+                **host_cost(network, measure, 1 if quick else ROUNDS),
+            }
+        )
     counts = [f"{row['preset']} {row['recorded, operations']}" for row in rows if row.get("recorded, operations")]
     said = f"Operations of a micro-batch once it is recorded: {', '.join(counts)}; {BEFORE['operations']:,} before."
     return Outcome(
@@ -60,7 +66,7 @@ def measure_host_cost(quick: bool = False) -> Outcome:
     )
 
 
-def host_cost(network: TimedNetwork, measure: Measure) -> dict[str, float | None]:
+def host_cost(network: TimedNetwork, measure: Measure, rounds: int) -> dict[str, float | None]:
     """Return operations and milliseconds of a launch; recorded ones are None for presets with derivatives."""
     flow = Flow(random_denoiser(network, torch.float32, META))
     pixels = torch.empty(BATCH, *network.shape, dtype=torch.uint8, device=META)
@@ -68,23 +74,23 @@ def host_cost(network: TimedNetwork, measure: Measure) -> dict[str, float | None
     def launch(flow: Flow, pixels: Tensor) -> Launched:
         return launch_images(flow, pixels / 127.5 - 1, list(range(BATCH)), measure, 0)
 
-    operations, took = _cost(lambda: launch(flow, pixels).packed())
+    operations, took = _cost(lambda: launch(flow, pixels).packed(), rounds)
     found: dict[str, float | None] = {"operations": operations + 1, "host, ms": took}  # and the copy of the results
     recorded: dict[str, float | None] = dict.fromkeys(("recorded, operations", "recorded, ms"))
     if isinstance(measure, ScreenMeasure | StandardMeasure):
         recording = Recording(Nothing(), launch, flow, pixels)
-        operations, took = _cost(lambda: recording.replay(flow, pixels))
+        operations, took = _cost(lambda: recording.replay(flow, pixels), rounds)
         recorded = {"recorded, operations": operations + 2, "recorded, ms": took}  # and the replay
     return {**found, **recorded}
 
 
-def _cost(work: Callable[[], object]) -> tuple[int, float]:
+def _cost(work: Callable[[], object], rounds: int) -> tuple[int, float]:
     """Return the operations of a work that was done before, and its least CPU time in milliseconds."""
     work()
     with Count() as count:
         work()
     times = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         began = time.process_time()
         work()
         times.append(time.process_time() - began)

@@ -27,7 +27,8 @@ QUICK_PRESETS: Mapping[str, Measure] = {
 }
 CPU = torch.device("cpu")
 SMALL, CIFAR, DIT, STABLE_DIFFUSION = NETWORKS[2:6]
-# a check is to end within eight minutes: after so many seconds no step, and no part of one, is begun
+# a check is to end within eight minutes: after so many seconds no step, and no part of one, is begun; steps have shares
+# of these (`check.BUDGETS`)
 SECONDS = 420.0
 
 
@@ -40,6 +41,7 @@ class Rig:
         folder: an empty folder for files.
         quick: the smallest network in place of all, few images: to see on any machine that every step runs.
         limits: the device's measured limits in bfloat16, once the first step has measured them.
+        ends: seconds after the beginning at which the step that runs now begins no further part.
     """
 
     device: torch.device
@@ -47,6 +49,7 @@ class Rig:
     quick: bool = False
     limits: Limits = field(default_factory=lambda: Limits(1e11, 1e10))
     began: float = field(default_factory=time.monotonic)
+    ends: float = SECONDS
 
     @property
     def gpu(self) -> bool:
@@ -65,7 +68,12 @@ class Rig:
 
     def late(self, needed: float = 0.0) -> bool:
         """Say whether something that needs so many seconds would end too late."""
-        return self.age + needed > SECONDS
+        return needed > self.left
+
+    @property
+    def left(self) -> float:
+        """Seconds in which the step that runs now may begin further parts."""
+        return min(SECONDS, self.ends) - self.age
 
     def network(self, network: TimedNetwork) -> TimedNetwork:
         """Return the network, or the smallest one if the check is a quick one."""

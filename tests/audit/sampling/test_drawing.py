@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.audit.output.test_manifest import manifest
+from volgrowth.audit.sampling import rating
 from volgrowth.audit.sampling.drawing import (
     Drawing,
     Start,
@@ -17,8 +18,10 @@ from volgrowth.audit.sampling.drawing import (
     to_pixels,
     write_images,
 )
+from volgrowth.audit.sampling.rating import Rated, RatingWorker
 from volgrowth.audit.sampling.sample_files import AT_ONCE, DECODED, SAMPLE
 from volgrowth.audit.workers.fitting import BatchSize, NoMemoryError
+from volgrowth.config import AuditConfig
 from volgrowth.errors import ModelError
 from volgrowth.models import load_model
 from volgrowth.numerics import DDPMSchedule, EmpiricalDenoiser, GaussianDenoiser
@@ -151,6 +154,28 @@ def test_a_device_without_memory_left_gets_fewer_images_and_draws_the_same() -> 
     assert (drawn == whole).all()
     with pytest.raises(NoMemoryError, match="one image does not fit"):
         Drawing("x", starts).images(Small(0), 0, clean, batch=BatchSize(8))
+
+
+def test_rates_are_measured_with_fewer_states_on_a_device_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+
+    def tight(model: object, image: torch.Tensor, *rest: object, batch_size: int, **more: object) -> str:
+        seen.append(batch_size)
+        if batch_size > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "the rate"
+
+    monkeypatch.setattr(rating, "generation_rate", tight)
+    monkeypatch.setattr(RatingWorker, "scored_pixels", lambda *row: np.full((1, 2, 2), 100, np.uint8))
+    monkeypatch.setattr(RatingWorker, "scored_row", lambda *row: None)
+    config = AuditConfig.build(model="m", data="d", output="o", batch_size=8)
+    worker, fits = RatingWorker(config, manifest(), "cpu"), 2
+    worker.denoiser = gaussian()
+    assert worker.rate(Rated(0, (0,), (), ())) == "the rate"
+    assert seen == [8, 4, 2]
+    fits = 0
+    with pytest.raises(NoMemoryError, match="one image does not fit"):
+        worker.rate(Rated(0, (0,), (), ()))
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:

@@ -16,6 +16,7 @@ from volgrowth.audit.scoring.pilot import PilotWorker, expected_bytes, seconds_o
 from volgrowth.audit.workers.layout import convolution_weights, judge_layout, put_channels
 from volgrowth.audit.workers.loading import DataWorker
 from volgrowth.commands.audit import run_audit
+from volgrowth.errors import UsageError
 from volgrowth.models import load_model
 
 pytestmark = pytest.mark.usefixtures("few_trees")
@@ -186,3 +187,11 @@ def test_the_best_of_some_rounds_counts():
     calls = []
     assert 0 <= seconds_of(lambda: calls.append(1), torch.device("cpu"), 4) < 60
     assert len(calls) == 4
+
+
+def test_a_layout_is_one_of_three(tiny_model):
+    settings = {"model": str(tiny_model), "data": "d", "output": "o"}
+    for given in (True, False, "auto", None):
+        assert vg.AuditConfig.build(**settings, channels_last=given).channels_last is given or given == "auto"
+    with pytest.raises(UsageError, match="setting channels_last: Input should be True, False or 'auto', got 'maybe'"):
+        vg.AuditConfig.build(**settings, channels_last="maybe")

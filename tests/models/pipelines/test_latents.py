@@ -186,3 +186,26 @@ def test_both_shapes_are_recorded(pipelines: dict[str, Path]) -> None:
         denoiser = load(pipelines[family])
         assert denoiser.embed(images()).shape[1:] == denoiser.image_shape == info.latent_shape
         assert denoiser.render(denoiser.embed(images())).shape[1:] == denoiser.pixel_shape == info.image_shape
+
+
+@pytest.mark.parametrize("half", ["encode", "decode"])
+def test_an_autoencoder_without_memory_gets_fewer_images(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers, and one image that does not fit is raised as what it is, for the micro-batch to be halved."""
+    vae = autoencoder().double().eval()
+    work, fits, seen = getattr(vae, half), [2], list[int]()
+
+    def tight(batch: Tensor, **options: Any) -> Any:
+        seen.append(len(batch))
+        if len(batch) > fits[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(batch, **options)
+
+    batch = images(5) if half == "encode" else torch.randn(5, LATENTS, 8, 8, dtype=torch.float64)
+    expected = getattr(Latents(vae, (3, 16, 16)), half)(batch)
+    monkeypatch.setattr(vae, half, tight)
+    codec = Latents(vae, (3, 16, 16))
+    assert_close(getattr(codec, half)(batch), expected, rtol=1e-9, atol=1e-9)
+    assert seen == [5, 2, 2, 1]
+    fits[0] = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        getattr(codec, half)(batch)

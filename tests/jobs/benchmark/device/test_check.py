@@ -13,7 +13,7 @@ import torch
 
 from jobs.benchmark.__main__ import main
 from jobs.benchmark.device import audits, check
-from jobs.benchmark.device.check import STEPS, check_device, run_steps
+from jobs.benchmark.device.check import BUDGETS, STEPS, check_device, run_steps
 from jobs.benchmark.device.host_cost import measure_host_cost
 from jobs.benchmark.device.rig import SECONDS, Rig
 from volgrowth.errors import UsageError
@@ -78,6 +78,23 @@ def test_no_step_is_begun_when_it_is_late(tmp_path: Path) -> None:
     rig = Rig(torch.device("cpu"), tmp_path, began=time.monotonic() - SECONDS - 1)
     assert run_steps(rig, {"first": broken}, file) == []
     assert json.loads(file.getvalue().splitlines()[0])["skipped"] == "no time left"
+
+
+def test_steps_share_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that has spent its share begins no further part, and those behind it have theirs."""
+    assert list(BUDGETS) == list(STEPS)
+    assert sum(BUDGETS.values()) == SECONDS
+    left = list[float]()
+
+    def greedy(rig: Rig) -> Iterator[dict[str, Any]]:
+        left.append(rig.left)
+        rig.began -= rig.left
+        assert rig.late(0.001)
+        yield {}
+
+    rig = Rig(torch.device("cpu"), tmp_path)
+    assert run_steps(rig, {"audits": greedy, "decoding": greedy}, io.StringIO()) == []
+    assert left == [pytest.approx(BUDGETS[name], abs=1) for name in ("audits", "decoding")]
 
 
 def test_steps_that_failed_are_an_exit_code(
