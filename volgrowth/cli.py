@@ -200,6 +200,9 @@ def _verify(
     rates: Annotated[
         bool, option("Also measure how often the model makes each flagged or proven image, however rare it is.")
     ] = False,
+    rates_of: Annotated[
+        Path | None, option("File of ids, one per line, of images whose rates are measured with those of --rates.")
+    ] = None,
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
     ray_address: RayAddress = None,
@@ -216,6 +219,7 @@ def _verify(
       volgrowth verify out --samples 5000 --rates
     """
     with _interruptible(f"samples drawn are kept in {output}; the same command goes on"):
+        from volgrowth.commands.id_files import read_ids
         from volgrowth.commands.verify import verify_audit
         from volgrowth.report.words import proof_sentences
 
@@ -224,6 +228,7 @@ def _verify(
             samples,
             stop_level=stop_level,
             rates=rates,
+            rates_of=read_ids(rates_of, "--rates-of") if rates_of else (),
             workers=workers,
             gpus_per_worker=gpus_per_worker,
             ray_address=ray_address,

@@ -1,11 +1,14 @@
 """`volgrowth verify --rates`, with a model that makes each of its images at a rate that is known."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 import volgrowth as vg
+from volgrowth.analysis.judging import JudgedTables
+from volgrowth.analysis.verification.generated import choose_rated
 from volgrowth.cli import run_command
 from volgrowth.demo.cases import digit_images, write_image_parquet
 
@@ -88,3 +91,24 @@ def test_another_verification_without_rates_forgets_them(audited):
     assert verify(audited, "--rates") == 0
     assert verify(audited) == 0
     assert vg.open_audit(str(audited)).summary["verification"]["rates"] is None
+
+
+def test_images_are_asked_for_by_their_ids(audited, tmp_path, capsys):
+    ids = tmp_path / "ids.txt"
+    audit = vg.open_audit(str(audited))
+    ids.write_text("\n".join(audit.scores["image_id"].take([0, 7]).to_pylist()))
+    findings = audit.findings.set_column(
+        audit.findings.schema.get_field_index("q_value"), "q_value", pa.array(np.ones(KNOWN), pa.float64())
+    )
+    assert verify(audited, "--rates-of", str(ids)) == 0
+    audit = vg.open_audit(str(audited))
+    assert np.isfinite(audit.findings["rate"].to_numpy()[[0, 7]]).all()
+    rated, asked = choose_rated(JudgedTables(findings, audit.scores, None), [7, 0])
+    assert (rated["row"].to_pylist(), asked) == ([0, 7], 2)
+
+
+def test_an_id_that_is_not_there_is_refused_before_anything_is_drawn(audited, tmp_path, capsys):
+    ids = tmp_path / "ids.txt"
+    ids.write_text(f"{vg.open_audit(str(audited)).scores['image_id'][3]}\nrow-99\n")
+    assert verify(audited, "--rates-of", str(ids)) == 2
+    assert capsys.readouterr().err.startswith("volgrowth: --rates-of names 'row-99', which is no image_id of this audit")

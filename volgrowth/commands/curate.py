@@ -13,6 +13,7 @@ from volgrowth.analysis.judging import JudgedAudit
 from volgrowth.analysis.policy import CURATION, CurationPolicy, list_digest
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.result import Audit, open_audit, open_stored
+from volgrowth.commands.id_files import read_ids
 from volgrowth.curation.applying import apply_list, check_destination
 from volgrowth.curation.lists import CURATION_FILE, new_list, open_list
 from volgrowth.curation.receipts import Receipt
@@ -141,7 +142,7 @@ def policy_of_options(
             f"{_flag(next(iter(options)))} needs --fdr, --top-k or --max-score beside it; --top-k 0 flags nothing"
         )
     for name in options.keys() & {"allow", "opt_out"}:
-        options[name] = _read_ids(options[name], _flag(name))
+        options[name] = read_ids(options[name], _flag(name))
     return next((CurationPolicy(by=by, limit=limit, **options) for by, limit in given.items()), None)  # type: ignore[arg-type]
 
 
@@ -177,15 +178,6 @@ def refuse_beside_undo(given: dict[str, Any]) -> None:
     for name, value in given.items():
         if name not in ("undo", "trust_output") and value is not None and value is not False:
             raise UsageError(f"--undo takes nothing beside it, and {name.strip('_')} was {value}: leave that out")
-
-
-def _read_ids(file: Path, option: str) -> frozenset[str]:
-    """Read ids or sources, one a line."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{option} {file} cannot be read ({error}): expected a text file, one id a line") from None
-    return frozenset(line for line in lines if line)
 
 
 def _flag(name: str) -> str:

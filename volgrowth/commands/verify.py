@@ -8,14 +8,15 @@ Everything runs on the audit's own engine, in four stages:
 3. search: each range of rows is searched for the images nearest to what was drawn, and the answers are merged
 4. write: the tables of samples and returns, the column `verified_hits`, the summary and the report
 
-With `rates` the rate at which the model makes each flagged or proven image is measured too (`verify_rates`).
+With `rates` the rate at which the model makes each flagged or proven image is measured too, with `rates_of` also that
+of images asked for (`verify_rates`).
 
 With `stop_level` the same samples are drawn again by a sampler that takes its last step from that noise level
 (`volgrowth.theory.inertia`, arXiv 2505.02508), to see how many fewer of them are copies, and how much further they are
 from all images.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +53,7 @@ from volgrowth.audit.sampling.neighbours import Neighbours
 from volgrowth.audit.sampling.sample_files import DECODED, SAMPLE, STOPPED
 from volgrowth.commands.report import SAMPLES_FILE, write_report
 from volgrowth.commands.searching import search_all
-from volgrowth.commands.verify_rates import measure_rates
+from volgrowth.commands.verify_rates import measure_rates, rows_of
 from volgrowth.config import EXECUTION, AuditConfig
 from volgrowth.errors import UsageError
 from volgrowth.records import FINDINGS, Status
@@ -67,6 +68,7 @@ def verify_audit(
     *,
     stop_level: float | None = None,
     rates: bool = False,
+    rates_of: Collection[str] = (),
     workers: int | None = None,
     gpus_per_worker: float | None = None,
     ray_address: str | None = None,
@@ -85,6 +87,7 @@ def verify_audit(
         stop_level: noise level from which a second sampler takes its last step, for comparison; None for no comparison.
         rates: measure how often the model makes each flagged or proven image, by thousands of network evaluations for
             each: columns `rate`, `rate_low` and `rate_high` of the findings.
+        rates_of: ids of further images whose rates are measured, with those that `rates` measures.
         workers: most model replicas; by default one per GPU, or per core.
         gpus_per_worker: GPUs per worker.
         ray_address: Ray cluster to join; by default a local one is started.
@@ -97,7 +100,8 @@ def verify_audit(
         The audit, with new findings and summary.
 
     Raises:
-        UsageError: `samples` is below 1, or `stop_level` is not above 0.
+        UsageError: `samples` is below 1, `stop_level` is not above 0, or `rates_of` has an id that is not in the audit
+            or whose image could not be scored.
         OutputError: there is no finished audit, an older version wrote its findings, or another account made it and
             `trust_output` is not given.
         VolgrowthError: model, data or engine failed; what was drawn stays, and the same call goes on.
@@ -117,6 +121,7 @@ def verify_audit(
         known = {name: value for name, value in audit.frozen.config.items() if name not in {*EXECUTION, "measure"}}
         config = AuditConfig.build(**known, output=output, **running)
         check_unchanged(audit.store, audit.frozen)
+        asked = rows_of(audit, frozenset(rates_of))
         chosen = _choose(audit, samples, stop_level, conditional=config.condition_column is not None)
         with Session(config, audit.frozen, audit.store, lock) as session:
             settle_batch(session)
@@ -124,10 +129,10 @@ def verify_audit(
             groups = _groups(audit)
             found = _search(session, audit, chosen.drawings, groups, quiet)
             _write(audit, chosen, groups, found)
-            if rates:
+            if rates or asked:
                 audit = open_stored(audit.store, trust_output)
-                found_rates = measure_rates(session, audit, groups, quiet)
-                _write_rates(audit, found_rates, conditional=config.condition_column is not None)
+                measured = measure_rates(session, audit, groups, asked, quiet)
+                _write_rates(audit, *measured, conditional=config.condition_column is not None)
         write_report(open_stored(lock.fenced(), trust_output))
     return open_audit(output, trust_output=trust_output)
 
@@ -239,12 +244,12 @@ def _write(audit: Audit, chosen: _Chosen, groups: dict[str, ImageNumbers], found
     store.write_json(SUMMARY_FILE, with_caveats({**audit.summary, "verification": verification}))
 
 
-def _write_rates(audit: Audit, rates: pa.Table, conditional: bool) -> None:
+def _write_rates(audit: Audit, rates: pa.Table, asked: int, conditional: bool) -> None:
     """Write the rates of images beside their findings and into the summary."""
     summary = audit.summary
     _write_findings(audit, lambda part: with_rates(part, rates))
     proof = summary["verification"]
-    proof["rates"] = summarize_rates(JudgedAudit(audit, proof), rates, proof["samples"], conditional)
+    proof["rates"] = summarize_rates(JudgedAudit(audit, proof), rates, asked, proof["samples"], conditional)
     audit.store.write_json(SUMMARY_FILE, with_caveats(summary))
 
 

@@ -1,10 +1,10 @@
-"""What `volgrowth verify --rates` adds: how often the model makes each flagged or proven image.
+"""What `volgrowth verify --rates` adds: how often the model makes each flagged or proven image, or one asked for.
 
 Each image is one task (`audit.sampling.rating`). Its rate is published as soon as it is known, so that an interrupted
 command goes on with the others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -23,26 +23,53 @@ from volgrowth.audit.sampling.drawing import SAMPLER
 from volgrowth.audit.sampling.rating import RIVALS, Rated, RatingWorker
 from volgrowth.audit.sampling.sample_files import FOLDER
 from volgrowth.commands.searching import search_all
-from volgrowth.errors import DamagedError
+from volgrowth.errors import DamagedError, UsageError
 from volgrowth.numerics.generation_rate import GenerationRate
-from volgrowth.records import RATES
+from volgrowth.records import RATES, Status
 
 RATES_FILE = f"{FOLDER}/rates.parquet"
+_NAMED = ("row", "image_id", "status")
 
 
-def measure_rates(session: Session, audit: Audit, groups: Mapping[str, ImageNumbers], quiet: bool) -> pa.Table:
-    """Measure the rates of the images that were flagged or proven, but for those that an earlier call measured.
+def rows_of(audit: Audit, ids: frozenset[str]) -> list[int]:
+    """Return the rows of the images with these ids.
+
+    Raises:
+        UsageError: an id is not in the audit, or its image could not be scored.
+    """
+    rows, known = list[int](), set[str]()
+    for part in audit.parts(scores=["image_id", "status"]) if ids else ():
+        names = part["image_id"].to_pylist()
+        there = np.flatnonzero(np.isin(names, list(ids)))
+        for row, name, status in zip(*(part[n].take(there).to_pylist() for n in _NAMED), strict=True):
+            if status != Status.OK:
+                raise UsageError(f"--rates-of names {name!r}, which could not be scored ({status}): leave it out")
+            rows.append(row)
+            known.add(name)
+    if missing := sorted(ids - known):
+        raise UsageError(
+            f"--rates-of names {missing[0]!r}, which is no image_id of this audit"
+            f"{f' ({len(missing)} such ids)' if len(missing) > 1 else ''}: expected one id a line"
+        )
+    return rows
+
+
+def measure_rates(
+    session: Session, audit: Audit, groups: Mapping[str, ImageNumbers], asked: Sequence[int], quiet: bool
+) -> tuple[pa.Table, int]:
+    """Measure the rates of the images that were flagged, proven or asked for; those of an earlier call are kept.
 
     Args:
         session: the driver session that the workers belong to.
         audit: the audit, with its verification.
         groups: numbers of the audited and the held-out images, by the folder of their scores.
+        asked: rows whose images are rated too.
         quiet: show no progress.
 
     Returns:
-        A table with the columns of `records.RATES`, one row for each image.
+        A table with the columns of `records.RATES`, one row for each image, and how many of them were asked for alone.
     """
-    chosen = choose_rated(JudgedAudit(audit, audit.summary["verification"]))
+    chosen, others = choose_rated(JudgedAudit(audit, audit.summary["verification"]), asked)
     rows, footer = chosen["row"].to_pylist(), {"plan_digest": audit.frozen.digest, "sampler": SAMPLER}
     known = _kept(audit, footer)
     todo = chosen.filter(pa.array([row not in known for row in rows], pa.bool_()))
@@ -60,7 +87,7 @@ def measure_rates(session: Session, audit: Audit, groups: Mapping[str, ImageNumb
         return Task(f"the rate of row {one.row}", "rate", (one,), finished)
 
     run_tasks(session, RatingWorker, map(task, rated), len(rated), progress)
-    return pa.Table.from_pylist([known[row] for row in rows], schema=RATES)
+    return pa.Table.from_pylist([known[row] for row in rows], schema=RATES), others
 
 
 def _kept(audit: Audit, footer: dict[str, str]) -> dict[int, dict[str, object]]:

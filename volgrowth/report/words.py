@@ -342,11 +342,17 @@ def _rate_sentences(rates: Summary) -> list[str]:
     """Say how often the model makes the flagged and proven images, and whether samples agree."""
     images, measured = rates["images"], rates["measured"]
     if not images:
-        return ["No image is flagged or proven, so that no rate was measured."]
+        return ["No image is flagged, proven or asked for, so that no rate was measured."]
     said = [f"How often the model makes an image was measured for {number(measured)} of {plural(images, 'image')}"]
     said[0] += "." if measured == images else f"; for {number(images - measured)} it is not measurable."
-    if rates["found"] > images:
-        said.append(f"They are those of most evidence; the other {number(rates['found'] - images)} were not tried.")
+    asked = rates.get("asked", 0)
+    if asked:
+        said.append(f"{number(asked)} of these images {'was' if asked == 1 else 'were'} asked for.")
+    if rates["found"] > images - asked:
+        left = rates["found"] - (images - asked)
+        said.append(
+            f"Of the flagged and proven ones those of most evidence were tried; {number(left)} others were not."
+        )
     if rates["conditional"] and measured:
         said.append("Each rate is that of samples under the image's own condition.")
     if total := rates["copies_per_million"]:

@@ -86,7 +86,7 @@ def test_targets_are_chosen_in_parts_as_from_whole_tables(tables: Any, monkeypat
 
 def test_rated_pictures_and_their_members_are_found_in_parts(tables: Any) -> None:
     table, findings = tables
-    rated = choose_rated(InParts(findings, table, {"rows": [200, 40]}))
+    rated, _ = choose_rated(InParts(findings, table, {"rows": [200, 40]}))
     evidence = findings["evidence"].to_numpy()[rated["row"].to_numpy()]
     assert len(rated) == 21
     assert (np.diff(evidence) <= 0).all()

@@ -5,7 +5,7 @@ model's samples that are copies of one of them. An audit's own samples check the
 samples that hit the picture, where at least one does.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import exp
 from typing import Any
 
@@ -25,21 +25,27 @@ WITHIN = 3.0
 """Factor by which a rate and the share of samples may differ and still agree."""
 
 
-def choose_rated(judged: JudgedAudit | JudgedTables) -> pa.Table:
-    """Return row, cluster and identical of the rows that stand for flagged or proven pictures.
+def choose_rated(judged: JudgedAudit | JudgedTables, asked: Sequence[int] = ()) -> tuple[pa.Table, int]:
+    """Return row, cluster and identical of the rows whose rates are measured, and the number of rows asked for alone.
 
-    Those of most evidence come first, up to `MOST_RATED` of them.
+    They are rows that stand for flagged or proven pictures, those of most evidence first and up to `MOST_RATED` of
+    them, and then one row of each other picture of which rows are `asked` for.
     """
     names = ["row", "cluster", "identical"]
-    kept, score = [FINDINGS.empty_table().select(names)], np.empty(0)
+    kept, score, wanted = [FINDINGS.empty_table().select(names)], np.empty(0), [FINDINGS.empty_table().select(names)]
     for part in judged.parts(["identical", "excess_growth"]):
+        wanted.append(part.findings.filter(pa.array(np.isin(part.findings["row"].to_numpy(), asked))).select(names))
         some = part.findings.filter(pa.array(part.found & part.first))
         kept.append(some.select(names))
         known = np.nan_to_num(as_floats(some[judged.pictures.ranking]), nan=-np.inf)
         score = np.concatenate([score, known])
         best = np.argsort(-score, kind="stable")[:MOST_RATED]
         kept, score = [pa.concat_tables(kept).take(pa.array(best))], score[best]
-    return pa.concat_tables(kept)
+    chosen, others = pa.concat_tables(kept), pa.concat_tables(wanted)
+    cluster = others["cluster"].to_numpy()
+    first = np.sort(np.unique(cluster, return_index=True)[1])
+    others = others.take(pa.array(first[~np.isin(cluster[first], chosen["cluster"].to_numpy())]))
+    return pa.concat_tables([chosen, others]), len(others)
 
 
 def members_of(findings: Iterable[pa.Table], rated: pa.Table) -> dict[int, np.ndarray]:
@@ -74,13 +80,14 @@ def with_rates(findings: pa.Table, rates: pa.Table) -> pa.Table:
 
 
 def summarize_rates(
-    judged: JudgedAudit | JudgedTables, rates: pa.Table, samples: int, conditional: bool
+    judged: JudgedAudit | JudgedTables, rates: pa.Table, asked: int, samples: int, conditional: bool
 ) -> dict[str, Any]:
     """Summarise rates.
 
     Args:
         judged: all rows, with `verified_hits`.
         rates: with the columns of `records.RATES`.
+        asked: how many of them are of pictures that are neither flagged nor proven, and were asked for.
         samples: number of samples that were drawn.
         conditional: True if each rate is under the image's own condition, while samples were under those of random
             rows: then rates do not add up, and samples do not check them.
@@ -102,6 +109,7 @@ def summarize_rates(
     return {
         "found": found,
         "images": len(rates),
+        "asked": asked,
         "measured": len(known),
         "conditional": conditional,
         "evaluations": pc.sum(rates["nfe"]).as_py() or 0,

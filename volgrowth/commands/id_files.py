@@ -1,0 +1,14 @@
+"""Text files with which users name images to a command."""
+
+from pathlib import Path
+
+from volgrowth.errors import UsageError
+
+
+def read_ids(file: Path, option: str) -> frozenset[str]:
+    """Read ids or sources, one a line."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{option} {file} cannot be read ({error}): expected a text file, one id a line") from None
+    return frozenset(line for line in lines if line)
