@@ -200,9 +200,7 @@ def _verify(
     rates: Annotated[
         bool, option("Also measure how often the model makes each flagged or proven image, however rare it is.")
     ] = False,
-    rates_of: Annotated[
-        Path | None, option("File of ids, one per line, of images whose rates are measured with those of --rates.")
-    ] = None,
+    rates_of: Annotated[Path | None, option("File of ids, one per line, whose rates are measured as well.")] = None,
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
     ray_address: RayAddress = None,

@@ -53,7 +53,7 @@ from volgrowth.audit.sampling.neighbours import Neighbours
 from volgrowth.audit.sampling.sample_files import DECODED, SAMPLE, STOPPED
 from volgrowth.commands.report import SAMPLES_FILE, write_report
 from volgrowth.commands.searching import search_all
-from volgrowth.commands.verify_rates import measure_rates, rows_of
+from volgrowth.commands.verify_rates import asked_rows, measure_rates
 from volgrowth.config import EXECUTION, AuditConfig
 from volgrowth.errors import UsageError
 from volgrowth.records import FINDINGS, Status
@@ -121,7 +121,7 @@ def verify_audit(
         known = {name: value for name, value in audit.frozen.config.items() if name not in {*EXECUTION, "measure"}}
         config = AuditConfig.build(**known, output=output, **running)
         check_unchanged(audit.store, audit.frozen)
-        asked = rows_of(audit, frozenset(rates_of))
+        asked = asked_rows(audit, frozenset(rates_of))
         chosen = _choose(audit, samples, stop_level, conditional=config.condition_column is not None)
         with Session(config, audit.frozen, audit.store, lock) as session:
             settle_batch(session)

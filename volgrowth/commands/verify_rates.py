@@ -31,7 +31,7 @@ RATES_FILE = f"{FOLDER}/rates.parquet"
 _NAMED = ("row", "image_id", "status")
 
 
-def rows_of(audit: Audit, ids: frozenset[str]) -> list[int]:
+def asked_rows(audit: Audit, ids: frozenset[str]) -> list[int]:
     """Return the rows of the images with these ids.
 
     Raises:
