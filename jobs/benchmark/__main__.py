@@ -15,7 +15,7 @@ from jobs.benchmark.detection.suite import SUITE, choose_cases
 from jobs.benchmark.image_sets import EMOJI_FONT, HANZI_FONT, write_image_sets
 from jobs.experiments import Outcome, publish_outcome
 from jobs.pages import markdown_table, page_in
-from volgrowth.errors import VolgrowthError
+from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.plain import plain, print_plain
 
 
@@ -124,6 +124,17 @@ def _rates(given: argparse.Namespace) -> Outcome:
     return check_rates(cases, given.seeds, given.data, models, given.images, cached_only=cached)
 
 
+def _conditions(given: argparse.Namespace) -> Outcome:
+    """Judge scores under classes and captions: which pairs of image and condition come out, and what finds them."""
+    from jobs.benchmark.truth.conditions import CONDITIONED, compare_conditions
+
+    known = {setup.name: setup for setup in CONDITIONED}
+    if unknown := [name for name in given.cases or () if name not in known]:
+        raise UsageError(f"case {unknown[0]!r} is not known: expected one of {', '.join(known)}")
+    chosen = [known[name] for name in given.cases or known]
+    return compare_conditions(chosen, given.seeds, given.data, given.output / "models", cached_only=given.cached)
+
+
 def _promise(given: argparse.Namespace) -> Outcome:
     """Simulate audits over tails of every kind: the false discoveries and the power behind a promised rate."""
     from jobs.benchmark.promise import simulate_promises
@@ -187,6 +198,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "copies": (_copies, "truth"),
     "truth": (_truth, "truth"),
     "rates": (_rates, "truth"),
+    "conditions": (_conditions, "truth"),
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
     "gpu": (_gpu, ""),
@@ -197,7 +209,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
 
 
 # the commands that work on trained models
-OF_MODELS = ("detection", "evidence", "forms", "rates", "rows", "truth")
+OF_MODELS = ("detection", "evidence", "forms", "rates", "rows", "truth", "conditions")
 
 
 def _parser() -> argparse.ArgumentParser:

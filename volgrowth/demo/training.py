@@ -1,10 +1,11 @@
 """Small diffusion models, trained on the spot in minutes on a CPU core."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,8 +50,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def untrained(shape: tuple[int, ...], channels: tuple[int, ...]) -> torch.nn.Module:
-    """Return a UNet2DModel with random weights for images of `shape` (C, H, W), without attention."""
+def untrained(shape: tuple[int, ...], channels: tuple[int, ...], **further: Any) -> torch.nn.Module:
+    """Return a UNet2DModel with random weights for images of `shape` (C, H, W), without attention.
+
+    Args:
+        shape: of an image.
+        channels: of each block.
+        further: settings of UNet2DModel, such as `num_class_embeds`.
+    """
     from diffusers import UNet2DModel
 
     return UNet2DModel(
@@ -62,6 +69,7 @@ def untrained(shape: tuple[int, ...], channels: tuple[int, ...]) -> torch.nn.Mod
         down_block_types=("DownBlock2D",) * len(channels),
         up_block_types=("UpBlock2D",) * len(channels),
         norm_num_groups=8,
+        **further,
     )
 
 
@@ -73,18 +81,42 @@ def train_model(images: np.ndarray, folder: Path, seed: int, recipe: Recipe = Re
     network = untrained(images.shape[1:], recipe.channels)
     scheduler = DDPMScheduler()
     data = to_tensor(images)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate)
+
+    def loss() -> torch.Tensor:
+        clean = data[torch.randint(len(data), (recipe.batch,))]
+        noise, time = torch.randn_like(clean), torch.randint(1000, (recipe.batch,))
+        predicted = network(scheduler.add_noise(clean, noise, time), time).sample
+        return torch.nn.functional.mse_loss(predicted, noise)
+
+    fit(list(network.parameters()), loss, recipe)
+    DDPMPipeline(network, scheduler).save_pretrained(folder)
+
+
+def fit(
+    parameters: Sequence[torch.nn.Parameter],
+    loss: Callable[[], torch.Tensor],
+    recipe: Recipe,
+    after: Callable[[], None] | None = None,
+) -> None:
+    """Minimise a loss by the recipe, on one thread.
+
+    Args:
+        parameters: what is trained.
+        loss: draws a batch and returns its loss.
+        recipe: steps and learning rate.
+        after: called after every step.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate)
     decay = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=recipe.learning_rate, total_steps=max(recipe.steps, FEWEST), pct_start=WARM_UP
     )
     with one_thread():
         console = Console(stderr=True)
         for _ in track(range(recipe.steps), "training", console=console, disable=not sys.stderr.isatty()):
-            clean = data[torch.randint(len(data), (recipe.batch,))]
-            noise, time = torch.randn_like(clean), torch.randint(1000, (recipe.batch,))
-            predicted = network(scheduler.add_noise(clean, noise, time), time).sample
+            value = loss()
             optimizer.zero_grad()
-            torch.nn.functional.mse_loss(predicted, noise).backward()
+            value.backward()
             optimizer.step()
             decay.step()
-    DDPMPipeline(network, scheduler).save_pretrained(folder)
+            if after:
+                after()

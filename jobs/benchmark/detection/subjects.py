@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from jobs.benchmark.detection.compared_scores import SCORES, Score, SharedScore, evaluate, evaluate_columns
 from jobs.benchmark.detection.metrics import draw_replicates
@@ -114,6 +115,11 @@ def describe_images(pixels: np.ndarray) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([COLUMNS.field(name) for name in rows[0]]))
 
 
+def states_of(denoiser: Denoiser, pixels: np.ndarray) -> Tensor:
+    """Return what the denoiser sees of uint8 images (n, C, H, W): the images in [-1, 1], or their latents."""
+    return denoiser.embed(to_tensor(pixels))
+
+
 def scores_of(subject: Subject, score: Score) -> np.ndarray:
     """Return a score of all images of a subject, (n,). Scores that are built in are cached beside the model."""
     function = score.function
@@ -121,7 +127,7 @@ def scores_of(subject: Subject, score: Score) -> np.ndarray:
         return function.sign * measure_shared(subject, function, SEED)[function.column]
 
     def measure(denoiser: Denoiser, pixels: np.ndarray) -> Columns:
-        return {score.name: evaluate(score, denoiser, to_tensor(pixels), SEED)}
+        return {score.name: evaluate(score, denoiser, states_of(denoiser, pixels), SEED)}
 
     if score not in SCORES:
         if subject.cached_only:
@@ -140,7 +146,7 @@ def measure_shared(subject: Subject, shared: SharedScore, seed: int) -> Columns:
     """
 
     def measure(denoiser: Denoiser, pixels: np.ndarray) -> Columns:
-        return evaluate_columns(shared, denoiser, to_tensor(pixels), seed)
+        return evaluate_columns(shared, denoiser, states_of(denoiser, pixels), seed)
 
     return _cached(subject, shared.measurement + (f", seed {seed}" if seed != SEED else ""), measure)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from jobs.benchmark.truth.alterations import UNCHANGED, alter_copies
+from jobs.benchmark.truth.training import Autoencoder, Practice, train_as_users_do, train_in_latents
 from jobs.experiments import say
 from volgrowth.analysis.verification.proof import Reproduced
 from volgrowth.audit.sampling.drawing import draw_samples
@@ -35,6 +36,8 @@ class Setup:
         recipe: of the training.
         halvings: how often the images' sides are halved.
         samples: number of samples that tell what the model reproduces.
+        latent: the autoencoder in whose latents the model is trained; None for a model of pixels.
+        practice: what users add to the training.
         altered: how planted families are altered, in turn (`jobs.benchmark.truth.alterations`); () for no alteration.
     """
 
@@ -49,6 +52,8 @@ class Setup:
     halvings: int = 0
     samples: int = 3000
     altered: tuple[str, ...] = field(default=(), repr=False)
+    latent: Autoencoder | None = field(default=None, repr=False)
+    practice: Practice = field(default=Practice(), repr=False)
 
     @property
     def key(self) -> str:
@@ -92,6 +97,15 @@ class Setup:
             variation=self.variation,
         )
         return alter_copies(case, self.altered, seed) if self.altered else case
+
+    def train(self, case: LabelledSet, model: Path, seed: int) -> None:
+        """Train the model of this case, and save it as a pipeline."""
+        if self.latent:
+            train_in_latents(case.train, model, seed, self.recipe, self.latent)
+        elif self.practice != Practice():
+            train_as_users_do(case.train, model, seed, self.recipe, self.practice)
+        else:
+            train_model(case.train, model, seed, self.recipe)
 
 
 DIGITS = Setup("digits-exact", None, 900, DIGITS_PLANTING, Recipe())
@@ -173,7 +187,7 @@ def train_or_load(setup: Setup, seed: int, folder: Path, cache: Path, say: Calla
     model, samples = home / "model", home / "samples.npy"
     if not (model / "model_index.json").exists():
         say(f"training {setup.name}, seed {seed}: {setup.recipe.steps} steps on {len(case.train)} images")
-        train_model(case.train, model, seed, setup.recipe)
+        setup.train(case, model, seed)
     if not samples.exists():
         say(f"sampling {setup.name}, seed {seed}: {setup.samples} images")
         np.save(samples, draw_samples(load_model(str(model)), range(setup.samples), seed=0))

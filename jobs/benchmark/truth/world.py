@@ -16,7 +16,9 @@ from jobs.benchmark.detection.experiment import Bench, result_table, run_bench
 from jobs.benchmark.detection.suite import Setup
 from jobs.benchmark.truth.alterations import ALTERATIONS, UNCHANGED
 from jobs.benchmark.truth.members import member_rows
+from jobs.benchmark.truth.training import Autoencoder, Practice
 from jobs.experiments import Outcome
+from volgrowth.demo.cases import DIGITS_PLANTING
 from volgrowth.demo.training import Recipe
 
 # at most 25 minutes of two cores, for images of 32 x 32 in colour
@@ -27,8 +29,20 @@ KINDS = (UNCHANGED, *ALTERATIONS)
 FEW = 10
 EMOJI, PHOTOGRAPHS = "emoji32.npz", "photos32.npz"
 
+LATENT_RECIPE = Recipe(channels=(64, 64), steps=5000, batch=32)
+
 WORLD = (
     Setup("photos-exact", PHOTOGRAPHS, 800, COLOUR_PLANTING, COLOUR_RECIPE, held_out=2000, samples=2000),
+    Setup(
+        "photos-latent",
+        PHOTOGRAPHS,
+        800,
+        COLOUR_PLANTING,
+        LATENT_RECIPE,
+        held_out=2000,
+        samples=2000,
+        latent=Autoencoder(),
+    ),
     Setup("emoji-natural", EMOJI, 1200, (), COLOUR_RECIPE, held_out=2000, samples=2000),
     Setup(
         "photos-altered",
@@ -39,6 +53,18 @@ WORLD = (
         held_out=2000,
         samples=2000,
         altered=KINDS,
+    ),
+    Setup("digits-augmented", None, 900, DIGITS_PLANTING, Recipe(), practice=Practice(augmented=True)),
+    Setup("digits-averaged", None, 900, DIGITS_PLANTING, Recipe(), practice=Practice(average=0.99)),
+    # very many images in families of 2 to 50 copies, so that it is seen how many copies it takes
+    Setup(
+        "hanzi-families",
+        "hanzi12.npz",
+        19_992,
+        ((60, 50), (80, 20), (100, 10), (150, 5), (300, 2)),
+        Recipe(steps=20_000),
+        plain=8,
+        held_out=4000,
     ),
 )
 

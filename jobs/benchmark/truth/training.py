@@ -1,0 +1,160 @@
+"""Training as users do it: in latents, with augmented images, averaged weights, and under classes or captions.
+
+All of it is the DDPM loss, on one thread, and saved as a diffusers pipeline that volgrowth loads as any other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from volgrowth.demo.cases import to_tensor
+from volgrowth.demo.training import Recipe, fit, untrained
+
+# images that an autoencoder encodes at a time
+AT_ONCE = 256
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+Augment = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """An AutoencoderKL that halves height and width once less than it has channels, and how it is trained.
+
+    Attributes:
+        channels: of its blocks.
+        latents: channels of a latent.
+        recipe: of its training, by the squared error of the image and `divergence` times the divergence of the latents.
+        divergence: weight of the Kullback-Leibler divergence from the normal distribution, per image.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 32)
+    latents: int = 4
+    recipe: Recipe = field(default_factory=lambda: Recipe(steps=1000, batch=32))
+    divergence: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What users add to a training.
+
+    Attributes:
+        augmented: mirror every second image, and move each by up to a pixel, anew in every step.
+        average: share of the averaged weights that each step keeps, which are saved in place of the last ones.
+    """
+
+    augmented: bool = False
+    average: float | None = None
+
+
+def train_in_latents(images: np.ndarray, folder: Path, seed: int, recipe: Recipe, autoencoder: Autoencoder) -> None:
+    """Train an autoencoder on uint8 images (n, C, H, W), then a UNet2DModel in its latents; save an LDMPipeline."""
+    from diffusers import DDPMScheduler, LDMPipeline
+
+    torch.manual_seed(seed)
+    vae = train_autoencoder(images, autoencoder)
+    states = encode_images(vae, images)
+    network, scheduler = untrained(tuple(states.shape[1:]), recipe.channels), DDPMScheduler()
+    loss = denoising_loss(lambda x, time, rows: network(x, time).sample, states, scheduler, recipe.batch)
+    fit(list(network.parameters()), loss, recipe)
+    LDMPipeline(vqvae=vae, unet=network, scheduler=scheduler).save_pretrained(folder)
+
+
+def train_as_users_do(images: np.ndarray, folder: Path, seed: int, recipe: Recipe, practice: Practice) -> None:
+    """Train a UNet2DModel on uint8 images (n, C, H, W), augmented or with averaged weights; save a DDPMPipeline."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+    from diffusers.training_utils import EMAModel
+
+    torch.manual_seed(seed)
+    network, scheduler = untrained(images.shape[1:], recipe.channels), DDPMScheduler()
+    average = None
+    if practice.average is not None:
+        average = EMAModel(network.parameters(), decay=practice.average, use_ema_warmup=True)
+    loss = denoising_loss(
+        lambda x, time, rows: network(x, time).sample,
+        to_tensor(images),
+        scheduler,
+        recipe.batch,
+        mirror_and_move if practice.augmented else None,
+    )
+    fit(list(network.parameters()), loss, recipe, (lambda: average.step(network.parameters())) if average else None)
+    if average:
+        average.copy_to(network.parameters())
+    DDPMPipeline(network, scheduler).save_pretrained(folder)
+
+
+def denoising_loss(
+    predict: Predict, states: Tensor, scheduler: Any, batch: int, augment: Augment | None = None
+) -> Callable[[], Tensor]:
+    """Return a function that draws a batch and returns its DDPM loss.
+
+    Args:
+        predict: the network as a function of noisy states (B, *state), times (B,), and the rows (B,) they are made of.
+        states: images or latents to draw from, (n, *state).
+        scheduler: a scheduler of diffusers with 1000 steps.
+        batch: rows of a batch.
+        augment: changes the states of a batch.
+    """
+
+    def loss() -> Tensor:
+        rows = torch.randint(len(states), (batch,))
+        clean = augment(states[rows]) if augment else states[rows]
+        noise, time = torch.randn_like(clean), torch.randint(1000, (batch,))
+        return functional.mse_loss(predict(scheduler.add_noise(clean, noise, time), time, rows), noise)
+
+    return loss
+
+
+def mirror_and_move(images: Tensor) -> Tensor:
+    """Mirror about half of the images (B, C, H, W), move each by up to a pixel, and repeat its edge."""
+    height, width = images.shape[2:]
+    images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
+    padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
+    corners = torch.randint(3, (len(images), 2)).tolist()
+    return torch.stack(
+        [image[:, top : top + height, left : left + width] for image, (top, left) in zip(padded, corners, strict=True)]
+    )
+
+
+def train_autoencoder(images: np.ndarray, settings: Autoencoder) -> Any:
+    """Train an AutoencoderKL on uint8 images (n, C, H, W). Its scale is set so that latents have unit variance."""
+    from diffusers import AutoencoderKL
+
+    blocks = len(settings.channels)
+    vae = AutoencoderKL(
+        in_channels=images.shape[1],
+        out_channels=images.shape[1],
+        block_out_channels=settings.channels,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        latent_channels=settings.latents,
+        norm_num_groups=8,
+        sample_size=images.shape[2],
+        mid_block_add_attention=False,
+    )
+    data = to_tensor(images)
+
+    def loss() -> Tensor:
+        clean = data[torch.randint(len(data), (settings.recipe.batch,))]
+        posterior = vae.encode(clean).latent_dist
+        error = functional.mse_loss(vae.decode(posterior.sample()).sample, clean)
+        return error + settings.divergence * posterior.kl().mean()
+
+    fit(list(vae.parameters()), loss, settings.recipe)
+    vae.eval().requires_grad_(False)
+    vae.register_to_config(scaling_factor=1.0)
+    vae.register_to_config(scaling_factor=1 / float(encode_images(vae, images).std()))
+    return vae
+
+
+@torch.no_grad()
+def encode_images(vae: Any, images: np.ndarray) -> Tensor:
+    """Return the scaled modes of the latents of uint8 images (n, C, H, W)."""
+    modes = [vae.encode(part).latent_dist.mode() for part in to_tensor(images).split(AT_ONCE)]
+    return torch.cat(modes) * vae.config.scaling_factor

@@ -1,0 +1,55 @@
+"""Training as users do it: what is saved loads as any other model, and is what was trained."""
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.benchmark.detection.suite import Setup
+from jobs.benchmark.truth.training import (
+    Autoencoder,
+    Practice,
+    encode_images,
+    mirror_and_move,
+    train_as_users_do,
+    train_autoencoder,
+)
+from volgrowth.demo.cases import digit_images
+from volgrowth.demo.training import Recipe, train_model
+from volgrowth.models import load_model
+
+TINY = Recipe(channels=(8, 8), steps=3, batch=4)
+SMALL = Autoencoder((8, 8), recipe=Recipe(steps=3, batch=4))
+
+
+def test_a_model_of_latents_loads_and_its_latents_have_unit_variance(tmp_path):
+    setup = Setup("tiny", None, 40, ((2, 5),), TINY, plain=4, held_out=20, latent=SMALL)
+    case = setup.case(tmp_path, 1)
+    setup.train(case, tmp_path / "model", 1)
+    model = load_model(str(tmp_path / "model"))
+    assert (model.pixel_shape, model.image_shape) == ((1, 8, 8), (4, 4, 4))
+    torch.manual_seed(0)
+    assert encode_images(train_autoencoder(case.train, SMALL), case.train).std() == pytest.approx(1, abs=1e-3)
+
+
+def test_without_any_practice_the_loss_is_that_of_the_demo(tmp_path):
+    images = digit_images()[:20]
+    train_model(images, tmp_path / "demo", 1, TINY)
+    train_as_users_do(images, tmp_path / "users", 1, TINY, Practice())
+    files = [(tmp_path / each / "unet/diffusion_pytorch_model.safetensors").read_bytes() for each in ("demo", "users")]
+    assert files[0] == files[1]
+    for practice in (Practice(augmented=True), Practice(average=0.9)):
+        train_as_users_do(images, tmp_path / "other", 1, TINY, practice)
+        assert (tmp_path / "other/unet/diffusion_pytorch_model.safetensors").read_bytes() != files[0]
+
+
+def test_augmented_images_are_mirrored_or_not_and_moved_by_up_to_a_pixel():
+    image = torch.arange(64.0).reshape(1, 1, 8, 8)
+    inner = {tuple(each[2:6, 2:6].flatten().tolist()) for each in mirror_and_move(image.expand(200, 1, 8, 8))[:, 0]}
+    moved = [
+        form[0, 0, top : top + 4, left : left + 4].flatten().tolist()
+        for form in (image, image.flip(3))
+        for top in (1, 2, 3)
+        for left in (1, 2, 3)
+    ]
+    assert inner == set(map(tuple, moved))
+    assert np.isin(mirror_and_move(image).numpy(), image.numpy()).all()
