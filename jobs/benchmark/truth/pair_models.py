@@ -172,10 +172,11 @@ def sample_under(
     drawn = []
     for first in range(0, len(conditions), AT_ONCE):
         some = conditions[first : first + AT_ONCE]
-        model = guided(denoiser, some, None) if null is None else _guided(denoiser, some, null, guidance or 1.0)
+        model = guided(denoiser, some, None) if null is None else guide(denoiser, some, null, guidance or 1.0)
         drawn.append(draw_samples(model, range(first, first + len(some)), 0, steps))
     return np.concatenate(drawn)
 
 
-def _guided(denoiser: Denoiser, conditions: Sequence[Condition], null: Denoiser, scale: float) -> Denoiser:
+def guide(denoiser: Denoiser, conditions: Sequence[Condition], null: Denoiser, scale: float) -> Denoiser:
+    """Return the model under conditions, one for each image of a batch, guided away from `null`."""
     return GuidedDenoiser(denoiser.given(conditions), null, scale)

@@ -4,18 +4,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from jobs.benchmark.__main__ import main
 from jobs.benchmark.truth import conditions, pair_models
 from jobs.benchmark.truth.captions import TOKENS, caption_of, embed_captions, text_encoder, train_tokenizer
 from jobs.benchmark.truth.conditions import CONDITIONED, PairTruth, _cell, _role_rows
-from jobs.benchmark.truth.pair_models import PairTrained, pairs_are_trained, train_or_load_pairs
+from jobs.benchmark.truth.pair_models import PairTrained, guide, load_null, pairs_are_trained, train_or_load_pairs
 from jobs.benchmark.truth.pair_scores import PRICES, suspicious
 from jobs.benchmark.truth.pairs import ONE, SEVERAL, SHARED, SINGLE, WRONG, PairSetup
 from jobs.benchmark.truth.training import Autoencoder
 from volgrowth.analysis.verification.proof import Reproduced
 from volgrowth.demo.cases import digit_images
 from volgrowth.demo.training import Recipe
+from volgrowth.models import load_model
 
 CLASSES = PairSetup(
     "tiny-classes",
@@ -135,7 +137,14 @@ def test_the_command_trains_both_kinds_and_fills_the_page(data, tmp_path, monkey
         assert pairs_are_trained(setup, 1, data, tmp_path / "models")
         trained = train_or_load_pairs(setup, 1, data, tmp_path / "models", print)
         assert len(trained.samples) == len(trained.guided) == setup.samples * len(trained.case.conditions)
-        assert (trained.samples != trained.guided).any()
+        denoiser, level = load_model(str(trained.model)), torch.tensor(1.0, dtype=torch.float64)
+        null, y = load_null(denoiser, setup.kind), torch.ones(1, *denoiser.image_shape)
+        seen = [
+            model.noise(y, level)
+            for condition in trained.case.conditions[:2]
+            for model in (denoiser.given([condition]), guide(denoiser, [condition], null, 3.0))
+        ]
+        assert len({each.sum().item() for each in (*seen, null.noise(y, level))}) == 5  # each condition, guided or not
     assert main([*asked, "--cases", "no-such-case"]) == 2
 
 
