@@ -41,7 +41,7 @@ def train_tokenizer(captions: Sequence[str]) -> Any:
         captions, trainers.BpeTrainer(vocab_size=1500, end_of_word_suffix="</w>", show_progress=False)
     )
     model = json.loads(words.to_str())["model"]
-    merges = [tuple(pair) for pair in model["merges"]]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
     found = {**model["vocab"]}
     for token in (*(f"{letter}</w>" for letter in sorted(set("".join(captions)) - {" "})), *ends):
         found.setdefault(token, len(found))

@@ -83,9 +83,11 @@ class PairTruth:
     def of(cls, trained: PairTrained) -> "PairTruth":
         """Count hits of the samples of a case."""
         case, labelled = trained.case, trained.case.labelled
-        found = [_hits(trained, samples) for samples in (trained.samples, trained.guided)]
-        free = find_reproduced(trained.free, labelled.train, labelled.holdout, case.row_image)
-        return cls(*(decide_reproduced(hits, held, trained.setup.samples) for hits, held in found), free)
+        plain, guided = (
+            decide_reproduced(*_hits(trained, samples), trained.setup.samples)
+            for samples in (trained.samples, trained.guided)
+        )
+        return cls(plain, guided, find_reproduced(trained.free, labelled.train, labelled.holdout, case.row_image))
 
 
 def _hits(trained: PairTrained, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -76,7 +76,8 @@ def train_or_load_pairs(
         (train_classes if setup.kind == "class" else train_captions)(case, model, setup)
     if not path.exists():
         say(f"sampling {setup.name}, seed {seed}: under {len(case.conditions)} conditions")
-        np.savez(path, **_samples(load_model(str(model)), setup, case))
+        arrays: dict[str, Any] = {**_samples(load_model(str(model)), setup, case)}
+        np.savez(path, **arrays)
     with np.load(path) as drawn:
         return PairTrained(setup, seed, case, model, **dict(drawn))
 

@@ -9,7 +9,7 @@ import torch
 from jobs.benchmark.__main__ import main
 from jobs.benchmark.truth import conditions, pair_models
 from jobs.benchmark.truth.captions import TOKENS, caption_of, embed_captions, text_encoder, train_tokenizer
-from jobs.benchmark.truth.conditions import CONDITIONED, PairTruth, _cell, _role_rows
+from jobs.benchmark.truth.conditions import PairTruth, _cell, _role_rows
 from jobs.benchmark.truth.pair_models import PairTrained, guide, load_null, pairs_are_trained, train_or_load_pairs
 from jobs.benchmark.truth.pair_scores import PRICES, suspicious
 from jobs.benchmark.truth.pairs import ONE, SEVERAL, SHARED, SINGLE, WRONG, PairSetup
@@ -115,7 +115,7 @@ def test_a_cell_judges_pairs_that_were_sampled_and_planted_ones_only_if_they_com
     score = np.where(case.role == SINGLE, 0.0, 2.0)
     score[:2] = 1.0  # below the planted ones that do not come out, above the single ones
     assert _cell(drawn, truth, score, None) == "1.000 / – / –"
-    assert _cell(drawn, truth, None, -score).startswith("– / 0.000 (")
+    assert str(_cell(drawn, truth, None, -score)).startswith("– / 0.000 (")
     assert _cell(drawn, Reproduced(0 * hits, np.zeros(3, int), 2), score, score) is None
 
 
@@ -138,7 +138,7 @@ def test_the_command_trains_both_kinds_and_fills_the_page(data, tmp_path, monkey
         trained = train_or_load_pairs(setup, 1, data, tmp_path / "models", print)
         assert len(trained.samples) == len(trained.guided) == setup.samples * len(trained.case.conditions)
         denoiser, level = load_model(str(trained.model)), torch.tensor(1.0, dtype=torch.float64)
-        null, y = load_null(denoiser, setup.kind), torch.ones(1, *denoiser.image_shape)
+        null, y = load_null(denoiser, setup.kind), torch.ones(1, *(denoiser.image_shape or ()))
         seen = [
             model.noise(y, level)
             for condition in trained.case.conditions[:2]
@@ -146,8 +146,3 @@ def test_the_command_trains_both_kinds_and_fills_the_page(data, tmp_path, monkey
         ]
         assert len({each.sum().item() for each in (*seen, null.noise(y, level))}) == 5  # each condition, guided or not
     assert main([*asked, "--cases", "no-such-case"]) == 2
-
-
-def test_every_conditional_case_keeps_to_what_is_promised():
-    assert all(setup.recipe.steps * setup.recipe.batch <= 3000 * 64 for setup in CONDITIONED)
-    assert {setup.kind for setup in CONDITIONED} == {"class", "caption"}
