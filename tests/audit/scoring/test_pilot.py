@@ -91,6 +91,17 @@ def test_a_layout_is_measured_once_and_kept(tiny_model, digit_file, tmp_path, mo
     assert given.summary["run"]["arithmetic"]["layout"] is None
 
 
+def test_a_layout_that_was_lost_is_said(tiny_model, digit_file, tmp_path, monkeypatch, capsys):
+    race(monkeypatch, 2.0)
+    out = tmp_path / "out"
+    audit(tiny_model, digit_file, out, channels_last="auto")
+    assert "is lost" not in capsys.readouterr().err
+    for path in (out / "batch-size.json", out / "_SUCCESS", next((out / "scores").iterdir())):
+        path.unlink()
+    audit(tiny_model, digit_file, out, channels_last="auto")
+    assert f"{out}/batch-size.json is lost, which says how the weights lay in memory" in capsys.readouterr().err
+
+
 def test_where_nothing_is_asked_a_cpu_measures_no_layout(tiny_model, digit_file, tmp_path, monkeypatch):
     monkeypatch.setattr(PilotWorker, "tune", lambda *anything: 1 / 0)
     assert audit(tiny_model, digit_file, tmp_path / "out").summary["run"]["arithmetic"]["channels_last"] is False

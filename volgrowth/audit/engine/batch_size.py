@@ -17,7 +17,7 @@ from volgrowth.audit.engine.running import run_tasks, uses_gpus, workers_here
 from volgrowth.audit.engine.session import Session
 from volgrowth.audit.output.fragments import published
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER
-from volgrowth.audit.output.mending import SHAPES, kept_json
+from volgrowth.audit.output.mending import SHAPES, kept_json, tell_user
 from volgrowth.audit.scoring.pilot import PilotWorker, Tuned
 from volgrowth.errors import DamagedError
 from volgrowth.storage.store import Store
@@ -99,6 +99,11 @@ def _found(session: Session, begun: bool) -> Tuned | None:
     config = session.config
     search = config.batch_size is None or ("batch_size" not in config.model_fields_set and uses_gpus(session))
     lay_out = not begun and lays_out(session)
+    if begun and config.channels_last == "auto":
+        tell_user(
+            f"{session.store.path(BATCH_FILE)} is lost, which says how the weights lay in memory: the network goes on "
+            f"as it is loaded, and the last digits of scores may differ from those that are there"
+        )
     if search and begun and (batch := _batch_of_fragments(session)):
         return Tuned(batch)
     return tune(session, None if search else config.batch_size, lay_out) if search or lay_out else None
