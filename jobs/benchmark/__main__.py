@@ -135,6 +135,15 @@ def _conditions(given: argparse.Namespace) -> Outcome:
     return compare_conditions(chosen, given.seeds, given.data, given.output / "models", cached_only=given.cached)
 
 
+def _levels(given: argparse.Namespace) -> Outcome:
+    """Judge noise norm and loss at eight noise levels, and what latents say beside pixels of the same images."""
+    from jobs.benchmark.truth.levels import compare_levels
+    from jobs.benchmark.truth.world import WORLD
+
+    cases = choose_cases(given.data, given.cases, (*SUITE, *WORLD))
+    return compare_levels(cases, given.seeds, given.data, given.output / "models", cached_only=given.cached)
+
+
 def _promise(given: argparse.Namespace) -> Outcome:
     """Simulate audits over tails of every kind: the false discoveries and the power behind a promised rate."""
     from jobs.benchmark.promise import simulate_promises
@@ -199,6 +208,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "truth": (_truth, "truth"),
     "rates": (_rates, "truth"),
     "conditions": (_conditions, "truth"),
+    "levels": (_levels, "truth"),
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
     "gpu": (_gpu, ""),
@@ -209,7 +219,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
 
 
 # the commands that work on trained models
-OF_MODELS = ("detection", "evidence", "forms", "rates", "rows", "truth", "conditions")
+OF_MODELS = ("detection", "evidence", "forms", "rates", "rows", "truth", "conditions", "levels")
 
 
 def _parser() -> argparse.ArgumentParser:
