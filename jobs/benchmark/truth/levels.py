@@ -141,8 +141,8 @@ def _best(rows: Sequence[dict[str, Any]]) -> list[str]:
         best = [max(mine, key=lambda row: float(row[f"{part}: AUROC"])) for part in ("noise norm", "loss")]
         sentences.append(
             f"{case} with seed {seed}: noise norm finds most at level {best[0]['level']} (AUROC "
-            f"{best[0]['noise norm: AUROC']}), the loss at {best[1]['level']} ({best[1]['loss: AUROC']}); `screen` takes "
-            f"{SCREEN.norm_level:g} and {SCREEN.loss_level:g}."
+            f"{best[0]['noise norm: AUROC']}), the loss at {best[1]['level']} ({best[1]['loss: AUROC']}); `screen` "
+            f"takes {SCREEN.norm_level:g} and {SCREEN.loss_level:g}."
         )
     return sentences
 
