@@ -116,10 +116,10 @@ def test_settings_that_make_no_sense(say, tiny_model, digit_file, digits, tmp_pa
     few = tmp_path / "few.parquet"
     write_image_parquet(few, digits[:9], [str(row) for row in range(9)])
     command = ["audit", tiny_model, digit_file, "--output", "out"]
-    assert "setting shard_size: Input should be greater than or equal to 1, got 0" in say(*command, "--shard-size", 0)
+    assert "setting shard_size: expected 1 or more, got 0" in say(*command, "--shard-size", 0)
     assert "measure.num_prob" in say(*command, "--set", "measure.num_prob=4")
     assert "expected NAME=VALUE" in say(*command, "--set", "seed")
-    assert "does not match any of the expected tags" in say(*command, "--preset", "fancy")
+    assert "expected standard, screen, paper or volume, got 'fancy'" in say(*command, "--preset", "fancy")
     assert "cannot be read" in say(*command, "--config", "missing.yaml")
     assert "is not a YAML value" in say(*command, "--set", "measure.num_probes=[")
     (tmp_path / "numbers.yaml").write_text("1: 2")
@@ -127,8 +127,24 @@ def test_settings_that_make_no_sense(say, tiny_model, digit_file, digits, tmp_pa
     assert "65 axes in 64 dimensions" in say(*command, "--preset", "paper", "--set", "measure.num_tangents=65")
     assert "largest_level must be above" in say(*command, "--preset", "volume", "--set", "measure.largest_level=0.001")
     assert "expected at least 50" in say(*command, "--holdout", few)
-    assert "No such option" in say(*command, "--sead", 1)
-    assert "Missing argument" in say("audit")
+    assert "audit has no option --holdut: did you mean --holdout" in say(*command, "--holdut", 1)
+    assert "--workers: expected a whole number" in say(*command, "--workers", "x")
+    assert "audit needs MODEL, DATA and --output: `volgrowth audit --help`" in say("audit")
+    assert "audit needs DATA and --output" in say("audit", tiny_model)
+    assert "verify needs OUTPUT and --samples" in say("verify")
+
+
+def test_a_checkpoint_of_a_training_run_is_chosen_by_its_number(say, tiny_model, digit_file, tmp_path):
+    said = say("audit", tmp_path / "run", digit_file, "--output", "out", "--checkpoint", "500")
+    assert f"{tmp_path}/run/checkpoint-500" in said
+
+
+def test_the_help_of_audit_is_in_groups_with_defaults(capsys):
+    assert run_command(["audit", "--help"]) == 0
+    shown = capsys.readouterr().out
+    titles = ["─ Model ─", "─ Data ─", "─ What is measured ─", "─ Where and how it runs ─"]
+    assert all(title in shown for title in titles)
+    assert "(1024)" in shown
 
 
 def test_reports_of_what_is_no_audit(say, tmp_path):

@@ -29,14 +29,25 @@ def test_settings_are_frozen():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"measure": {"preset": "paper", "num_steps": 0}}, "measure.num_steps: .*greater than or equal to 1"),
-        ({"measure": {"loss_level": 0.1}}, "measure: .*loss_level must be above norm_level, which is 0.1"),
-        ({"measure": {"levels": [0.2]}}, "measure.levels: Extra inputs are not permitted"),
-        ({"measure": {"loss_level": -1}}, "measure.loss_level: .*greater than 0, got -1"),
-        ({"max_failed": 2}, "max_failed: .*less than or equal to 1, got 2"),
-        ({"nonsense": 1}, "nonsense: Extra inputs are not permitted"),
-        ({"model": None}, "model: .*valid string"),
-        ({"dtype": "int8"}, "dtype: .*'float32', 'float64', 'bfloat16' or 'float16'"),
+        ({"measure": {"preset": "paper", "num_steps": 0}}, "measure.num_steps: expected 1 or more, got 0"),
+        ({"measure": {"loss_level": 0.1}}, "measure: loss_level must be above norm_level, which is 0.1"),
+        ({"measure": {"levels": [0.2]}}, "measure.levels is unknown.*The settings here are norm_level"),
+        ({"measure": {"loss_level": -1}}, "measure.loss_level: expected above 0, got -1"),
+        ({"max_failed": 2}, "max_failed: expected at most 1, got 2"),
+        ({"nonsense": 1}, "nonsense is unknown: the settings here are model, revision"),
+        ({"sead": 1}, r"sead is unknown: did you mean seed\? The settings here are model"),
+        ({"loss_level": 1}, r"loss_level is unknown: did you mean measure.loss_level\?"),
+        (
+            {"measure": {"preset": "papre"}},
+            r"measure.preset: expected standard, .* or volume, got 'papre' \(did you mean pap",
+        ),
+        ({"measure": {"num_tangents": 3}}, "measure.num_tangents is unknown to preset standard: preset paper has it"),
+        ({"engine": "loca"}, r"engine: expected ray or local, got 'loca' \(did you mean local\?\)"),
+        ({"shard_size": "x"}, "shard_size: expected a whole number, got 'x'"),
+        ({"max_failed": None}, "max_failed: expected a number, got None"),
+        ({"cascade": "perhaps"}, "cascade: expected true or false, got 'perhaps'"),
+        ({"model": None}, "model: expected text, got None"),
+        ({"dtype": "int8"}, "dtype: expected float32, float64, bfloat16 or float16, got 'int8'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_given(settings, message):

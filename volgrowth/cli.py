@@ -5,19 +5,20 @@ Heavy imports wait until a command runs, so that --help answers at once.
 
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from enum import IntEnum
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from volgrowth.errors import UsageError, VolgrowthError
-from volgrowth.guard import INTERRUPTED, KEPT, STOPPED, continue_guarded, tell_guard
+from volgrowth.exits import Commands, Exit, interruptible
+from volgrowth.guard import KEPT, continue_guarded, tell_guard
 from volgrowth.options import (
+    DATA,
+    MEASURED,
+    RUNNING,
     EngineName,
     GpusPerWorker,
     RayAddress,
@@ -29,30 +30,11 @@ from volgrowth.options import (
 )
 from volgrowth.plain import keep_printing, plain, print_plain
 from volgrowth.signals import EndingSignals
+from volgrowth.typed import SentenceCommand
 from volgrowth.version import VERSION
 
-
-class Exit(IntEnum):
-    """The exit codes of the commands."""
-
-    DONE = 0
-    MORE_THAN_ALLOWED = 1
-    NOT_STARTED = STOPPED
-    CANNOT_TELL = 2
-    TOO_MANY_FAILED = 3
-    INTERRUPTED = INTERRUPTED
-
-
-class _Commands(TyperGroup):
-    """The commands, each of which ends with a sentence when a signal interrupts it."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with _interruptible(KEPT):
-            return super().invoke(ctx)
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Find the training images that a diffusion model has memorized.",
@@ -65,19 +47,22 @@ def _audit(
     ctx: typer.Context,
     *,
     reference: Annotated[
-        str | None, option("Audit of the same rows by a model not trained on them, for calibration.")
+        str | None, option("Audit of the same rows by a model not trained on them, for calibration.", group=DATA)
     ] = None,
     cascade: Annotated[
-        bool, option("Screen every row cheaply, and measure only those that may be flagged.", "--cascade")
+        bool,
+        option("Screen every row cheaply, and measure only those that may be flagged.", "--cascade", group=MEASURED),
     ] = False,
-    min_workers: Annotated[int | None, option("Fewest workers to go on with; the audit waits for them.")] = None,
+    min_workers: Annotated[
+        int | None, option("Fewest workers to go on with (1); the audit waits for them.", group=RUNNING)
+    ] = None,
     extend: Annotated[bool, option("Audit files that DATA gained since, into the same OUTPUT.", "--extend")] = False,
     retry_failed: Annotated[bool, option("Try the rows again that have no score.", "--retry-failed")] = False,
     log_json: Annotated[
-        str | None, option("File to append events to while the audit runs, one JSON object per line.")
+        str | None, option("File to append events to while the audit runs, one JSON object per line.", group=RUNNING)
     ] = None,
     max_failed: Annotated[
-        float | None, option("Share of rows that may have no score before the exit code is 3 (0.01).")
+        float | None, option("Share of rows that may have no score before the exit code is 3 (0.01).", group=RUNNING)
     ] = None,
     **settings: Any,
 ) -> None:
@@ -90,7 +75,7 @@ def _audit(
       volgrowth audit google/ddpm-cifar10-32 cifar10 --split train --output s3://bucket/cifar10
     """
     asked = audit_config(ctx)
-    with _interruptible(f"finished shards are kept in {asked.output}; the same command resumes"):
+    with interruptible(f"finished shards are kept in {asked.output}; the same command resumes"):
         from volgrowth.commands.audit import audit_lines, failed_share, run_audit
 
         finished = run_audit(asked, extend=extend, retry_failed=retry_failed)
@@ -122,7 +107,7 @@ def _plan(
       volgrowth plan ./ddpm ./train.parquet --output out --price 2.5
     """
     asked = audit_config(ctx)
-    with _interruptible("nothing was predicted; the same command starts again"):
+    with interruptible("nothing was predicted; the same command starts again"):
         from volgrowth.commands.plan import describe_forecast, plan_audit
 
         print_plain(describe_forecast(plan_audit(asked, price=price)))
@@ -216,7 +201,7 @@ def _verify(
 
       volgrowth verify out --samples 5000 --rates
     """
-    with _interruptible(f"samples drawn are kept in {output}; the same command goes on"):
+    with interruptible(f"samples drawn are kept in {output}; the same command goes on"):
         from volgrowth.commands.id_files import read_ids
         from volgrowth.commands.verify import verify_audit
         from volgrowth.report.words import proof_sentences
@@ -282,7 +267,7 @@ def _curate(
         raise UsageError("curate needs the OUTPUT of a finished audit, or --undo with a folder that --apply wrote")
     limits = {"fdr": fdr, "top_k": top_k, "max_score": max_score}
     policy = curate.policy_of_options(limits, action, allow, opt_out)
-    with _interruptible(KEPT):
+    with interruptible(KEPT):
         curated = curate.write_curation(output, policy, list_, apply, indices, trust_output)
     print_plain("\n".join(curate.curation_lines(output, list_, curated, apply)))
 
@@ -336,6 +321,24 @@ def _check_output(output: Annotated[str, typer.Argument(help="Output of a finish
         raise typer.Exit(Exit.NOT_STARTED)
 
 
+@app.command("doctor")
+def _doctor() -> None:
+    """Show whether an audit can run here: versions, devices, Ray, stores, credentials (never their values), room.
+
+    Exit code 0, or 2 if something is broken that an audit needs.
+
+    Example:
+
+      volgrowth doctor
+    """
+    from volgrowth.commands.doctor import doctor_lines, examine_machine
+
+    found = examine_machine()
+    print_plain("\n".join(doctor_lines(found)))
+    if any(each.broken for each in found):
+        raise typer.Exit(Exit.NOT_STARTED)
+
+
 @app.command("demo")
 def _demo(output: Annotated[Path, option("Folder for model, data, audit and report.")]) -> None:
     """Train a small model on real digits, audit it, and show what it reproduces. Takes minutes on two cores.
@@ -344,7 +347,7 @@ def _demo(output: Annotated[Path, option("Folder for model, data, audit and repo
 
       volgrowth demo --output demo-output
     """
-    with _interruptible(f"what is finished is kept in {output}; the same command goes on"):
+    with interruptible(f"what is finished is kept in {output}; the same command goes on"):
         from volgrowth.commands.demo import run_demo
 
         run_demo(output)
@@ -357,20 +360,15 @@ def _version(version: Annotated[bool, option("Print the version.", "--version")]
         raise typer.Exit
 
 
+for _command in app.registered_commands:
+    _command.cls = SentenceCommand
+
+
 def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
         print_plain(f"warning: {plain(warning)}", error=True)
 
 
-@contextmanager
-def _interruptible(kept: str) -> Iterator[None]:
-    """Have Ctrl-C, SIGTERM and SIGHUP end a command with a sentence that says what is kept, and exit code 130."""
-    tell_guard(kept=kept)
-    try:
-        yield
-    except KeyboardInterrupt:
-        print_plain(f"interrupted: {kept}", error=True)
-        raise typer.Exit(Exit.INTERRUPTED) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

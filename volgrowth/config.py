@@ -27,6 +27,7 @@ from pydantic import (
 from volgrowth.credentials import Credentials, hide, known_credentials, remember
 from volgrowth.errors import UsageError
 from volgrowth.held import MEMORY, held_by, hold
+from volgrowth.wrong_settings import wrong_setting
 
 DataKind = Literal["parquet", "webdataset", "folder", "arrow"]
 NoiseLevel = Annotated[float, Field(gt=0, le=1000)]
@@ -202,7 +203,10 @@ class PaperMeasure(_MeasureSettings):
 
 
 Measure = Annotated[StandardMeasure | ScreenMeasure | PaperMeasure | VolumeMeasure, Field(discriminator="preset")]
-PRESETS = ("standard", "screen", "paper", "volume")
+PRESETS: dict[str, Any] = {
+    kind.model_fields["preset"].default: kind.model_fields
+    for kind in (StandardMeasure, ScreenMeasure, PaperMeasure, VolumeMeasure)
+}
 
 _RUNNING = ("engine", "workers", "min_workers", "wait_minutes", "hang_minutes", "gpus_per_worker", "ray_address")
 EXECUTION = frozenset((*_RUNNING, "output", "max_failed", "trust_model", "log_json", "data_kind", "holdout_kind"))
@@ -344,10 +348,7 @@ class AuditConfig(Frozen):
         try:
             return cls(**settings)
         except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"] if part not in PRESETS) or "settings"
-            given = "" if problem["type"] == "missing" or not problem["loc"] else f", got {problem['input']!r}"
-            raise UsageError(f"setting {where}: {problem['msg']}{given}") from None
+            raise UsageError(wrong_setting(error.errors()[0], {"": cls.model_fields, **PRESETS})) from None
 
     @property
     def condition_column(self) -> str | None:

@@ -11,17 +11,26 @@ import yaml
 from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError
 
-
-def option(text: str, *names: str) -> Any:
-    """Declare a command-line option by its help text, and by its names unless they follow from the parameter."""
-    return typer.Option(*names, help=text)
+MODEL, DATA, MEASURED, RUNNING = "Model", "Data", "What is measured", "Where and how it runs"
+"""The groups of options in `--help`."""
 
 
-EngineName = Annotated[str | None, option("ray (default), or local: one worker in this process, without Ray.")]
-Workers = Annotated[
-    int | None, option("Most workers; each loads the model. Default: one per GPU, or per core without GPUs.")
+def option(text: str, *names: str, group: str | None = None) -> Any:
+    """Declare a command-line option by its help text, by its names unless they follow from the parameter, and group."""
+    return typer.Option(*names, help=text, rich_help_panel=group)
+
+
+EngineName = Annotated[
+    str | None, option("ray (default), or local: one worker in this process, without Ray.", group=RUNNING)
 ]
-GpusPerWorker = Annotated[float | None, option("GPUs per worker, such as 0.5 to share one between two.")]
+Workers = Annotated[
+    int | None,
+    option("Most workers; each loads the model. Default: one per GPU, or per core without GPUs.", group=RUNNING),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    option("GPUs per worker, such as 0.5 to share one between two. Default: 1 where there are any.", group=RUNNING),
+]
 TrustOutput = Annotated[
     bool,
     option(
@@ -29,7 +38,9 @@ TrustOutput = Annotated[
         "--trust-output",
     ),
 ]
-RayAddress = Annotated[str | None, option("Ray cluster to join; the default is a local one, started here.")]
+RayAddress = Annotated[
+    str | None, option("Ray cluster to join; the default is a local one, started here.", group=RUNNING)
+]
 
 
 def _shared(
@@ -43,36 +54,60 @@ def _shared(
         ),
     ],
     output: Annotated[str, option("Folder or URL for the audit; repeat the command to resume it.")],
-    subfolder: Annotated[str | None, option("Folder in MODEL that holds the network, such as unet_ema.")] = None,
-    base: Annotated[str | None, option("Pipeline that supplies what MODEL lacks, if MODEL is a bare network.")] = None,
-    lora: Annotated[str | None, option("LoRA weights on top of the model: a file, folder, URL or hub id.")] = None,
-    split: Annotated[str | None, option("Split of the data set, if it has several.")] = None,
+    subfolder: Annotated[
+        str | None, option("Folder in MODEL that holds the network, such as unet_ema.", group=MODEL)
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        option("Checkpoint of MODEL, if that is the folder of a training run: 500 is checkpoint-500.", group=MODEL),
+    ] = None,
+    base: Annotated[
+        str | None, option("Pipeline that supplies what MODEL lacks, if MODEL is a bare network.", group=MODEL)
+    ] = None,
+    lora: Annotated[
+        str | None, option("LoRA weights on top of the model: a file, folder, URL or hub id.", group=MODEL)
+    ] = None,
+    split: Annotated[str | None, option("Split of the data set, if it has several.", group=DATA)] = None,
     image_column: Annotated[
-        str | None, option("Column with the images, or their extension in tars, if there are several.")
+        str | None, option("Column with the images, or their extension in tars, if there are several.", group=DATA)
     ] = None,
-    id_column: Annotated[str | None, option("Column with your own ids; by default a hash of the image.")] = None,
-    class_column: Annotated[str | None, option("Column with the classes, for a model that takes a class.")] = None,
-    caption_column: Annotated[str | None, option("Column with the captions, for a model that takes text.")] = None,
+    id_column: Annotated[
+        str | None, option("Column with your own ids; by default a hash of the image.", group=DATA)
+    ] = None,
+    class_column: Annotated[
+        str | None, option("Column with the classes, for a model that takes a class.", group=DATA)
+    ] = None,
+    caption_column: Annotated[
+        str | None, option("Column with the captions, for a model that takes text.", group=DATA)
+    ] = None,
+    guidance: Annotated[
+        float | None, option("Also measure growth under guidance of this scale.", group=MEASURED)
+    ] = None,
+    holdout: Annotated[str | None, option("Similar images that the model was not trained on.", group=DATA)] = None,
+    holdout_split: Annotated[
+        str | None, option("Split of the held-out images, if there are several.", group=DATA)
+    ] = None,
     embedding_column: Annotated[
-        str | None, option("Column with embeddings, by whose cosine near duplicates are found as well.")
+        str | None,
+        option("Column with embeddings, by whose cosine near duplicates are found as well.", group=DATA),
     ] = None,
-    guidance: Annotated[float | None, option("Also measure growth under guidance of this scale.")] = None,
-    holdout: Annotated[str | None, option("Similar images that the model was not trained on.")] = None,
-    holdout_split: Annotated[str | None, option("Split of the held-out images, if there are several.")] = None,
     preset: Annotated[
-        str | None, option("Measure standard (default), screen (the cheapest), paper (as published) or volume.")
+        str | None,
+        option("Measure standard (default), screen (the cheapest), paper (as published) or volume.", group=MEASURED),
     ] = None,
-    shard_size: Annotated[int | None, option("Rows per shard, the unit of work that a worker takes (1024).")] = None,
+    shard_size: Annotated[
+        int | None, option("Rows per shard, the unit of work that a worker takes (1024).", group=RUNNING)
+    ] = None,
     trust_model: Annotated[
-        bool, option("Go on although the model failed its check; the report says so.", "--trust-model")
+        bool, option("Go on although the model failed its check; the report says so.", "--trust-model", group=MODEL)
     ] = False,
     engine: EngineName = None,
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
     ray_address: RayAddress = None,
-    config: Annotated[Path | None, option("YAML file with any of the settings.")] = None,
+    config: Annotated[Path | None, option("YAML file with any of the settings.", group=MEASURED)] = None,
     settings: Annotated[
-        list[str] | None, option("Any one setting, such as measure.num_probes=8; repeatable.", "--set")
+        list[str] | None, option("Any one setting, such as measure.num_probes=8; repeatable.", "--set", group=MEASURED)
     ] = None,
 ) -> None:
     """Declare the options that `takes_settings` adds to a command."""
@@ -98,8 +133,16 @@ def audit_config(ctx: typer.Context) -> AuditConfig:
     given = ctx.params
     unset = (None, False)
     named = {name: given[name] for name in AuditConfig.model_fields if not any(given.get(name) is no for no in unset)}
+    if given.get("checkpoint"):
+        named["model"] = _checkpoint(named["model"], given["checkpoint"])
     merged = _merged_settings(given["config"], named, given["preset"], given["settings"] or [])
     return AuditConfig.build(**merged)
+
+
+def _checkpoint(model: str, checkpoint: str) -> str:
+    """Return the folder of a training run's checkpoint, which may be given by its number."""
+    name = f"checkpoint-{checkpoint}" if checkpoint.isdigit() else checkpoint
+    return f"{model.rstrip('/')}/{name}"
 
 
 def _merged_settings(

@@ -163,7 +163,7 @@ def test_another_program_gets_plain_progress_lines(typed, tmp_path):
     assert opened == "opened: 150 rows of 1 parquet file; images from column image"
     assert left_aside == "left aside: nothing"
     assert scored.startswith("150 of 150 images scored; report: ")
-    assert "25/25 shards, " in finished.stderr
+    assert "150 of 150 images, " in finished.stderr
     assert "images/s" in finished.stderr
     assert "0 failed" in finished.stderr
     assert "\x1b" not in finished.stderr

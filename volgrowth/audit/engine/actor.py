@@ -20,6 +20,8 @@ from volgrowth.models.user_code import note_line
 
 # two shards are scored at a time where calls may overlap; no other method gives the device free before it ends
 OVERLAPPING = "score"
+# the group of calls that are answered while others are worked on
+WATCH = "watch"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Home:
     pid: int
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={WATCH: 1})
 class Actor:
     """Holds a worker. It is cheap to construct; `prepare` does what can fail."""
 
@@ -54,12 +56,17 @@ class Actor:
             raise DeviceFailedError(node, platform.node(), kind_and_line(error)) from None
         return Home(node, self.worker.device, self.worker.device_name, platform.node(), os.getpid())
 
+    @ray.method(concurrency_group=WATCH)
+    def measured(self) -> int:
+        """Return how many rows are measured in calls that are not answered yet."""
+        return int(self.worker.measured)
+
     def call(self, method: str, arguments: tuple[Any, ...], attempt: int) -> Any:
         """Call a method of the worker and return its answer, after counting it if it is a tally."""
         use_one_thread()
         self.worker.attempt = attempt
         try:
-            with nullcontext() if method == OVERLAPPING else self.worker.turn:
+            with self.worker.counting(), nullcontext() if method == OVERLAPPING else self.worker.turn:
                 answer = getattr(self.worker, method)(*arguments)
         except Exception as error:
             note_line(error)

@@ -54,6 +54,7 @@ class HiredActor:
     Attributes:
         begun: when its oldest call could begin, by the clock of the crew.
         answered: whether it has done a task.
+        watch: the unanswered question how many rows it has measured in its tasks, and the last answer.
     """
 
     actor: Any
@@ -63,6 +64,8 @@ class HiredActor:
     calls: dict[ray.ObjectRef, Task | None] = field(default_factory=dict)
     begun: float = 0.0
     answered: bool = False
+    watch: ray.ObjectRef | None = None
+    measured: int = 0
 
     @property
     def tasks(self) -> list[Task]:
@@ -107,6 +110,7 @@ class RayCrew:
                 self._wait()
                 self._tick()
                 self._end_hung()
+                self._watch()
                 ready = sum(worker.state is State.READY for worker in self.workers)
                 self.session.run.workers = max(self.session.run.workers, ready)
                 self.session.pulse(self.progress, ready, self._oldest())
@@ -121,6 +125,17 @@ class RayCrew:
         now = time.monotonic()
         self._clock += min(now - self._looked, PAUSE_SECONDS)
         self._looked = now
+
+    def _watch(self) -> None:
+        """Ask workers how many rows they have measured in their tasks, and show the sum; no answer is waited for."""
+        for worker in self.workers:
+            if worker.watch is not None and ray.wait([worker.watch], timeout=0)[0]:
+                with suppress(RayError):  # a worker that is gone is met where its tasks are collected
+                    worker.measured = ray.get(worker.watch)
+                worker.watch = None
+            if worker.watch is None and worker.tasks and worker.state is not State.PENDING:
+                worker.watch = worker.actor.measured.remote()
+        self.progress.move(sum(worker.measured for worker in self.workers if worker.tasks))
 
     def _oldest(self) -> tuple[str, float] | None:
         """Return the task that has waited longest for its answer, and how long."""
@@ -217,7 +232,7 @@ class RayCrew:
             task = worker.calls.pop(call)
             if task:
                 self.pace.note(task, self._clock - worker.begun, not worker.answered)
-                worker.begun, worker.answered = self._clock, True
+                worker.begun, worker.answered, worker.measured = self._clock, True, 0
                 self.ledger.done(task, answer)
             else:
                 worker.state, worker.home, self.failed_starts = State.READY, answer, 0

@@ -29,6 +29,7 @@ class LocalCrew:
         self.session, self.progress = session, progress
         self.worker = worker(session.config, session.manifest, device_here(session.config.gpus_per_worker))
         self.worker.earlier = session.replica
+        self.worker.moved = self._moved
         self.pace, self._answered = Pace(session.config.hang_minutes), False
 
     def work(self, ledger: Ledger) -> None:
@@ -50,7 +51,7 @@ class LocalCrew:
     def _do(self, ledger: Ledger, task: Task) -> None:
         self.worker.attempt = ledger.attempt(task)
         try:
-            with self._timed(task):
+            with self._timed(task), self.worker.counting():
                 answer = getattr(self.worker, task.method)(*task.arguments)
         except Exception as error:  # networks raise errors of every kind
             if device_failed(error):
@@ -66,6 +67,11 @@ class LocalCrew:
             ledger.done(task, answer)
             return
         self.session.run.retries += 1
+
+    def _moved(self) -> None:
+        """Show the rows that the worker has measured within its task."""
+        self.progress.move(self.worker.measured)
+        self.progress.show()
 
     @contextmanager
     def _timed(self, task: Task) -> Iterator[None]:

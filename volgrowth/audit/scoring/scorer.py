@@ -89,12 +89,14 @@ class Scorer:
         turn: is held while the device is used, so that threads use it one after the other.
 
     Attributes:
+        measured: called with the number of rows of each group that is measured.
         screened: whether the rows have been screened by a cascade, and only the rest is measured.
         differenced: why derivatives are taken by central differences; None if they are not.
         launcher: gives micro-batches to the device, as a CUDA graph where that works.
     """
 
     screened = False
+    measured: Callable[[int], None] = staticmethod(lambda rows: None)
 
     def __init__(
         self,
@@ -139,6 +141,7 @@ class Scorer:
             DecoderDiedError: a process that decodes rows ended.
         """
         records: list[dict[str, Any]] = []
+        told = 0
         flying: deque[tuple[list[Prepared], list[Chunk]]] = deque()
         ahead = Ahead(
             rows,
@@ -155,6 +158,8 @@ class Scorer:
                     flying.append((group, self._launch([item for item in group if item.pixels is not None])))
                     if len(flying) > IN_FLIGHT:
                         records += _records(*flying.popleft())
+                        self.measured(len(records) - told)
+                        told = len(records)
         for group, chunks in flying:
             records += _records(group, chunks)
         return pa.Table.from_pylist(records, schema=SCORES), ahead.starved, ahead.held_up

@@ -51,7 +51,7 @@ class ScoringWorker(ModelWorker):
     def new_scorer(self, denoiser: Denoiser, config: AuditConfig, kind: type[Scorer] = Scorer) -> Scorer:
         """Return a scorer. It can load a float32 copy of the model, which finite differences need in low precision."""
         describe = self.decoders.describe if self.decoders else describe_rows
-        return kind(
+        scorer = kind(
             denoiser,
             config,
             lambda: self.load("float32"),
@@ -60,6 +60,8 @@ class ScoringWorker(ModelWorker):
             describe,
             self.turn,
         )
+        scorer.measured = self.count
+        return scorer
 
     @cached_property
     def decoders(self) -> Decoders | None:

@@ -2,6 +2,8 @@
 
 import platform
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ class _OwnOfThread(threading.local):
 
     def __init__(self) -> None:
         self.attempt = 1
+        self.measured = 0
         self.sources: dict[str, Source] = {}
 
 
@@ -46,16 +49,20 @@ class DataWorker:
         gpu_share: the share of its GPU's memory that this worker may use, set by the engine too.
         turn: held by the thread that uses the device. Beside a GPU the engine calls `score` from two threads, which
             take turns by themselves; it takes the turn for all other methods.
+        measured: rows that are measured in tasks which are not answered yet.
+        moved: called when further rows are measured; an engine in the same process sets it.
     """
 
     workers_here = 1
     cores_here: int | None = None
     gpu_share = 1.0
+    moved: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, config: AuditConfig, manifest: Manifest, device: str):
         self.config, self.manifest, self.device = config, manifest, device
         self.turn = threading.RLock()
         self._own = _OwnOfThread()
+        self.measured = 0
 
     @property
     def attempt(self) -> int:
@@ -65,6 +72,21 @@ class DataWorker:
     @attempt.setter
     def attempt(self, number: int) -> None:
         self._own.attempt = number
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count the rows of one task, and forget them when it ends: from then on its answer counts."""
+        self._own.measured = 0
+        try:
+            yield
+        finally:
+            self.measured -= self._own.measured
+
+    def count(self, rows: int) -> None:
+        """Count rows that were measured in the task of this thread."""
+        self._own.measured += rows
+        self.measured += rows
+        self.moved()
 
     def prepare(self) -> None:
         """Get ready for tasks.
