@@ -43,7 +43,7 @@ RayAddress = Annotated[
 ]
 
 
-def _shared(
+def _inputs_and_output(
     model: Annotated[
         str, typer.Argument(help="Diffusers folder, its URL or hub id, EDM folder, or factory:module:function.")
     ],
@@ -80,9 +80,6 @@ def _shared(
     caption_column: Annotated[
         str | None, option("Column with the captions, for a model that takes text.", group=DATA)
     ] = None,
-    guidance: Annotated[
-        float | None, option("Also measure growth under guidance of this scale.", group=MEASURED)
-    ] = None,
     holdout: Annotated[str | None, option("Similar images that the model was not trained on.", group=DATA)] = None,
     holdout_split: Annotated[
         str | None, option("Split of the held-out images, if there are several.", group=DATA)
@@ -90,6 +87,14 @@ def _shared(
     embedding_column: Annotated[
         str | None,
         option("Column with embeddings, by whose cosine near duplicates are found as well.", group=DATA),
+    ] = None,
+) -> None:
+    """Declare the model, the data and the output among the options that `takes_settings` adds to a command."""
+
+
+def _measure_and_engine(
+    guidance: Annotated[
+        float | None, option("Also measure growth under guidance of this scale.", group=MEASURED)
     ] = None,
     preset: Annotated[
         str | None,
@@ -110,7 +115,7 @@ def _shared(
         list[str] | None, option("Any one setting, such as measure.num_probes=8; repeatable.", "--set", group=MEASURED)
     ] = None,
 ) -> None:
-    """Declare the options that `takes_settings` adds to a command."""
+    """Declare how to measure and where to run among these options."""
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -118,7 +123,9 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     first, *own = inspect.signature(command).parameters.values()
     own = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
     shared = [
-        parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in inspect.signature(_shared).parameters.values()
+        parameter.replace(kind=parameter.KEYWORD_ONLY)
+        for declared in (_inputs_and_output, _measure_and_engine)
+        for parameter in inspect.signature(declared).parameters.values()
     ]
     command.__signature__ = inspect.Signature([first, *shared, *own])  # type: ignore[attr-defined]
     return command
