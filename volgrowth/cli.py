@@ -369,8 +369,6 @@ def _warn(warnings: Iterable[str]) -> None:
         print_plain(f"warning: {plain(warning)}", error=True)
 
 
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     keep_printing()
