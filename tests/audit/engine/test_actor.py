@@ -1,6 +1,13 @@
 """The facts that an actor tells its worker."""
 
-from volgrowth.audit.engine.actor import cores_of, workers_on
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from volgrowth.audit.engine.actor import Actor, cores_of, workers_on
 
 NODES = [
     {"NodeID": "large", "Resources": {"CPU": 64.0, "GPU": 8.0}},
@@ -20,3 +27,32 @@ def test_cores_of_a_node_are_those_that_ray_gives_out():
     assert cores_of("large", NODES) == 64
     assert cores_of("small", NODES) == 4
     assert cores_of("gone", NODES) is None
+
+
+def test_an_actor_tells_how_many_rows_it_has_measured_while_it_works(ray_session: None, tmp_path: Path) -> None:
+    """The question is answered beside the call that is worked on; after the call nothing is left of its rows."""
+    marker = tmp_path / "go on"
+
+    class Counting:
+        turn, attempt, measured = contextlib.nullcontext(), 1, 0
+
+        @contextlib.contextmanager
+        def counting(self) -> Any:
+            yield
+            self.measured = 0
+
+        def work(self) -> int:
+            self.measured = 5
+            while not marker.exists():
+                time.sleep(0.02)
+            return 7
+
+    remote: Any = Actor
+    made = remote.options(num_cpus=0).remote(lambda *_: Counting(), None, None, "cpu")
+    working = made.call.remote("work", (), 1)
+    while ray.get(made.measured.remote(), timeout=60) != 5:
+        time.sleep(0.05)
+    marker.touch()
+    assert ray.get(working, timeout=60) == 7
+    assert ray.get(made.measured.remote(), timeout=60) == 0
+    ray.kill(made)

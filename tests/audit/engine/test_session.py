@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import volgrowth as vg
+from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.output.result import Audit
 from volgrowth.audit.scoring import worker
 from volgrowth.audit.scoring.pilot import PilotWorker
@@ -496,3 +497,17 @@ def test_a_compiled_audit_scores_alike(tiny_model, digit_file, tmp_path, referen
     (warning,) = finished.summary["run"]["warnings"]
     assert "was not compiled" in warning
     assert "ZeroDivisionError" in warning
+
+
+def test_progress_moves_within_a_shard(tiny_model, digit_file, tmp_path, monkeypatch):
+    """Groups of rows are told as they are measured, and forgotten when their shard is finished."""
+    seen, move = list[int](), AuditProgress.move
+
+    def watched(self: AuditProgress, within: int) -> None:
+        seen.append(within)
+        move(self, within)
+
+    monkeypatch.setattr(AuditProgress, "move", watched)
+    audit(tiny_model, digit_file, tmp_path / "out", shard_size=150, batch_size=16)
+    assert {16, 64, 112} <= set(seen)
+    assert max(seen) < 150
