@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import volgrowth as vg
+from tests.support.pipelines import build
 from volgrowth.audit.engine import batch_size
 from volgrowth.audit.engine.batch_size import rows_a_shard
 from volgrowth.audit.output.result import Audit
@@ -67,6 +68,16 @@ def test_a_layout_changes_the_order_in_memory_and_nothing_else(tiny_model):
         assert all(
             each.is_contiguous(memory_format=torch.channels_last) is last for each in after if min(each.shape) > 1
         )
+
+
+def test_an_autoencoder_takes_the_layout_of_the_model(tmp_path):
+    build("dit", tmp_path / "model")
+    denoiser: Any = load_model(str(tmp_path / "model"))
+    encoder, images = denoiser.codec.vae.encoder.conv_in, torch.rand(2, *denoiser.pixel_shape)
+    first = denoiser.embed(images)
+    put_channels(denoiser, True)
+    assert encoder.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(denoiser.embed(images), first, atol=1e-5)
 
 
 @pytest.mark.parametrize(("last", "chosen"), [(0.5, True), (2.0, False)])

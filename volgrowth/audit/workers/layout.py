@@ -1,4 +1,4 @@
-"""The order of a network's weights in memory, which convolutions take over for their activations.
+"""The order of a model's weights in memory, which convolutions take over for their activations.
 
 Channels-last is what cuDNN recommends for convolutions on tensor cores. Some layers, group normalisation among them,
 force the other order in some versions of torch (pytorch#111824), so that it may also be slower.
@@ -28,15 +28,20 @@ class Layout:
 
 
 def convolution_weights(denoiser: Denoiser) -> list[torch.nn.Parameter]:
-    """Return the weights (out, in, height, width) behind a denoiser's network; the autoencoder's are not among them."""
-    network: Any = getattr(denoiser, "network", denoiser)
+    """Return the weights (out, in, height, width) behind a denoiser: of its network, and of its autoencoder."""
+    parts: list[Any] = [getattr(denoiser, "network", denoiser)]
+    if codec := getattr(denoiser, "codec", None):
+        parts.append(codec.vae)
     return [
-        tensor for _, tensor in named_tensors(network) if isinstance(tensor, torch.nn.Parameter) and tensor.ndim == 4
+        tensor
+        for part in parts
+        for _, tensor in named_tensors(part)
+        if isinstance(tensor, torch.nn.Parameter) and tensor.ndim == 4
     ]
 
 
 def put_channels(denoiser: Denoiser, last: bool) -> None:
-    """Put the channels of a network's convolution weights last in memory, or first."""
+    """Put the channels of the convolution weights behind a denoiser last in memory, or first."""
     layout = torch.channels_last if last else torch.contiguous_format
     for weights in convolution_weights(denoiser):
         weights.data = weights.data.contiguous(memory_format=layout)
