@@ -215,5 +215,5 @@ def test_a_layout_is_one_of_three(tiny_model):
     settings = {"model": str(tiny_model), "data": "d", "output": "o"}
     for given in (True, False, "auto", None):
         assert vg.AuditConfig.build(**settings, channels_last=given).channels_last is given or given == "auto"
-    with pytest.raises(UsageError, match="setting channels_last: Input should be True, False or 'auto', got 'maybe'"):
+    with pytest.raises(UsageError, match="setting channels_last: expected True, False or auto, got 'maybe'"):
         vg.AuditConfig.build(**settings, channels_last="maybe")
