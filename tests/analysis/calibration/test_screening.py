@@ -25,15 +25,8 @@ def with_all(some: Screening) -> Screening:
     """The same screening with an entry for every image."""
     rows = np.flatnonzero(np.unpackbits(some.others))
     no, nothing = np.zeros(len(rows), bool), np.empty(0, np.uint8)
-    pictures = rows + 10**9
-    added = {
-        "row": rows,
-        "passed": no,
-        "measured": no,
-        "flagged": no,
-        "p_value": np.ones(len(rows)),
-        "picture": pictures,
-    }
+    added = {"row": rows, "picture": rows + 10**9, "p_value": np.ones(len(rows))}
+    added |= dict.fromkeys(("passed", "measured", "flagged"), no)
     columns = {name: np.concatenate([getattr(some, name), values]) for name, values in added.items()}
     return Screening(**columns, tests=some.tests, others=nothing)
 

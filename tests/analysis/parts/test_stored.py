@@ -18,12 +18,13 @@ from volgrowth.analysis.calibration import expected_scores
 from volgrowth.analysis.findings import WholeAnalysis, analyse
 from volgrowth.analysis.parts import database, stored
 from volgrowth.analysis.parts.database import check_room
+from volgrowth.analysis.parts.stored import StoredRows
 from volgrowth.audit.output.fragments import publish_fragment
 from volgrowth.audit.output.judged import JUDGED_FOLDER, ScoreReader
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.output.result import Audit, open_audit
 from volgrowth.commands import analysing
-from volgrowth.errors import OutputError
+from volgrowth.errors import DamagedError, OutputError
 from volgrowth.storage.store import Store
 
 ROWS, SHARD, HELD = 1_100, 250, 700
@@ -184,6 +185,20 @@ def test_a_fragment_that_vanishes_is_named(audit: Path, monkeypatch: pytest.Monk
         made_up_audit.finish_here(audit)
 
 
+def test_a_fragment_of_another_schema_is_named(audit: Path) -> None:
+    """Growth is text in the second shard: it is not taken for numbers, nor for missing ones."""
+    store = Store(str(audit / "out"))
+    name = "scores/part-00001.parquet"
+    scores, (_, footer) = store.read_table(name), store.read_footer(name)
+    place = scores.column_names.index("growth")
+    store.write_table(name, scores.set_column(place, "growth", pa.array(["much"] * len(scores))), footer)
+    manifest = Audit(store, store.read_json("manifest.json")).frozen
+    judged = StoredRows(store, manifest, None, lambda judge, shards: None)
+    with pytest.raises(DamagedError, match="part-00001.parquet is damaged") as error:
+        list(judged.scores())
+    assert error.value.name == name
+
+
 def replace_scores(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     """Publish other scores of the audited rows."""
     store = Store(str(folder / "out"))
@@ -215,8 +230,14 @@ def unscored(scores: pa.Table) -> pa.Table:
     return scores.set_column(place, scores.field(place), pa.array(["non_finite"] * len(scores)))
 
 
-@pytest.mark.parametrize("change", [identical, unscored])
-def test_rows_that_are_all_alike_or_all_failed(audit: Path, change: Any) -> None:
+def long_ids(scores: pa.Table) -> pa.Table:
+    """Every 25th row has an id of 100 kB."""
+    ids = [f"{row} ".ljust(100_000, "x") if row % 25 == 0 else f"id-{row}" for row in scores["row"].to_pylist()]
+    return scores.set_column(scores.column_names.index("image_id"), "image_id", pa.array(ids))
+
+
+@pytest.mark.parametrize("change", [identical, unscored, long_ids])
+def test_rows_that_are_all_alike_or_all_failed_or_have_long_ids(audit: Path, change: Any) -> None:
     replace_scores(audit, change)
     assert same(audit)
 
