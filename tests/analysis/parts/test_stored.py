@@ -194,7 +194,7 @@ def test_a_fragment_of_another_schema_is_named(audit: Path) -> None:
     store.write_table(name, scores.set_column(place, "growth", pa.array(["much"] * len(scores))), footer)
     manifest = Audit(store, store.read_json("manifest.json")).frozen
     judged = StoredRows(store, manifest, None, lambda judge, shards: None)
-    with pytest.raises(DamagedError, match="part-00001.parquet is damaged") as error:
+    with pytest.raises(DamagedError, match=r"part-00001\.parquet is damaged") as error:
         list(judged.scores())
     assert error.value.name == name
 
