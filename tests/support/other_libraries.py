@@ -1,7 +1,8 @@
 """Libraries of other trainers, for the tests of their adapters: `make test` installs them, and they are skipped else.
 
-Some of them import torchvision, for data sets and metrics that no adapter touches. It must be built for the torch that
-is installed; where it is not, or is not there, their import is given an empty one.
+Some of them import libraries for data sets and metrics that no adapter touches, and that do not install everywhere:
+torchvision must be built for the torch that is installed. Where such a library cannot be imported, the import of the
+trainer's library is given an empty one in its place.
 """
 
 import importlib
@@ -13,25 +14,30 @@ from unittest.mock import MagicMock
 
 import pytest
 
-_PARTS = ("", ".transforms", ".transforms.functional", ".utils", ".datasets", ".models", ".io", ".ops")
+_BESIDE = {
+    "torchvision": ("", ".transforms", ".transforms.functional", ".utils", ".datasets", ".models", ".io", ".ops"),
+    "clip": ("",),
+    "cleanfid": ("", ".inception_torchscript"),
+    "resize_right": ("",),
+    "skimage": ("", ".transform"),
+}
 
 
 def library(name: str) -> Any:
     """Return a library, or skip the tests of the module that asks for it."""
-    with _some_torchvision():
+    with _libraries_beside():
         return pytest.importorskip(name, exc_type=ImportError)
 
 
 @contextmanager
-def _some_torchvision() -> Iterator[None]:
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError):
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        with pytest.MonkeyPatch.context() as patch:
-            for part in _PARTS:
-                patch.setitem(sys.modules, f"torchvision{part}", MagicMock())
-            yield
-    else:
+def _libraries_beside() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, parts in _BESIDE.items():
+            try:
+                importlib.import_module(name)
+            except (ImportError, RuntimeError):
+                for loaded in [loaded for loaded in sys.modules if loaded.partition(".")[0] == name]:
+                    del sys.modules[loaded]
+                for part in parts:
+                    patch.setitem(sys.modules, f"{name}{part}", MagicMock())
         yield
