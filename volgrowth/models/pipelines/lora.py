@@ -38,7 +38,7 @@ def check_lora(path: Path) -> None:
             f"lora in them, as diffusers, peft and kohya write them"
         )
     if importlib.util.find_spec("peft") is None:
-        raise ModelError("low-rank weights need the package peft: install it with pip install peft")
+        raise ModelError("low-rank weights need peft, which is not installed: pip install 'volgrowth[text]'")
 
 
 def add_lora(pipeline: Any, path: Path) -> None:

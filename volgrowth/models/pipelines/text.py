@@ -15,7 +15,7 @@ and another reads is not lost, so the overflow of a caption is the smallest numb
 import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,8 +74,15 @@ class TextEncoders:
             index: the content of its model_index.json.
 
         Raises:
-            ModelError: a part is missing, is of an unknown class, or is a pickle.
+            ModelError: a part is missing, is of an unknown class, or is a pickle; or transformers is not installed.
         """
+        try:
+            import transformers  # noqa: F401
+        except ImportError as error:
+            raise ModelError(
+                f"{folder} holds a model of captions, and transformers cannot be imported ({first_line(error)}): pip "
+                f"install 'volgrowth[text]'"
+            ) from None
         name = index["_class_name"]
         encoders: dict[str, tuple[str, Component]] = {}
         tokenizers: dict[str, tuple[str, Path]] = {}
@@ -242,13 +249,16 @@ def readers(pipeline: Any, t5_tokens: int | None = None) -> list[tuple[Any, int]
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence warnings and progress bars of diffusers and transformers; what they warn of is checked elsewhere."""
-    from transformers.utils import logging as of_transformers
+    bars = False
+    with suppress(ImportError):  # models without captions do without transformers
+        from transformers.utils import logging as of_transformers
 
+        bars = of_transformers.is_progress_bar_enabled()
+        of_transformers.disable_progress_bar()
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels, bars = [logger.level for logger in loggers], of_transformers.is_progress_bar_enabled()
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    of_transformers.disable_progress_bar()
     try:
         yield
     finally:
