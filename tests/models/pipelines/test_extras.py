@@ -2,14 +2,12 @@
 
 import sys
 
-import pytest
-
 from tests.support.checkpoints import problem, save_pipeline
 from tests.support.pipelines import build
 from volgrowth.models import load_model
 
 
-def test_models_of_captions_ask_for_the_extra_and_others_do_without(tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_models_of_captions_ask_for_the_extra_and_others_do_without(tmp_path, monkeypatch):
     build("sd1", tmp_path / "sd1")
     save_pipeline(tmp_path / "ddpm")
     monkeypatch.setitem(sys.modules, "transformers", None)
