@@ -22,7 +22,7 @@ from tests.support.report_data import (
     summary,
     tables,
 )
-from volgrowth.report import Exhibit, NearestSample, ReportPage, Shown, render_report, thumbnail
+from volgrowth.report import Exhibit, NearestSample, ReportOrigin, ReportPage, Shown, render_report, thumbnail
 from volgrowth.report.page import CAP
 
 ARTEFACTS = Path(__file__).parents[2] / "test-artefacts"
@@ -77,6 +77,7 @@ def showcase(digits: np.ndarray) -> ReportPage:
         *tables(records),
         Shown(exhibits, pictures, samples),
         held,
+        origin=ReportOrigin("/data/out", "0123456789abcdef"),
     )
 
 
@@ -326,6 +327,7 @@ def test_it_prints(opens: Opens, showcase: ReportPage) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.get_by_role("searchbox").is_visible()
     assert not page.get_by_role("button", name="Next").first.is_visible()
+    assert not page.get_by_role("slider").is_visible()
     assert status(page) == "Images 1 to 24 of 60"
     ARTEFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTEFACTS / "report-print.png", full_page=True)
