@@ -90,7 +90,7 @@ def rows_of(page: Page) -> list[int]:
 
 
 def status(page: Page) -> str:
-    return page.get_by_role("status").filter(has_text="mage").inner_text()
+    return page.locator("#range").inner_text()
 
 
 def focused(page: Page) -> str:
