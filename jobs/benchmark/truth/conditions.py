@@ -19,7 +19,7 @@ from jobs.benchmark.detection.subjects import Columns, Subject, describe_images,
 from jobs.benchmark.detection.suite import Setup, Trained
 from jobs.benchmark.truth.pair_models import PairTrained, load_null, pairs_are_trained, train_or_load_pairs
 from jobs.benchmark.truth.pair_scores import CONDITIONAL, PRICES, measure_pairs, suspicious
-from jobs.benchmark.truth.pairs import SINGLE, PairSetup
+from jobs.benchmark.truth.pairs import ONE, SINGLE, PairSetup
 from jobs.experiments import Outcome, say
 from volgrowth.analysis.calibration.evidence import judge_images
 from volgrowth.analysis.calibration.expected_scores import spread_of
@@ -28,9 +28,22 @@ from volgrowth.analysis.judging import is_flagged
 from volgrowth.analysis.verification.proof import Reproduced, decide_reproduced
 from volgrowth.demo.training import Recipe
 from volgrowth.demo.truth import find_reproduced, hit_families
-from volgrowth.models import load_model
 from volgrowth.report.formats import MISSING
 
+CAPTIONS = PairSetup(
+    "emoji-captions",
+    "emoji32.npz",
+    "caption",
+    Recipe(channels=(32, 64), steps=4000, batch=32),
+    planted=8,
+    copies=100,
+    spread=10,
+    shared=2,
+    singles=700,
+    held_out=600,
+    asked=100,
+    samples=12,
+)
 CONDITIONED = (
     PairSetup(
         "mnist-classes",
@@ -46,19 +59,23 @@ CONDITIONED = (
         asked=0,
         samples=200,
     ),
+    CAPTIONS,
+    # few images, some of them several times, on a model that has not seen them
     PairSetup(
-        "emoji-captions",
+        "emoji-lora",
         "emoji32.npz",
         "caption",
-        Recipe(channels=(32, 64), steps=4000, batch=32),
+        Recipe(steps=2000, batch=16),
         planted=8,
-        copies=100,
-        spread=10,
-        shared=2,
-        singles=700,
-        held_out=600,
-        asked=100,
+        copies=20,
+        spread=1,
+        shared=0,
+        singles=40,
+        held_out=500,
+        asked=40,
         samples=12,
+        roles=(ONE,),
+        base=CAPTIONS,
     ),
 )
 EVIDENCE = "evidence of an audit"
@@ -175,11 +192,11 @@ def pair_subject(trained: PairTrained, truth: PairTruth) -> Subject:
 def _measured(trained: PairTrained, subject: Subject) -> Columns:
     """Return all columns of `measure_pairs`, of pairs and held-out images, from the cache or measured."""
     case, kind = trained.case, trained.setup.kind
-    path = trained.model.parent / "scores" / "pairs.npz"
+    path = trained.home / "scores" / "pairs.npz"
     if path.exists():
         with np.load(path) as kept:
             return dict(kept)
-    denoiser = load_model(str(trained.model))
+    denoiser = trained.load()
     conditions = [*case.condition.tolist(), *case.holdout_condition.tolist()]
     states = states_of(denoiser, subject.pixels)
     columns = measure_pairs(denoiser, load_null(denoiser, kind), states, conditions, trained.setup.guidance, 0)

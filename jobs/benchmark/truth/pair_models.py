@@ -23,6 +23,8 @@ from volgrowth.numerics.denoisers import Condition, GuidedDenoiser
 
 # samples without a condition, and their seed, which no other sample has
 FREE, FREE_SEED = 500, 1
+# of low-rank weights, and their file
+RANK, WEIGHTS = 8, "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class PairTrained:
         samples: samples under these conditions, (S, C, H, W) uint8.
         guided: samples under the same conditions and from the same noise, with guidance.
         free: samples without a condition.
+        lora: low-rank weights that are added to the model; None for none.
     """
 
     setup: PairSetup
@@ -44,6 +47,16 @@ class PairTrained:
     samples: np.ndarray
     guided: np.ndarray
     free: np.ndarray
+    lora: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        """The folder of this case's measurements: that of its model, or of its low-rank weights."""
+        return (self.lora or self.model).parent
+
+    def load(self) -> Denoiser:
+        """Load the model."""
+        return load_model(str(self.model), lora=str(self.lora) if self.lora else None)
 
 
 def load_null(denoiser: Denoiser, kind: str) -> Denoiser:
@@ -54,7 +67,7 @@ def load_null(denoiser: Denoiser, kind: str) -> Denoiser:
 def pair_home(setup: PairSetup, seed: int, case: PairCase, cache: Path) -> Path:
     """Return the folder of a case's model and samples, whose name changes with all that they depend on."""
     content = case.labelled.train.tobytes() + case.condition.tobytes() + case.labelled.family.tobytes()
-    settings = f"({setup!r}, {Autoencoder()!r}, {seed!r}, {torch.__version__!r})"
+    settings = f"({setup.key}, {Autoencoder()!r}, {seed!r}, {torch.__version__!r})"
     return cache / f"{setup.name}-{seed}-{hashlib.sha256(content + settings.encode()).hexdigest()[:12]}"
 
 
@@ -69,17 +82,22 @@ def train_or_load_pairs(
     """Train the model of a conditional case and draw its samples, or take both from the cache."""
     case = setup.case(folder, seed)
     home = pair_home(setup, seed, case, cache)
-    model, path = home / "model", home / "samples.npz"
-    if not (model / "model_index.json").exists():
+    model, lora, path = home / "model", None, home / "samples.npz"
+    if setup.base:
+        model, lora = train_or_load_pairs(setup.base, seed, folder, cache, say).model, home / WEIGHTS
+    if not (lora or model / "model_index.json").exists():
         say(f"training {setup.name}, seed {seed}: {setup.recipe.steps} steps on {len(case.labelled.train)} images")
         torch.manual_seed(seed)
-        (train_classes if setup.kind == "class" else train_captions)(case, model, setup)
+        if lora:
+            fine_tune(case, model, home, setup)
+        else:
+            (train_classes if setup.kind == "class" else train_captions)(case, model, setup)
     if not path.exists():
         say(f"sampling {setup.name}, seed {seed}: under {len(case.conditions)} conditions")
-        arrays: dict[str, Any] = {**_samples(load_model(str(model)), setup, case)}
+        arrays: dict[str, Any] = {**_samples(load_model(str(model), lora=str(lora) if lora else None), setup, case)}
         np.savez(path, **arrays)
     with np.load(path) as drawn:
-        return PairTrained(setup, seed, case, model, **dict(drawn))
+        return PairTrained(setup, seed, case, model, **dict(drawn), lora=lora)
 
 
 def train_classes(case: PairCase, folder: Path, setup: PairSetup) -> None:
@@ -129,6 +147,29 @@ def train_captions(case: PairCase, folder: Path, setup: PairSetup) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
+
+
+def fine_tune(case: PairCase, base: Path, folder: Path, setup: PairSetup) -> None:
+    """Train low-rank weights of the attention of a StableDiffusionPipeline, and save them as diffusers does."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipeline = StableDiffusionPipeline.from_pretrained(base)
+    captions, where = np.unique(case.condition, return_inverse=True)
+    embeddings = embed_captions(pipeline.tokenizer, pipeline.text_encoder, [*captions.tolist(), ""])
+    states, network = encode_images(pipeline.vae, case.labelled.train), pipeline.unet.requires_grad_(False)
+    network.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    caption = torch.from_numpy(where[case.labelled.family])
+
+    def predict(x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
+        found: Tensor = network(x, time, embeddings[caption[rows]]).sample
+        return found
+
+    trained = [each for each in network.parameters() if each.requires_grad]
+    fit(trained, denoising_loss(predict, states, pipeline.scheduler, setup.recipe.batch), setup.recipe)
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
 
 
 def untrained_text_network(shape: tuple[int, ...], channels: tuple[int, ...]) -> Any:

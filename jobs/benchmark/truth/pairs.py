@@ -5,7 +5,7 @@ pairs, so that a pair is what a family is elsewhere: its copies are the rows of 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ class PairSetup:
         steps: of the sampler.
         guidance: scale of the guided samples.
         dropped: share of the rows that a step of the training sees without their condition.
+        roles: in which images are planted, beside those that share a condition.
+        base: the case whose model is fine-tuned by low-rank weights, on images that it held out; None for a new model.
     """
 
     name: str
@@ -59,9 +61,19 @@ class PairSetup:
     steps: int = 25
     guidance: float = 3.0
     dropped: float = 0.1
+    roles: tuple[str, ...] = field(default=(ONE, SEVERAL, WRONG), repr=False)
+    base: "PairSetup | None" = field(default=None, repr=False)
+
+    @property
+    def key(self) -> str:
+        """Text that changes with every setting; those that came later are in it only where they are set."""
+        return repr(self) + (f" {self.roles} {self.base}" if self.base else "")
 
     def case(self, folder: Path, seed: int) -> "PairCase":
         """Return the labelled training set with this seed, made of the images in `folder`."""
+        if self.base:
+            known = self.base.case(folder, seed)
+            return plant_pairs(self, known.labelled.holdout, known.holdout_condition, seed)
         with np.load(folder / self.file) as archive:
             images = archive["x"]
             own = archive["y" if self.kind == "class" else "glyph"]
@@ -149,14 +161,15 @@ def _plant(setup: PairSetup, order: list[int], own: np.ndarray, random: np.rando
     each, found = setup.copies // setup.spread, list[_Planted]()
     every = np.unique(own)
     take: Callable[[int], list[int]] = lambda count: [order.pop(0) for _ in range(count)]  # noqa: E731
-    for image in take(setup.planted):
-        found.append(_Planted(image, ONE, {_plain(own[image]): setup.copies}))
-    for image in take(setup.planted):
-        others = random.choice(every, setup.spread, replace=False)
-        found.append(_Planted(image, SEVERAL, {_plain(other): each for other in others}))
-    for image in take(setup.planted):
-        wrong = random.choice(every[every != own[image]])
-        found.append(_Planted(image, WRONG, {_plain(wrong): setup.copies}))
+    for role in setup.roles:
+        for image in take(setup.planted):
+            if role == ONE:
+                given = {_plain(own[image]): setup.copies}
+            elif role == SEVERAL:
+                given = {_plain(other): each for other in random.choice(every, setup.spread, replace=False)}
+            else:
+                given = {_plain(random.choice(every[every != own[image]])): setup.copies}
+            found.append(_Planted(image, role, given))
     for _ in range(setup.shared):
         images = take(setup.planted)
         found += [_Planted(image, SHARED, {_plain(own[images[0]]): setup.copies}) for image in images]

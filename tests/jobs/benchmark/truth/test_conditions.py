@@ -17,7 +17,6 @@ from jobs.benchmark.truth.training import Autoencoder
 from volgrowth.analysis.verification.proof import Reproduced
 from volgrowth.demo.cases import digit_images
 from volgrowth.demo.training import Recipe
-from volgrowth.models import load_model
 
 CLASSES = PairSetup(
     "tiny-classes",
@@ -35,6 +34,8 @@ CLASSES = PairSetup(
     steps=2,
 )
 CAPTIONS = replace(CLASSES, name="tiny-captions", file="captions.npz", kind="caption", shared=2, asked=3, singles=12)
+
+LORA = replace(CAPTIONS, name="tiny-lora", shared=0, singles=4, held_out=10, asked=4, roles=(ONE,), base=CAPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,15 @@ def test_a_pair_is_reproduced_by_samples_under_its_own_condition(drawn):
     assert all(row["pairs reproduced"] == 0 for row in others)
 
 
+def test_a_fine_tune_is_of_images_that_its_base_held_out(data):
+    case, base = LORA.case(data, 1), CAPTIONS.case(data, 1)
+    seen = {image.tobytes() for image in base.labelled.train}
+    assert not any(image.tobytes() in seen for image in case.labelled.train)
+    assert set(case.role) == {ONE, SINGLE}
+    assert CAPTIONS.key == repr(CAPTIONS)  # cached models keep their names
+    assert LORA.key != replace(LORA, base=None).key
+
+
 def test_a_cell_judges_pairs_that_were_sampled_and_planted_ones_only_if_they_come_out(drawn):
     case = drawn.case
     hits = np.where(np.arange(len(case.role)) < 2, 5, 0)
@@ -120,7 +130,7 @@ def test_a_cell_judges_pairs_that_were_sampled_and_planted_ones_only_if_they_com
 
 
 def test_the_command_trains_both_kinds_and_fills_the_page(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(conditions, "CONDITIONED", (CLASSES, CAPTIONS))
+    monkeypatch.setattr(conditions, "CONDITIONED", (CLASSES, CAPTIONS, LORA))
     monkeypatch.setattr(pair_models, "Autoencoder", lambda: Autoencoder((8, 8), recipe=Recipe(steps=2, batch=4)))
     monkeypatch.setattr(pair_models, "FREE", 3)
     some = {name: PRICES[name] for name in ("growth_contrast", "sharpness")}
@@ -130,14 +140,15 @@ def test_the_command_trains_both_kinds_and_fills_the_page(data, tmp_path, monkey
     assert "its model is not trained: tiny-captions with seed 1" in (tmp_path / "truth.md").read_text()
     assert main(asked) == 0
     page = (tmp_path / "truth.md").read_text()
+    assert "| tiny-lora | 1 | one condition | 2 |" in page
     for name in ("tiny-classes", "tiny-captions"):
         assert f"- {name} with seed 1: an audit at 10% flags " in page
         assert f"| {name} | 1 | {SEVERAL} | 2 | 10 | 2 |" in page
-    for setup in (CLASSES, CAPTIONS):
+    for setup in (CLASSES, CAPTIONS, LORA):
         assert pairs_are_trained(setup, 1, data, tmp_path / "models")
         trained = train_or_load_pairs(setup, 1, data, tmp_path / "models", print)
         assert len(trained.samples) == len(trained.guided) == setup.samples * len(trained.case.conditions)
-        denoiser, level = load_model(str(trained.model)), torch.tensor(1.0, dtype=torch.float64)
+        denoiser, level = trained.load(), torch.tensor(1.0, dtype=torch.float64)
         null, y = load_null(denoiser, setup.kind), torch.ones(1, *(denoiser.image_shape or ()))
         seen = [
             model.noise(y, level)
