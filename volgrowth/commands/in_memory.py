@@ -136,7 +136,14 @@ def score_images(
     """Return the scores of images alone, one row for each, without calibration or flags.
 
     Args:
-        model, images, preset, progress, value_range, conditions, quiet, **settings: as for `audit_images`.
+        model: as for `audit_images`.
+        images: as for `audit_images`.
+        preset: as for `audit_images`.
+        progress: as for `audit_images`.
+        value_range: as for `audit_images`.
+        conditions: as for `audit_images`.
+        quiet: as for `audit_images`.
+        **settings: as for `audit_images`, but for `cascade`.
 
     Returns:
         The columns of `Audit.scores`, in the order of the images; scores are null in rows whose status is not `ok`.
