@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from volgrowth import cli_comparing
 from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.exits import Commands, Exit, interruptible
 from volgrowth.guard import KEPT, continue_guarded, tell_guard
@@ -28,7 +29,7 @@ from volgrowth.options import (
     option,
     takes_settings,
 )
-from volgrowth.plain import keep_printing, plain, print_plain
+from volgrowth.plain import keep_printing, plain, print_commands, print_plain
 from volgrowth.signals import EndingSignals
 from volgrowth.typed import SentenceCommand
 from volgrowth.version import VERSION
@@ -156,23 +157,8 @@ def _report(
     print_plain(audit.store.path(REDACTED_FILE if redact else REPORT_FILE))
 
 
-@app.command("diff")
-def _diff(
-    out_a: Annotated[str, typer.Argument(help="Output of a finished audit: the earlier checkpoint or data set.")],
-    out_b: Annotated[str, typer.Argument(help="Output of the audit to compare it with.")],
-    fdr: Annotated[float, option("False-discovery rate among all significant changes.")] = 0.1,
-    table: Annotated[str | None, option("Parquet file or URL for the whole table, one row per image.")] = None,
-) -> None:
-    """Show which images became or ceased to be memorized from audit OUT_A to audit OUT_B.
-
-    Example:
-
-      volgrowth diff out-before out-after --table changes.parquet
-    """
-    from volgrowth.analysis.comparison.wording import comparison_text
-    from volgrowth.commands.diff import describe_changes
-
-    print_plain(comparison_text(describe_changes(out_a, out_b, fdr, table)))
+app.command("diff")(cli_comparing.diff)
+app.command("trend")(cli_comparing.trend)
 
 
 @app.command("verify")
@@ -279,6 +265,7 @@ def _check(
     max_flagged: Annotated[float, option("Share of the distinct images that may be flagged or reproduced.")] = 0.0,
     junit: Annotated[str | None, option("JUnit file to write, a path or URL.")] = None,
     markdown: Annotated[bool, option("Print GitHub-flavoured Markdown.", "--markdown")] = False,
+    github: Annotated[bool, option("Print annotations of GitHub Actions after the text.", "--github")] = False,
 ) -> None:
     """Fail if an audit found more memorized images than allowed: exit code 0, 1, or 2 if it cannot tell.
 
@@ -291,11 +278,13 @@ def _check(
 
       volgrowth check out --markdown >> "$GITHUB_STEP_SUMMARY"
     """
-    from volgrowth.analysis.gate.forms import gate_markdown, gate_text
+    from volgrowth.analysis.gate.forms import gate_annotations, gate_markdown, gate_text
     from volgrowth.commands.check import check_audit
 
     found = check_audit(output, fdr, max_flagged, junit=junit)
     print_plain(gate_markdown(found) if markdown else gate_text(found))
+    if github:
+        print_commands(gate_annotations(found))
     if not found.decided:
         raise typer.Exit(Exit.CANNOT_TELL)
     if not found.passed:

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 from volgrowth.credentials import redacted
@@ -39,9 +40,18 @@ def plain_lines(text: str) -> str:
 
 def print_plain(text: str, *, error: bool = False) -> None:
     """Print lines as `plain_lines`, to stderr if it is an error, in the encoding that the stream has."""
-    stream: TextIO = sys.stderr if error else sys.stdout
+    _print(plain_lines(text), sys.stderr if error else sys.stdout)
+
+
+def print_commands(commands: Iterable[str]) -> None:
+    """Print commands that a CI system shall obey, each as one line, in which what others named is an argument."""
+    for command in commands:
+        _print(plain(command), sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(plain_lines(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def keep_printing() -> None:

@@ -69,6 +69,16 @@ def test_exit_codes_of_a_process_on_any_terminal(out, tmp_path, held, allowed, c
         assert marked.stdout.startswith(f"### {sign} volgrowth check: ")
 
 
+@pytest.mark.parametrize(("held", "allowed", "kind"), [(10_000, 0.1, "notice"), (10_000, 0.02, "error")])
+def test_annotations_of_github_say_the_verdict_and_nothing_that_an_image_is_called(out, held, allowed, kind):
+    said = volgrowth("check", out(held), "--fdr", "0.05", "--max-flagged", allowed, "--github").stdout.splitlines()
+    commands = [line for line in said if line.startswith("::")]
+    assert commands[0].startswith(f"::{kind} title=volgrowth check::")
+    assert [line.startswith("::warning title=memorized image::row ") for line in commands[-3:]] == [True] * 3
+    assert len(commands) <= 10
+    assert not any("\x1b" in line or line.startswith("::error::pwned") for line in said)
+
+
 def test_a_reader_that_leaves_does_not_change_the_verdict(out):
     piped = f'"{VOLGROWTH}" check "{out(10_000)}" --max-flagged 0.02 | true; echo "${{PIPESTATUS[0]}}"'
     said = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=False)

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -58,6 +59,9 @@ def test_the_command_says_what_changed_and_writes_the_table(audits, tmp_path, ca
     assert "1 are only in A, of which 0 flagged there; 0 only in B" in said
     assert "held-out images that both audits share" in said
     table = pq.read_table(tmp_path / "changes.parquet")
+    assert run_command(["diff", str(audits / "before"), str(audits / "after"), "--table", "changes.csv"]) == 0
+    assert capsys.readouterr().out == said
+    assert csv.read_csv("changes.csv")["row_a"].to_pylist() == table["row_a"].to_pylist()
     found = compare_audits(vg.open_audit(str(audits / "before")), vg.open_audit(str(audits / "after")))
     assert table.cast(CHANGES).equals(found.table)
     assert found.null_rows == 150

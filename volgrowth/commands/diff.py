@@ -20,7 +20,7 @@ def diff_audits(out_a: str, out_b: str, fdr: float = FDR, *, table: str | None =
         out_a: folder or URL of the earlier audit.
         out_b: folder or URL of the audit to compare it with.
         fdr: false-discovery rate of all significant changes together, above 0 and below 1.
-        table: Parquet file or URL for the whole table.
+        table: Parquet or CSV file or URL for the whole table.
 
     Returns:
         The comparison: `table` with one row per image that is in both audits, `counts` of each verdict, and `warnings`.

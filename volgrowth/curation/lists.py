@@ -23,12 +23,11 @@ from volgrowth.analysis.policy import CURATION, Action, list_digest, store_of
 from volgrowth.audit.output.result import Audit
 from volgrowth.curation.page_lists import LISTED, SCOPE, PageList
 from volgrowth.errors import OutputError, UsageError, first_line
+from volgrowth.storage.csv_files import quoted_cells, unquoted_cells
 from volgrowth.storage.store import Store
 
 CURATION_FILE = "curation.parquet"
 NEEDED = ("row", "image_id", "action", "weight", "audit")
-# beginnings of a formula, of their wide forms too, and of what spreadsheets skip before one
-_EVALUATED = "=+\\-@\t\r\n＝＋－＠"
 # rows that are written or read at once, and bytes of a CSV file, of which each row must fit into one block
 ROWS_AT_ONCE, CSV_BLOCK = 1 << 16, 1 << 24
 # columns by which a list is known that the report's page made
@@ -80,7 +79,7 @@ class ListWriter:
     def _flush(self) -> None:
         if self._waiting:
             table = pa.concat_tables(self._waiting)
-            self._writer.write_table(_cells(table, _quoted) if self._csv else table)
+            self._writer.write_table(quoted_cells(table) if self._csv else table)
         self._waiting = []
 
 
@@ -120,23 +119,6 @@ def new_list(file: str, metadata: dict[str, str]) -> Iterator[ListWriter]:
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:
     return iter(lambda: file.read(1 << 20), b"")
-
-
-def _cells(table: pa.Table, change: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> pa.Table:
-    """Return a table with its columns of strings changed."""
-    for index, field in enumerate(table.schema):
-        if pa.types.is_string(field.type):
-            table = table.set_column(index, field, change(table[field.name]))
-    return table
-
-
-def _quoted(cells: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Put an apostrophe before cells that a spreadsheet would evaluate, and before those that seem to have one."""
-    return pc.replace_substring_regex(cells, f"\\A('*[{_EVALUATED}])", "'\\1")
-
-
-def _unquoted(cells: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.replace_substring_regex(cells, f"\\A'('*[{_EVALUATED}])", "\\1")
 
 
 def read_list(audit: Audit, file: str) -> pa.Table:
@@ -271,9 +253,9 @@ def _batches(path: str, name: str) -> Iterator[pa.Table]:
             csv.ParseOptions(newlines_in_values=True),
             options,
         )
-        yield _cells(reader.schema.empty_table(), _unquoted)
+        yield unquoted_cells(reader.schema.empty_table())
         for batch in reader:
-            yield _cells(pa.Table.from_batches([batch]), _unquoted)
+            yield unquoted_cells(pa.Table.from_batches([batch]))
         return
     parquet = pq.ParquetFile(pa.OSFile(path))
     yield parquet.schema_arrow.empty_table()

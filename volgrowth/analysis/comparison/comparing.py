@@ -5,8 +5,9 @@ changes; images are read a batch or a shard at a time.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from volgrowth.analysis.parts.rates import Rates
 from volgrowth.analysis.policy import store_of
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import UsageError
+from volgrowth.storage.csv_files import CsvTable
 from volgrowth.storage.store import Store
 
 _JUDGED = "SELECT change, count(*) AS n FROM matched WHERE judged GROUP BY change"
@@ -130,27 +132,31 @@ def changes_file(file: str) -> tuple[Store, str]:
     """Return where a table of changes is written: the store, and the name in it.
 
     Raises:
-        UsageError: `file` does not end in .parquet.
+        UsageError: `file` ends neither in .parquet nor in .csv.
     """
-    if not file.endswith(".parquet"):
-        raise UsageError(f"table {file}: expected a file name that ends in .parquet")
+    if not file.endswith((".parquet", ".csv")):
+        raise UsageError(f"table {file}: expected a file name that ends in .parquet or .csv")
     return store_of(file)
 
 
 def write_changes(compared: Compared, file: str) -> None:
-    """Write the table of a comparison as a Parquet file, whole or not at all.
+    """Write the table of a comparison as a Parquet or CSV file, whole or not at all.
 
     Args:
         compared: to be written.
-        file: path or URL that ends in .parquet.
+        file: path or URL that ends in .parquet or .csv.
 
     Raises:
-        UsageError: `file` does not end in .parquet.
+        UsageError: as `changes_file`.
         OutputError: the file cannot be written there.
     """
     (store, name), found = changes_file(file), compared.comparison
     about = {"a": found.names[0], "b": found.names[1], "null": found.null, "fdr": repr(found.fdr)}
-    with store.table_writer(name, CHANGES, about) as writer:
+    with ExitStack() as whole:
+        if name.endswith(".csv"):
+            writer: Any = whole.enter_context(CsvTable(whole.enter_context(store.open_new(name)), CHANGES))
+        else:
+            writer = whole.enter_context(store.table_writer(name, CHANGES, about))
         for part in compared.parts():
             writer.write(part)
 

@@ -6,6 +6,8 @@ from xml.etree import ElementTree
 from volgrowth.analysis.gate.limit import LISTED, Gate
 from volgrowth.plain import plain
 
+ANNOTATIONS = 10
+"""As many as GitHub shows of one step."""
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 
@@ -49,6 +51,25 @@ def gate_markdown(gate: Gate) -> str:
         ]
         lines += [f"{of}:", "\n".join(table)]
     return "\n\n".join(lines)
+
+
+def gate_annotations(gate: Gate) -> list[str]:
+    """Write the result as workflow commands of GitHub Actions, which it shows as annotations: it takes ten of a step.
+
+    The verdict comes first, then what limits it, then the most certain of the found images.
+    """
+    verdict = "notice" if gate.passed else "error" if gate.decided else "warning"
+    images = [
+        f"row {image['row']}: {image['image_id']}, evidence {_figure(image['evidence'], '.3g')}, "
+        f"q {_figure(image['q_value'], '.2g')}, {image['copies']} in its cluster{_hits(image['verified_hits'])}"
+        for image in gate.images
+    ]
+    lines = [
+        (verdict, "volgrowth check", gate.sentence),
+        *(("warning", "volgrowth check", said) for said in (*gate.doubts, *gate.caveats)),
+        *(("warning", "memorized image", said) for said in images),
+    ]
+    return [f"::{kind} title={title}::{plain(said).replace('%', '%25')}" for kind, title, said in lines[:ANNOTATIONS]]
 
 
 def gate_junit(gate: Gate) -> bytes:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from volgrowth.audit.output import views
 from volgrowth.audit.output.fragments import read_scores
+from volgrowth.audit.output.hub import push_findings
 from volgrowth.audit.output.listings import open_frozen_data
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, MANIFEST, SCORES_FOLDER, SUCCESS, Manifest
 from volgrowth.audit.output.mending import Shape, misshapen, require
@@ -19,6 +20,7 @@ from volgrowth.audit.output.parts import check_findings, other_rows, read_parts
 from volgrowth.audit.output.trust import refuse_strangers, refuse_ways_out
 from volgrowth.errors import OutputError
 from volgrowth.held import held_by
+from volgrowth.records import FINDINGS, SCORES
 from volgrowth.sources import Source
 from volgrowth.storage.store import Store
 
@@ -178,6 +180,33 @@ class Audit:
             UsageError: polars is not installed.
         """
         return views.to_polars(self.to_arrow())
+
+    def write_csv(self, file: str) -> None:
+        """Write the table of `to_arrow` as CSV, a shard's rows at a time; lists are JSON.
+
+        Args:
+            file: path or URL that ends in .csv.
+
+        Raises:
+            UsageError: `file` does not end so.
+            OutputError: the file cannot be written, or findings and scores are of different rows.
+        """
+        views.write_csv(self.parts(scores=SCORES.names, findings=FINDINGS.names), file)
+
+    def push_to_hub(self, repository: str, *, private: bool = True) -> str:
+        """Send the findings to the Hugging Face hub, as a data set with a card that holds the summary; no images.
+
+        Args:
+            repository: owner/name of a repository of data sets, which is made if it is not there.
+            private: make it private; one that is there stays as it is.
+
+        Returns:
+            The URL of the repository.
+
+        Raises:
+            OutputError: the hub cannot be reached, or this account may not write there (`HF_TOKEN`).
+        """
+        return push_findings(self, repository, private)
 
     def flagged(self, *, images: bool = True) -> "datasets.Dataset":
         """Return the rows that are flagged as memorized, copies among them, highest excess growth first.

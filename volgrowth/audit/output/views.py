@@ -5,8 +5,9 @@ Each library is imported only when a view needs it.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,6 +19,7 @@ from volgrowth.audit.output.listings import open_frozen_data, read_rows
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.plain import plain
+from volgrowth.storage.csv_files import CsvTable
 from volgrowth.storage.store import Store
 from volgrowth.version import VERSION
 
@@ -172,3 +174,18 @@ def _report_row(store: Store, report: str) -> str:
         target = quote(Path(os.path.relpath(path)).as_posix()) if here else Path(path).as_uri()
         name = f'<a href="{escape(target)}" target="_blank" rel="noopener">{name}</a>'
     return f'<tr><th scope="row" style="text-align:left">Report</th><td style="text-align:left">{name}</td></tr>'
+
+
+def write_csv(parts: Iterable[pa.Table], file: str) -> None:
+    """Write tables of one schema as a CSV file, whole or not at all; see `Audit.write_csv`."""
+    if not file.endswith(".csv"):
+        raise UsageError(f"{file}: expected a file name that ends in .csv")
+    folder, _, name = file.rpartition("/")
+    rest = iter(parts)
+    first = next(rest)
+    with (
+        Store(folder or ("/" if file.startswith("/") else ".")).open_new(name) as opened,
+        CsvTable(opened, first.schema) as writer,
+    ):
+        for part in chain([first], rest):
+            writer.write(part)

@@ -1,0 +1,119 @@
+"""Several audits in their order: what each found, what was new, and what cannot be compared."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.curation.conftest import Run, _own_cache, run  # noqa: F401
+from tests.support.samples import digits, write_folder
+from volgrowth.audit.output.result import open_audit
+from volgrowth.cli import run_command
+from volgrowth.commands.trend import trend_audits
+from volgrowth.errors import UsageError
+
+IMAGES = digits(12)
+Checkpoints = Callable[..., str]
+
+
+@pytest.fixture
+def checkpoint(run: Run, tmp_path: Path) -> Checkpoints:  # noqa: F811
+    """Makes an audit that flags some rows of 14 images, of which row 12 is a copy of row 1, and 13 one of row 2."""
+
+    def checkpoint(name: str, flagged: Sequence[int], proven: Sequence[int] | None = None, data: str = "data") -> str:
+        folder = tmp_path / data
+        if not folder.exists():
+            write_folder(folder, [*IMAGES, IMAGES[1], IMAGES[2]])
+        out = tmp_path / name
+        run(folder, out)
+        findings = pq.read_table(out / "findings.parquet")
+        cluster = {12: 1, 13: 2}
+        same = [cluster.get(row, row) for row in range(len(findings))]
+        columns = {
+            "q_value": [0.01 if each in flagged else 1.0 for each in same],
+            "p_value": [0.01 if each in flagged else 1.0 for each in same],
+            "outside_range": [False] * len(findings),
+            "cluster": same,
+            "strongest": [row == each for row, each in enumerate(same)],
+        }
+        for column, values in columns.items():
+            place = findings.column_names.index(column)
+            field = findings.schema.field(column)
+            findings = findings.set_column(place, field, pa.array(values, field.type))
+        pq.write_table(findings, out / "findings.parquet")
+        summary = json.loads((out / "summary.json").read_text())
+        del summary["sha256"]
+        summary |= {"detection": {"null": "held-out"}, "verification": None if proven is None else {"rows": [*proven]}}
+        (out / "summary.json").write_text(json.dumps(summary))
+        return str(out)
+
+    return checkpoint
+
+
+def test_what_is_found_new_and_gone_is_counted_by_images(checkpoint):
+    """Row 12 is the copy of row 1, so that what it finds is not new."""
+    outs = [checkpoint("a", [1, 3]), checkpoint("b", [1, 4], [5, 4]), checkpoint("c", [3, 2])]
+    trend = trend_audits(outs)
+    assert [astuple(each)[2:] for each in trend.checkpoints] == [
+        (12, 2, None, 2, 2, None),
+        (12, 2, 2, 3, 2, 1),
+        (12, 2, None, 2, 1, 3),
+    ]
+    assert sum("was not verified" in note for note in trend.notes) == 2
+    assert sum("another" in note for note in trend.notes) == 0
+
+
+def test_the_command_writes_one_page_and_names_what_cannot_be_compared(checkpoint, tmp_path, capsys):
+    outs = [checkpoint("a", [1], [1]), checkpoint("b <script>", [1, 2], [2], data="other")]
+    page = tmp_path / "pages/trend.html"
+    assert run_command(["trend", *outs, "--page", str(page)]) == 0
+    said, html = capsys.readouterr().out, page.read_text()
+    assert said.splitlines()[0].split() == ["checkpoint", "memorized", "proven", "new", "gone", "judged"]
+    assert said.splitlines()[2].split()[-5:] == ["2", "1", "1", "0", "12"]
+    assert "2 images found at the last of 2 checkpoints, 1 at the first" in html
+    assert "&lt;script&gt;" in html
+    assert "b <script>" not in html
+    write_folder(tmp_path / "more", IMAGES[:11])
+    assert run_command(["trend", outs[0], str(tmp_path / "nowhere"), "--page", str(page)]) == 2
+
+
+def test_audits_of_other_data_are_named(run, checkpoint, tmp_path):  # noqa: F811
+    write_folder(tmp_path / "fewer", IMAGES)
+    out = run(tmp_path / "fewer", tmp_path / "few").store.url
+    notes = trend_audits([checkpoint("a", [1]), out]).notes
+    assert any(f"{out} has another data set than" in note for note in notes)
+    assert any(f"{out} was not calibrated: it could flag nothing" in note for note in notes)
+
+
+def test_what_trend_refuses(checkpoint, tmp_path):
+    one, other = checkpoint("a", [1]), checkpoint("b", [1])
+    for outs, given, said in (
+        ([one], {}, "needs two different audits or more"),
+        ([one, one], {}, "needs two different audits or more"),
+        ([one, other], {"fdr": 0.0}, "--fdr 0: expected above 0"),
+        ([one, other], {"page": str(tmp_path / "page.txt")}, "expected a file name that ends in .html"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            trend_audits(outs, **given)
+    assert len(trend_audits([one, other], str(tmp_path / "page.html"), fdr=0.005).checkpoints) == 2
+
+
+def test_findings_as_csv(checkpoint, tmp_path):
+    audit = open_audit(checkpoint("a", [1]))
+    audit.write_csv(str(tmp_path / "findings.csv"))
+    with open(tmp_path / "findings.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = audit.to_arrow()
+    assert {*rows[0]} == {*table.column_names}
+    assert [int(row["row"]) for row in rows] == list(range(14))
+    assert [row["memorized"] for row in rows] == [
+        str(each).lower() if each is not None else "" for each in table["memorized"].to_pylist()
+    ]
+    assert [json.loads(row["rates"] or "null") for row in rows] == table["rates"].to_pylist()
+    with pytest.raises(UsageError, match=r"ends in \.csv"):
+        audit.write_csv(str(tmp_path / "findings.txt"))
