@@ -31,7 +31,10 @@ class _Hub(BaseHTTPRequestHandler):
             self.made.update(json.loads(body))
             return self._answer(200, {"url": f"http://{self.headers['Host']}/datasets/me/findings"})
         if "/preupload/" in self.path:
-            files = [{"path": each["path"], "uploadMode": "regular"} for each in json.loads(body)["files"]]
+            files = [
+                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for each in json.loads(body)["files"]
+            ]
             return self._answer(200, {"files": files})
         if "/commit/" not in self.path:  # the card's header is checked
             return self._answer(200, {"errors": [], "warnings": []})
