@@ -29,7 +29,7 @@ from volgrowth.storage.store import Store
 CURATION_FILE = "curation.parquet"
 NEEDED = ("row", "image_id", "action", "weight", "audit")
 # rows that are written or read at once, and bytes of a CSV file, of which each row must fit into one block
-ROWS_AT_ONCE, CSV_BLOCK = 1 << 16, 1 << 24
+ROWS_AT_ONCE, CSV_BLOCK = 1 << 16, 1 << 22
 # columns by which a list is known that the report's page made
 _PAGE = {SCOPE, LISTED}
 AGAIN = "make the list again with `volgrowth curate OUT --fdr RATE`"
