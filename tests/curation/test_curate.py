@@ -124,7 +124,7 @@ def test_the_gate_has_three_exit_codes(out, audited, capsys, refused):
     assert ElementTree.parse("bad.xml").getroot().get("failures") == "1"
     assert "--max-flagged 2: expected a share" in refused("check", out, "--max-flagged", "2")
     assert "holds no audit" in refused("check", "nowhere", "--junit", "no.xml")
-    assert "No such option" in refused("check", out, "--sead", "1")
+    assert "check has no option --sead" in refused("check", out, "--sead", "1")
 
 
 LIMITED = """

@@ -17,6 +17,7 @@ from volgrowth.audit.engine.shard_tasks import ShardTasks
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.output.runs import Tally
+from volgrowth.audit.workers.loading import DataWorker
 from volgrowth.config import AuditConfig
 from volgrowth.storage.store import Store
 
@@ -24,11 +25,8 @@ from volgrowth.storage.store import Store
 SAMPLE_SHARDS = 250
 
 
-class IdleWorker:
+class IdleWorker(DataWorker):
     """A worker that does nothing, and says that it scored a shard."""
-
-    def __init__(self, config: AuditConfig, manifest: Manifest, device: str):
-        self.device, self.device_name, self.attempt = device, device, 1
 
     def prepare(self) -> None:
         """Load nothing."""
