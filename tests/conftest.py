@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,10 @@ from tests.support import s3
 for library in ("OMP", "MKL", "OPENBLAS"):
     os.environ[f"{library}_NUM_THREADS"] = "1"
 threadpool_limits(1)  # for libraries that are loaded already
+# `nohup` and jobs in the background of a shell ignore these, and the programs that the tests start would too
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGHUP else signal.default_int_handler)
 # no test asserts a wall-clock time
 hypothesis.settings.register_profile("volgrowth", deadline=None)
 hypothesis.settings.load_profile("volgrowth")

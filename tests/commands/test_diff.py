@@ -78,7 +78,7 @@ def test_what_cannot_be_compared_is_one_sentence_and_exit_code_two(audits, tmp_p
         ([before, before], "are the same audit"),
         ([before, str(tmp_path / "nowhere")], "holds no audit"),
         ([before, after, "--fdr", "1"], "expected above 0 and below 1"),
-        ([before, after, "--table", str(tmp_path / "changes.csv")], "ends in .parquet"),
+        ([before, after, "--table", str(tmp_path / "changes.txt")], "ends in .parquet"),
         ([before], "Missing argument"),
     ):
         assert run_command(["diff", *arguments]) == 2

@@ -1,6 +1,7 @@
 """`volgrowth report`: write the page for people from the tables of a finished audit."""
 
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -97,7 +98,7 @@ def write_report(audit: Audit, redact: bool = False) -> None:
 
 def _rendered(audit: Audit, rows: ReportRows, shown: Shown) -> ReportPage:
     """Return the page; raises as `report_audit`."""
-    about = ReportOrigin(audit.store.url, list_digest(audit), rows.by_source)
+    about = ReportOrigin(_place(audit.store), list_digest(audit), rows.by_source)
     try:
         return render_report(
             audit.summary, rows.scores, rows.findings, shown, audit.holdout_findings, rows.whole, about
@@ -115,10 +116,15 @@ def _origin(audit: Audit, shown: Shown) -> str:
     made = ("figures", "pages", "pages_origin", "redacted_origin")
     numbers = {name: value for name, value in audit.summary.items() if name not in made}
     pictures = sha256(repr([sorted(shown.rows.items()), sorted(shown.samples.items())]).encode()).hexdigest()
-    drawn_by = [VERSION, version("matplotlib"), code_digest(), audit.store.url]
+    drawn_by = [VERSION, version("matplotlib"), code_digest(), _place(audit.store)]
     classes = sorted((row, str(name)) for row, name in shown.classes.items())
     parts = [numbers, list(map(asdict, shown.exhibits)), shown.redacted, pictures, classes, drawn_by]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _place(store: Store) -> str:
+    """Return where an output lies, in words that do not depend on where the command was given."""
+    return store.url if "://" in store.url else os.path.abspath(store.url)
 
 
 def _are_whole(store: Store, pages: dict[str, str]) -> bool:

@@ -473,7 +473,7 @@ def test_the_table_is_saved(tmp_path: Path) -> None:
         assert pq.read_table(tmp_path / "new/changes.parquet").cast(CHANGES).equals(found.whole().table)
         assert pq.read_metadata(tmp_path / "new/changes.parquet").metadata[b"null"] == b"held-out"
         with pytest.raises(UsageError, match=r"ends in \.parquet"):
-            write_changes(found, f"{tmp_path}/changes.csv")
+            write_changes(found, f"{tmp_path}/changes.txt")
         (tmp_path / "file").write_text("mine")
         with pytest.raises(OutputError, match="cannot be written"):
             write_changes(found, f"{tmp_path}/file/changes.parquet")

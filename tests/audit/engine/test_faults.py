@@ -292,8 +292,8 @@ def test_workers_may_share_a_gpu_and_none_is_hired_for_a_draining_node(machines)
     nodes = [machines.cluster.add_node(num_cpus=1, num_gpus=gpus) for gpus in (2, 1)]
     try:
         code = f"""
-from volgrowth.audit.engine.driver import _room
-print(_room(1.0), _room(0.5), _room(0.4), _room(1.0, {{"{nodes[0].node_id}"}}), _room(2.0))
+from volgrowth.audit.engine.driver import room
+print(room(1.0), room(0.5), room(0.4), room(1.0, {{"{nodes[0].node_id}"}}), room(2.0))
 """
         assert on_cluster(machines, code) == "3 6 7 1 1"
     finally:
