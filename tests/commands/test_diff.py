@@ -79,7 +79,7 @@ def test_what_cannot_be_compared_is_one_sentence_and_exit_code_two(audits, tmp_p
         ([before, str(tmp_path / "nowhere")], "holds no audit"),
         ([before, after, "--fdr", "1"], "expected above 0 and below 1"),
         ([before, after, "--table", str(tmp_path / "changes.txt")], "ends in .parquet"),
-        ([before], "Missing argument"),
+        ([before], "diff needs OUT_B"),
     ):
         assert run_command(["diff", *arguments]) == 2
         captured = capsys.readouterr()
