@@ -13,7 +13,7 @@ from jobs.benchmark.detection.audited_presets import Contestant
 from jobs.benchmark.detection.bench_tables import case_row, preset_rows, say_left_out, score_rows
 from jobs.benchmark.detection.compared_scores import Score
 from jobs.benchmark.detection.experiment import Bench, result_table, run_bench
-from jobs.benchmark.detection.suite import Setup
+from jobs.benchmark.detection.suite import Setup, is_trained
 from jobs.benchmark.truth.alterations import ALTERATIONS, UNCHANGED
 from jobs.benchmark.truth.members import member_rows
 from jobs.benchmark.truth.training import Autoencoder, Practice
@@ -78,7 +78,10 @@ def measure_world(
     *,
     cached_only: bool = False,
 ) -> Outcome:
-    """Run presets and scores on the cases, and write all numbers to `output`/truth.parquet."""
+    """Run presets and scores on the cases, and write all numbers to `output`/truth.parquet; say so if none is there."""
+    asked = [(setup, seed) for setup in setups for seed in range(1, seeds + 1)]
+    if cached_only and not any(is_trained(setup, seed, data, output / "models") for setup, seed in asked):
+        return world_outcome(Bench([], [], [(setup.name, seed) for setup, seed in asked]), setups, seeds)
     found = run_bench(setups, seeds, data, output, scores, cached_only=cached_only)
     pq.write_table(result_table(found.results), output / "truth.parquet")
     return world_outcome(found, setups, seeds)
@@ -96,7 +99,7 @@ def world_outcome(found: Bench, setups: Sequence[Setup], seeds: int) -> Outcome:
             "cases": [case_row(subject) for subject in found.subjects],
             "members": members,
         },
-        {"cases": ", ".join(names), "seeds": seeds, "models": len(found.subjects)},
+        {"cases": ", ".join(names) or "none", "seeds": seeds, "models": len(found.subjects)},
     )
 
 

@@ -27,6 +27,8 @@ def test_the_command_fills_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(world, "WORLD", (TINY, replace(TINY, name="other")))
     monkeypatch.setattr(all_forms, "DRAWS", 1)
     asked = ["truth", "--output", str(tmp_path), "--cases", "tiny", "--seeds", "1", "--only", "noise_norm"]
+    assert main([*asked, "--cached"]) == 0
+    assert "models are not trained: tiny with seed 1" in (tmp_path / "truth.md").read_text()
     assert main(asked) == 0
     page = (tmp_path / "truth.md").read_text()
     assert headings(page, "truth-cases")[:2] == headings(page, "truth-members")[:2] == ["case", "seed"]
