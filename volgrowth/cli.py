@@ -197,7 +197,7 @@ def _verify(
             samples,
             stop_level=stop_level,
             rates=rates,
-            rates_of=read_ids(rates_of, "--rates-of") if rates_of else (),
+            rates_of=read_ids(rates_of, "--rates-of") if rates_of else None,
             workers=workers,
             gpus_per_worker=gpus_per_worker,
             ray_address=ray_address,

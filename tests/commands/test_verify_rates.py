@@ -112,3 +112,10 @@ def test_an_id_that_is_not_there_is_refused_before_anything_is_drawn(audited, tm
     ids.write_text(f"{vg.open_audit(str(audited)).scores['image_id'][3]}\nrow-99\n")
     assert verify(audited, "--rates-of", str(ids)) == 2
     assert "--rates-of names 'row-99', which is no image_id of this audit" in capsys.readouterr().err
+
+
+def test_a_file_without_ids_is_refused(audited, tmp_path, capsys):
+    ids = tmp_path / "ids.txt"
+    ids.write_text("\n")
+    assert verify(audited, "--rates-of", str(ids)) == 2
+    assert "--rates-of names no image: expected one id a line" in capsys.readouterr().err

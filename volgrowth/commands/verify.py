@@ -68,7 +68,7 @@ def verify_audit(
     *,
     stop_level: float | None = None,
     rates: bool = False,
-    rates_of: Collection[str] = (),
+    rates_of: Collection[str] | None = None,
     workers: int | None = None,
     gpus_per_worker: float | None = None,
     ray_address: str | None = None,
@@ -87,7 +87,7 @@ def verify_audit(
         stop_level: noise level from which a second sampler takes its last step, for comparison; None for no comparison.
         rates: measure how often the model makes each flagged or proven image, by thousands of network evaluations for
             each: columns `rate`, `rate_low` and `rate_high` of the findings.
-        rates_of: ids of further images whose rates are measured, with those that `rates` measures.
+        rates_of: ids of further images whose rates are measured, with those that `rates` measures; None for no others.
         workers: most model replicas; by default one per GPU, or per core.
         gpus_per_worker: GPUs per worker.
         ray_address: Ray cluster to join; by default a local one is started.
@@ -100,8 +100,8 @@ def verify_audit(
         The audit, with new findings and summary.
 
     Raises:
-        UsageError: `samples` is below 1, `stop_level` is not above 0, or `rates_of` has an id that is not in the audit
-            or whose image could not be scored.
+        UsageError: `samples` is below 1, `stop_level` is not above 0, or `rates_of` has no id, one that is not in the
+            audit, or one whose image could not be scored.
         OutputError: there is no finished audit, an older version wrote its findings, or another account made it and
             `trust_output` is not given.
         VolgrowthError: model, data or engine failed; what was drawn stays, and the same call goes on.
@@ -110,6 +110,8 @@ def verify_audit(
         raise UsageError(f"--samples {samples}: expected at least 1; {samples_needed():,} say something")
     if stop_level is not None and not stop_level > 0:
         raise UsageError(f"--stop-level {stop_level:g}: expected a noise level above 0, such as 0.1")
+    if rates_of is not None and not rates_of:
+        raise UsageError("--rates-of names no image: expected one id a line, or --rates alone")
     running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address, "engine": engine}
     # refused before the output is locked
     open_audit(output, trust_output=trust_output).refuse_if_strange("drawing samples")
@@ -121,7 +123,7 @@ def verify_audit(
         known = {name: value for name, value in audit.frozen.config.items() if name not in {*EXECUTION, "measure"}}
         config = AuditConfig.build(**known, output=output, **running)
         check_unchanged(audit.store, audit.frozen)
-        asked = asked_rows(audit, frozenset(rates_of))
+        asked = asked_rows(audit, frozenset(rates_of or ()))
         chosen = _choose(audit, samples, stop_level, conditional=config.condition_column is not None)
         with Session(config, audit.frozen, audit.store, lock) as session:
             settle_batch(session)
