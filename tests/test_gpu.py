@@ -45,6 +45,8 @@ def test_growth_is_that_of_float64_on_a_cpu(rig: Rig, preset: str, dtype: torch.
     measure = PRESETS[preset]
     if dtype is torch.bfloat16 and not low_allowed(measure):
         pytest.skip("differences are refused in bfloat16")
+    if dtype is torch.bfloat16 and preset == "volume":
+        pytest.skip("random weights make rounding grow along a trace as those of training do not")
     images = rig.images(SMALL, 8, CPU)
     exact = launch(rig.denoiser(SMALL, torch.float64, CPU), images.double(), measure).fetch().columns["growth"]
     found = launch(rig.denoiser(SMALL, dtype), images.to(GPU), measure).fetch().columns["growth"]
@@ -71,7 +73,7 @@ def test_results_do_not_wait_for_the_work_behind_them(rig: Rig) -> None:
     assert not behind.query()
 
 
-@pytest.mark.parametrize("preset", ["screen", "standard"])
+@pytest.mark.parametrize("preset", ["screen", "standard", "paper"])
 def test_a_recorded_launch_has_the_numbers_of_the_plain_one(rig: Rig, preset: str) -> None:
     config = AuditConfig.build(model="m", data="d", output="o", measure={"preset": preset}, batch_size=16)
     images = (rig.images(SMALL, 64, CPU) + 1) * 127.5
@@ -83,6 +85,20 @@ def test_a_recorded_launch_has_the_numbers_of_the_plain_one(rig: Rig, preset: st
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     items = recorded.prepare(rows[:16])
     assert host_waits(rig, lambda: recorded._try(items, 16)) is None
+
+
+def test_captions_and_an_autoencoder_are_recorded_too(tmp_path: Path) -> None:
+    """All that a launch reads must be on the device: a recording can copy nothing from the host."""
+    build("sd1", tmp_path)
+    settings = {"measure": {"preset": "standard"}, "batch_size": 8, "caption_column": "caption", "guidance": 3.0}
+    config = AuditConfig.build(model="m", data="d", output="o", **settings)
+    images = np.random.default_rng(0).integers(0, 256, (16, 3, 16, 16)).astype(np.uint8)
+    rows = [Row(k, f"{k}", "", encode_png(each), condition="ab c"[: k % 5]) for k, each in enumerate(images)]
+    recorded, plain = (Scorer(load_model(str(tmp_path), device="cuda"), config) for _ in range(2))
+    plain.launcher = Launcher(None)
+    found, expected = (scorer.score(rows)["growth"].to_numpy() for scorer in (recorded, plain))
+    assert recorded.launcher.said.startswith("as a CUDA graph")
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_a_full_device_is_met_with_smaller_micro_batches(rig: Rig) -> None:

@@ -47,7 +47,8 @@ def _dit() -> torch.nn.Module:
     return DiTTransformer2DModel(in_channels=4, out_channels=8, sample_size=32, **sizes)
 
 
-def _stable_diffusion() -> torch.nn.Module:
+def stable_diffusion() -> torch.nn.Module:
+    """Return the network of Stable Diffusion 1.5, without weights of anybody's training."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
@@ -105,7 +106,7 @@ NETWORKS = (
     ),
     TimedNetwork("DiT-S/2, 40M", _dit, (4, 32, 32), (8, 256), None, _call_with_class),
     TimedNetwork(
-        "Stable Diffusion UNet, 860M", _stable_diffusion, (4, 64, 64), (1, 16), None, _call_with_text, gpu_only=True
+        "Stable Diffusion UNet, 860M", stable_diffusion, (4, 64, 64), (1, 16), None, _call_with_text, gpu_only=True
     ),
 )
 
@@ -114,10 +115,12 @@ def random_denoiser(network: TimedNetwork, dtype: torch.dtype, device: torch.dev
     """Return the network as a denoiser with random frozen weights.
 
     The weights are drawn in float32 on the CPU and rounded to `dtype` afterwards, so that they are the same numbers in
-    every precision and on every device, up to that rounding.
+    every precision and on every device, up to that rounding. Those of a network that only a GPU can run are drawn
+    there, which takes a moment and not half a minute.
     """
     torch.manual_seed(seed)
-    module = network.build().eval().requires_grad_(False)
+    with torch.device(device if network.gpu_only else "cpu"):
+        module = network.build().eval().requires_grad_(False)
     for parameter in module.parameters():  # weights that start at zero would make the derivative trivial
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)

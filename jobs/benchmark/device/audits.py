@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ ROWS = 50_000
 # what an audit of `ROWS` may take at most, and what is left of the check when none is begun any more
 SECONDS, NEEDED = 90.0, 20.0
 # seconds from SIGTERM to SIGKILL
-GRACE = 10.0
+GRACE = 20.0
 # actors a GPU, preset with its settings, micro-batch
 AUDITS = (
     (1, "paper", ("measure.derivative=jvp",), 512),
@@ -42,29 +43,45 @@ def check_audits(rig: Rig) -> Iterator[Result]:
     rows = 48 if rig.quick else ROWS
     _write_model(rig)
     _write_images(rig, rows)
-    for number, (actors, preset, more, batch) in enumerate(AUDITS[: 1 if rig.quick else None]):
-        if rig.late(NEEDED):
-            yield {"actors a GPU": actors, "preset": preset, "skipped": "no time left"}
-            continue
-        log = rig.folder / f"log-{number}"
-        engine = ["--gpus-per-worker", str(1 / actors)] if rig.gpu else ["--engine", "local"]
-        layout = "auto" if number == 0 else "true"  # measured by the first audit, whose `arithmetic` says what it found
-        given = ("dtype=bfloat16", f"batch_size={8 if rig.quick else batch}", f"channels_last={layout}", *more)
-        settings = [f"--set={each}" for each in given]
-        command = [
-            *(sys.executable, str(ROOT / "jobs/audit.py"), str(rig.folder / "model"), str(rig.folder / "data.parquet")),
-            *("--output", str(rig.folder / f"out-{number}"), "--preset", preset, "--trust-model"),
-            *("--shard-size", "32" if rig.quick else "4096", "--log-json", str(log), *engine, *settings),
-        ]
-        began = time.monotonic()
-        with busy_share(rig.gpu) as busy:
-            code, said = run_in_time(command, max(NEEDED, min(SECONDS, rig.left)))
+    for actors, preset, more, batch in AUDITS[: 1 if rig.quick else None]:
         names: Result = {"actors a GPU": actors if rig.gpu else None, "preset": preset, "batch": batch, "rows": rows}
-        names |= {"exit code": code, "whole, s": time.monotonic() - began}
-        if code:
-            yield {**names, "error": said[-300:]}
-        else:
-            yield {**names, **_from_log(log, rows, busy), **_from_summary(rig.folder / f"out-{number}")}
+        if rig.late(NEEDED):
+            yield {**names, "skipped": "no time left"}
+            continue
+        settings = (f"batch_size={8 if rig.quick else batch}", "channels_last=false", *more)
+        shard = 32 if rig.quick else 4096
+        yield {**names, **audit_files(rig, "model", "data.parquet", rows, preset, settings, actors, shard)}
+
+
+def audit_files(
+    rig: Rig, model: str, data: str, rows: int, preset: str, settings: tuple[str, ...], actors: int, shard: int
+) -> Result:
+    """Audit files of the rig's folder in bfloat16 by the command line, and return how long it took and what it says.
+
+    Args:
+        rig: the device.
+        model: folder of the model in the rig's folder.
+        data: Parquet file there.
+        rows: how many rows it has.
+        preset: the preset.
+        settings: more settings, as `--set` takes them.
+        actors: workers of the GPU.
+        shard: rows in a shard.
+    """
+    output, log = (Path(tempfile.mkdtemp(dir=rig.folder)) / name for name in ("out", "log"))
+    engine = ["--gpus-per-worker", str(1 / actors)] if rig.gpu else ["--engine", "local"]
+    command = [
+        *(sys.executable, str(ROOT / "jobs/audit.py"), str(rig.folder / model), str(rig.folder / data)),
+        *("--output", str(output), "--preset", preset, "--trust-model", "--shard-size", str(shard)),
+        *("--log-json", str(log), *engine, *(f"--set={each}" for each in ("dtype=bfloat16", *settings))),
+    ]
+    began = time.monotonic()
+    with busy_share(rig.gpu) as busy:
+        code, said = run_in_time(command, max(NEEDED, min(SECONDS, rig.left)))
+    found: Result = {"exit code": code, "whole, s": time.monotonic() - began}
+    if code:
+        return {**found, "error": said[-600:]}
+    return {**found, **_from_log(log, rows, busy), **_from_summary(output)}
 
 
 def run_in_time(command: list[str], seconds: float = SECONDS) -> tuple[int, str]:
@@ -74,7 +91,7 @@ def run_in_time(command: list[str], seconds: float = SECONDS) -> tuple[int, str]
         try:
             said, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGTERM)  # an audit ends in good order
+            process.terminate()  # an audit ends in good order
             try:
                 said, _ = process.communicate(timeout=GRACE)
             except subprocess.TimeoutExpired:
@@ -85,22 +102,33 @@ def run_in_time(command: list[str], seconds: float = SECONDS) -> tuple[int, str]
 
 
 def _from_log(log: Path, rows: int, busy: list[tuple[float, int]]) -> Result:
-    """Return images per second from the first ready worker to the last shard, and how busy the GPU was meanwhile."""
+    """Return images per second and how busy the GPU was, from the last ready worker to the last shard.
+
+    `steady images/s` leaves out what an audit does once: it counts from the last of the first shards of each worker and
+    of the check of the arithmetic, which a data set of 50,000 feels and one of a million does not.
+    """
     events = [json.loads(line) for line in log.read_text().splitlines()]
     times: dict[str, list[float]] = {}
     for event in events:
-        times.setdefault(event["event"], []).append(datetime.fromisoformat(event["time"]).timestamp())
+        times.setdefault(event["event"], []).append(_seconds(event))
     first = max(times.get("worker_ready", times["started"]))
-    last = max(times["shard"])
-    inside = [share for at, share in busy if first < at < last]
+    last, workers = max(times["shard"]), len(times.get("worker_ready", ["here"]))
+    steady = max([*sorted(times["shard"])[:workers], *times.get("self_check", [])])
+    later = sum(event["images"] for event in events if event["event"] == "shard" and _seconds(event) > steady)
+    inside = [share for at, share in busy if steady < at < last]
     totals = next(event for event in events if event["event"] == "ended")
     waits = {name: totals[name] for name in ("decode_wait", "device_wait", "seconds", "startup_seconds")}
     return {
         "scoring, s": last - first,
         "images/s": rows / max(last - first, 1e-9),
+        "steady images/s": later / (last - steady) if later else None,
         "busy, %": float(np.mean(inside)) if inside else None,
         **waits,
     }
+
+
+def _seconds(event: dict[str, Any]) -> float:
+    return datetime.fromisoformat(event["time"]).timestamp()
 
 
 def _from_summary(output: Path) -> Result:

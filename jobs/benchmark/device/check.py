@@ -12,6 +12,7 @@ import torch
 
 from jobs.benchmark.cost.roofline import measure_limits
 from jobs.benchmark.device.audits import check_audits
+from jobs.benchmark.device.captioned import check_captioned
 from jobs.benchmark.device.correctness import check_full_device, check_growth
 from jobs.benchmark.device.decoding import check_decoding
 from jobs.benchmark.device.launches import (
@@ -54,6 +55,7 @@ STEPS: Mapping[str, Step] = {
     "waits": check_waits,
     "speed, CIFAR": lambda rig: check_speed(rig, CIFAR, 64, 512, dtypes=(torch.bfloat16, torch.float32)),
     "audits": check_audits,
+    "captioned audit": check_captioned,
     "decoding": check_decoding,
     "full device": check_full_device,
     "speed, Stable Diffusion": lambda rig: check_speed(rig, STABLE_DIFFUSION, 8, 32),
@@ -63,17 +65,18 @@ STEPS: Mapping[str, Step] = {
 }
 BUDGETS: Mapping[str, float] = {
     "device": 10,
-    "growth": 35,
-    "captured": 40,
-    "waits": 25,
-    "speed, CIFAR": 40,
-    "audits": 115,
+    "growth": 30,
+    "captured": 35,
+    "waits": 15,
+    "speed, CIFAR": 35,
+    "audits": 100,
+    "captioned audit": 65,
     "decoding": 20,
     "full device": 20,
-    "speed, Stable Diffusion": 40,
-    "forward mode": 25,
-    "speed, DiT": 15,
-    "compiled": 35,
+    "speed, Stable Diffusion": 30,
+    "forward mode": 20,
+    "speed, DiT": 10,
+    "compiled": 30,
 }
 """Seconds in which a step begins further parts, so that none takes the time of those behind it; `SECONDS` together."""
 

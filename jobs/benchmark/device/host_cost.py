@@ -9,15 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.benchmark.cost.networks import NETWORKS, TimedNetwork, random_denoiser
 from jobs.benchmark.device.rig import CIFAR, PRESETS
 from jobs.experiments import Outcome
-from volgrowth.audit.scoring.captured import Recording
+from volgrowth.audit.scoring.captured import AXES, PIXELS, Inputs, Recording
 from volgrowth.audit.scoring.measures import Flow, Launched, Packed, launch_images
-from volgrowth.config import Measure, ScreenMeasure, StandardMeasure
+from volgrowth.config import Measure, PaperMeasure, VolumeMeasure
 
 META = torch.device("meta")
 BATCH, ROUNDS = 64, 7
@@ -67,19 +66,24 @@ def measure_host_cost(quick: bool = False) -> Outcome:
 
 
 def host_cost(network: TimedNetwork, measure: Measure, rounds: int) -> dict[str, float | None]:
-    """Return operations and milliseconds of a launch; recorded ones are None for presets with derivatives."""
+    """Return operations and milliseconds of a launch; recorded ones are None for backward passes."""
     flow = Flow(random_denoiser(network, torch.float32, META))
     pixels = torch.empty(BATCH, *network.shape, dtype=torch.uint8, device=META)
 
-    def launch(flow: Flow, pixels: Tensor) -> Launched:
-        return launch_images(flow, pixels / 127.5 - 1, list(range(BATCH)), measure, 0)
+    inputs = {PIXELS: pixels}
+    if isinstance(measure, PaperMeasure):
+        inputs[AXES] = torch.empty(BATCH, measure.num_tangents, *network.shape, device=META)
 
-    operations, took = _cost(lambda: launch(flow, pixels).packed(), rounds)
+    def launch(flow: Flow, inputs: Inputs) -> Launched:
+        states = inputs[PIXELS] / 127.5 - 1
+        return launch_images(flow, states, list(range(BATCH)), measure, 0, axes=inputs.get(AXES))
+
+    operations, took = _cost(lambda: launch(flow, inputs).packed(), rounds)
     found: dict[str, float | None] = {"operations": operations + 1, "host, ms": took}  # and the copy of the results
     recorded: dict[str, float | None] = dict.fromkeys(("recorded, operations", "recorded, ms"))
-    if isinstance(measure, ScreenMeasure | StandardMeasure):
-        recording = Recording(Nothing(), launch, flow, pixels)
-        operations, took = _cost(lambda: recording.replay(flow, pixels), rounds)
+    if not isinstance(measure, VolumeMeasure):
+        recording = Recording(Nothing(), launch, flow, inputs)
+        operations, took = _cost(lambda: recording.replay(flow, inputs), rounds)
         recorded = {"recorded, operations": operations + 2, "recorded, ms": took}  # and the replay
     return {**found, **recorded}
 

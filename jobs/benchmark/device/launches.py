@@ -23,9 +23,10 @@ from jobs.benchmark.device.rig import (
     low_allowed,
     short,
 )
-from volgrowth.audit.scoring.captured import CudaGraph, Launcher
-from volgrowth.audit.scoring.measures import Flow, Launched, launch_images
+from volgrowth.audit.scoring.captured import AXES, PIXELS, CudaGraph, Inputs, Launcher
+from volgrowth.audit.scoring.measures import Flow, Launched, launch_images, published_axes
 from volgrowth.audit.workers.layout import put_channels
+from volgrowth.config import PaperMeasure
 from volgrowth.models import NetworkDenoiser
 from volgrowth.numerics.memory import out_of_memory
 from volgrowth.numerics.tangents import noise_stack, tangents_one_by_one
@@ -126,7 +127,7 @@ def check_one_tangent(rig: Rig) -> Iterator[Result]:
     """Time one point with one tangent: stacked, by torch.func.jvp, and by a difference."""
     for network, batches in ((CIFAR, (64, 512)), (STABLE_DIFFUSION, (8,))):
         for dtype in (LOW, torch.float32):
-            if rig.late(20) or (network is STABLE_DIFFUSION and (dtype is not LOW or rig.quick)):
+            if rig.late(8) or (network is STABLE_DIFFUSION and (dtype is not LOW or rig.quick)):
                 continue
             denoiser = rig.denoiser(network, dtype)
             for batch in rig.batches(*batches):
@@ -189,20 +190,22 @@ def _compiled(rig: Rig, denoiser: NetworkDenoiser, images: Tensor) -> Result:
 
 
 def _as_graph(rig: Rig, denoiser: NetworkDenoiser, images: Tensor) -> Iterator[Result]:
-    """Yield the time of presets of forward passes launched operation by operation, and as one CUDA graph."""
-    pixels, numbers = ((images + 1) * 127.5).round().to(torch.uint8), list(range(len(images)))
-    for preset in ("screen", "standard"):
+    """Yield the time of presets without backward passes launched operation by operation, and as one CUDA graph."""
+    numbers, inputs = list(range(len(images))), {PIXELS: ((images + 1) * 127.5).round().to(torch.uint8)}
+    for preset in ("screen", "standard", "paper, jvp"):
         measure = PRESETS[preset]
+        if isinstance(measure, PaperMeasure):
+            inputs[AXES] = published_axes(numbers, images.shape[1:], measure, 0).to(images)
 
-        def work(flow: Flow, pixels: Tensor, measure: Any = measure) -> Launched:
-            return launch_images(flow, pixels / 127.5 - 1, numbers, measure, 0)
+        def work(flow: Flow, inputs: Inputs, measure: Any = measure) -> Launched:
+            return launch_images(flow, inputs[PIXELS] / 127.5 - 1, numbers, measure, 0, axes=inputs.get(AXES))
 
         launcher, flow = Launcher(CudaGraph), Flow(denoiser)
-        plain, returned = rig.milliseconds(partial(Launcher(None).sent, flow, pixels, work))
+        plain, returned = rig.milliseconds(partial(Launcher(None).sent, flow, inputs, work))
         began = time.perf_counter()
-        launcher.sent(flow, pixels, work).fetch()
+        launcher.sent(flow, inputs, work).fetch()
         recording = time.perf_counter() - began
-        replayed, replay_returned = rig.milliseconds(partial(launcher.sent, flow, pixels, work))
+        replayed, replay_returned = rig.milliseconds(partial(launcher.sent, flow, inputs, work))
         yield {
             **{"preset": preset, "ms": plain, "host, ms": returned, "recording, s": recording},
             **{"as a graph, ms": replayed, "as a graph, host, ms": replay_returned, "launched": launcher.said},

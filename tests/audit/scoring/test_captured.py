@@ -74,6 +74,15 @@ def test_a_replay_has_the_scores_of_the_plain_launch(tiny_model, digits, kind):
     assert plain.launcher.said == PLAIN
 
 
+@pytest.mark.parametrize("derivative", ["jvp", "difference"])
+def test_the_axes_of_each_row_are_replayed_too(tiny_model, digits, derivative):
+    settings = config(measure={"preset": "paper", "derivative": derivative})
+    denoiser = load_model(str(tiny_model))
+    plain, replayed = Scorer(denoiser, settings), recorded(Scorer(denoiser, settings), Rerun)
+    assert replayed.score(rows(digits[:11])).equals(plain.score(rows(digits[:11])))
+    assert Rerun.recorded == 1
+
+
 def test_conditions_and_guidance_are_replayed_too(tmp_path):
     build("sd1", tmp_path)
     denoiser = load_model(str(tmp_path))

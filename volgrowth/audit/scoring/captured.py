@@ -1,9 +1,10 @@
 """Launches of micro-batches, where possible as one CUDA graph in place of thousands of operations.
 
 Python dispatches an operation in about 20 us, and a forward pass of a network is hundreds of them, so that a fast
-device waits for its host. Presets of forward passes do the same operations for every micro-batch: levels, scales and
-noises are constants, only pixels and conditions differ. The whole launch is recorded once, from the pixels to the
-packed results, and replayed for other pixels and conditions, which are copied to where the recording reads them.
+device waits for its host. Presets without backward passes do the same operations for every micro-batch: levels, scales
+and noises are constants, only pixels, conditions and the axes of preset `paper` differ. The whole launch is recorded
+once, from the pixels to the packed results, and replayed for others, which are copied to where the recording reads
+them.
 
 The first micro-batch of each shape is launched operation by operation, and its results are compared with those of the
 recording. If recording fails, or the results differ by more than `TOLERANCE`, everything is launched operation by
@@ -28,10 +29,12 @@ TOLERANCE, LOW_TOLERANCE = 1e-4, 2e-3
 precision. The operations are the same; libraries may choose other kernels for them within a graph."""
 
 PLAIN = "operation by operation"
-PIXELS = "uint8 pixels"
+PIXELS, AXES = "uint8 pixels", "axes"
 
-Launch = Callable[[Flow, Tensor], Launched]
-"""Measures uint8 pixels along a flow."""
+Inputs = dict[str, Tensor]
+"""What a launch reads beside conditions: `PIXELS`, and for preset `paper` the `AXES`."""
+Launch = Callable[[Flow, Inputs], Launched]
+"""Measures inputs along a flow."""
 
 log = logging.getLogger("volgrowth")
 
@@ -65,31 +68,32 @@ class CudaGraph:
 
 
 class Recording:
-    """The launch of one micro-batch, recorded, with the memory that its pixels and conditions are read from.
+    """The launch of one micro-batch, recorded, with the memory that its inputs and conditions are read from.
 
     Args:
         graph: records.
         launch: the launch.
         flow: the flow of the first micro-batch, under its conditions.
-        pixels: the first micro-batch, uint8.
+        inputs: those of the first micro-batch.
     """
 
-    def __init__(self, graph: Graph, launch: Launch, flow: Flow, pixels: Tensor):
-        self._inputs = {name: tensor.clone() for name, tensor in _inputs(flow, pixels).items()}
-        conditions = {name: tensor for name, tensor in self._inputs.items() if name != PIXELS}
+    def __init__(self, graph: Graph, launch: Launch, flow: Flow, inputs: Inputs):
+        own, conditions = (
+            {name: tensor.clone() for name, tensor in each.items()} for each in (inputs, _conditions(flow))
+        )
         if isinstance(flow.denoiser, NetworkDenoiser) and conditions:
             flow = replace(flow, denoiser=flow.denoiser.under(conditions))
-        self._graph = graph
-        self._results = graph.record(lambda: launch(flow, self._inputs[PIXELS]).packed())
+        self._graph, self._read = graph, {**own, **conditions}
+        self._results = graph.record(lambda: launch(flow, own).packed())
 
-    def fits(self, flow: Flow, pixels: Tensor) -> bool:
+    def fits(self, flow: Flow, inputs: Inputs) -> bool:
         """Say whether a micro-batch has the shapes of the recorded one."""
-        return _shapes(_inputs(flow, pixels)) == _shapes(self._inputs)
+        return _shapes({**inputs, **_conditions(flow)}) == _shapes(self._read)
 
-    def replay(self, flow: Flow, pixels: Tensor) -> Packed:
+    def replay(self, flow: Flow, inputs: Inputs) -> Packed:
         """Launch a micro-batch, and return its results, which the next replay overwrites."""
-        for name, tensor in _inputs(flow, pixels).items():
-            self._inputs[name].copy_(tensor, non_blocking=True)
+        for name, tensor in {**inputs, **_conditions(flow)}.items():
+            self._read[name].copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._results
 
@@ -110,22 +114,22 @@ class Launcher:
         self._recording: Recording | None = None
         self.said, self.used = PLAIN, False
 
-    def sent(self, flow: Flow, pixels: Tensor, launch: Launch) -> Sent:
+    def sent(self, flow: Flow, inputs: Inputs, launch: Launch) -> Sent:
         """Launch a micro-batch, and the copy of its results."""
         self.used = True
-        if self._recording is not None and self._recording.fits(flow, pixels):
-            return self._recording.replay(flow, pixels).sent()
+        if self._recording is not None and self._recording.fits(flow, inputs):
+            return self._recording.replay(flow, inputs).sent()
         self._recording = None  # gives back its memory
-        sent = launch(flow, pixels).sent()
+        sent = launch(flow, inputs).sent()
         if self._graph is not None and isinstance(flow.denoiser, NetworkDenoiser):
-            self._record(self._graph(), flow, pixels, launch, sent.fetch())
+            self._record(self._graph(), flow, inputs, launch, sent.fetch())
         return sent
 
-    def _record(self, graph: Graph, flow: Flow, pixels: Tensor, launch: Launch, expected: Measurement) -> None:
+    def _record(self, graph: Graph, flow: Flow, inputs: Inputs, launch: Launch, expected: Measurement) -> None:
         """Record a micro-batch that was launched operation by operation, if its replay has the expected results."""
         try:
-            recording = Recording(graph, launch, flow, pixels)
-            off = largest_difference(expected, recording.replay(flow, pixels).sent().fetch())
+            recording = Recording(graph, launch, flow, inputs)
+            off = largest_difference(expected, recording.replay(flow, inputs).sent().fetch())
         except Exception as error:  # whatever a driver or a library raises when it cannot be recorded
             return self._give_up(kind_and_line(error))
         low = flow.denoiser.precision in (torch.bfloat16, torch.float16)
@@ -140,12 +144,11 @@ class Launcher:
         log.warning("micro-batches are launched %s", self.said)
 
 
-def _inputs(flow: Flow, pixels: Tensor) -> dict[str, Tensor]:
-    conditions = flow.denoiser.conditions if isinstance(flow.denoiser, NetworkDenoiser) else {}
-    return {PIXELS: pixels, **conditions}
+def _conditions(flow: Flow) -> dict[str, Tensor]:
+    return flow.denoiser.conditions if isinstance(flow.denoiser, NetworkDenoiser) else {}
 
 
-def _shapes(inputs: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+def _shapes(inputs: Inputs) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in inputs.items()}
 
 

@@ -101,7 +101,7 @@ class Screener(Scorer):
     The measure of its settings is the screen.
     """
 
-    def measure_states(self, flow: Flow, states: Tensor, rows: list[int]) -> Launched:
+    def measure_states(self, flow: Flow, states: Tensor, rows: list[int], axes: Tensor | None = None) -> Launched:
         found = launch_images(replace(flow, null=None), states, rows, self.measure, self.config.seed)
         nothing = torch.zeros_like(found.above_ceiling)  # marks are about growth, which these rows do not have
         return Launched({name: found.columns[name] for name in SHARED}, nothing, nothing, found.nfe)

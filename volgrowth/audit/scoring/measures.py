@@ -7,6 +7,7 @@ then their errors are common too and cancel when images are ranked (`volgrowth.n
 numbers to the bit whether the screen measured some of them beforehand or not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import log
@@ -170,7 +171,13 @@ def measure_images(flow: Flow, images: Tensor, rows: list[int], measure: Measure
 
 
 def launch_images(
-    flow: Flow, images: Tensor, rows: list[int], measure: Measure, seed: int, screened: bool = False
+    flow: Flow,
+    images: Tensor,
+    rows: list[int],
+    measure: Measure,
+    seed: int,
+    screened: bool = False,
+    axes: Tensor | None = None,
 ) -> Launched:
     """Give images to the device to be measured, without waiting for it at any point.
 
@@ -182,14 +189,25 @@ def launch_images(
         seed: the audit's seed.
         screened: whether the images have been screened: then the columns that preset `screen` shares with this one are
             not measured again.
+        axes: the published axes of the rows as `published_axes` draws them, if they are on the device already.
     """
     if isinstance(measure, PaperMeasure):
-        return _paper(flow, images, rows, measure, seed)
+        if axes is None:
+            axes = _there(published_axes(rows, images.shape[1:], measure, seed), images)
+        return _paper(flow, images, axes, measure)
     if isinstance(measure, VolumeMeasure):
         return _volume(flow, images, measure, seed, screened)
     if isinstance(measure, StandardMeasure):
         return _standard(flow, images, measure, seed, screened)
     return _screen(flow, images, measure, seed)
+
+
+def published_axes(rows: list[int], shape: Sequence[int], measure: PaperMeasure, seed: int) -> Tensor:
+    """Draw the axes that preset `paper` follows, for each row its own: (B, tangents, *state) float32 on the CPU."""
+    axes = torch.empty(len(rows), measure.num_tangents, *shape)
+    for drawn, row in zip(axes, rows, strict=True):
+        torch.randn(drawn.shape, generator=seeded(seed, "tangent", row), out=drawn)
+    return axes
 
 
 def common_noise(images: Tensor, seed: int) -> Tensor:
@@ -267,7 +285,8 @@ def _shared(pair: NoisePair, at_image: Tensor) -> dict[str, Tensor]:
 def _volume(flow: Flow, images: Tensor, measure: VolumeMeasure, seed: int, screened: bool) -> Launched:
     low, high = (log(clamp_level(flow.denoiser, level)) for level in (measure.smallest_level, measure.largest_level))
     levels = torch.linspace(low, high, measure.num_levels, dtype=torch.float64).exp()
-    trace = trace_growth(flow.denoiser, images, levels, measure.num_probes, seeded(seed, "probe"), flow.others)
+    with true_float32():
+        trace = trace_growth(flow.denoiser, images, levels, measure.num_probes, seeded(seed, "probe"), flow.others)
     null = torch.trapezoid(trace.other_rates[..., 0], _there(levels.log(), trace.rate), dim=1) if flow.null else None
     columns = {
         **flow.columns(trace.log_volume, null),
@@ -286,11 +305,8 @@ def _volume(flow: Flow, images: Tensor, measure: VolumeMeasure, seed: int, scree
     )
 
 
-def _paper(flow: Flow, images: Tensor, rows: list[int], measure: PaperMeasure, seed: int) -> Launched:
+def _paper(flow: Flow, images: Tensor, axes: Tensor, measure: PaperMeasure) -> Launched:
     """Follow each flow by itself, from the same axes, since volumes are not linear in the predicted noise."""
-    shape = (measure.num_tangents, *images.shape[1:])
-    tangents = torch.stack([torch.randn(shape, generator=seeded(seed, "tangent", row)) for row in rows])
-    tangents = _there(tangents, images)
 
     def follow(denoiser: Denoiser) -> VolumeGrowth:
         with torch.no_grad(), true_float32():
@@ -300,7 +316,7 @@ def _paper(flow: Flow, images: Tensor, rows: list[int], measure: PaperMeasure, s
                 times=torch.tensor(measure.times, dtype=torch.float64),
                 derivative=measure.derivative,
                 radius=measure.radius,
-                tangents=tangents,
+                tangents=axes,
             )
 
     growth, null, guided = follow(flow.denoiser), None, None

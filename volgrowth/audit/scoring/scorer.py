@@ -27,9 +27,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from volgrowth.audit.scoring.captured import CudaGraph, Launcher
-from volgrowth.audit.scoring.derivatives import Differenced, Differentiating, by_torch, has_derivative
-from volgrowth.audit.scoring.measures import Flow, Launched, Measurement, Sent, launch_images
+from volgrowth.audit.scoring.captured import AXES, PIXELS, CudaGraph, Inputs, Launcher
+from volgrowth.audit.scoring.derivatives import Differenced, by_torch, has_derivative
+from volgrowth.audit.scoring.measures import Flow, Launched, Measurement, Sent, launch_images, published_axes
 from volgrowth.audit.scoring.prefetch import Ahead, decoding_threads
 from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.config import LOW_PRECISION, AuditConfig, Measure, PaperMeasure, VolumeMeasure
@@ -114,7 +114,7 @@ class Scorer:
         self._threads = threads or decoding_threads(denoiser.device)
         self.png_method, self.describe, self.turn = png_method, describe, turn
         self.differenced: str | None = None
-        graphs = denoiser.device.type == "cuda" and not isinstance(self.measure, Differentiating)
+        graphs = denoiser.device.type == "cuda" and not isinstance(self.measure, VolumeMeasure)
         self.launcher = Launcher(CudaGraph if graphs else None)
         self._units = torch.from_numpy(to_unit(np.arange(256, dtype=np.uint8))).to(denoiser.device, denoiser.dtype)
 
@@ -221,30 +221,42 @@ class Scorer:
     def ready(self, items: list[Prepared]) -> Callable[[], Sent]:
         """Bring pixels and conditions of a micro-batch to the device; return what launches it and its results' copy."""
         flow, rows = self.flow([item.condition for item in items]), [item.row for item in items]
-        return partial(self.launcher.sent, flow, self._pixels(items), partial(self._measured, rows))
+        return partial(self.launcher.sent, flow, self._inputs(items), partial(self._measured, rows))
 
     def launch(self, items: list[Prepared]) -> Launched:
         """Give a micro-batch to the device, without waiting for its results."""
         flow = self.flow([item.condition for item in items])
-        return self._measured([item.row for item in items], flow, self._pixels(items))
+        return self._measured([item.row for item in items], flow, self._inputs(items))
 
-    def measure_states(self, flow: Flow, states: Tensor, rows: list[int]) -> Launched:
+    def measure_states(self, flow: Flow, states: Tensor, rows: list[int], axes: Tensor | None = None) -> Launched:
         """Give the states of images to the device to be measured along a flow, without waiting for the results."""
-        return launch_images(flow, states, rows, self.measure, self.config.seed, self.screened)
+        return launch_images(flow, states, rows, self.measure, self.config.seed, self.screened, axes)
 
-    def _measured(self, rows: list[int], flow: Flow, pixels: Tensor) -> Launched:
-        return self.measure_states(flow, self._states(pixels), rows)
+    def _measured(self, rows: list[int], flow: Flow, inputs: Inputs) -> Launched:
+        return self.measure_states(flow, self._states(inputs[PIXELS]), rows, inputs.get(AXES))
 
     def images(self, items: list[Prepared]) -> Tensor:
         """Return the states of images."""
         return self._states(self._pixels(items))
 
+    def _inputs(self, items: list[Prepared]) -> Inputs:
+        """Copy to the device what a launch reads: pixels, and the published axes if the measure follows them."""
+        inputs = {PIXELS: self._pixels(items)}
+        if isinstance(self.measure, PaperMeasure):
+            shape = self.denoiser.image_shape or inputs[PIXELS].shape[1:]
+            axes = published_axes([item.row for item in items], shape, self.measure, self.config.seed)
+            inputs[AXES] = self._on_device(axes.to(self.denoiser.dtype))
+        return inputs
+
     def _pixels(self, items: list[Prepared]) -> Tensor:
-        """Copy pixels to the device as bytes, from memory that it can read by itself."""
-        pixels = torch.from_numpy(np.stack([item.pixels for item in items if item.pixels is not None]))
+        """Copy pixels to the device as bytes."""
+        return self._on_device(torch.from_numpy(np.stack([each.pixels for each in items if each.pixels is not None])))
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor to the device, from memory that it can read by itself."""
         if self.denoiser.device.type == "cuda":
-            pixels = pixels.pin_memory()
-        return pixels.to(self.denoiser.device, non_blocking=True)
+            tensor = tensor.pin_memory()
+        return tensor.to(self.denoiser.device, non_blocking=True)
 
     def _states(self, pixels: Tensor) -> Tensor:
         return self.denoiser.embed(self._units[pixels.int()])

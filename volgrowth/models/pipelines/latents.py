@@ -47,6 +47,7 @@ class Latents:
         else:
             self.shift = torch.tensor(config.get("shift_factor") or 0.0, dtype=torch.float64)
             self.scale = torch.tensor(scale, dtype=torch.float64)
+        self._placed: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -69,7 +70,11 @@ class Latents:
         return images
 
     def _affine(self, latents: Tensor) -> list[Tensor]:
-        return [each.to(latents.device, latents.dtype, non_blocking=True) for each in (self.shift, self.scale)]
+        """Return shift and scale beside latents. They are copied there once: a CUDA graph can record no such copy."""
+        place = latents.device, latents.dtype
+        if place not in self._placed:
+            self._placed[place] = [each.to(*place) for each in (self.shift, self.scale)]
+        return self._placed[place]
 
 
 def images_at_once(pixel_shape: tuple[int, int, int], device: torch.device) -> int:

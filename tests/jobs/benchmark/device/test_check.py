@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from jobs.benchmark.__main__ import main
-from jobs.benchmark.device import audits, check
-from jobs.benchmark.device.check import BUDGETS, STEPS, check_device, run_steps
+from jobs.benchmark.device import audits, captioned, check
+from jobs.benchmark.device.check import BUDGETS, STEPS, Step, check_device, run_steps
 from jobs.benchmark.device.host_cost import measure_host_cost
 from jobs.benchmark.device.rig import SECONDS, Rig
 from volgrowth.errors import UsageError
@@ -29,7 +29,9 @@ def of(found: list[dict[str, Any]], step: str) -> list[dict[str, Any]]:
 
 def test_every_step_runs_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All but audits, and but the speed of further networks, which a quick check has not."""
-    steps = [name for name in STEPS if name not in ("audits", "speed, DiT", "speed, Stable Diffusion")]
+    steps = [
+        name for name in STEPS if name not in ("audits", "captioned audit", "speed, DiT", "speed, Stable Diffusion")
+    ]
     assert main(["gpu", "--quick", "--output", str(tmp_path), "--only", *steps]) == 0
     found = lines(tmp_path / "gpu.jsonl")
     assert found[-1]["step"] == "end"
@@ -46,8 +48,9 @@ def test_every_step_runs_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
-def test_audits_are_measured(tmp_path: Path) -> None:
-    (audit,) = audits.check_audits(Rig(torch.device("cpu"), tmp_path, quick=True))
+@pytest.mark.parametrize("check", [audits.check_audits, captioned.check_captioned])
+def test_audits_are_measured(tmp_path: Path, check: Step) -> None:
+    (audit,) = check(Rig(torch.device("cpu"), tmp_path, quick=True))
     assert (audit["exit code"], audit["scored"]) == (0, audit["rows"])
     assert audit["arithmetic"]["dtype"] == ["bfloat16"]
     assert audit["images/s"] > 0
@@ -120,7 +123,8 @@ subprocess.run([sys.executable, "-c", "import time; time.sleep(99)"])
 """
 
 
-def test_a_command_that_takes_too_long_is_ended_with_what_it_started() -> None:
+def test_a_command_that_takes_too_long_is_ended_with_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audits, "GRACE", 0.5)
     assert audits.run_in_time([sys.executable, "-c", "print('done')"]) == (0, "done\n")
     code, said = audits.run_in_time([sys.executable, "-c", SLEEPING], 1.0)  # its pipe closes when both have ended
     assert code < 0
@@ -129,6 +133,6 @@ def test_a_command_that_takes_too_long_is_ended_with_what_it_started() -> None:
 
 def test_a_recorded_launch_costs_the_host_a_handful_of_operations() -> None:
     rows = {row["preset"]: row for row in measure_host_cost(quick=True).tables["table"]}
-    for preset in ("screen", "standard"):
+    for preset in ("screen", "standard", "paper", "paper, jvp"):
         assert rows[preset]["recorded, operations"] <= 5 < 100 < rows[preset]["operations"]
     assert rows["volume"]["recorded, operations"] is None
