@@ -129,8 +129,7 @@ def volume_growth(
     if coordinates == "x":
         drift = k * torch.tensor([node.alpha / grid[0].alpha for node in grid[1:]], dtype=torch.float64).log()
     ceiling = k * _point_mass_log_volume(grid, solver) + drift
-    # these copies do not make the host wait for steps that the device is still computing
-    drift, limit = (each.to(volumes.device, volumes.dtype, non_blocking=True) for each in (drift, ceiling))
+    drift, limit = (_filled(each, volumes) for each in (drift, ceiling))
     log_volume = volumes + drift
     slack = CEILING_TOLERANCE * k * log(grid[-1].noise_level / grid[0].noise_level)
     return VolumeGrowth(
@@ -142,6 +141,11 @@ def volume_growth(
         sign_flip=sign_flip,
         nfe=SOLVERS[solver].evaluations * evaluations(denoiser, k, derivative) * (len(grid) - 1),
     )
+
+
+def _filled(numbers: Float[Tensor, "steps"], beside: Tensor) -> Float[Tensor, "steps"]:
+    """Return numbers of the host beside a tensor, by no copy: a CUDA graph can record none."""
+    return torch.stack([beside.new_full((), number) for number in numbers.tolist()])
 
 
 def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:

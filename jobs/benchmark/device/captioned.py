@@ -45,17 +45,11 @@ def _write_model(rig: Rig) -> None:
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), *special]
     ids = {token: number for number, token in enumerate(vocabulary)}
     tokenizer = transformers.CLIPTokenizer(vocab=ids, merges=[], model_max_length=TOKENS)
-    small: dict[str, Any] = {
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-    }
-    large: dict[str, Any] = {
-        **{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    }
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    sizes: Any = (8, 16, 1, 1) if rig.quick else (768, 3072, 12, 12)
+    given: dict[str, Any] = dict(zip(names, sizes, strict=True))
     text = transformers.CLIPTextConfig(
-        **(small if rig.quick else large),
+        **given,
         vocab_size=len(tokenizer),
         max_position_embeddings=TOKENS,
         bos_token_id=tokenizer.bos_token_id,
