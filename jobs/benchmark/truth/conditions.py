@@ -18,7 +18,7 @@ from jobs.benchmark.detection.metrics import detect, draw_replicates, interval
 from jobs.benchmark.detection.subjects import Columns, Subject, describe_images, keep_derived, states_of
 from jobs.benchmark.detection.suite import Setup, Trained
 from jobs.benchmark.truth.pair_models import PairTrained, load_null, pairs_are_trained, train_or_load_pairs
-from jobs.benchmark.truth.pair_scores import CONDITIONAL, PRICES, measure_pairs, suspicious
+from jobs.benchmark.truth.pair_scores import CONDITIONAL, PRICES, definitions, measure_pairs, suspicious
 from jobs.benchmark.truth.pairs import ONE, SINGLE, PairSetup
 from jobs.experiments import Outcome, say
 from volgrowth.analysis.calibration.evidence import judge_images
@@ -192,7 +192,7 @@ def pair_subject(trained: PairTrained, truth: PairTruth) -> Subject:
 def _measured(trained: PairTrained, subject: Subject) -> Columns:
     """Return all columns of `measure_pairs`, of pairs and held-out images, from the cache or measured."""
     case, kind = trained.case, trained.setup.kind
-    path = trained.home / "scores" / "pairs.npz"
+    path = trained.home / "scores" / f"pairs-{definitions()}.npz"
     if path.exists():
         with np.load(path) as kept:
             return dict(kept)

@@ -11,7 +11,7 @@ from jobs.benchmark.truth import conditions, pair_models
 from jobs.benchmark.truth.captions import TOKENS, caption_of, embed_captions, text_encoder, train_tokenizer
 from jobs.benchmark.truth.conditions import PairTruth, _cell, _role_rows
 from jobs.benchmark.truth.pair_models import PairTrained, guide, load_null, pairs_are_trained, train_or_load_pairs
-from jobs.benchmark.truth.pair_scores import PRICES, suspicious
+from jobs.benchmark.truth.pair_scores import PRICES, alignment, suspicious
 from jobs.benchmark.truth.pairs import ONE, SEVERAL, SHARED, SINGLE, WRONG, PairSetup
 from jobs.benchmark.truth.training import Autoencoder
 from volgrowth.analysis.verification.proof import Reproduced
@@ -127,6 +127,13 @@ def test_a_cell_judges_pairs_that_were_sampled_and_planted_ones_only_if_they_com
     assert _cell(drawn, truth, score, None) == "1.000 / – / –"
     assert str(_cell(drawn, truth, None, -score)).startswith("– / 0.000 (")
     assert _cell(drawn, Reproduced(0 * hits, np.zeros(3, int), 2), score, score) is None
+
+
+def test_alignment_is_a_mean_over_pixels_and_not_the_cosine_of_the_whole():
+    one = torch.tensor([[[[3.0, 1.0]], [[4.0, 0.0]]]])  # two channels, two pixels: (3, 4) and (1, 0)
+    other = torch.tensor([[[[300.0, -1.0]], [[400.0, 0.0]]]])  # parallel and long, opposite and short
+    assert alignment(one, other).tolist() == pytest.approx([0.0])
+    assert alignment(one, one).tolist() == pytest.approx([1.0])
 
 
 def test_the_command_trains_both_kinds_and_fills_the_page(data, tmp_path, monkeypatch):
