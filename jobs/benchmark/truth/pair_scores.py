@@ -17,8 +17,9 @@ High is suspicious in all of them. With e(y, s, c) the expected noise under cond
 Sources: arXiv 2407.21720 for the noise difference (`text_noise_norm` of YuxinWenRick/diffusion_memorization; the code
 can also average it over the steps of guided sampling, here it is the first step's, as in the paper's fastest form);
 arXiv 2412.04140 for sharpness (`hvp_metric` of Dongjae0324/sharpness_memorization_diffusion); arXiv 2601.20642 for
-alignment and both (`cosine_sim` and `combined_score` of rohanasthana/memorization-anisotropy, with its weights for Stable
-Diffusion 1.4). "At image" is ours. Their definitions were compared with the ones here; no code is taken from them.
+alignment and both (`cosine_sim` and `combined_score` of rohanasthana/memorization-anisotropy, with its weights for
+Stable Diffusion 1.4). "At image" is ours. Their definitions were compared with the ones here; no code is taken from
+them.
 
 Evaluations are forward passes under either condition, two for each derivative.
 """
