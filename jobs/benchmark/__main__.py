@@ -135,6 +135,17 @@ def _conditions(given: argparse.Namespace) -> Outcome:
     return compare_conditions(chosen, given.seeds, given.data, given.output / "models", cached_only=given.cached)
 
 
+def _goal(given: argparse.Namespace) -> Outcome:
+    """Say on which of all models that are trained the evidence of the presets finds what samples reproduce."""
+    from jobs.benchmark.truth.conditions import CONDITIONED
+    from jobs.benchmark.truth.goal import compare_with_goal
+    from jobs.benchmark.truth.world import WORLD
+
+    setups = [setup for setup in (*SUITE, *WORLD) if setup.file is None or (given.data / setup.file).exists()]
+    pairs = [setup for setup in CONDITIONED if (given.data / setup.file).exists()]
+    return compare_with_goal(setups, pairs, given.seeds, given.data, given.output / "models")
+
+
 def _levels(given: argparse.Namespace) -> Outcome:
     """Judge noise norm and loss at eight noise levels, and what latents say beside pixels of the same images."""
     from jobs.benchmark.truth.levels import compare_levels
@@ -209,6 +220,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "rates": (_rates, "truth"),
     "conditions": (_conditions, "truth"),
     "levels": (_levels, "truth"),
+    "goal": (_goal, "truth"),
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
     "gpu": (_gpu, ""),
@@ -262,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
     """Add the options of the commands that work on the image sets, and on the models, of the detection bench."""
-    for name in (*OF_MODELS, "copies"):
+    for name in (*OF_MODELS, "copies", "goal"):
         added[name].add_argument(
             "--data", type=Path, default=Path("data"), help="folder of the image sets that `images` makes"
         )
@@ -276,7 +288,8 @@ def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
             action="store_true",
             help="train and measure nothing: only what earlier runs into the same folder left; the rest is named",
         )
-        bench_command.add_argument("--seeds", type=int, default=3, help="seeds of each case, from 1; 3 by default")
+    for name in (*OF_MODELS, "goal"):
+        added[name].add_argument("--seeds", type=int, default=3, help="seeds of each case, from 1; 3 by default")
     added["rates"].add_argument("--images", type=int, default=12, help="images a model; 12 by default")
     for judging in (added["detection"], added["truth"]):
         judging.add_argument("--only", nargs="+", help="presets and built-in scores; all by default")

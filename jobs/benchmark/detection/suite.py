@@ -38,6 +38,7 @@ class Setup:
         samples: number of samples that tell what the model reproduces.
         latent: the autoencoder in whose latents the model is trained; None for a model of pixels.
         practice: what users add to the training.
+        prediction: what the network of a model of pixels predicts: `epsilon` or `v_prediction`.
         altered: how planted families are altered, in turn (`jobs.benchmark.truth.alterations`); () for no alteration.
     """
 
@@ -54,6 +55,7 @@ class Setup:
     altered: tuple[str, ...] = field(default=(), repr=False)
     latent: Autoencoder | None = field(default=None, repr=False)
     practice: Practice = field(default=Practice(), repr=False)
+    prediction: str = field(default="epsilon", repr=False)
 
     @property
     def key(self) -> str:
@@ -102,8 +104,8 @@ class Setup:
         """Train the model of this case, and save it as a pipeline."""
         if self.latent:
             train_in_latents(case.train, model, seed, self.recipe, self.latent)
-        elif self.practice != Practice():
-            train_as_users_do(case.train, model, seed, self.recipe, self.practice)
+        elif self.practice != Practice() or self.prediction != "epsilon":
+            train_as_users_do(case.train, model, seed, self.recipe, self.practice, self.prediction)
         else:
             train_model(case.train, model, seed, self.recipe)
 

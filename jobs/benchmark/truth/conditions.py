@@ -217,21 +217,25 @@ def _evidence(subject: Subject, columns: Columns) -> Columns:
     return keep_derived(subject, f"pairs of {sorted(columns)} {fingerprint(columns)} by {analysis_code()}", derive)
 
 
+def pair_results(
+    trained: PairTrained, reproduced: Reproduced, values: np.ndarray | None
+) -> dict[str, np.ndarray] | None:
+    """Return what `detect` finds with the values of the pairs; None without values, or where nothing is reproduced."""
+    case = trained.case
+    positive = reproduced.images & case.asked
+    clear = case.asked & (positive | (case.role == SINGLE))
+    if values is None or not positive.any():
+        return None
+    return detect(values[clear], positive[clear], draw_replicates(positive[clear].astype(int), trained.seed))
+
+
 def _cell(
     trained: PairTrained, reproduced: Reproduced, raw: np.ndarray | None, calibrated: np.ndarray | None
 ) -> str | None:
     """Return raw AUROC / calibrated AUROC (interval) / TPR at 1% FPR; None where nothing is reproduced."""
-    case = trained.case
-    positive = reproduced.images & case.asked
-    clear = case.asked & (positive | (case.role == SINGLE))
-    if not positive.any():
+    if not (reproduced.images & trained.case.asked).any():
         return None
-    drawn = draw_replicates(positive[clear].astype(int), trained.seed)
-
-    def found(values: np.ndarray | None) -> dict[str, np.ndarray] | None:
-        return None if values is None else detect(values[clear], positive[clear], drawn)
-
-    before, after = found(raw), found(calibrated)
+    before, after = (pair_results(trained, reproduced, values) for values in (raw, calibrated))
     low, high = interval(after["auroc"]) if after else (np.nan, np.nan)
     shown = [
         f"{before['auroc'][0]:.3f}" if before else MISSING,

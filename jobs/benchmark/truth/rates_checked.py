@@ -4,8 +4,11 @@ Each image is rated as `volgrowth verify --rates` does: the sampler's own grid, 
 the image's family, and the images around it are those of the training set and the held-out ones.
 """
 
+import hashlib
+import inspect
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -58,8 +61,7 @@ def check_rates(
             if cached_only and not is_trained(setup, seed, data, models):
                 continue
             trained = train_or_load(setup, seed, data, models, say)
-            say(f"rating images of {setup.name}, seed {seed}")
-            checked = rate_some(trained, images)
+            checked = rate_or_load(trained, images)
             if checked:
                 mine = [one.ratio(len(trained.samples)) for one in checked if one.found.measurable]
                 rows.append({"case": setup.name, "seed": seed, **_row(checked, mine, len(trained.samples))})
@@ -85,6 +87,17 @@ def _row(checked: Sequence[Checked], ratios: Sequence[float], samples: int) -> d
         "geometric mean": f"{exp(np.mean(np.log(ratios))):.2f}" if ratios else "–",
         "evaluations an image": round(float(np.mean([one.found.nfe for one in checked])), -2),
     }
+
+
+def rate_or_load(trained: Trained, images: int) -> list[Checked]:
+    """Return what `rate_some` finds, from the cache beside the model if today's code wrote it there."""
+    parts = (inspect.getmodule(generation_rate), inspect.getmodule(Around), rate_some)
+    code = "".join(inspect.getsource(part) for part in parts if part)
+    path = trained.model.parent / f"rates-{images}-{hashlib.sha256(code.encode()).hexdigest()[:12]}.json"
+    if not path.exists():
+        say(f"rating images of {trained.setup.name}, seed {trained.seed}")
+        path.write_text(json.dumps([asdict(one) for one in rate_some(trained, images)]))
+    return [Checked(one["family"], one["hits"], GenerationRate(**one["found"])) for one in json.loads(path.read_text())]
 
 
 def rate_some(trained: Trained, images: int) -> list[Checked]:

@@ -53,6 +53,14 @@ class Practice:
     average: float | None = None
 
 
+def target_of(scheduler: Any, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """Return what a network under this scheduler is to predict: the noise, or the velocity."""
+    if scheduler.config.prediction_type == "epsilon":
+        return noise
+    velocity: Tensor = scheduler.get_velocity(clean, noise, time)
+    return velocity
+
+
 def train_in_latents(images: np.ndarray, folder: Path, seed: int, recipe: Recipe, autoencoder: Autoencoder) -> None:
     """Train an autoencoder on uint8 images (n, C, H, W), then a UNet2DModel in its latents; save an LDMPipeline."""
     from diffusers import DDPMScheduler, LDMPipeline
@@ -66,13 +74,25 @@ def train_in_latents(images: np.ndarray, folder: Path, seed: int, recipe: Recipe
     LDMPipeline(vqvae=vae, unet=network, scheduler=scheduler).save_pretrained(folder)
 
 
-def train_as_users_do(images: np.ndarray, folder: Path, seed: int, recipe: Recipe, practice: Practice) -> None:
-    """Train a UNet2DModel on uint8 images (n, C, H, W), augmented or with averaged weights; save a DDPMPipeline."""
+def train_as_users_do(
+    images: np.ndarray, folder: Path, seed: int, recipe: Recipe, practice: Practice, prediction: str = "epsilon"
+) -> None:
+    """Train a UNet2DModel on uint8 images (n, C, H, W), augmented or with averaged weights; save a DDPMPipeline.
+
+    Args:
+        images: to train on.
+        folder: of the pipeline.
+        seed: of weights, batches and noise.
+        recipe: of the training.
+        practice: what users add to it.
+        prediction: what the network predicts: `epsilon` or `v_prediction`.
+    """
     from diffusers import DDPMPipeline, DDPMScheduler
     from diffusers.training_utils import EMAModel
 
     torch.manual_seed(seed)
-    network, scheduler = untrained(images.shape[1:], recipe.channels), DDPMScheduler()
+    network = untrained(images.shape[1:], recipe.channels)
+    scheduler = DDPMScheduler(prediction_type=prediction)
     average = None
     if practice.average is not None:
         average = EMAModel(network.parameters(), decay=practice.average, use_ema_warmup=True)
@@ -97,7 +117,7 @@ def denoising_loss(
     Args:
         predict: the network as a function of noisy states (B, *state), times (B,), and the rows (B,) they are made of.
         states: images or latents to draw from, (n, *state).
-        scheduler: a scheduler of diffusers with 1000 steps.
+        scheduler: a scheduler of diffusers with 1000 steps; it says what the network predicts.
         batch: rows of a batch.
         augment: changes the states of a batch.
     """
@@ -106,7 +126,8 @@ def denoising_loss(
         rows = torch.randint(len(states), (batch,))
         clean = augment(states[rows]) if augment else states[rows]
         noise, time = torch.randn_like(clean), torch.randint(1000, (batch,))
-        return functional.mse_loss(predict(scheduler.add_noise(clean, noise, time), time, rows), noise)
+        predicted = predict(scheduler.add_noise(clean, noise, time), time, rows)
+        return functional.mse_loss(predicted, target_of(scheduler, clean, noise, time))
 
     return loss
 

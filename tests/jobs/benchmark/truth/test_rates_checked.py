@@ -33,6 +33,8 @@ def test_the_command_rates_images_from_the_most_hits_to_the_fewest(tmp_path, mon
     assert main(asked) == 0
     assert "Of 2 images that samples hit the rates of 0 are measurable." in (tmp_path / "truth.md").read_text()
     assert [(one.family, one.hits, one.found.measurable) for one in rated] == [(5, 30, False), (3, 1, False)]
+    assert main([*asked, "--cached"]) == 0
+    assert len(rated) == 2  # a second run takes them from the cache
 
 
 def test_the_row_says_what_was_found(tmp_path, monkeypatch):
@@ -47,7 +49,7 @@ def test_the_row_says_what_was_found(tmp_path, monkeypatch):
         samples = np.zeros((1000, 1))
 
     monkeypatch.setattr(rates_checked, "train_or_load", lambda *_: Made())
-    monkeypatch.setattr(rates_checked, "rate_some", lambda *_: found)
+    monkeypatch.setattr(rates_checked, "rate_or_load", lambda *_: found)
     outcome = check_rates([TINY], 1, tmp_path, tmp_path, 3)
     (row,) = outcome.tables["table"]
     assert row["rate over share of hits"] == "0.67 to 1.00"

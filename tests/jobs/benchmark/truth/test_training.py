@@ -1,5 +1,7 @@
 """Training as users do it: what is saved loads as any other model, and is what was trained."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from jobs.benchmark.truth.training import (
     Practice,
     encode_images,
     mirror_and_move,
+    target_of,
     train_as_users_do,
     train_autoencoder,
 )
@@ -53,3 +56,24 @@ def test_augmented_images_are_mirrored_or_not_and_moved_by_up_to_a_pixel():
     ]
     assert inner == set(map(tuple, moved))
     assert np.isin(mirror_and_move(image).numpy(), image.numpy()).all()
+
+
+def test_a_network_of_velocities_is_trained_on_them_and_says_so_in_its_pipeline(tmp_path):
+    setup = Setup("tiny", None, 40, ((2, 5),), TINY, plain=4, held_out=20, prediction="v_prediction")
+    assert setup.key != replace(setup, prediction="epsilon").key
+    case = setup.case(tmp_path, 1)
+    setup.train(case, tmp_path / "model", 1)
+    scheduler = load_scheduler(tmp_path / "model" / "scheduler")
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert load_model(str(tmp_path / "model")).image_shape == (1, 8, 8)
+    clean, noise, time = torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([3, 900])
+    alpha = scheduler.alphas_cumprod[time].sqrt().reshape(2, 1, 1, 1)
+    expected = alpha * noise - (1 - alpha**2).sqrt() * clean
+    torch.testing.assert_close(target_of(scheduler, clean, noise, time), expected)
+    assert target_of(load_scheduler(), clean, noise, time) is noise
+
+
+def load_scheduler(folder=None):
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_pretrained(folder) if folder else DDPMScheduler()

@@ -1,0 +1,145 @@
+"""One table of all models whose samples reproduce enough images: does the evidence of the shipped presets find them?
+
+Everything is taken from the cache; nothing is trained or measured. A number is a mean over the draws of what is random
+in a preset, with the worst draw beside it. Pairs of an image and a condition stand for images where models know any.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.benchmark.detection.audited_presets import CONTESTANTS
+from jobs.benchmark.detection.experiment import Result, judge_in_draws
+from jobs.benchmark.detection.subjects import Subject
+from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
+from jobs.benchmark.detection.targets import Target
+from jobs.benchmark.truth.conditions import EVIDENCE, PairTruth, judge_pairs, pair_results
+from jobs.benchmark.truth.pair_models import pairs_are_trained, train_or_load_pairs
+from jobs.benchmark.truth.pairs import PairSetup
+from jobs.benchmark.truth.world import FEW
+from jobs.experiments import Outcome, say
+
+GOAL = (Target("auroc", "AUROC", 0.99, decimals=4), Target("tpr_at_1_fpr", "TPR at 1% FPR", 0.9))
+PRESETS = ("screen", "standard")
+
+
+@dataclass(frozen=True)
+class OnModel:
+    """What one preset finds on one model.
+
+    Attributes:
+        model: case and seed.
+        reproduced: number of images, or of pairs, that samples reproduce.
+        of: what is counted: `images` or `pairs`.
+        preset: its name.
+        values: of each draw, by the name of the target, (draws,); empty if the preset was not measured.
+    """
+
+    model: tuple[str, int]
+    reproduced: int
+    of: str
+    preset: str
+    values: dict[str, np.ndarray]
+
+    @property
+    def missed(self) -> list[str]:
+        """The targets missed, as text."""
+        means = {target: float(self.values[target.name].mean()) for target in GOAL}
+        return [target.shortfall(value) for target, value in means.items() if target.missed(value)]
+
+    def row(self) -> dict[str, Any]:
+        """Return the row of the page."""
+        case, seed = self.model
+        shown = {target.label: _spread(self.values[target.name], target.decimals) for target in GOAL}
+        counted = {"case": case, "seed": seed, "reproduced": f"{self.reproduced} {self.of}", "preset": self.preset}
+        return counted | shown | {"missed": "; ".join(self.missed) or "none"}
+
+
+def compare_with_goal(
+    setups: Sequence[Setup], conditioned: Sequence[PairSetup], seeds: int, data: Path, models: Path
+) -> Outcome:
+    """Return the table of the page.
+
+    Args:
+        setups: cases of images.
+        conditioned: cases of pairs of an image and a condition.
+        seeds: seeds of each case, from 1.
+        data: folder of the image sets.
+        models: folder of trained models and measurements; models that are not there are named.
+    """
+    found, absent = list[OnModel](), list[str]()
+    for seed in range(1, seeds + 1):
+        for setup in setups:
+            if is_trained(setup, seed, data, models):
+                found += _of_images(setup, seed, data, models)
+            else:
+                absent.append(f"{setup.name} with seed {seed}")
+        for pairs in conditioned:
+            if pairs_are_trained(pairs, seed, data, models):
+                found += _of_pairs(pairs, seed, data, models)
+            else:
+                absent.append(f"{pairs.name} with seed {seed}")
+    order = [setup.name for setup in (*setups, *conditioned)]
+    found.sort(key=lambda one: (order.index(one.model[0]), one.model[1], one.preset))
+    judged = [one for one in found if one.reproduced >= FEW and one.values]
+    return Outcome(
+        [*_sentences(found, judged), *_untrained(absent)],
+        {"table": [one.row() for one in judged]},
+        {"models": len({one.model for one in judged}), "seeds": seeds},
+    )
+
+
+def _of_images(setup: Setup, seed: int, data: Path, models: Path) -> Iterator[OnModel]:
+    subject = Subject.of(train_or_load(setup, seed, data, models, say), cached_only=True)
+    for contestant in CONTESTANTS:
+        if contestant.name in PRESETS:
+            draws = judge_in_draws(subject, contestant) if subject.positive.any() else []
+            yield OnModel((setup.name, seed), int(subject.positive.sum()), "images", contestant.name, _by_target(draws))
+
+
+def _by_target(draws: Sequence[Result]) -> dict[str, np.ndarray]:
+    return {target.name: np.array([draw.values[target.name] for draw in draws]) for target in GOAL} if draws else {}
+
+
+def _of_pairs(setup: PairSetup, seed: int, data: Path, models: Path) -> Iterator[OnModel]:
+    """Judge the evidence of preset `standard` under conditions; `screen` measures the same parts of it."""
+    trained = train_or_load_pairs(setup, seed, data, models, say)
+    truth = PairTruth.of(trained)
+    evidence = judge_pairs(trained, truth)[EVIDENCE][1]
+    for of, reproduced in (("pairs", truth.plain), ("pairs, guided", truth.guided)):
+        detected = pair_results(trained, reproduced, evidence)
+        values = {target.name: detected[target.name][:1] for target in GOAL} if detected else {}
+        count = int((reproduced.images & trained.case.asked).sum())
+        yield OnModel((setup.name, seed), count, of, "standard", values)
+
+
+def _sentences(found: Sequence[OnModel], judged: Sequence[OnModel]) -> Iterator[str]:
+    wanted = " and ".join(f"{target.label} of at least {target.bound:g}" for target in GOAL)
+    for preset in PRESETS:
+        mine = [one for one in judged if one.preset == preset]
+        short = [f"{_named(one)} ({', '.join(one.missed)})" for one in mine if one.missed]
+        misses = f" Missed: {'; '.join(short)}." if short else ""
+        yield f"Evidence of `{preset}` has {wanted} on {len(mine) - len(short)} of {len(mine)} models.{misses}"
+    few = [f"{_named(one)} ({one.reproduced})" for one in found if one.preset == "standard" and one.reproduced < FEW]
+    if few:
+        yield f"Not judged, since samples reproduce fewer than {FEW}: {', '.join(few)}."
+    unmeasured = [f"{one.preset} on {_named(one)}" for one in found if one.reproduced >= FEW and not one.values]
+    if unmeasured:
+        yield f"Left out, since not measured: {', '.join(unmeasured)}."
+
+
+def _named(one: OnModel) -> str:
+    return f"{one.model[0]} with seed {one.model[1]}" + (", guided" if "guided" in one.of else "")
+
+
+def _untrained(absent: Sequence[str]) -> list[str]:
+    return [f"Left out, since their models are not trained: {', '.join(absent)}."] if absent else []
+
+
+def _spread(values: np.ndarray, decimals: int) -> str:
+    """Return the mean over draws, and the worst draw if it differs."""
+    mean, worst = f"{values.mean():.{decimals}f}", f"{values.min():.{decimals}f}"
+    return mean if mean == worst else f"{mean} ({worst})"
