@@ -82,7 +82,7 @@ def compare_with_goal(
                 found += _of_pairs(pairs, seed, data, models)
             else:
                 absent.append(f"{pairs.name} with seed {seed}")
-    order = [setup.name for setup in (*setups, *conditioned)]
+    order = [*(setup.name for setup in setups), *(pairs.name for pairs in conditioned)]
     found.sort(key=lambda one: (order.index(one.model[0]), one.model[1], one.preset))
     judged = [one for one in found if one.reproduced >= FEW and one.values]
     return Outcome(

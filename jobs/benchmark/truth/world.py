@@ -24,7 +24,7 @@ from volgrowth.demo.training import Recipe
 # At most 25 minutes of two cores, for images of 32 x 32 in colour. A network that predicts noise got the mean colour of
 # a picture wrong at high noise levels, where it is a thousandth of the loss: in as many steps it made nothing but
 # saturated pictures. One that predicts the velocity learns the colour itself there.
-COLOUR_RECIPE, COLOUR_PREDICTION = Recipe(channels=(16, 32, 64, 64), steps=4000, batch=32), "v_prediction"
+COLOUR_RECIPE, COLOUR_PREDICTION = Recipe(channels=(16, 32, 64, 64), steps=3000, batch=32), "v_prediction"
 COLOUR_PLANTING = ((10, 200), (10, 100), (10, 40))
 KINDS = (UNCHANGED, *ALTERATIONS)
 # images from which on detection is judged
@@ -41,7 +41,7 @@ WORLD = (
         COLOUR_PLANTING,
         COLOUR_RECIPE,
         held_out=2000,
-        samples=2000,
+        samples=1000,
         prediction=COLOUR_PREDICTION,
     ),
     Setup(
