@@ -13,7 +13,7 @@ from tests.support.tables import data_info, failed, many, scores
 from volgrowth.analysis import summary as summary_module
 from volgrowth.analysis.calibration.complexity import REGRESSORS
 from volgrowth.analysis.findings import WholeAnalysis, analyse
-from volgrowth.analysis.parts import survey
+from volgrowth.analysis.parts import fitting
 from volgrowth.analysis.summary import _arithmetic, summarize_audit
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.result import Audit
@@ -300,7 +300,7 @@ def test_shared_images_are_counted(tmp_path: Path) -> None:
 
 def test_a_sample_that_calibrates_all_others_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without held-out images the images of smallest hash calibrate, where there are very many."""
-    for module in (summary_module, survey):
+    for module in (summary_module, fitting):
         monkeypatch.setattr(module, "SAMPLE", 60)
     summary, _, analysis = summarized(tmp_path, scores(*many(200)))
     assert summary["calibration"]["rows"] == 60

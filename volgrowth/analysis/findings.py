@@ -88,7 +88,7 @@ class Decided:
         self._rows, self._holdout = rows, holdout
         survey = survey_rows(database, rows.scores(), None if holdout is None else holdout.scores, embeddings)
         self._embeddings = None if embeddings is None else embeddings.numbers
-        judge = fit_judge(survey, holdout, lambda: rows.some(sample_rows(database)), screen_share)
+        judge = fit_judge(survey, holdout, lambda most: rows.some(sample_rows(database, most)), screen_share)
         database.run("DROP TABLE seen")
         kinds = None if holdout is None else Kinds(holdout.scores)
         self._judged, self._verdicts = rows.judged(judge), Verdicts(database, judge, kinds)

@@ -207,6 +207,7 @@ def _tail(calibration: Calibration, counts: Counts) -> dict[str, Any] | None:
             for fit in tail.fits
         ],
         "refused": list(tail.refused),
+        "audited_images": None if tail.audited is None else tail.audited.rows,
         "farthest_held_out": float(np.max(calibration.holdout_evidence)),
         "rows_beyond": counts.beyond,
         "farthest": counts.farthest,

@@ -67,6 +67,57 @@ def test_a_few_unusual_images_among_many_do_not_break_the_promise() -> None:
     assert np.mean(false) <= 0.1 + 3 * np.std(false) / np.sqrt(len(false))
 
 
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_few_held_out_images_borrow_the_tail_of_the_audited_ones(name: str) -> None:
+    """16 memorized images among 20,000 with 400 held out: the tail of 40 images leaves room for all of them."""
+    population, random = POPULATIONS[name], np.random.default_rng(11)
+    false, power, alone, borrowed = [], [], [], []
+    for _ in range(20):
+        held, excess = (population.rvs(count, random_state=random) for count in (400, 20_000))
+        excess[:16] = max(population.isf(1e-9), 8)
+        tail, own = fit_tail(held, excess), fit_tail(held)
+        flags, by_own = (
+            np.zeros(len(excess), bool) if one is None else false_discovery_control(one.p_values(excess)) <= 0.1
+            for one in (tail, own)
+        )
+        borrowed.append(tail is not None and tail.audited is not None)
+        false.append(flags[16:].sum() / max(flags.sum(), 1))
+        power.append(flags[:16].mean())
+        alone.append(by_own[:16].mean())
+    assert np.mean(borrowed) > 0.7
+    assert np.mean(false) <= 0.1 + 3 * np.std(false) / np.sqrt(len(false))
+    assert np.mean(power) >= max(0.6, np.mean(alone))
+
+
+def test_the_audited_tail_is_not_used_where_it_may_not_hold() -> None:
+    random = np.random.default_rng(2)
+    audited = random.normal(size=20_000)
+    usual = fit_tail(random.normal(size=400), audited)
+    assert usual is not None
+    assert usual.audited is not None
+    further = fit_tail(np.concatenate([random.normal(size=392), np.full(8, 6.0) + np.arange(8) / 9]), audited)
+    assert further is None or further.audited is None  # held-out images lie where it says that none should
+    few = fit_tail(random.normal(size=400), audited[:9_000])
+    assert few is not None
+    assert few.audited is None
+    enough = fit_tail(random.normal(size=2_500), audited)
+    assert enough is not None
+    assert enough.audited is None
+
+
+def test_many_memorized_images_make_no_p_value_smaller_than_it_may_be() -> None:
+    """A tenth of the audited images is memorized: their tail is far too heavy, and that of the held-out ones counts."""
+    random = np.random.default_rng(4)
+    held, audited = random.normal(size=400), random.normal(size=20_000)
+    audited[:2_000] += 6
+    tail, own = fit_tail(held, audited), fit_tail(held)
+    assert tail is not None
+    assert own is not None
+    far = np.linspace(2, 9, 20)
+    assert (tail.p_values(far) >= norm.sf(far)).all()
+    assert np.allclose(tail.p_values(far), own.p_values(far))
+
+
 def test_p_values_fall_from_that_of_the_threshold_and_are_never_nothing() -> None:
     held = np.random.default_rng(0).normal(size=2000)
     tail = fit_tail(held)

@@ -10,7 +10,7 @@ A part that no image was measured in, or that hardly varies among the images it 
 the reason. A score may also be calibrated and left aside, where others tell more without it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from volgrowth.analysis.calibration.expected_scores import (
     usable,
 )
 from volgrowth.analysis.calibration.p_values import held_out_p_values
-from volgrowth.analysis.calibration.tails import Tail, fit_tail
+from volgrowth.analysis.calibration.tails import Tail, fit_tail, wants_audited
 from volgrowth.analysis.chunks import for_chunks
 
 REPRODUCED = 5.0
@@ -237,6 +237,7 @@ def calibrate(
     screened: np.ndarray | None = None,
     alone: Collection[str] = (),
     aside: Collection[str] = (),
+    crowd: Callable[[], Parts] | None = None,
 ) -> Calibration | None:
     """Fit the expected scores of every image, and what p-values rest on.
 
@@ -249,6 +250,8 @@ def calibrate(
         screened: mask of the usable images that pass a screen, (m,); None without a screen.
         alone: names of scores whose own p-values are wanted beside those of the evidence.
         aside: names of scores that are calibrated, but added up only where there is no other.
+        crowd: returns distinct audited images, or a sample of them, whose tail counts where few images are held out
+            (`tails`); None where not every audited image is measured.
 
     Returns:
         None if fewer than `MIN_IMAGES` images can calibrate.
@@ -264,6 +267,9 @@ def calibrate(
     evidence, wanted = total / spread, [name for name in alone if name in learnt]
     excess: dict[str | None, np.ndarray] = {None: evidence}
     excess |= {name: learnt[name].held for name in wanted}
+    low, high, beside = np.nanmin(fitted, 0), np.nanmax(fitted, 0), None
+    if held_out and crowd is not None and wants_audited(len(rows)):
+        beside = _evidence_of_crowd(crowd(), learnt, added, (low, high)) / spread
     assumed = {} if held_out else {name: AssumedTail.of(each) for name, each in excess.items()}
     return Calibration(
         method="held-out" if held_out else "cross-fitted",
@@ -271,11 +277,11 @@ def calibrate(
         left_out=left_out,
         added=tuple(added),
         known=usable,
-        low=np.nanmin(fitted, 0),
-        high=np.nanmax(fitted, 0),
+        low=low,
+        high=high,
         spread=spread,
         holdout_evidence=evidence if held_out else None,
-        tail=fit_tail(evidence) if held_out else None,
+        tail=fit_tail(evidence, beside) if held_out else None,
         alone={name: fit_tail(learnt[name].held) if held_out else None for name in wanted},
         assumed=assumed,
         screened=screened,
@@ -310,7 +316,8 @@ def judge_images(
         known = next(iter(held.values()))
         chosen = usable(known, np.isin(known.content, first.content), alike)
         screened = None if passing is None else passing.held
-        found = calibrate(held, chosen, every, screened=screened, alone=alone, aside=aside)
+        crowd = None if passing else lambda: {name: some[some.distinct] for name, some in judged.items()}
+        found = calibrate(held, chosen, every, screened=screened, alone=alone, aside=aside, crowd=crowd)
     if found is None:
         found, passing = calibrate(judged, usable(first), every, held_out=False, alone=alone, aside=aside), None
     return None if found is None else found.judge(judged, None if passing is None else passing.audited)
@@ -343,9 +350,26 @@ def _added(learnt: Mapping[str, Learnt], aside: Collection[str], left_out: dict[
     return added
 
 
+def _evidence_of_crowd(
+    crowd: Parts, learnt: Mapping[str, Learnt], added: Collection[str], complexity: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Return the summed excess of audited images in the range of complexity, each by the regression of its own fold.
+
+    That is how held-out images have theirs, so that innocent ones have the same distribution.
+    """
+    total = np.zeros(())
+    for name in added:
+        some = crowd[name]
+        expected = _of_own_fold(learnt[name].predictors(len(some.score)), some)
+        total = total + (some.score - expected) / learnt[name].unit
+    features = next(iter(crowd.values())).features[:]
+    return total[~((features < complexity[0]) | (features > complexity[1])).any(1)]
+
+
 def _of_own_fold(predict: "list[Predict]", images: ScoredImages) -> np.ndarray:
     """Predict each image by the regression of its own fold, (n,)."""
     fold, expected = deal_folds(images.content), np.empty(len(images.score))
     for number, one in enumerate(predict):
-        expected[fold == number] = one(images.features[fold == number])
+        own = np.flatnonzero(fold == number)
+        expected[own] = one(images.features[own])
     return expected

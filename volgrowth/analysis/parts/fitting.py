@@ -3,19 +3,21 @@
 from collections.abc import Callable
 
 from volgrowth.analysis.calibration.evidence import Audited, Calibration, calibrate
-from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, Screen, Usable, fit_screen, usable
+from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, ScoredImages, Screen, Usable, fit_screen, usable
 from volgrowth.analysis.parts.judge import Judge, ScoreTable
-from volgrowth.analysis.parts.survey import FULL, PARTS, Measured, Survey
+from volgrowth.analysis.parts.survey import FULL, PARTS, SAMPLE, Measured, Survey
 from volgrowth.errors import DataError
 
 ALONE = ("loss",)
 """Parts of the evidence that have p-values of their own."""
+CROWD = 200_000
+"""Audited images whose tail is fitted; more would hardly make it narrower."""
 
 
 def fit_judge(
     survey: Survey,
     holdout: ScoreTable | None,
-    sample: Callable[[], ScoreTable],
+    sample: Callable[[int], ScoreTable],
     screen_share: float | None,
 ) -> Judge:
     """Fit what all rows are judged by.
@@ -23,7 +25,8 @@ def fit_judge(
     Args:
         survey: of the audited rows.
         holdout: the held-out rows; None without any.
-        sample: returns a sample of the audited rows, distinct ones, which calibrate if held-out ones cannot.
+        sample: returns at most so many distinct audited rows: they calibrate if held-out ones cannot, and their tail
+            counts beside that of few held-out ones.
         screen_share: share of the held-out images that passes the screen of a cascade; None for a whole audit.
 
     Raises:
@@ -43,9 +46,10 @@ def fit_judge(
         screen = _fit_screen(holdout, chosen, screen_share, survey.measured.rows)
     if holdout is not None and chosen is not None:
         parts, screened = {name: holdout.part(name) for name in names}, None if screen is None else screen.held
-        calibration = calibrate(parts, chosen, audited, screened=screened, alone=ALONE, aside=aside)
+        crowd = None if cascade else lambda: _parts(sample(CROWD), names)
+        calibration = calibrate(parts, chosen, audited, screened=screened, alone=ALONE, aside=aside, crowd=crowd)
     if calibration is None:
-        calibration = _fit_to_audited(sample(), names, audited, aside)
+        calibration = _fit_to_audited(sample(SAMPLE), names, audited, aside)
     if calibration is not None:
         calibration.left_out.update({name: _why_not(name, whole) for name in PARTS if name not in names})
     return Judge(calibration, tuple(names), screen, "growth" if survey.measured.everywhere("growth") else "screen")
@@ -68,8 +72,12 @@ def _fit_to_audited(
     sample: ScoreTable, names: list[str], audited: Audited, aside: tuple[str, ...]
 ) -> Calibration | None:
     """Calibrate audited images by themselves."""
-    parts = {name: sample.part(name) for name in names}
+    parts = _parts(sample, names)
     return calibrate(parts, usable(parts["growth"]), audited, held_out=False, alone=ALONE, aside=aside)
+
+
+def _parts(rows: ScoreTable, names: list[str]) -> dict[str, ScoredImages]:
+    return {name: rows.part(name) for name in names}
 
 
 def _measured(rows: ScoreTable) -> Measured:

@@ -95,13 +95,13 @@ def survey_rows(
     return Survey(measured, overlap)
 
 
-def sample_rows(database: Database) -> np.ndarray:
+def sample_rows(database: Database, most: int) -> np.ndarray:
     """Return the rows of distinct scored images that may calibrate the others, sorted.
 
-    They are the first rows of all such images, or of `SAMPLE` of them, those of smallest content hash: hashes are
+    They are the first rows of all such images, or of `most` of them, those of smallest content hash: hashes are
     uniform, so that this is a random choice, and the same one however rows are divided.
     """
     rows = database.table(
-        f"SELECT min(row) AS row FROM seen WHERE scored GROUP BY content ORDER BY content LIMIT {SAMPLE}"
+        f"SELECT min(row) AS row FROM seen WHERE scored GROUP BY content ORDER BY content LIMIT {most}"
     )
     return np.sort(rows["row"].to_numpy())
