@@ -39,7 +39,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(VENV)/installed-test: $(VENV)/installed tests/adapters.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
 	$(BIN)/pip install --quiet --no-deps --requirement tests/adapters.txt || \
-	  echo "make: the libraries of tests/adapters.txt could not be installed: tests/models/objects skips them" >&2
+	  echo "make: the libraries of tests/adapters.txt could not be installed: the tests that need them are skipped" >&2
 	touch $@
 
 # tests/report/test_browser.py looks at the report in Debian's chromium

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from volgrowth.commands.in_memory import audit_images, score_images
     from volgrowth.commands.plan import plan_audit
     from volgrowth.commands.report import report_audit
+    from volgrowth.commands.tracking import log_audit
+    from volgrowth.commands.training import AuditCallback
     from volgrowth.commands.verify import verify_audit
     from volgrowth.config import AuditConfig
     from volgrowth.errors import DataError, EngineError, ModelError, OutputError, UsageError, VolgrowthError
@@ -52,6 +54,8 @@ _HOMES = {
     "commands.in_memory": "audit_images score_images",
     "commands.plan": "plan_audit",
     "commands.report": "report_audit",
+    "commands.tracking": "log_audit",
+    "commands.training": "AuditCallback",
     "commands.verify": "verify_audit",
     "config": "AuditConfig",
     "errors": "DataError EngineError ModelError OutputError UsageError VolgrowthError",

@@ -5,31 +5,27 @@ Heavy imports wait until a command runs, so that --help answers at once.
 
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from volgrowth import cli_comparing
-from volgrowth.errors import UsageError, VolgrowthError
+from volgrowth import cli_acting, cli_comparing
+from volgrowth.errors import VolgrowthError
 from volgrowth.exits import Commands, Exit, interruptible
-from volgrowth.guard import KEPT, continue_guarded, tell_guard
+from volgrowth.guard import continue_guarded, tell_guard
 from volgrowth.options import (
     DATA,
     MEASURED,
     RUNNING,
-    EngineName,
-    GpusPerWorker,
-    RayAddress,
-    TrustOutput,
-    Workers,
+    LogTo,
     audit_config,
     option,
     takes_settings,
 )
-from volgrowth.plain import keep_printing, plain, print_commands, print_plain
+from volgrowth.plain import keep_printing, plain, print_commands, print_plain, print_warnings
 from volgrowth.signals import EndingSignals
 from volgrowth.typed import SentenceCommand
 from volgrowth.version import VERSION
@@ -62,6 +58,7 @@ def _audit(
     log_json: Annotated[
         str | None, option("File to append events to while the audit runs, one JSON object per line.", group=RUNNING)
     ] = None,
+    log_to: LogTo = None,
     max_failed: Annotated[
         float | None, option("Share of rows that may have no score before the exit code is 3 (0.01).", group=RUNNING)
     ] = None,
@@ -76,12 +73,16 @@ def _audit(
       volgrowth audit google/ddpm-cifar10-32 cifar10 --split train --output s3://bucket/cifar10
     """
     asked = audit_config(ctx)
+    from volgrowth.commands.tracking import check_tracker, log_if_asked
+
+    check_tracker(log_to)
     with interruptible(f"finished shards are kept in {asked.output}; the same command resumes"):
         from volgrowth.commands.audit import audit_lines, failed_share, run_audit
 
         finished = run_audit(asked, extend=extend, retry_failed=retry_failed)
     print_plain("\n".join(audit_lines(finished)))
-    _warn((finished.summary["detection"] or {}).get("warnings", ()))
+    print_warnings((finished.summary["detection"] or {}).get("warnings", ()))
+    log_if_asked(finished, log_to)
     if (failed := failed_share(finished)) > asked.max_failed:
         print_plain(
             f"{failed:.1%} of the rows have no score, more than --max-failed {asked.max_failed:g}: the column "
@@ -136,126 +137,11 @@ def _convert(
     print_plain(str(convert_pickle(pickle, folder, allow_pickle)))
 
 
-@app.command("report")
-def _report(
-    output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
-    redact: Annotated[
-        bool, option("Write report-redacted.html instead: without pictures, to be handed on.", "--redact")
-    ] = False,
-    trust_output: TrustOutput = False,
-) -> None:
-    """Write report.html and its figures again from the tables of a finished audit.
-
-    Example:
-
-      volgrowth report out --redact
-    """
-    from volgrowth.audit.output.result import REDACTED_FILE, REPORT_FILE
-    from volgrowth.commands.report import report_audit
-
-    audit = report_audit(output, redact=redact, trust_output=trust_output)
-    print_plain(audit.store.path(REDACTED_FILE if redact else REPORT_FILE))
-
-
+app.command("report")(cli_acting.report)
 app.command("diff")(cli_comparing.diff)
 app.command("trend")(cli_comparing.trend)
-
-
-@app.command("verify")
-def _verify(
-    output: Annotated[str, typer.Argument(help="Output of a finished audit.")],
-    samples: Annotated[int, option("Number of images to draw from the model; 2500 or more find most copies.")],
-    stop_level: Annotated[
-        float | None, option("Draw the samples again with a sampler whose last step starts at this noise level.")
-    ] = None,
-    rates: Annotated[
-        bool, option("Also measure how often the model makes each flagged or proven image, however rare it is.")
-    ] = False,
-    rates_of: Annotated[Path | None, option("File of ids, one per line, whose rates are measured as well.")] = None,
-    workers: Workers = None,
-    gpus_per_worker: GpusPerWorker = None,
-    ray_address: RayAddress = None,
-    engine: EngineName = None,
-    trust_output: TrustOutput = False,
-) -> None:
-    """Draw SAMPLES from the audited model, and see which training images they reproduce.
-
-    Fills the column verified_hits of the findings, says how many of the flags are proved, and writes the report again.
-    A later call with more samples keeps those drawn before.
-
-    Example:
-
-      volgrowth verify out --samples 5000 --rates
-    """
-    with interruptible(f"samples drawn are kept in {output}; the same command goes on"):
-        from volgrowth.commands.id_files import read_ids
-        from volgrowth.commands.verify import verify_audit
-        from volgrowth.report.words import proof_sentences
-
-        audit = verify_audit(
-            output,
-            samples,
-            stop_level=stop_level,
-            rates=rates,
-            rates_of=read_ids(rates_of, "--rates-of") if rates_of else None,
-            workers=workers,
-            gpus_per_worker=gpus_per_worker,
-            ray_address=ray_address,
-            engine=engine or "ray",
-            trust_output=trust_output,
-        )
-    found = audit.summary["verification"]
-    print_plain("\n".join([*proof_sentences(found), f"report: {audit.store.path('report.html')}"]))
-    _warn(found["warnings"])
-
-
-@app.command("curate")
-def _curate(
-    ctx: typer.Context,
-    output: Annotated[str | None, typer.Argument(help="Output of a finished audit.")] = None,
-    fdr: Annotated[float | None, option("Flag images whose q_value is at most this.")] = None,
-    top_k: Annotated[int | None, option("Flag this many images, those highest in evidence.")] = None,
-    max_score: Annotated[float | None, option("Flag images with more evidence than this.")] = None,
-    action: Annotated[str | None, option("What to do with flagged images: drop (default), dedupe, downweight.")] = None,
-    allow: Annotated[Path | None, option("File of ids or sources, one per line, of rows that always stay.")] = None,
-    opt_out: Annotated[Path | None, option("File of ids or sources, one per line, of rows that always go.")] = None,
-    list_: Annotated[
-        str | None,
-        option("The list, .csv or .parquet: written with --fdr, --top-k or --max-score, else read.", "--list"),
-    ] = None,
-    apply: Annotated[str | None, option("New folder or empty prefix (URL) to write the curated copy to.")] = None,
-    indices: Annotated[
-        bool, option("Apply the list as row numbers for `datasets` instead of a copy.", "--indices")
-    ] = False,
-    undo: Annotated[str | None, option("Remove this, which --apply wrote; give nothing else with it.")] = None,
-    trust_output: TrustOutput = False,
-) -> None:
-    """Decide what to do with each row, as a list that can be edited, and apply it to a copy of the data set.
-
-    --fdr, --top-k or --max-score makes the list; without them it is read from --list. The data set itself is never
-    changed.
-
-    Examples:
-
-      volgrowth curate out --fdr 0.1 --action dedupe --list list.csv
-
-      volgrowth curate out --list list.csv --apply ./curated
-
-      volgrowth curate --undo ./curated
-    """
-    from volgrowth.commands import curate
-
-    if undo is not None:
-        curate.refuse_beside_undo(ctx.params)
-        print_plain(curate.undo_curation(undo, trust_output))
-        return
-    if output is None:
-        raise UsageError("curate needs the OUTPUT of a finished audit, or --undo with a folder that --apply wrote")
-    limits = {"fdr": fdr, "top_k": top_k, "max_score": max_score}
-    policy = curate.policy_of_options(limits, action, allow, opt_out)
-    with interruptible(KEPT):
-        curated = curate.write_curation(output, policy, list_, apply, indices, trust_output)
-    print_plain("\n".join(curate.curation_lines(output, list_, curated, apply)))
+app.command("verify")(cli_acting.verify)
+app.command("curate")(cli_acting.curate)
 
 
 @app.command("check")
@@ -351,11 +237,6 @@ def _version(version: Annotated[bool, option("Print the version.", "--version")]
 
 for _command in app.registered_commands:
     _command.cls = SentenceCommand
-
-
-def _warn(warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        print_plain(f"warning: {plain(warning)}", error=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -41,6 +41,10 @@ TrustOutput = Annotated[
 RayAddress = Annotated[
     str | None, option("Ray cluster to join; the default is a local one, started here.", group=RUNNING)
 ]
+LogTo = Annotated[
+    str | None,
+    option("Tracker that gets numbers, settings, report and list too: mlflow:URI or wandb:PROJECT.", group=RUNNING),
+]
 
 
 def _inputs_and_output(

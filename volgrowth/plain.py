@@ -43,6 +43,12 @@ def print_plain(text: str, *, error: bool = False) -> None:
     _print(plain_lines(text), sys.stderr if error else sys.stdout)
 
 
+def print_warnings(warnings: Iterable[str]) -> None:
+    """Print warnings to stderr, one a line."""
+    for warning in warnings:
+        print_plain(f"warning: {plain(warning)}", error=True)
+
+
 def print_commands(commands: Iterable[str]) -> None:
     """Print commands that a CI system shall obey, each as one line, in which what others named is an argument."""
     for command in commands:

@@ -1,4 +1,4 @@
-"""Exports for other tools. Of FiftyOne only the calls are tested: its data sets live in a database that is not here."""
+"""Exports for other tools. tests/commands/test_fiftyone.py asks the real FiftyOne, where it is installed."""
 
 import json
 import math
@@ -34,6 +34,9 @@ class Samples:
 
     def select(self, ids: list[str]) -> "Samples":
         return Samples(self.samples, [one for one in self.chosen if one in ids])
+
+    def match_tags(self, tags: list[str]) -> "Samples":
+        return Samples(self.samples, [one for one in self.chosen if set(tags) & set(self.samples[one]["tags"])])
 
     def tag_samples(self, tag: str) -> None:
         for one in self.chosen:

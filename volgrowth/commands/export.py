@@ -30,7 +30,7 @@ TAGS: "dict[str, Callable[[Judgement], np.ndarray]]" = {
     "near-duplicate": lambda known: as_mask(pc.greater(known.findings["copies"], 1)),
 }
 FIELDS = ("excess_growth", "p_value", "q_value", "cluster", "verified_hits")
-PREFIX = "volgrowth_"
+PREFIX, VIEW = "volgrowth_", "volgrowth found"
 
 CROISSANT = "http://mlcommons.org/croissant/1.0"
 RAI = "http://mlcommons.org/croissant/RAI/1.0"
@@ -68,7 +68,8 @@ def fiftyone_tags(audit: Audit, dataset: Any, *, id_field: str | None = None) ->
     Samples that are rows of the audit get the tags `memorized`, `reproduced` (by samples of `volgrowth verify`),
     `precursor` and `near-duplicate` as they apply, in place of those set before, and the fields
     `volgrowth_excess_growth`, `volgrowth_p_value`, `volgrowth_q_value`, `volgrowth_cluster` and
-    `volgrowth_verified_hits`. Other samples, tags and fields stay as they are.
+    `volgrowth_verified_hits`. Other samples, tags and fields stay as they are. A data set, unlike a view of one, also
+    gets the saved view "volgrowth found": the samples that are flagged or reproduced.
 
     Args:
         audit: a finished audit.
@@ -103,6 +104,8 @@ def fiftyone_tags(audit: Audit, dataset: Any, *, id_field: str | None = None) ->
         if found[name].null_count < len(found):  # of missing values alone a field's type cannot be told
             by_sample = dict(zip(rows, found[name].to_pylist(), strict=True))
             dataset.set_values(f"{PREFIX}{name}", by_sample, key_field="id")
+    if hasattr(dataset, "save_view"):
+        dataset.save_view(VIEW, dataset.match_tags(["memorized", "reproduced"]), overwrite=True)
     return counts
 
 

@@ -194,7 +194,8 @@ def _asked(
         place = folder or _absolute(str(output))
         store = Store(place)
         hold(store.url, kept)
-        names = _written(store, {"images": images, "holdout": holdout}, value_range, given, (conditions, held_out))
+        objects, values = {"images": images, "holdout": holdout}, (conditions, held_out)
+        names = written_images(store, objects, value_range, given, values, store.exists(MANIFEST))
         name = hold_model(found) if not isinstance(found, str | PathLike) else str(found)
         config = AuditConfig.build(model=name, output=place, measure={"preset": preset, **measure}, **names, **given)
         try:
@@ -221,17 +222,27 @@ def _of_model(denoiser: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {"dtype": precision, **on_cpu}
 
 
-def _written(
+def written_images(
     store: Store,
     objects: dict[str, Any],
     value_range: tuple[float, float] | None,
     given: dict[str, Any],
     conditions: tuple[Any, Any],
+    frozen: bool,
 ) -> dict[str, Any]:
-    """Write the images that are objects into the output, and return where all images are, as settings."""
+    """Write the images that are objects into an output, and return where all images are, as settings.
+
+    Args:
+        store: the output.
+        objects: `images` and `holdout`, objects or names; None for no held-out images.
+        value_range: the numbers that stand for black and white in floating-point images.
+        given: the settings; those that name columns of the objects are taken out.
+        conditions: a class or a caption for each image, and for each held-out one.
+        frozen: whether an audit of the output's images has begun, so that they must be the same.
+    """
     names: dict[str, Any] = {}
     digests = list[Any]()
-    limits, frozen = checked_range(value_range), store.exists(MANIFEST)
+    limits = checked_range(value_range)
     column = given.get("class_column") or given.get("caption_column")
     for (called, images), folder, values in zip(objects.items(), ("audited", "held-out"), conditions, strict=True):
         setting = "data" if called == "images" else called

@@ -95,10 +95,15 @@ def inspect_held(name: str) -> ModelInfo:
 
 @contextmanager
 def at_rest(model: object) -> Iterator[None]:
-    """Have all networks behind an object in `eval()` and their weights frozen, and put both back in the end."""
+    """Have all networks behind an object in `eval()` and their weights frozen, and put both back in the end.
+
+    An audit may put the channels of weights last in memory; in the end they lie where they lay before.
+    """
     modules = modules_behind(model)
     training = [module for module in modules if module.training]
-    asking = [weight for module in modules for weight in module.parameters(recurse=False) if weight.requires_grad]
+    weights = [weight for module in modules for weight in module.parameters(recurse=False)]
+    asking = [weight for weight in weights if weight.requires_grad]
+    places = [(weight, weight.data) for weight in weights if weight.ndim == 4]
     for module in training:
         module.training = False
     for weight in asking:
@@ -108,6 +113,9 @@ def at_rest(model: object) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        for weight, data in places:
+            if weight.data.stride() != data.stride():
+                weight.data = data
         for weight in asking:
             weight.requires_grad_(True)
 
