@@ -28,7 +28,7 @@ def audit(tiny_model: Path, digits: np.ndarray, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="module")
 def fiftyone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """FiftyOne with its two clients of MongoDB replaced by those of one emulated server."""
-    mongomock = pytest.importorskip("mongomock")
+    mongomock: Any = pytest.importorskip("mongomock")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FIFTYONE_DO_NOT_TRACK", "1")
         patch.setenv("FIFTYONE_CONFIG_PATH", str(tmp_path_factory.mktemp("config") / "config.json"))
@@ -38,7 +38,7 @@ def fiftyone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
         server = mongomock.store.ServerStore()
 
-        class Client(mongomock.MongoClient):  # type: ignore[misc]
+        class Client(mongomock.MongoClient):  # type: ignore[name-defined]
             _closed = False
 
             def __init__(self, *given: Any, **more: Any) -> None:

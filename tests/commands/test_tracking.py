@@ -65,7 +65,7 @@ def test_an_audit_has_one_run_of_mlflow_that_later_commands_go_on_with(audit, cl
     assert [run.info.run_id for run in again] == [first[0].info.run_id]
     assert files(client, again[0]) == ["curation.parquet", "report.html", "summary.json"]
     kept = client.download_artifacts(again[0].info.run_id, "summary.json", str(tmp_path))
-    assert json.loads(Path(kept).read_text()) == vg.open_audit(out).summary
+    assert json.loads(Path(kept).read_text())["created"] == audit.summary["created"]
 
 
 def test_the_redacted_report_goes_in_place_of_the_pictures(audit, client, tmp_path, monkeypatch):
