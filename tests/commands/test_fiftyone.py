@@ -38,7 +38,7 @@ def fiftyone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
         server = mongomock.store.ServerStore()
 
-        class Client(mongomock.MongoClient):  # type: ignore[name-defined]
+        class Client(mongomock.MongoClient):
             _closed = False
 
             def __init__(self, *given: Any, **more: Any) -> None:

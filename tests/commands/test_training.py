@@ -213,7 +213,7 @@ def test_weights_lie_where_they_lay_after_an_audit(digits):
 def test_lightning_trains_on_between_its_audits(digits, tmp_path, monkeypatch, capsys):
     lightning: Any = pytest.importorskip("lightning.pytorch", exc_type=ImportError)
 
-    class Training(lightning.LightningModule):  # type: ignore[name-defined]
+    class Training(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.network = network()
