@@ -40,7 +40,7 @@ def test_the_wheel_holds_the_package_and_what_its_pages_need_and_no_more(wheel):
     here = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "volgrowth").rglob("*")
-        if path.is_file() and path.suffix in (".py", ".j2", ".css", ".js", ".typed")
+        if path.is_file() and path.suffix in (".py", ".j2", ".css", ".js", ".txt", ".typed")
     }
     assert held == here
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from volgrowth.commands.export import croissant_record, fiftyone_tags
     from volgrowth.commands.in_memory import audit_images, score_images
     from volgrowth.commands.plan import plan_audit
+    from volgrowth.commands.prompts import PromptAudit, audit_prompts
     from volgrowth.commands.report import report_audit
     from volgrowth.commands.tracking import log_audit
     from volgrowth.commands.training import AuditCallback
@@ -53,6 +54,7 @@ _HOMES = {
     "commands.export": "croissant_record fiftyone_tags",
     "commands.in_memory": "audit_images score_images",
     "commands.plan": "plan_audit",
+    "commands.prompts": "PromptAudit audit_prompts",
     "commands.report": "report_audit",
     "commands.tracking": "log_audit",
     "commands.training": "AuditCallback",

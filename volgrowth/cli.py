@@ -30,6 +30,9 @@ from volgrowth.signals import EndingSignals
 from volgrowth.typed import SentenceCommand
 from volgrowth.version import VERSION
 
+MAX_FAILED = 0.01
+"""Share of captions without a score from which on the exit code is 3; of images --max-failed says it."""
+
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -113,6 +116,41 @@ def _plan(
         from volgrowth.commands.plan import describe_forecast, plan_audit
 
         print_plain(describe_forecast(plan_audit(asked, price=price)))
+
+
+@app.command("prompts")
+def _prompts(
+    model: Annotated[
+        str,
+        typer.Argument(help="Diffusers folder of a model of captions, its URL or hub id, or factory:module:function."),
+    ],
+    file: Annotated[str, typer.Argument(help="Text file of captions, one a line, or its URL.")],
+    output: Annotated[str, option("New folder or URL for the findings.")],
+    neutral: Annotated[
+        str | None, option("Captions to compare with, one a line: of images that the model was not trained on.")
+    ] = None,
+    fdr: Annotated[float, option("A caption is flagged if its q_value is at most this.")] = 0.1,
+    subfolder: Annotated[str | None, option("Folder in MODEL that holds the network, such as unet_ema.")] = None,
+    base: Annotated[str | None, option("Pipeline that supplies what MODEL lacks, if it is a bare network.")] = None,
+    lora: Annotated[str | None, option("LoRA weights on top of the model.")] = None,
+) -> None:
+    """Score the captions of FILE alone, without images, and flag those that steer MODEL unusually far.
+
+    Captions of memorized images steer the first step of a sample further than others. Writes a table, a list of the
+    flagged captions and a page to OUTPUT.
+
+    Example:
+
+      volgrowth prompts ./stable-diffusion captions.txt --output out-prompts --neutral other-captions.txt
+    """
+    with interruptible("nothing was written; the same command starts again"):
+        from volgrowth.commands.prompts import audit_prompts, prompt_lines, unscored_share
+
+        found = audit_prompts(model, file, output, neutral, fdr=fdr, subfolder=subfolder, base=base, lora=lora)
+    print_plain("\n".join(prompt_lines(found)))
+    if (failed := unscored_share(found)) > MAX_FAILED:
+        print_plain(f"{failed:.1%} of the captions have no score, more than {MAX_FAILED:.0%}", error=True)
+        raise typer.Exit(Exit.TOO_MANY_FAILED)
 
 
 @app.command("convert")

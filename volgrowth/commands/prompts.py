@@ -1,0 +1,241 @@
+"""`volgrowth prompts`: score captions alone, without images, and flag those that steer the model unusually far."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from volgrowth.analysis.calibration.error_rates import FDR
+from volgrowth.analysis.captions import FINDINGS, MeasuredCaptions, judge_captions, neutral_captions
+from volgrowth.analysis.policy import store_of
+from volgrowth.audit.output.lock import driving
+from volgrowth.audit.output.manifest import MANIFEST, SUCCESS
+from volgrowth.audit.output.result import FINDINGS_FILE, REPORT_FILE, SUMMARY_FILE
+from volgrowth.config import BATCH_SIZE
+from volgrowth.errors import DataError, ModelError, OutputError, UsageError
+from volgrowth.plain import plain, print_plain
+from volgrowth.records import ModelInfo
+from volgrowth.report.prompts import prompts_title, render_prompts
+from volgrowth.storage.csv_files import CsvTable
+from volgrowth.storage.store import Store
+from volgrowth.version import VERSION
+
+TABLE_FILE, FLAGGED_FILE = "findings.csv", "flagged.txt"
+
+
+@dataclass(frozen=True)
+class PromptAudit:
+    """The findings about captions in their output.
+
+    Attributes:
+        store: the files of the output.
+        findings: one row per caption, in the order of the file.
+        summary: the numbers of the page, with what limits them in `caveats`.
+    """
+
+    store: Store
+    findings: pa.Table
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Captions:
+    """Captions and the line of each, from 1 on; what was left aside is counted."""
+
+    name: str
+    lines: tuple[int, ...]
+    texts: tuple[str, ...]
+    blank: int
+
+    @property
+    def digest(self) -> str:
+        """A digest of captions and lines."""
+        return hashlib.sha256(json.dumps([self.lines, self.texts]).encode()).hexdigest()
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was read and left aside, for a terminal."""
+        aside = f"{self.blank:,} blank line{'' if self.blank == 1 else 's'}" if self.blank else "nothing"
+        return [f"opened: {len(self.texts):,} captions of {plain(self.name)}", f"left aside: {aside}"]
+
+
+def audit_prompts(
+    model: str,
+    captions: str | Sequence[str],
+    output: str,
+    neutral: str | Sequence[str] | None = None,
+    *,
+    fdr: float = FDR,
+    seed: int = 0,
+    quiet: bool = False,
+    **loading: Any,
+) -> PromptAudit:
+    """Score captions alone, without images, and flag those that steer a model of captions unusually far.
+
+    The score is the contrast at pure noise (`volgrowth.audit.scoring.contrast`), calibrated on neutral captions of the
+    same length. The network is evaluated in this process, on a GPU if there is one.
+
+    Args:
+        model: the name of a model that takes captions.
+        captions: a text file of captions, one a line, or its URL; or the captions themselves.
+        output: folder or URL for the findings; the same call finds them there.
+        neutral: captions to compare with, likewise: best those of images that the model was not trained on. By default
+            plain descriptions that come with volgrowth.
+        fdr: rate of false discoveries at which captions are flagged.
+        seed: of the noise.
+        quiet: print nothing.
+        **loading: further arguments of `load_model`: `revision`, `subfolder`, `base`, `lora`, `resolution`, `dtype`.
+
+    Returns:
+        The findings.
+
+    Raises:
+        DataError: a file is no text, or holds no captions.
+        ModelError: the model cannot be loaded, or takes no captions.
+        OutputError: the output holds something else.
+        UsageError: `fdr` is out of range, or too few neutral captions are left to compare with.
+    """
+    if not 0 < fdr < 1:
+        raise UsageError(f"fdr {fdr:g}: expected above 0 and below 1")
+    ours = _captions(captions, "captions")
+    plain_ones = _captions(neutral_captions() if neutral is None else neutral, "neutral")
+    if not quiet:
+        print_plain("\n".join(ours.sentences))
+    known = _inspected(model, loading)
+    asked = [VERSION, known.hash, ours.digest, plain_ones.digest, fdr, seed, loading.get("dtype")]
+    origin = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    store = Store(output)
+    with driving(store) as lock:
+        fenced = lock.fenced()
+        if _is_there(fenced, origin):
+            if not quiet:
+                print_plain("finished before, nothing was measured")
+            return PromptAudit(store, store.read_table(FINDINGS_FILE), store.read_json(SUMMARY_FILE))
+        measured = _measured(model, loading, ours, plain_ones, seed, quiet)
+        findings, numbers = judge_captions(ours.lines, measured[0], measured[1], neutral is None, fdr)
+        summary = {
+            **{"volgrowth": VERSION, "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")},
+            **{"origin": origin, "model": asdict(known), "file": ours.name, "blank_lines": ours.blank, "seed": seed},
+            **numbers,
+            **measured[2],
+        }
+        _write(fenced, findings, summary)
+    return PromptAudit(store, findings, summary)
+
+
+def unscored_share(audit: PromptAudit) -> float:
+    """Return the share of the captions that have no score."""
+    return 1 - audit.summary["scored"] / audit.summary["captions"]
+
+
+def prompt_lines(audit: PromptAudit) -> list[str]:
+    """Return what `volgrowth prompts` prints about its findings."""
+    summary, report = audit.summary, audit.store.path(REPORT_FILE)
+    scored = f"{summary['scored']} of {summary['captions']} captions scored; report: {report}"
+    return [scored, prompts_title(summary), *(f"  but: {plain(caveat)}" for caveat in summary["caveats"])]
+
+
+def _captions(given: str | Sequence[str], called: str) -> _Captions:
+    if not isinstance(given, str):
+        name, lines = called, list(given)
+        if wrong := next((line for line in lines if not isinstance(line, str)), None):
+            raise DataError(f"{called} hold {wrong!r}: expected strings")
+    else:
+        name, (store, file) = given, store_of(os.path.expanduser(given))
+        if not store.exists(file):
+            raise DataError(f"{given} is not there: expected a text file of captions, one a line")
+        try:
+            lines = store.read(file).decode("utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{given} is no text in UTF-8 (byte {error.start}): expected captions, one a line"
+            ) from None
+        lines = lines[:-1] if lines[-1] == "" else lines  # what a last line end ends is no line
+    texts = [line.strip() for line in lines]
+    kept = [(number, text) for number, text in enumerate(texts, 1) if text]
+    if not kept:
+        raise DataError(f"{name} holds no captions: expected at least one line of text")
+    return _Captions(name, *map(tuple, zip(*kept, strict=True)), blank=len(texts) - len(kept))  # type: ignore[arg-type]
+
+
+def _inspected(model: str, loading: dict[str, Any]) -> ModelInfo:
+    """Describe the model, and check that it takes captions; a ModelError if not."""
+    from volgrowth.models.load import inspect_model  # loads torch
+
+    info = inspect_model(model, **{name: value for name, value in loading.items() if name != "dtype"})
+    if info.condition != "caption" or not info.has_null:
+        takes = f"takes a {info.condition}" if info.condition else "takes no conditions"
+        raise ModelError(
+            f"model {model} {takes}: expected one that takes captions, with and without one, such as Stable Diffusion"
+        )
+    return info
+
+
+def _is_there(store: Store, origin: str) -> bool:
+    """Return whether the output holds the findings that were asked for; an OutputError if it holds something else."""
+    other = [name for name in (MANIFEST, SUMMARY_FILE) if store.exists(name)]
+    if other == [SUMMARY_FILE] and store.read_json(SUMMARY_FILE).get("origin") == origin:
+        return store.exists(SUCCESS)
+    if other:
+        what = "an audit of images" if MANIFEST in other else "the findings about other captions, or of another model"
+        raise OutputError(f"{store.url} holds {what}: give a new folder")
+    return False
+
+
+def _measured(
+    model: str, loading: dict[str, Any], ours: _Captions, neutral: _Captions, seed: int, quiet: bool
+) -> tuple[MeasuredCaptions, MeasuredCaptions, dict[str, Any]]:
+    """Load the model and measure both sets of captions, each distinct one once; and say what that took."""
+    from volgrowth.audit.engine.local import device_here  # loads torch
+    from volgrowth.audit.engine.progress import AuditProgress
+    from volgrowth.audit.scoring.contrast import DRAWS, EVALUATIONS, caption_contrasts, first_level
+    from volgrowth.models.load import load_model
+    from volgrowth.signals import check_interrupted
+
+    device = device_here(None)
+    denoiser = load_model(model, device=device, **loading)
+    distinct = list(dict.fromkeys([*ours.texts, *neutral.texts]))
+    if problem := next(filter(None, map(denoiser.problem, distinct)), None):
+        raise ModelError(problem)
+    progress = AuditProgress(len(distinct), 1, workers=1, quiet=quiet, doing="measuring", unit="captions")
+
+    def told(done: int) -> None:
+        check_interrupted()
+        progress.move(progress.within + done)
+        progress.show()
+
+    with progress:
+        contrast = caption_contrasts(denoiser, distinct, seed, BATCH_SIZE, told)
+        progress.advance(len(distinct), int(np.isnan(contrast).sum()))
+    of = dict(zip(distinct, zip(contrast.tolist(), denoiser.overflow(distinct), strict=True), strict=True))
+
+    def measured(captions: _Captions) -> MeasuredCaptions:
+        contrasts, cut = zip(*(of[text] for text in captions.texts), strict=True)
+        return MeasuredCaptions(captions.texts, np.array(contrasts), cut)
+
+    facts = {
+        "draws": DRAWS,
+        "noise_level": first_level(denoiser),
+        "evaluations": EVALUATIONS * len(distinct),
+        "device": device,
+    }
+    return measured(ours), measured(neutral), facts
+
+
+def _write(store: Store, findings: pa.Table, summary: dict[str, Any]) -> None:
+    """Write the tables, the list and the page, and last of all the marker that they are there."""
+    store.write_table(FINDINGS_FILE, findings, {"origin": summary["origin"]})
+    with store.open_new(TABLE_FILE) as file, CsvTable(file, FINDINGS) as table:
+        table.write(findings)
+    flagged = findings.filter(pc.fill_null(findings["flagged"], False))["caption"].to_pylist()
+    store.write(FLAGGED_FILE, "".join(f"{caption}\n" for caption in dict.fromkeys(flagged)).encode())
+    store.write_json(SUMMARY_FILE, summary)
+    store.write(REPORT_FILE, render_prompts(findings, summary).encode())
+    store.write(SUCCESS, b"")
