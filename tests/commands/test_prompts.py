@@ -109,6 +109,7 @@ def test_captions_that_give_no_number_are_said_and_change_the_exit_code(folder, 
     assert run_command(["prompts", MODEL, "captions.txt", "--output", "out"]) == 3
     printed = capsys.readouterr()
     assert "20 of 21 captions scored" in printed.out
+    assert "of the neutral captions have no score, and calibrated nothing" in " ".join(printed.out.split())
     assert "1 of the captions have no score" in " ".join(printed.out.split())
     assert "4.8% of the captions have no score, more than 1%" in printed.err
     last = csv.read_csv("out/findings.csv").to_pylist()[-1]

@@ -99,6 +99,7 @@ def judge_captions(
         "fdr": fdr,
         "neutral": len(chosen.rows),
         "neutral_shared": chosen.shared,
+        "neutral_unscored": len(neutral.captions) - len(known.score),
         "tail": tail is not None,
         "longer_than_neutral": int((ours.features[ok] > longest).any(1).sum()),
         "tokens_cut": sum(count > 0 for count in measured.cut),
@@ -135,6 +136,8 @@ def _caveats(numbers: dict[str, Any], shipped: bool) -> list[str]:
     ):
         if count:
             said.append(f"{count} of the captions {what}.")
+    if numbers["neutral_unscored"]:
+        said.append(f"{numbers['neutral_unscored']} of the neutral captions have no score, and calibrated nothing.")
     return said
 
 

@@ -162,7 +162,8 @@ def _captions(given: str | Sequence[str], called: str) -> _Captions:
     kept = [(number, text) for number, text in enumerate(texts, 1) if text]
     if not kept:
         raise DataError(f"{name} holds no captions: expected at least one line of text")
-    return _Captions(name, *map(tuple, zip(*kept, strict=True)), blank=len(texts) - len(kept))  # type: ignore[arg-type]
+    numbers, captions = zip(*kept, strict=True)
+    return _Captions(name, numbers, captions, len(texts) - len(kept))
 
 
 def _inspected(model: str, loading: dict[str, Any]) -> ModelInfo:
