@@ -22,6 +22,7 @@ FAR = 1e-9
 SPREAD = 0.15
 SIZES = (
     (300, 10_000, 40),
+    (400, 20_000, 16),
     (1_000, 100_000, 200),
     (10_000, 100_000, 50),
     (10_000, 1_000_000, 350),
@@ -60,7 +61,7 @@ def simulate(name: str, held: int, tests: int, memorized: int, random: np.random
     excess, known = draw(name, tests, random), draw(name, held, random)
     excess[:memorized] = random.normal(far, SPREAD * far, memorized)
     both = Excess(np.repeat(excess[None], FOLDS, 0), known, np.arange(held) % FOLDS)
-    p_values = held_out_p_values(both, fit_tail(known))
+    p_values = held_out_p_values(both, fit_tail(known, excess))
     content = np.arange(tests)
     shares = list[float]()
     for p_value in (p_values.used, p_values.conformal):
