@@ -46,6 +46,9 @@ def verify(
         bool, option("Also measure how often the model makes each flagged or proven image, however rare it is.")
     ] = False,
     rates_of: Annotated[Path | None, option("File of ids, one per line, whose rates are measured as well.")] = None,
+    distance: Annotated[
+        str, option("How samples are compared with images: pixels, or perceptual, which looks past light and detail.")
+    ] = "pixels",
     workers: Workers = None,
     gpus_per_worker: GpusPerWorker = None,
     ray_address: RayAddress = None,
@@ -76,6 +79,7 @@ def verify(
             stop_level=stop_level,
             rates=rates,
             rates_of=read_ids(rates_of, "--rates-of") if rates_of else None,
+            distance=distance,
             workers=workers,
             gpus_per_worker=gpus_per_worker,
             ray_address=ray_address,

@@ -220,7 +220,11 @@ SAMPLES = pa.schema(
         column("number", pa.int64(), "number of the sample; with the audit's seed it decides the noise"),
         column("nearest_row", pa.int64(), "first row of the nearest image if that is audited, else null"),
         column("nearest_holdout_row", pa.int64(), "first row of the nearest image if that is held out, else null"),
-        column("distance", pa.float64(), "Euclidean distance to the nearest image, for pixels in [-1, 1]"),
+        column(
+            "distance",
+            pa.float64(),
+            "Euclidean distance to the nearest image, for pixels in [-1, 1], or of unit contrast",
+        ),
         column("ratio", pa.float64(), "distance divided by the mean distance to the 50 nearest images"),
         column("hit", pa.bool_(), "the sample is a copy of the nearest image: ratio is small enough"),
     ]

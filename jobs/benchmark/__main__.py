@@ -106,6 +106,13 @@ def _copies(given: argparse.Namespace) -> Outcome:
     return measure_groups(given.data)
 
 
+def _hits(given: argparse.Namespace) -> Outcome:
+    """Say which altered copies a hit rule finds by distances in pixels, perceptual ones and SSIM; needs no model."""
+    from jobs.benchmark.truth.hit_rules import measure_hit_rules
+
+    return measure_hit_rules(given.data)
+
+
 def _truth(given: argparse.Namespace) -> Outcome:
     """Judge presets and single scores in colour, on natural near duplicates, and where copies were altered."""
     from jobs.benchmark.truth.world import WORLD, measure_world
@@ -216,6 +223,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "evidence": (_evidence, "detection"),
     "forms": (_forms, "detection"),
     "copies": (_copies, "truth"),
+    "hits": (_hits, "truth"),
     "truth": (_truth, "truth"),
     "rates": (_rates, "truth"),
     "conditions": (_conditions, "truth"),
@@ -274,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
     """Add the options of the commands that work on the image sets, and on the models, of the detection bench."""
-    for name in (*OF_MODELS, "copies", "goal"):
+    for name in (*OF_MODELS, "copies", "hits", "goal"):
         added[name].add_argument(
             "--data", type=Path, default=Path("data"), help="folder of the image sets that `images` makes"
         )

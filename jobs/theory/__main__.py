@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jobs.experiments import Outcome, experiment_parser, run_experiments
+from jobs.theory.fall import fall
 from jobs.theory.flow_ends import flow_ends
 from jobs.theory.mitigation import inertia, linear
 from jobs.theory.seen import mixtures, seen
@@ -13,6 +14,7 @@ from jobs.theory.trained_networks import trained_networks
 EXPERIMENTS: dict[str, Callable[[Laboratory], Outcome]] = {
     "flows": flow_ends,
     "trained": trained_networks,
+    "fall": fall,
     "audit": seen,
     "mixtures": mixtures,
     "inertia": inertia,

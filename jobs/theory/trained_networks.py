@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from jobs.charts import stacked_bars
 from jobs.experiments import Outcome, say
@@ -24,7 +25,7 @@ TOLERANCE = 0.2
 DIMENSION, POINTS = 30, 31
 TRAINING = Training(neurons=100, copies=100, steps=6000, updates=40, learning_rate=1e-2)
 FLOW_TRAINING = Training(neurons=80, copies=60, steps=2500, updates=25, learning_rate=1e-2)
-LOW, HIGH = log_levels(0.03, 0.2, 5), log_levels(0.2, 5.0, 400)[1:]
+LOW = log_levels(0.03, 0.2, 5)
 
 
 def trained_networks(lab: Laboratory) -> Outcome:
@@ -49,8 +50,8 @@ def trained_networks(lab: Laboratory) -> Outcome:
         tables={"stable": sums, "ends": ends},
         settings={
             "networks for stable sums": 1 if lab.quick else 3,
-            "their training steps": _shorter(TRAINING, lab).steps,
-            "training steps for end points": _shorter(FLOW_TRAINING, lab).steps,
+            "their training steps": shorter(TRAINING, lab).steps,
+            "training steps for end points": shorter(FLOW_TRAINING, lab).steps,
             "samples": lab.count(2000),
         },
         figures={
@@ -59,7 +60,8 @@ def trained_networks(lab: Laboratory) -> Outcome:
     )
 
 
-def _shorter(training: Training, lab: Laboratory) -> Training:
+def shorter(training: Training, lab: Laboratory) -> Training:
+    """Return the settings, with a tenth of the steps and a fifth of the updates if the run is quick."""
     if not lab.quick:
         return training
     return replace(training, steps=training.steps // 10, updates=training.updates // 5)
@@ -71,7 +73,7 @@ def _trained_sums(lab: Laboratory, level: float = 0.1) -> list[dict[str, Any]]:
     networks = []
     for seed in range(1 if lab.quick else 3):
         say(f"network {seed + 1} for stable sums")
-        training, generator = _shorter(TRAINING, lab), lab.generator(500 + seed)
+        training, generator = shorter(TRAINING, lab), lab.generator(500 + seed)
         networks.append(train(points, torch.tensor([level]), training, generator, say))
     rows = []
     for size in range(5):
@@ -94,12 +96,25 @@ def _trained_sums(lab: Laboratory, level: float = 0.1) -> list[dict[str, Any]]:
 def ends_of(lab: Laboratory, number: int) -> dict[str, Any]:
     """Return the shares of each kind of end point for samples of networks trained on so many points."""
     points = simplex([1.0] * (number - 1), dimension=DIMENSION)
+    return {"N": number, **end_shares(points, draw_ends(lab, points, FLOW_TRAINING, LOW), TOLERANCE)}
+
+
+def draw_ends(lab: Laboratory, points: Tensor, training: Training, low: Tensor) -> Tensor:
+    """Train networks on points (N, D), one for each level of `low` (levels,), and return where samples end, (n, D).
+
+    Above the networks' levels the flow follows the exact posterior mean of the points.
+    """
     generator, samples = lab.generator(6), lab.count(2000)
-    say(f"networks for {number} points")
-    networks = train(points, LOW, _shorter(FLOW_TRAINING, lab), generator)
-    denoiser = HybridDenoiser(networks, EmpiricalDenoiser(points), switch=LOW[-1].item() * 1.001)
-    chosen = torch.randint(number, (samples,), generator=generator)
-    start = points[chosen] + HIGH[-1] * lab.randn(samples, DIMENSION, purpose=7)
-    drawn = decode(denoiser, start.float(), torch.cat([LOW, HIGH]))
-    ends = Counter(end.kind for end in classify(MinNormDenoiser(points, 1.0), drawn, TOLERANCE))
-    return {"N": number, **{kind: ends[kind] / samples for kind in KINDS}}
+    say(f"networks for {len(points)} points in {points.shape[1]} dimensions")
+    networks = train(points, low, shorter(training, lab), generator)
+    denoiser = HybridDenoiser(networks, EmpiricalDenoiser(points), switch=low[-1].item() * 1.001)
+    high = log_levels(low[-1].item(), 5.0, 400)[1:]
+    chosen = torch.randint(len(points), (samples,), generator=generator)
+    start = points[chosen] + high[-1] * lab.randn(samples, points.shape[1], purpose=7)
+    return decode(denoiser, start.float(), torch.cat([low, high]))
+
+
+def end_shares(points: Tensor, drawn: Tensor, tolerance: float) -> dict[str, float]:
+    """Return the share of each kind of end point among samples (n, D) that are drawn by networks of these points."""
+    ends = Counter(end.kind for end in classify(MinNormDenoiser(points, 1.0), drawn, tolerance))
+    return {kind: ends[kind] / len(drawn) for kind in KINDS}

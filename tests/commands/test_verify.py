@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import volgrowth as vg
 from tests.conftest import start_volgrowth, wait_for
 from volgrowth.audit.sampling.drawing import DrawingWorker, read_images
 from volgrowth.audit.scoring.pilot import PilotWorker
 from volgrowth.cli import run_command
-from volgrowth.demo.cases import digits_case, write_image_parquet
+from volgrowth.demo.cases import digit_images, digits_case, write_image_parquet
 from volgrowth.demo.truth import find_reproduced
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -100,6 +101,43 @@ def test_what_cannot_be_verified(audited, tmp_path, capsys):
 def test_levels_to_stop_at(audited, capsys):
     assert verify(audited, "--samples", 100, "--stop-level", 0) == 2
     assert "--stop-level 0: expected a noise level above 0" in capsys.readouterr().err
+
+
+def paled_images(device: torch.device, dtype: torch.dtype) -> vg.EmpiricalDenoiser:
+    """Return a factory's model, which makes the first digits with half of their contrast and lighter; and one flat."""
+    made = np.concatenate([digit_images()[:40] // 2 + 90, np.full((1, 1, 8, 8), 128, np.uint8)])
+    denoiser = vg.EmpiricalDenoiser(torch.from_numpy(made / 127.5 - 1).to(device, torch.float64))
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    denoiser.schedule = vg.DDPMSchedule((1 - betas).cumprod(0))
+    return denoiser
+
+
+def test_paler_copies_are_hits_by_the_perceptual_distance_alone(tmp_path, capsys):
+    digits = digit_images()
+    write_image_parquet(tmp_path / "data.parquet", digits[:150], [f"{row}" for row in range(150)])
+    write_image_parquet(tmp_path / "held.parquet", digits[200:290], [f"held-{row}" for row in range(90)])
+    settings = {"holdout": str(tmp_path / "held.parquet"), "output": str(tmp_path / "out"), "id_column": "name"}
+    model = f"factory:{__name__}:paled_images"
+    config = vg.AuditConfig.build(model=model, data=str(tmp_path / "data.parquet"), **settings, engine="local")
+    vg.run_audit(config, quiet=True)
+    hits = {}
+    for distance in ("pixels", "perceptual"):
+        assert verify(tmp_path / "out", "--samples", 200, "--distance", distance) == 0
+        found = vg.open_audit(str(tmp_path / "out"))
+        assert found.summary["verification"]["distance"] == distance
+        hits[distance] = np.array(found.findings["verified_hits"].to_pylist())
+        samples = pq.read_table(tmp_path / "out/verification/samples.parquet")
+        none = samples["distance"].null_count
+        assert 0 < none < 20 if distance == "perceptual" else none == 0  # the flat ones look like nothing
+    assert hits["pixels"].sum() < 20
+    assert hits["perceptual"][:40].sum() > 150
+    assert hits["perceptual"][40:].sum() == 0
+    assert "without their brightness, tint and contrast" in (tmp_path / "out/report.html").read_text()
+    capsys.readouterr()
+    assert verify(tmp_path / "out", "--samples", 200, "--distance", "lpips") == 2
+    assert "--distance lpips: expected one of pixels, perceptual" in capsys.readouterr().err
+    assert verify(tmp_path / "out", "--samples", 200, "--distance", "perceptual", "--rates") == 2
+    assert "rates count copies by distances in pixels" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(1200)

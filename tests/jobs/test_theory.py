@@ -11,12 +11,14 @@ import torch
 
 from jobs.pages import DOCS
 from jobs.theory import __main__ as theory
+from jobs.theory.fall import tolerated_share, widest_copy
 from jobs.theory.flow_ends import obtuse_sums
 from jobs.theory.seen import GROUPS, LOWEST, SWITCH, KnownModel
 from jobs.theory.setting import Laboratory, log_levels, simplex
 from jobs.theory.trained_networks import ends_of
+from volgrowth.numerics import EmpiricalDenoiser
 from volgrowth.numerics.flow import decode
-from volgrowth.theory import classify
+from volgrowth.theory import HybridDenoiser, MinNormDenoiser, classify
 
 LAB = Laboratory(quick=True)
 
@@ -72,6 +74,25 @@ def test_trained_networks_end_somewhere() -> None:
     row = ends_of(LAB, 3)
     assert sum(value for name, value in row.items() if name != "N") == pytest.approx(1.0)
     assert row["origin"] + row["training"] > 0.5
+
+
+@pytest.mark.parametrize("tolerance", [0.02, 0.2])
+def test_the_share_of_memorized_samples_is_that_of_the_closed_form(tolerance: float) -> None:
+    """Samples that come within the tolerance of a training point, of the min-norm denoiser with this margin."""
+    margin, level, samples = 1.2, 0.2, 2000
+    points = simplex([1.0] * 4, dimension=12)
+    hybrid = HybridDenoiser(MinNormDenoiser(points, margin), EmpiricalDenoiser(points), level * 1.001)
+    start = points[torch.arange(samples) % 5] + 3.0 * LAB.randn(samples, 12, purpose=99)
+    drawn = decode(hybrid, start, torch.cat([log_levels(1e-3, level, 1), log_levels(level, 3.0, 300)[1:]]))
+    ends = [end.kind for end in classify(MinNormDenoiser(points, margin), drawn, tolerance)]
+    said = tolerated_share(margin, level, 5, tolerance)
+    assert (ends.count("origin") + ends.count("training")) / samples == pytest.approx(said, abs=0.035)
+    assert tolerated_share(margin, level, 2, tolerance) > said > tolerated_share(margin, level, 9, tolerance)
+
+
+def test_the_widest_of_so_many_copies() -> None:
+    drawn = LAB.randn(20_000, 60, purpose=98).amax(1).mean()
+    assert widest_copy(60) == pytest.approx(drawn.item(), rel=0.01)
 
 
 def test_the_job_fills_the_places_of_its_experiments_alone(tmp_path: Path) -> None:

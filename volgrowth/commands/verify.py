@@ -11,6 +11,9 @@ Everything runs on the audit's own engine, in four stages:
 With `rates` the rate at which the model makes each flagged or proven image is measured too, with `rates_of` also that
 of images asked for (`verify_rates`).
 
+With `distance="perceptual"` samples are compared with what images look like apart from light and detail
+(`audit.sampling.hits`).
+
 With `stop_level` the same samples are drawn again by a sampler that takes its last step from that noise level
 (`volgrowth.theory.inertia`, arXiv 2505.02508), to see how many fewer of them are copies, and how much further they are
 from all images.
@@ -48,7 +51,7 @@ from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER
 from volgrowth.audit.output.result import FINDINGS_FILE, SUMMARY_FILE, Audit, open_audit, open_stored
 from volgrowth.audit.output.unchanged import check_unchanged
 from volgrowth.audit.sampling.drawing import SAMPLER, Drawing, DrawingWorker, Start, drawings, is_drawn
-from volgrowth.audit.sampling.hits import NEIGHBOURS, hit_groups
+from volgrowth.audit.sampling.hits import DISTANCES, NEIGHBOURS, hit_groups
 from volgrowth.audit.sampling.neighbours import Neighbours
 from volgrowth.audit.sampling.sample_files import DECODED, SAMPLE, STOPPED
 from volgrowth.commands.report import SAMPLES_FILE, write_report
@@ -69,6 +72,7 @@ def verify_audit(
     stop_level: float | None = None,
     rates: bool = False,
     rates_of: Collection[str] | None = None,
+    distance: str = "pixels",
     workers: int | None = None,
     gpus_per_worker: float | None = None,
     ray_address: str | None = None,
@@ -88,6 +92,9 @@ def verify_audit(
         rates: measure how often the model makes each flagged or proven image, by thousands of network evaluations for
             each: columns `rate`, `rate_low` and `rate_high` of the findings.
         rates_of: ids of further images whose rates are measured, with those that `rates` measures; None for no others.
+        distance: between which a sample counts as a copy: `pixels`, or `perceptual`, which also finds copies that were
+            recoloured, resized or cropped by a little, and confuses images that differ only in light, tint or detail.
+            Held-out images are compared in the same way. Rates are measured with `pixels` alone.
         workers: most model replicas; by default one per GPU, or per core.
         gpus_per_worker: GPUs per worker.
         ray_address: Ray cluster to join; by default a local one is started.
@@ -100,18 +107,14 @@ def verify_audit(
         The audit, with new findings and summary.
 
     Raises:
-        UsageError: `samples` is below 1, `stop_level` is not above 0, or `rates_of` has no id, one that is not in the
-            audit, or one whose image could not be scored.
+        UsageError: `samples` is below 1, `stop_level` is not above 0, `distance` is not known or rates are asked for
+            with another one than `pixels`, or `rates_of` has no id, one that is not in the audit, or one whose image
+            could not be scored.
         OutputError: there is no finished audit, an older version wrote its findings, or another account made it and
             `trust_output` is not given.
         VolgrowthError: model, data or engine failed; what was drawn stays, and the same call goes on.
     """
-    if samples < 1:
-        raise UsageError(f"--samples {samples}: expected at least 1; {samples_needed():,} say something")
-    if stop_level is not None and not stop_level > 0:
-        raise UsageError(f"--stop-level {stop_level:g}: expected a noise level above 0, such as 0.1")
-    if rates_of is not None and not rates_of:
-        raise UsageError("--rates-of names no image: expected one id a line, or --rates alone")
+    _refuse(samples, stop_level, rates, rates_of, distance)
     running = {"workers": workers, "gpus_per_worker": gpus_per_worker, "ray_address": ray_address, "engine": engine}
     # refused before the output is locked
     open_audit(output, trust_output=trust_output).refuse_if_strange("drawing samples")
@@ -129,14 +132,33 @@ def verify_audit(
             settle_batch(session)
             _draw(session, audit, chosen.drawings, quiet)
             groups = _groups(audit)
-            found = _search(session, audit, chosen.drawings, groups, quiet)
-            _write(audit, chosen, groups, found)
+            found = _search(session, audit, chosen.drawings, groups, distance, quiet)
+            _write(audit, chosen, groups, found, distance)
             if rates or asked:
                 audit = open_stored(audit.store, trust_output)
                 measured = measure_rates(session, audit, groups, asked, quiet)
                 _write_rates(audit, *measured, conditional=config.condition_column is not None)
         write_report(open_stored(lock.fenced(), trust_output))
     return open_audit(output, trust_output=trust_output)
+
+
+def _refuse(
+    samples: int, stop_level: float | None, rates: bool, rates_of: Collection[str] | None, distance: str
+) -> None:
+    """Raise UsageError for what can be told to be wrong before anything is opened."""
+    if samples < 1:
+        raise UsageError(f"--samples {samples}: expected at least 1; {samples_needed():,} say something")
+    if stop_level is not None and not stop_level > 0:
+        raise UsageError(f"--stop-level {stop_level:g}: expected a noise level above 0, such as 0.1")
+    if rates_of is not None and not rates_of:
+        raise UsageError("--rates-of names no image: expected one id a line, or --rates alone")
+    if distance not in DISTANCES:
+        raise UsageError(f"--distance {distance}: expected one of {', '.join(DISTANCES)}")
+    if distance != "pixels" and (rates or rates_of is not None):
+        raise UsageError(
+            f"--rates with --distance {distance}: rates count copies by distances in pixels; measure them in a call "
+            f"without --distance"
+        )
 
 
 @dataclass(frozen=True)
@@ -212,14 +234,20 @@ def _groups(audit: Audit) -> dict[str, ImageNumbers]:
 
 
 def _search(
-    session: Session, audit: Audit, asked: list[Drawing], groups: dict[str, ImageNumbers], quiet: bool
+    session: Session,
+    audit: Audit,
+    asked: list[Drawing],
+    groups: dict[str, ImageNumbers],
+    distance: str,
+    quiet: bool,
 ) -> Neighbours:
     """Find the groups nearest to every drawn image, among all audited and held-out ones."""
     names, count = [drawing.name for drawing in asked], sum(len(drawing.starts) for drawing in asked)
-    return search_all(session, audit.frozen, ("nearest", names, count), groups, NEIGHBOURS, "comparing", quiet)
+    method = {"pixels": "nearest", "perceptual": "nearest_in_look"}[distance]
+    return search_all(session, audit.frozen, (method, names, count), groups, NEIGHBOURS, "comparing", quiet)
 
 
-def _write(audit: Audit, chosen: _Chosen, groups: dict[str, ImageNumbers], found: Neighbours) -> None:
+def _write(audit: Audit, chosen: _Chosen, groups: dict[str, ImageNumbers], found: Neighbours, compared: str) -> None:
     """Write the tables of samples and returns, `verified_hits` of every row, and the summary."""
     store, manifest, samples = audit.store, audit.frozen, chosen.samples
     rows, distance = manifest.data.rows, np.sqrt(found.squared)
@@ -239,6 +267,7 @@ def _write(audit: Audit, chosen: _Chosen, groups: dict[str, ImageNumbers], found
     _write_findings(audit, hits.add_to, ["content_hash"])
     judged = JudgedAudit(audit, {"rows": hits.proven})
     verification = summarize_proof(judged, hits.most, reproduced, samples)
+    verification |= {"distance": compared, "rule": verification["rule"] + DISTANCES[compared]}
     verification |= {"sampler": SAMPLER, "returns": return_shares(returns), "stopped": None, "rates": None}
     if chosen.stop_level is not None:
         usual, early = count_copies(distance[:samples], hit[:samples]), count_copies(distance[end:], hit[end:])

@@ -72,7 +72,8 @@ def samples_table(distance: np.ndarray, nearest: np.ndarray, hit: np.ndarray, ro
     """Describe each sample by its nearest image, audited or held out, and whether it is a copy.
 
     Args:
-        distance: distances to the nearest groups, for uint8 pixels, (samples, k), rising; infinite beyond the last.
+        distance: distances to the nearest groups, for uint8 pixels or for looks, (samples, k), rising; infinite beyond
+            the last, and for a sample that can be near to nothing.
         nearest: the nearest group of each sample, (samples,), -1 for none.
         hit: the group that each sample hits, (samples,), -1 for none.
         rows: audited rows, after which groups are held-out ones.
@@ -82,6 +83,7 @@ def samples_table(distance: np.ndarray, nearest: np.ndarray, hit: np.ndarray, ro
     """
     held, none = nearest >= rows, nearest < 0
     finite = np.where(np.isfinite(distance), distance, np.nan)
+    finite[none] = 0  # a sample that is near to nothing has no mean
     columns = {
         "number": pa.array(np.arange(len(hit))),
         "nearest_row": pa.array(nearest, pa.int64(), mask=held | none),
@@ -93,7 +95,7 @@ def samples_table(distance: np.ndarray, nearest: np.ndarray, hit: np.ndarray, ro
     return pa.table(columns, schema=SAMPLES)
 
 
-def count_copies(distance: np.ndarray, hit: np.ndarray) -> dict[str, float]:
+def count_copies(distance: np.ndarray, hit: np.ndarray) -> dict[str, float | None]:
     """Count the copies among samples, and measure how far samples are from images that they do not copy.
 
     Args:
@@ -102,8 +104,9 @@ def count_copies(distance: np.ndarray, hit: np.ndarray) -> dict[str, float]:
 
     Returns:
         `copies`, and `distance`: the mean distance, for pixels in [-1, 1], to the nearest image other than the copied
-        one, which grows as a sampler leaves what images look like.
+        one, which grows as a sampler leaves what images look like; None if no sample is near to any.
     """
     copied = hit >= 0
     other = distance[np.arange(len(hit)), np.minimum(copied.astype(int), distance.shape[1] - 1)] / PIXEL_SCALE
-    return {"copies": int(copied.sum()), "distance": float(other[np.isfinite(other)].mean())}
+    other = other[np.isfinite(other)]
+    return {"copies": int(copied.sum()), "distance": float(other.mean()) if len(other) else None}

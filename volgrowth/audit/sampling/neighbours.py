@@ -15,6 +15,7 @@ from torch import Tensor
 
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Shard
 from volgrowth.audit.sampling.drawing import read_images
+from volgrowth.audit.sampling.hits import look_of
 from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.audit.workers.loading import DataWorker
 
@@ -123,10 +124,25 @@ class SearchingWorker(DataWorker):
         Returns:
             Squared distances and groups, both (drawn images, k), as the attributes of `Neighbours`.
         """
+        return self._nearest_to(self._drawn(names), shard, groups, k)
+
+    def nearest_in_look(
+        self, names: list[str], shard: Shard, groups: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the images that look most like the drawn ones (`hits.look_of`), as `nearest`.
+
+        Drawn images of hardly any contrast look like nothing and have no neighbours; such images are nobody's.
+        """
+        looks, clear = look_of(self._drawn(names))
+        squared, group = self._nearest_to(looks, shard, groups, k, in_look=True)
+        return np.where(clear[:, None], squared, np.inf), np.where(clear[:, None], group, -1)
+
+    def _drawn(self, names: list[str]) -> np.ndarray:
+        """Read drawn images, once for all ranges of rows."""
         if self.queries is None or self.queries[0] != names:
             drawn = [read_images(self.store, name, self.manifest.image_shape) for name in names]
             self.queries = names, np.concatenate(drawn)
-        return self._nearest(shard, groups, k)
+        return self.queries[1]
 
     def nearest_to_rows(
         self, rows: list[int], shard: Shard, groups: np.ndarray, k: int
@@ -138,17 +154,23 @@ class SearchingWorker(DataWorker):
         """
         if self.queries is None or self.queries[0] != rows:
             self.queries = rows, np.stack([self.scored_pixels(SCORES_FOLDER, row) for row in rows])
-        return self._nearest(shard, groups, k)
+        return self._nearest_to(self.queries[1], shard, groups, k)
 
-    def _nearest(self, shard: Shard, groups: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        assert self.queries is not None
-        found = Neighbours(self.queries[1], k, self.device)
+    def _nearest_to(
+        self, queries: np.ndarray, shard: Shard, groups: np.ndarray, k: int, in_look: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the images among a range of rows that are nearest to queries: to pixels, or to looks."""
+        found = Neighbours(queries, k, self.device)
         rows = zip(self.source(shard.folder).read(shard.start, shard.stop), groups.tolist(), strict=True)
         wanted = ((self.pixels(row), group) for row, group in rows if group >= 0)
         while some := list(islice(wanted, AT_ONCE)):
             there = [(pixels, group) for pixels, group in some if pixels is not None]
             if there:
-                found.add(np.stack([pixels for pixels, _ in there]), np.array([group for _, group in there]))
+                images, numbers = np.stack([pixels for pixels, _ in there]), np.array([group for _, group in there])
+                if in_look:
+                    images, clear = look_of(images)
+                    images, numbers = images[clear], numbers[clear]
+                found.add(images, numbers)
         return found.squared, found.group
 
 
