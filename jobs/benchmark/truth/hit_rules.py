@@ -55,7 +55,8 @@ class Trial:
         searched, held_out = images[held : held + SEARCHED], images[:held]
         made = [(row, kind) for kind in ALTERATIONS for row in range(min(ALTERED, len(searched)))]
         copies = np.stack([alter(searched[row], kind, random) for row, kind in made])
-        return cls(searched, copies, *map(np.array, zip(*made, strict=True)), held_out)
+        origin, kind = (np.array(column) for column in zip(*made, strict=True))
+        return cls(searched, copies, origin, kind, held_out)
 
     def few(self, each: int) -> "Trial":
         """Return the trial with so many copies of each kind, and half of the held-out images."""

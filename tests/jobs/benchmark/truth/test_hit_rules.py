@@ -1,9 +1,11 @@
 """Hit rules on altered copies: what is compared, and what counts as found."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from jobs.benchmark.truth.hit_rules import DISTANCES, Trial, _rows, by_look, by_pixels, ratios
+from jobs.benchmark.truth.hit_rules import DISTANCES, Nearest, Trial, _rows, by_look, by_pixels, ratios
 from volgrowth.audit.sampling.hits import hit_groups
 from volgrowth.demo.cases import digit_images
 
@@ -22,7 +24,7 @@ def test_copies_are_of_searched_images_and_held_out_ones_are_not_searched(trial:
 
 
 @pytest.mark.parametrize("compare", [by_pixels, by_look])
-def test_the_ratio_decides_as_verify_does(compare, trial: Trial) -> None:
+def test_the_ratio_decides_as_verify_does(compare: Callable[..., Nearest], trial: Trial) -> None:
     distance, group = compare(trial.copies, trial.images)
     assert ((hit_groups(distance, group) >= 0) == (ratios((distance, group)) < 0.4)).all()
 
