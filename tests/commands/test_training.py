@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
+from PIL import Image
 
 import volgrowth as vg
 from volgrowth.commands.trend import trend_audits
@@ -156,6 +158,35 @@ def test_the_samples_conditions_go_with_its_images(digits, tmp_path):
     )
     assert ours.scores["growth"].to_pylist() == expected["growth"].to_pylist()
     assert ours.scores["growth"].null_count == 0
+
+
+def test_ctrl_c_within_an_audit_leaves_the_training_its_own_weights(digits, tmp_path):
+    def interrupted(model: Any) -> Any:
+        assert not model.training
+        raise KeyboardInterrupt
+
+    audits = callback(digits, tmp_path / "audits", adapt=interrupted)
+
+    def audited(step: int, model: Any, ema: Any) -> None:
+        if step == EVERY:
+            with pytest.raises(KeyboardInterrupt):
+                audits.on_step(step, model, ema)
+
+    assert same(train(digits, 3, audited), train(digits, 3, lambda *at: None))
+    assert (audits.flagged, audits.failed) == ({}, {})
+
+
+def test_columns_of_a_data_set_are_named_as_for_an_audit(digits, tmp_path):
+    pictures = [Image.fromarray(image[0]) for image in digits[:40]]
+    rows = {"picture": pictures, "name": [f"digit {row}" for row in range(40)]}
+    data = datasets.Dataset.from_dict(rows).cast_column("picture", datasets.Image())
+    audits = vg.AuditCallback(
+        data, output=tmp_path / "audits", every=1, rows=10, adapt=adapt, preset="screen", id_column="name"
+    )
+    audit = audits.on_step(1, network())
+    assert audit is not None, audits.failed
+    chosen = np.sort(np.random.default_rng(0).choice(40, 10, replace=False))
+    assert audit.scores["image_id"].to_pylist() == [f"digit {row}" for row in chosen]
 
 
 def test_another_process_of_the_training_does_nothing(digits, tmp_path, monkeypatch):

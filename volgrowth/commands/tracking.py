@@ -182,4 +182,4 @@ def _to_wandb(known: Tracked, place: str) -> str:
         for path in known.files:
             artifact.add_file(str(path))
         run.log_artifact(artifact)
-        return f"W&B {run.url or f'offline, in {run.dir}'}"
+        return f"W&B offline, in {run.dir}" if run.offline else f"W&B {run.url}"
