@@ -176,7 +176,7 @@ def test_code_on_the_pages_runs(tiny_model, digits, tmp_path, monkeypatch, capsy
 
     ran = []
     for page in PAGES:
-        names: dict[str, Any] = {}
+        shared: dict[str, Any] = {}
         for block in blocks(page, "python"):
             name = re.match(r"# (\w+)\.py\n", block)
             if name and "def load(" in block:
@@ -185,7 +185,7 @@ def test_code_on_the_pages_runs(tiny_model, digits, tmp_path, monkeypatch, capsy
             elif name and name[1] == "split":
                 compile(block, page.name, "exec")  # needs a folder of photographs
             else:
-                exec(compile(block.replace("samples=500", "samples=2"), page.name, "exec"), names)
+                exec(compile(block.replace("samples=500", "samples=2"), page.name, "exec"), shared)
             ran.append(block)
     assert len(ran) >= 6
     assert "expected below 0.1" in capsys.readouterr().out
