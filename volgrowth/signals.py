@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -72,7 +72,8 @@ class EndingSignals:
                 _arrived.set()
                 if first is None:
                     first = time.monotonic()
-                    threading.Thread(target=self._again, args=(number[0],), daemon=True).start()
+                    with suppress(RuntimeError):  # since Python 3.12 none starts while the interpreter closes
+                        threading.Thread(target=self._again, args=(number[0],), daemon=True).start()
                 if time.monotonic() - first > TOGETHER:
                     leave_at_once(INTERRUPTED)
 
