@@ -167,8 +167,8 @@ def test_code_on_the_pages_runs(tiny_model, digits, tmp_path, monkeypatch, capsy
     small_audit(tmp_path, tiny_model, digits)
     shutil.copytree(tiny_model, tmp_path / "model")
     shutil.copytree(tiny_model, tmp_path / "demo-output/model")
-    for name in ("train.parquet", "holdout.parquet"):
-        shutil.copy(tmp_path / name, tmp_path / "demo-output")
+    for file in ("train.parquet", "holdout.parquet"):
+        shutil.copy(tmp_path / file, tmp_path / "demo-output")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
