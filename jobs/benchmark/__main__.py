@@ -153,6 +153,14 @@ def _goal(given: argparse.Namespace) -> Outcome:
     return compare_with_goal(setups, pairs, given.seeds, given.data, given.output / "models")
 
 
+def _membership(given: argparse.Namespace) -> Outcome:
+    """Say what membership alone does to evidence and to the promised rate, by degree of overfitting."""
+    from jobs.benchmark.truth.membership import ONCE, compare_membership
+
+    cases = choose_cases(given.data, given.cases, ONCE)
+    return compare_membership(cases, given.seeds, given.data, given.output / "models", cached_only=given.cached)
+
+
 def _levels(given: argparse.Namespace) -> Outcome:
     """Judge noise norm and loss at eight noise levels, and what latents say beside pixels of the same images."""
     from jobs.benchmark.truth.levels import compare_levels
@@ -228,6 +236,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "rates": (_rates, "truth"),
     "conditions": (_conditions, "truth"),
     "levels": (_levels, "truth"),
+    "membership": (_membership, "truth"),
     "goal": (_goal, "truth"),
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
@@ -239,7 +248,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
 
 
 # the commands that work on trained models
-OF_MODELS = ("detection", "evidence", "forms", "rates", "rows", "truth", "conditions", "levels")
+OF_MODELS = ("detection", "evidence", "forms", "rates", "rows", "truth", "conditions", "levels", "membership")
 
 
 def _parser() -> argparse.ArgumentParser:

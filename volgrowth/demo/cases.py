@@ -166,7 +166,7 @@ def plain_images(images: np.ndarray, count: int, random: np.random.Generator) ->
         elif index % 3 == 2:
             image += random.uniform(0.05, 0.15) * images[random.integers(len(images))]
         made.append(image)
-    return np.clip(np.round(made), 0, 255).astype(np.uint8)
+    return np.clip(np.round(made), 0, 255).astype(np.uint8).reshape(-1, *images.shape[1:])
 
 
 def _vary(image: np.ndarray, variation: Variation, random: np.random.Generator) -> np.ndarray:
