@@ -85,6 +85,8 @@ SUMS = {
     "evidence + loss_contrast": ("loss", "noise_norm", "loss_contrast"),
     "unconditional evidence": ("loss_unconditional", "noise_norm_unconditional"),
 }
+# pairs of either kind from which on it is judged whether a score tells them apart
+FEWEST_PAIRS = 8
 Judged = dict[str, tuple[np.ndarray | None, np.ndarray | None]]
 
 
@@ -132,7 +134,8 @@ def compare_conditions(
         models: folder of trained models and measurements.
         cached_only: leave out models that are not there.
     """
-    roles, scores, said, names = list[dict[str, Any]](), dict[str, dict[str, Any]](), list[str](), list[str]()
+    roles, said, names = list[dict[str, Any]](), list[str](), list[str]()
+    scores, triggers = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
     for setup in setups:
         for seed in range(1, seeds + 1):
             if cached_only and not pairs_are_trained(setup, seed, data, models):
@@ -143,36 +146,49 @@ def compare_conditions(
             roles += _role_rows(trained, truth)
             say(f"scoring {setup.name}, seed {seed}: {int(truth.plain.images.sum())} pairs reproduced")
             names.append(f"{setup.name} {seed}")
-            judged = judge_pairs(trained, truth)
-            said.append(_flags(trained, truth, judged))
+            subject = pair_subject(trained, truth)
+            columns = measured_pairs(trained, subject)
+            judged = judge_pairs(subject, columns)
+            said.append(_flags(trained, truth, pair_evidence(subject, columns)["q_value"]))
             for name, values in judged.items():
                 row = scores.setdefault(name, {"score": name, "evaluations": PRICES.get(name, CONDITIONAL)})
                 for which, reproduced in (("", truth.plain), (", guided", truth.guided)):
                     row[f"{setup.name} {seed}{which}"] = _cell(trained, reproduced, *values)
-    return Outcome(said, {"roles": roles, "scores": list(scores.values())}, {"models": ", ".join(names) or "none"})
+                    if told := _told_apart(trained, reproduced, *values):
+                        triggers.setdefault(name, {"score": name})[f"{setup.name} {seed}{which}"] = told
+    tables = {"roles": roles, "scores": list(scores.values()), "triggers": list(triggers.values())}
+    return Outcome(said, tables, {"models": ", ".join(names) or "none"})
 
 
-def judge_pairs(trained: PairTrained, truth: PairTruth) -> Judged:
+def judge_pairs(subject: Subject, columns: Columns) -> Judged:
     """Return of each score the values of the pairs, raw and calibrated; a sum has no raw value."""
-    subject = pair_subject(trained, truth)
-    columns = _measured(trained, subject)
     high, pairs = suspicious(columns), len(subject.positive)
-    found: Judged = {EVIDENCE: (None, _evidence(subject, columns)["evidence"])}
-    excess, held = dict[str, np.ndarray](), dict[str, np.ndarray]()
-    for name, values in high.items():
-        judged = judge_images(*subject.images(values))
-        if judged is None:
-            found[name] = (values[:pairs], None)
-            continue
-        unit = judged.calibration.main.unit
-        excess[name] = (values[:pairs] - judged.first_expected) / unit
-        held[name] = judged.calibration.main.held / unit
-        found[name] = (values[:pairs], excess[name])
+    kept = _calibrated(subject, columns, high)
+    excess, held = (
+        {name: kept[f"{which} {name}"] for name in high if f"{which} {name}" in kept} for which in ("excess", "held")
+    )
+    found: Judged = {EVIDENCE: (None, pair_evidence(subject, columns)["evidence"])}
+    found |= {name: (values[:pairs], excess.get(name)) for name, values in high.items()}
     for name, parts in SUMS.items():
         if all(part in excess for part in parts):
             spread = spread_of(np.sum([held[part] for part in parts], 0))
             found[name] = (None, np.sum([excess[part] for part in parts], 0) / spread)
     return found
+
+
+def _calibrated(subject: Subject, columns: Columns, high: Columns) -> Columns:
+    """Return `excess NAME` of the pairs and `held NAME` of the held-out images, of each score that is calibrated."""
+
+    def derive() -> Columns:
+        found = Columns()
+        for name, values in high.items():
+            if judged := judge_images(*subject.images(values)):
+                unit, pairs = judged.calibration.main.unit, values[: len(subject.positive)]
+                found[f"excess {name}"] = (pairs - judged.first_expected) / unit
+                found[f"held {name}"] = judged.calibration.main.held / unit
+        return found
+
+    return keep_derived(subject, f"excess of {sorted(high)} {fingerprint(columns)} by {analysis_code()}", derive)
 
 
 def pair_subject(trained: PairTrained, truth: PairTruth) -> Subject:
@@ -189,7 +205,7 @@ def pair_subject(trained: PairTrained, truth: PairTruth) -> Subject:
     )
 
 
-def _measured(trained: PairTrained, subject: Subject) -> Columns:
+def measured_pairs(trained: PairTrained, subject: Subject) -> Columns:
     """Return all columns of `measure_pairs`, of pairs and held-out images, from the cache or measured."""
     case, kind = trained.case, trained.setup.kind
     path = trained.home / "scores" / f"pairs-{definitions()}.npz"
@@ -206,7 +222,7 @@ def _measured(trained: PairTrained, subject: Subject) -> Columns:
     return columns
 
 
-def _evidence(subject: Subject, columns: Columns) -> Columns:
+def pair_evidence(subject: Subject, columns: Columns) -> Columns:
     """Return the evidence and the q-value of each pair, as an audit under these conditions finds them."""
     table, pairs = score_table(subject, columns), len(subject.positive)
 
@@ -245,11 +261,26 @@ def _cell(
     return " / ".join(shown)
 
 
-def _flags(trained: PairTrained, truth: PairTruth, judged: Judged) -> str:
+def _told_apart(
+    trained: PairTrained, reproduced: Reproduced, raw: np.ndarray | None, calibrated: np.ndarray | None
+) -> str | None:
+    """Return the AUROC, with its interval, of planted pairs that samples reproduce against those that they miss.
+
+    None where there are fewer than `FEWEST_PAIRS` of either kind. A score that is not calibrated is judged raw.
+    """
+    case, values = trained.case, raw if calibrated is None else calibrated
+    planted = case.asked & (case.role != SINGLE)
+    positive = reproduced.images[planted]
+    if values is None or min(positive.sum(), (~positive).sum()) < FEWEST_PAIRS:
+        return None
+    found = detect(values[planted], positive, draw_replicates(positive.astype(int), trained.seed))["auroc"]
+    low, high = interval(found)
+    return f"{found[0]:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _flags(trained: PairTrained, truth: PairTruth, q_value: np.ndarray) -> str:
     """Say how many pairs an audit flags, and how many of those that are reproduced."""
-    subject = pair_subject(trained, truth)
-    flagged = is_flagged(_evidence(subject, _measured(trained, subject))["q_value"])
-    case = trained.case
+    flagged, case = is_flagged(q_value), trained.case
     once = case.asked & (case.role == SINGLE) & ~truth.plain.images & ~truth.guided.images
     plain, guided = (found.images & case.asked for found in (truth.plain, truth.guided))
     found = [f"{int((flagged & mine).sum())} of {int(mine.sum())} pairs that" for mine in (plain, guided, once)]

@@ -16,7 +16,13 @@ from jobs.benchmark.detection.experiment import Result, judge_in_draws
 from jobs.benchmark.detection.subjects import Subject
 from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
 from jobs.benchmark.detection.targets import Target
-from jobs.benchmark.truth.conditions import EVIDENCE, PairTruth, judge_pairs, pair_results
+from jobs.benchmark.truth.conditions import (
+    PairTruth,
+    measured_pairs,
+    pair_evidence,
+    pair_results,
+    pair_subject,
+)
 from jobs.benchmark.truth.pair_models import pairs_are_trained, train_or_load_pairs
 from jobs.benchmark.truth.pairs import PairSetup
 from jobs.benchmark.truth.world import FEW
@@ -108,7 +114,8 @@ def _of_pairs(setup: PairSetup, seed: int, data: Path, models: Path) -> Iterator
     """Judge the evidence of preset `standard` under conditions; `screen` measures the same parts of it."""
     trained = train_or_load_pairs(setup, seed, data, models, say)
     truth = PairTruth.of(trained)
-    evidence = judge_pairs(trained, truth)[EVIDENCE][1]
+    subject = pair_subject(trained, truth)
+    evidence = pair_evidence(subject, measured_pairs(trained, subject))["evidence"]
     for of, reproduced in (("pairs", truth.plain), ("pairs, guided", truth.guided)):
         detected = pair_results(trained, reproduced, evidence)
         values = {target.name: detected[target.name][:1] for target in GOAL} if detected else {}

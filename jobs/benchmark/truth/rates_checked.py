@@ -7,7 +7,7 @@ the image's family, and the images around it are those of the training set and t
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, log
 from pathlib import Path
@@ -90,29 +90,39 @@ def _row(checked: Sequence[Checked], ratios: Sequence[float], samples: int) -> d
 
 
 def rate_or_load(trained: Trained, images: int) -> list[Checked]:
-    """Return what `rate_some` finds, from the cache beside the model if today's code wrote it there."""
-    parts = (inspect.getmodule(generation_rate), inspect.getmodule(Around), rate_some)
-    code = "".join(inspect.getsource(part) for part in parts if part)
-    path = trained.model.parent / f"rates-{images}-{hashlib.sha256(code.encode()).hexdigest()[:12]}.json"
-    if not path.exists():
-        say(f"rating images of {trained.setup.name}, seed {trained.seed}")
-        path.write_text(json.dumps([asdict(one) for one in rate_some(trained, images)]))
-    return [Checked(one["family"], one["hits"], GenerationRate(**one["found"])) for one in json.loads(path.read_text())]
+    """Rate families that samples hit: as many, evenly spaced from the most hits to the fewest.
 
-
-def rate_some(trained: Trained, images: int) -> list[Checked]:
-    """Rate families that samples hit: as many, evenly spaced from the most hits to the fewest."""
-    case, hits = trained.case, trained.truth().hits
+    Each rate is kept beside the model, under a name that changes with the code, so that a run goes on where another one
+    stopped.
+    """
+    hits = trained.truth().hits
     hit = np.flatnonzero(hits)
     order = hit[np.argsort(-hits[hit], kind="stable")]
-    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(images, len(order))).round().astype(int))]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(images, len(order))).round().astype(int))].tolist()
+    parts = (inspect.getmodule(generation_rate), inspect.getmodule(Around), rate_families)
+    code = hashlib.sha256("".join(inspect.getsource(part) for part in parts if part).encode()).hexdigest()[:12]
+    paths = {family: trained.model.parent / f"rate-{code}" / f"{family}.json" for family in chosen}
+    for family, found in rate_families(trained, [family for family in chosen if not paths[family].exists()]):
+        paths[family].parent.mkdir(exist_ok=True)
+        paths[family].write_text(json.dumps(asdict(found)))
+    return [
+        Checked(family, int(hits[family]), GenerationRate(**json.loads(path.read_text())))
+        for family, path in paths.items()
+    ]
+
+
+def rate_families(trained: Trained, families: Sequence[int]) -> Iterator[tuple[int, GenerationRate]]:
+    """Yield each family and its rate."""
+    if not families:
+        return
+    say(f"rating images of {trained.setup.name}, seed {trained.seed}")
+    case, chosen = trained.case, np.array(families)
     model, everything = load_model(str(trained.model)), np.concatenate([case.train, case.holdout])
     groups = np.concatenate([case.family, len(case.names) + np.arange(len(case.holdout))])
     near = Neighbours(case.train[case.first][chosen], min(RIVALS + 1, len(case.names) + len(case.holdout)))
     near.add(everything, groups)
     levels = model.sampling_levels(STEPS)
-    checked = []
-    for family, around in zip(chosen.tolist(), near.group, strict=True):
+    for family, around in zip(families, near.group, strict=True):
         rivals = np.isin(groups, around[(around >= 0) & (around != family)])
         judge = Around(
             np.unique(case.train[case.family == family], axis=0),
@@ -126,6 +136,4 @@ def rate_some(trained: Trained, images: int) -> list[Checked]:
         clean, generator = to_tensor(case.train[case.first][[family]])[0], torch.Generator().manual_seed(family)
         spread = (1 + levels[-1].item() ** 2) ** 0.5
         with one_thread():
-            found = generation_rate(model, clean, returns, levels, spread, generator=generator)
-        checked.append(Checked(family, int(hits[family]), found))
-    return checked
+            yield family, generation_rate(model, clean, returns, levels, spread, generator=generator)

@@ -136,6 +136,18 @@ def test_alignment_is_a_mean_over_pixels_and_not_the_cosine_of_the_whole():
     assert alignment(one, one).tolist() == pytest.approx([1.0])
 
 
+def test_conditions_that_bring_an_image_out_are_told_from_others_where_there_are_enough_of_either(drawn, monkeypatch):
+    case = drawn.case
+    hits = np.where(np.arange(len(case.role)) < 2, 5, 0)
+    truth, score = Reproduced(hits, np.zeros(3, int), 2), np.zeros(len(case.role))
+    score[:2] = 1.0
+    score[case.role == SINGLE] = 2.0  # which are not asked about
+    assert conditions._told_apart(drawn, truth, score, None) is None
+    monkeypatch.setattr(conditions, "FEWEST_PAIRS", 2)
+    assert conditions._told_apart(drawn, truth, score, None) == "1.000 (1.000–1.000)"
+    assert str(conditions._told_apart(drawn, truth, score, -score)).startswith("0.000 (")
+
+
 def test_the_command_trains_both_kinds_and_fills_the_page(data, tmp_path, monkeypatch):
     monkeypatch.setattr(conditions, "CONDITIONED", (CLASSES, CAPTIONS, LORA))
     monkeypatch.setattr(pair_models, "Autoencoder", lambda: Autoencoder((8, 8), recipe=Recipe(steps=2, batch=4)))
