@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ import pytest
 from jobs.benchmark.faults.held_model import hold_workers
 from tests.conftest import VOLGROWTH, start_volgrowth, wait_for
 from tests.support.held_model import caught, fragments, held_audit
+from volgrowth import signals
+from volgrowth.signals import EndingSignals
 
 # a call that returns after hours, with no chance for Python's handlers to run
 PROGRAM = """
@@ -205,3 +208,24 @@ def test_other_commands_say_that_they_were_interrupted(typed, tmp_path):
     assert process.returncode == 130
     assert "interrupted: nothing was predicted" in errors
     assert not (tmp_path / "out/.plan/.driver.json").exists()
+
+
+def test_a_signal_while_the_interpreter_closes_ends_in_no_traceback(monkeypatch):
+    """From Python 3.12 on no thread can be started then."""
+
+    class NoThread:
+        def __init__(self, **options: object):
+            pass
+
+        def start(self) -> None:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    watching = EndingSignals.__new__(EndingSignals)
+    watching._heeded, watching._interrupted = [signal.SIGTERM], False
+    monkeypatch.setattr(signals, "_arrived", threading.Event())
+    monkeypatch.setattr(threading, "Thread", NoThread)
+    reader, writer = os.pipe()
+    os.write(writer, bytes([signal.SIGTERM]))
+    os.close(writer)
+    watching._watch(reader)
+    os.close(reader)

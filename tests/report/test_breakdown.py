@@ -31,6 +31,7 @@ def test_images_are_counted_by_file_or_by_folder_where_each_is_a_file() -> None:
         "b#c.tar": (1, 1, 0),
     }
     assert groups["groups"] == 5
+    assert groups["all"] == {"images": 8, "found": 4, "proven": 1}
     assert groups["listed"][0] == {"images": 2, "found": 2, "proven": 0}
 
 
@@ -39,6 +40,7 @@ def test_files_beyond_the_most_are_counted_together(monkeypatch: pytest.MonkeyPa
     counts = SourceCounts()
     counts.add(part([f"{name}#0" for name in "abcde"], [3], []))
     assert {group["name"]: group["images"] for group in counts.groups()["listed"]} == {"a": 1, "b": 1, OTHER: 2}
+    assert counts.groups()["all"] == {"images": 4, "found": 1, "proven": 0}
 
 
 def test_found_images_are_counted_by_class() -> None:

@@ -16,9 +16,9 @@ from volgrowth.plain import plain
 from volgrowth.storage.urls import EXTRAS
 from volgrowth.version import VERSION
 
-NEEDED = ("torch", "ray", "diffusers", "datasets", "pyarrow", "duckdb", "scipy", "scikit-learn", "pillow")
+NEEDED = ("torch", "ray", "diffusers", "datasets", "pyarrow", "duckdb", "scipy", "scikit-learn", "pillow", "matplotlib")
 """Packages that the main job needs, by the names under which they are installed."""
-OPTIONAL = ("transformers", "peft", "matplotlib", "pillow-heif")
+OPTIONAL = ("transformers", "peft", "pillow-heif")
 _MODULES = {"scikit-learn": "sklearn", "pillow": "PIL", "pillow-heif": "pillow_heif"}
 LEAST_ROOM = 100 << 20
 """Bytes of temporary space below which an audit cannot work."""
@@ -108,6 +108,9 @@ def _devices() -> Iterator[Finding]:
         if torch.version.cuda and shutil.which("nvidia-smi"):
             said += f", though nvidia-smi is there: the driver may be older than CUDA {torch.version.cuda} needs"
         yield Finding("GPU", said + "; audits run on CPUs")
+    if torch.backends.mps.is_available():
+        said = "torch sees it; --engine local --gpus-per-worker 1 computes on it, which has not been tried on a Mac"
+        yield Finding("Apple GPU (MPS)", said)
 
 
 def _ray() -> Iterator[Finding]:

@@ -218,8 +218,8 @@ def _of_model(denoiser: Any, given: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"dtype is {given['dtype']}, and the model is in {precision}: leave dtype out, or move the model"
         )
-    on_cpu = {"gpus_per_worker": 0} if denoiser.device.type == "cpu" else {}
-    return {"dtype": precision, **on_cpu}
+    share = {"cpu": {"gpus_per_worker": 0}, "mps": {"gpus_per_worker": 1}}.get(denoiser.device.type, {})
+    return {"dtype": precision, **share}
 
 
 def written_images(

@@ -16,6 +16,7 @@ from volgrowth.models.objects.held_models import inspect_held, load_held
 from volgrowth.models.pipelines.inspection import inspect_folder
 from volgrowth.models.pipelines.model_folder import DiffusersFolder, ModelOptions
 from volgrowth.numerics import Denoiser
+from volgrowth.numerics.precision import has_float64
 from volgrowth.records import ModelInfo
 from volgrowth.storage.urls import is_url
 
@@ -64,6 +65,8 @@ def load_model(
         raise ModelError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
     precision, at = DTYPES[dtype], torch.device(device)
     states = torch.float64 if precision is torch.float64 else torch.float32
+    if precision is torch.float64 and not has_float64(at):
+        raise ModelError(f"dtype is float64, which {device} does not have: expected float32, or the device cpu")
     given = {"revision": revision, "subfolder": subfolder, "base": base, "lora": lora, "resolution": resolution}
     if name.startswith(MEMORY):
         _refuse_beside(OBJECT_LOADS, **given)

@@ -208,7 +208,7 @@ def _broadcast(scalar: float | Tensor, images: Tensor) -> float | Tensor:
 
 def _number_or_levels(noise_level: Tensor) -> float | Tensor:
     """Return a single noise level as a number, several as float64 on the host."""
-    return noise_level.item() if noise_level.ndim == 0 else noise_level.double().cpu()
+    return noise_level.item() if noise_level.ndim == 0 else noise_level.cpu().double()
 
 
 @lru_cache(LEVELS_KEPT)

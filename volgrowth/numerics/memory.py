@@ -9,7 +9,13 @@ from torch import Tensor
 from volgrowth.numerics.forward import say_once
 
 # what torch says of the CPU's allocator; of cuBLAS, cuDNN and cuSOLVER; and of memory that its own allocator never had
-SAID = ("can't allocate memory", "ALLOC_FAILED", "CUDA error: out of memory", "CUDACachingAllocator")
+SAID = (
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "CUDACachingAllocator",
+    "MPS backend out of memory",
+)
 
 # share of a GPU's memory outside this process's allocator that is not its own context any more
 OTHERS = 0.1

@@ -35,6 +35,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from volgrowth.numerics.denoisers import Images
+from volgrowth.numerics.precision import in_float64
 
 # (B, 4, 4): means over the pixels of an image of all products of (noise, answer, input, 1)
 Moments = Float[Tensor, "batch 4 4"]
@@ -83,7 +84,7 @@ def noise_moments(noise: Images, answer: Images, y: Images) -> Moments:
     Returns:
         The means over an image's pixels of all products of (noise, answer, input, 1), (B, 4, 4) float64 on the CPU.
     """
-    columns = torch.stack([part.flatten(1).double() for part in (noise, answer, y, torch.ones_like(y))], 1)
+    columns = torch.stack([in_float64(part.flatten(1)) for part in (noise, answer, y, torch.ones_like(y))], 1)
     return (columns @ columns.mT / columns.shape[2]).cpu()
 
 

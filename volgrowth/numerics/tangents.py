@@ -25,6 +25,7 @@ from volgrowth.errors import first_line, kind_and_line
 from volgrowth.numerics.denoisers import Denoiser
 from volgrowth.numerics.forward import NoDerivative, pushforward, say_once
 from volgrowth.numerics.memory import out_of_memory
+from volgrowth.numerics.precision import in_float64
 
 Stack = Float[Tensor, "batch one_plus_k *image"]
 Derivative = Literal["jvp", "difference"]
@@ -120,7 +121,7 @@ def orthonormal(tangents: Float[Tensor, "batch k *image"]) -> tuple[Tensor, Floa
         q (B, k, *image) and r (B, k, k), upper triangular, in the tangents' dtype. If tangents are linearly dependent,
         r has rounding errors in place of a zero on its diagonal, or both are nan.
     """
-    rows, r = tangents.flatten(2).double(), None
+    rows, r = in_float64(tangents.flatten(2)), None
     for _ in range(2):
         factor, failed = torch.linalg.cholesky_ex(rows @ rows.mT)
         factor = torch.where(failed[:, None, None] == 0, factor, torch.nan)

@@ -38,11 +38,11 @@ class SourceCounts:
                 self._counts[kind][name if known else OTHER] += group["counts"]
 
     def groups(self) -> dict[str, Any]:
-        """Return the groups with most found images, `listed`, and the number of groups in all, `groups`."""
+        """Return the groups with most found images (`listed`), their number in all (`groups`), and sums over `all`."""
         counts = self._counts
         names = sorted(counts["images"], key=lambda name: (-counts["found"][name], -counts["images"][name], name))
         listed = [{"name": name, **{kind: counts[kind][name] for kind in counts}} for name in names[:LISTED]]
-        return {"listed": listed, "groups": len(names)}
+        return {"listed": listed, "groups": len(names), "all": {kind: counts[kind].total() for kind in counts}}
 
 
 def _files(sources: pa.ChunkedArray) -> pa.Array:

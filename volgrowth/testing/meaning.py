@@ -9,6 +9,7 @@ from volgrowth.audit.scoring.understanding import FEWEST, NoisyStates, examine
 from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.errors import kind_and_line
 from volgrowth.numerics.denoisers import Denoiser
+from volgrowth.numerics.precision import in_float64
 from volgrowth.testing.probe import DenoiserProbe, level_tensor, relative_distance, rms
 from volgrowth.testing.verdict import DenoiserCheck, failure, judged
 
@@ -23,7 +24,7 @@ def check_meaning(probe: DenoiserProbe) -> DenoiserCheck:
     """
     y = probe.noisy(probe.high)
     noise = probe.noise(y, probe.high)
-    if (noise.double() * probe.e.double()).mean().item() < -0.8 * rms(noise) * rms(probe.e):
+    if (in_float64(noise) * in_float64(probe.e)).mean().item() < -0.8 * rms(noise) * rms(probe.e):
         return failure("noise is the opposite of the noise", "expected y = x + noise_level * noise: turn its sign")
     if rms(probe.denoised(y, probe.high) - probe.e) < 0.2:
         return failure("__call__ gives the noise", "expected the clean image: call this `noise`, and subtract it")

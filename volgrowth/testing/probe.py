@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from volgrowth.numerics.denoisers import Condition, Denoiser
+from volgrowth.numerics.precision import in_float64
 
 COUNT = 4
 # the range for a denoiser that does not give its own, and levels at which images are neither clear nor gone
@@ -100,17 +101,17 @@ def level_tensor(level: float) -> Tensor:
 
 def rms(x: Tensor) -> float:
     """Return the root mean square of all numbers in x."""
-    return x.double().square().mean().sqrt().item()
+    return in_float64(x).square().mean().sqrt().item()
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner product of each row of a with the same row of b, (B,) float64."""
-    return (a.double() * b.double()).flatten(1).sum(1)
+    return (in_float64(a) * in_float64(b)).flatten(1).sum(1)
 
 
 def relative_distance(a: Tensor, b: Tensor) -> float:
     """Return the largest distance of a row of a from the same row of b, relative to the size of the two."""
-    distance, size = (x.double().flatten(1).norm(dim=1) for x in (a - b, torch.maximum(a.abs(), b.abs())))
+    distance, size = (in_float64(x).flatten(1).norm(dim=1) for x in (a - b, torch.maximum(a.abs(), b.abs())))
     return (distance / size.clamp(min=1e-300)).max().item()
 
 

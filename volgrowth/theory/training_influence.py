@@ -156,7 +156,7 @@ def _products(
     columns: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch in _batches(given, size, asked[0][0]):
         for column, query, image in zip(columns, of_queries, gradients(batch), strict=True):
-            column.append((query @ image.T).double().cpu())
+            column.append((query @ image.T).cpu().double())
     if not columns[0]:
         raise ValueError("there are no images: expected one or more")
     return torch.cat(columns[0], 1), torch.cat(columns[1], 1)
@@ -174,7 +174,7 @@ class _Gradients:
         generator: torch.Generator,
     ):
         self.denoiser, self.loss = checkpoint.denoiser, _Loss(checkpoint.network)
-        self.draws = list(zip(noise_levels.double().cpu(), noises, strict=True))
+        self.draws = list(zip(noise_levels.cpu().double(), noises, strict=True))
         parameters = self.loss.named_parameters()
         self.parameters = {name: value.detach() for name, value in parameters if value.is_floating_point()}
         self.size = sum(value.numel() for value in self.parameters.values())

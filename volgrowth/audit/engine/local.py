@@ -27,7 +27,9 @@ class LocalCrew:
 
     def __init__(self, session: Session, worker: Callable[..., Any], progress: AuditProgress):
         self.session, self.progress = session, progress
-        self.worker = worker(session.config, session.manifest, device_here(session.config.gpus_per_worker))
+        self.worker = worker(
+            session.config, session.manifest, device_here(session.config.gpus_per_worker, session.config.dtype)
+        )
         self.worker.earlier = session.replica
         self.worker.moved = self._moved
         self.pace, self._answered = Pace(session.config.hang_minutes), False
@@ -95,8 +97,17 @@ class LocalCrew:
         self._answered = True
 
 
-def device_here(share: float | None) -> str:
-    """Return the kind of device that a worker in this process uses, by the setting `gpus_per_worker`."""
+def device_here(share: float | None, dtype: str = "float32") -> str:
+    """Return the kind of device that a worker in this process uses, by the settings `gpus_per_worker` and `dtype`.
+
+    Apple's GPU (MPS) is used where it is asked for: no audit has run on one yet, so that the CPU is the default there.
+    """
     if share and not torch.cuda.is_available():
+        if torch.backends.mps.is_available() and dtype != "float64":
+            return "mps"
+        if torch.backends.mps.is_available():
+            raise EngineError(
+                "dtype is float64, which Apple's GPU does not have: leave gpus_per_worker out, or take float32"
+            )
         raise EngineError(f"the worker was to have {share:g} GPUs and there is none here: leave gpus_per_worker out")
     return "cuda" if share != 0 and torch.cuda.is_available() else "cpu"

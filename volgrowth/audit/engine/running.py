@@ -61,7 +61,7 @@ def uses_gpus(session: Session) -> bool:
     if session.config.engine == "local":
         from volgrowth.audit.engine.local import device_here
 
-        return device_here(session.config.gpus_per_worker) == "cuda"
+        return device_here(session.config.gpus_per_worker, session.config.dtype) == "cuda"
     _connect(session)
     from volgrowth.audit.engine.driver import gpu_share
 

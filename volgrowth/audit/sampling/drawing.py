@@ -25,6 +25,7 @@ from volgrowth.errors import DamagedError, ModelError
 from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Condition, GuidedDenoiser
 from volgrowth.numerics.flow import decode
+from volgrowth.numerics.precision import in_float64
 from volgrowth.sources import decode_image, encode_png, to_unit
 from volgrowth.storage.store import Store
 from volgrowth.theory.inertia import stopped
@@ -212,7 +213,7 @@ def guided(denoiser: Denoiser, conditions: Sequence[Condition], guidance: float 
 
 def to_pixels(images: Tensor) -> np.ndarray:
     """Return the uint8 pixels of images in [-1, 1]."""
-    return ((images.double().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    return ((in_float64(images).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
 def write_images(store: Store, manifest: Manifest, drawing: Drawing, images: np.ndarray) -> None:

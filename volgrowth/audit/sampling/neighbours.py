@@ -18,6 +18,7 @@ from volgrowth.audit.sampling.drawing import read_images
 from volgrowth.audit.sampling.hits import look_of
 from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.audit.workers.loading import DataWorker
+from volgrowth.numerics.precision import has_float64
 
 # queries, and images, that are compared at a time, as long as memory lasts
 AT_ONCE = 2048
@@ -29,7 +30,7 @@ class Neighbours:
     Args:
         queries: (S, ...) of any shape and number type.
         k: neighbours to keep.
-        device: where distances are computed.
+        device: where distances are computed, if it has float64; else that is the CPU.
 
     Attributes:
         squared: (S, k) squared Euclidean distances, rising, infinite where there were fewer groups.
@@ -37,6 +38,7 @@ class Neighbours:
     """
 
     def __init__(self, queries: np.ndarray, k: int, device: torch.device | str = "cpu"):
+        device = device if has_float64(device) else "cpu"
         self._queries = _flat(queries, device)
         self._squared = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=device)
         self._group = torch.full((len(queries), k), -1, dtype=torch.long, device=device)

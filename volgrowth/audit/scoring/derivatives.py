@@ -14,6 +14,7 @@ from volgrowth.numerics import Denoiser
 from volgrowth.numerics.denoisers import Images, NoiseLevel, per_image
 from volgrowth.numerics.growth import PUBLISHED_SCHEDULE
 from volgrowth.numerics.memory import out_of_memory
+from volgrowth.numerics.precision import in_float64
 from volgrowth.numerics.tangents import noise_stack
 
 
@@ -101,14 +102,14 @@ def derivative_deviation(
     level = torch.tensor(noise_level, dtype=torch.float64)
     u = torch.randint(0, 2, images.shape[1:], generator=seeded(seed, "check")).to(images) * 2 - 1
     u = u.expand_as(images)
-    used = (u * _derivative(denoiser, images, u, level, measure)).flatten(1).double().sum(1)
+    used = in_float64((u * _derivative(denoiser, images, u, level, measure)).flatten(1)).sum(1)
     y, v = images.to(exact.dtype), u.to(exact.dtype)
     deviations = []
     with torch.no_grad(), true_float32():
         for radius in RADII:
             moved = central_difference(lambda y: exact.noise(y, level), y, v, radius * noise_level)
             along, length = (v * moved).flatten(1).sum(1), v.flatten(1).norm(dim=1) * moved.flatten(1).norm(dim=1)
-            deviations.append((along.double() - used).abs() / length.double())
+            deviations.append((in_float64(along) - used).abs() / in_float64(length))
     return {"noise_level": noise_level, "deviation": torch.stack(deviations).amin(0).max().item()}
 
 

@@ -29,6 +29,7 @@ from volgrowth.config import (
 from volgrowth.numerics import Denoiser, VolumeGrowth, trace_growth, volume_growth
 from volgrowth.numerics.denoisers import GuidedDenoiser
 from volgrowth.numerics.forward_passes import AxisGrowth, NoisePair, axis_growth, noise_pair
+from volgrowth.numerics.precision import has_float64
 
 ForwardMeasure = ScreenMeasure | StandardMeasure | VolumeMeasure
 
@@ -85,7 +86,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Packed:
-    """The results of a micro-batch in one tensor (B, numbers) float64 on the device; the rest is as for `Sent`."""
+    """The results of a micro-batch in one tensor (B, numbers) on the device, float64 if it has that; else as `Sent`."""
 
     numbers: Tensor
     shapes: dict[str, torch.Size]
@@ -94,7 +95,7 @@ class Packed:
     def sent(self) -> Sent:
         """Start the copy of the results to the host, so that it does not queue behind what is launched next."""
         if self.numbers.device.type != "cuda":
-            return Sent(self.numbers.to("cpu", copy=True), self.shapes, self.nfe, None)
+            return Sent(self.numbers.to("cpu", copy=True).double(), self.shapes, self.nfe, None)
         host = torch.empty(self.numbers.shape, dtype=self.numbers.dtype, pin_memory=True)
         host.copy_(self.numbers, non_blocking=True)
         there = torch.cuda.Event()
@@ -114,7 +115,8 @@ class Launched:
     def packed(self) -> Packed:
         """Put the results into one tensor, which is one copy to the host."""
         tensors = {**self.columns, "above_ceiling": self.above_ceiling, "sign_flip": self.sign_flip}
-        numbers = torch.cat([tensor.reshape(len(tensor), -1).double() for tensor in tensors.values()], 1)
+        widest = torch.float64 if has_float64(self.above_ceiling.device) else torch.float32
+        numbers = torch.cat([tensor.reshape(len(tensor), -1).type(widest) for tensor in tensors.values()], 1)
         return Packed(numbers, {name: tensor.shape for name, tensor in tensors.items()}, self.nfe)
 
     def sent(self) -> Sent:

@@ -102,6 +102,8 @@ class DataWorker:
         """Name of the GPU, or the kind of this machine's processor with the instructions that torch uses on it."""
         if torch.device(self.device).type == "cuda":
             return torch.cuda.get_device_name(self.device)
+        if torch.device(self.device).type == "mps":
+            return f"Apple GPU (MPS) of {platform.machine()}"
         return f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
 
     def source(self, folder: str) -> Source:

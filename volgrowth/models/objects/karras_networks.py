@@ -124,7 +124,7 @@ def _wrapped(wrapper: Any, parameterization: EDM, image_shape: ImageShape, value
 def _tabled(
     wrapper: Any, prediction: Any, method: str, image_shape: ImageShape, value_range: ValueRange
 ) -> NetworkDenoiser:
-    levels = wrapper.sigmas.detach().double().cpu()
+    levels = wrapper.sigmas.detach().cpu().double()
     parameterization = Scheduled.on_table(DDPMSchedule(1 / (1 + levels**2)), prediction)
     kind, whole = type(wrapper).__name__, bool(wrapper.quantize)
     return network_denoiser(

@@ -41,7 +41,7 @@ def from_gaussian_diffusion(diffusion: Any, image_shape: ImageShape, value_range
             "was trained on: give value_range=(-1, 1), or value_range=(0, 1) as Trainer's own data set has it"
         )
     try:
-        schedule = DDPMSchedule(diffusion.alphas_cumprod.detach().double().cpu())
+        schedule = DDPMSchedule(diffusion.alphas_cumprod.detach().cpu().double())
     except ValueError as error:
         raise ModelError(f"the betas of this GaussianDiffusion make no noise schedule ({error})") from None
     return network_denoiser(
