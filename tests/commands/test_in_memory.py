@@ -315,3 +315,40 @@ def test_images_lie_in_the_output_as_files_that_other_tools_read(pipeline, pixel
     [file] = (tmp_path / "out/images/audited").iterdir()
     assert pq.read_table(file).num_rows == ROWS
     assert vg.open_audit(str(tmp_path / "out")).flagged().num_rows == 0
+
+
+VECTORS = np.eye(ROWS)[[0, 1, 2, 0, 4, 5, 6, 7, 8, 9, 10, 11]]  # images 0 and 3 are alike by them
+
+
+@pytest.mark.parametrize("held", ["array", "tensor", "column", "arrays in a column"])
+def test_embeddings_of_images_that_are_objects_join_near_duplicates(held, pipeline, pixels):
+    pytest.importorskip("usearch")
+    images: Any = pixels
+    given: dict[str, Any] = {"embeddings": torch.from_numpy(VECTORS) if held == "tensor" else VECTORS}
+    if held.endswith("column"):
+        images, given = stored(pixels).add_column("clip", VECTORS.tolist()), {"embedding_column": "clip"}
+    if held == "arrays in a column":
+        images = [{"image": image, "clip": vector} for image, vector in zip(pillow(pixels), VECTORS, strict=True)]
+        given["image_column"] = "image"
+    audit = vg.audit_images(pipeline, images, quiet=True, **given)
+    cluster = audit.findings["cluster"].to_pylist()
+    assert cluster[3] == cluster[0]
+    assert audit.summary["duplicates"]["embeddings"]["rows"] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"embeddings": VECTORS[:5]}, "12 images, and 5 embeddings: expected as many"),
+        ({"embeddings": VECTORS[0]}, r"embeddings is of shape \(12,\): expected an array or tensor of shape"),
+        ({"embeddings": "clip"}, "embeddings is a str: expected an array or tensor"),
+        ({"embeddings": VECTORS, "embedding_column": "clip"}, "embeddings and the column clip were both given"),
+        ({"embeddings": np.full_like(VECTORS, np.nan)}, "a value that is no finite number"),
+    ],
+)
+def test_embeddings_that_are_none_are_refused(given, said, pipeline, pixels):
+    pytest.importorskip("usearch")
+    with pytest.raises(VolgrowthError, match=said):
+        vg.audit_images(pipeline, pixels, quiet=True, **given)
+    named = "photos", {"embeddings": VECTORS}
+    assert "name their column" in problem(lambda: vg.audit_images(pipeline, named[0], quiet=True, **named[1]))

@@ -74,6 +74,7 @@ def audit_images(
     value_range: tuple[float, float] | None = None,
     conditions: Sequence[str | int | None] | None = None,
     holdout_conditions: Sequence[str | int | None] | None = None,
+    embeddings: Any = None,
     quiet: bool = False,
     **settings: Any,
 ) -> Audit:
@@ -102,6 +103,9 @@ def audit_images(
         conditions: a class (a number) or a caption (a string) for each image, for models that take them; for data sets
             with columns name the column instead, `class_column="label"`.
         holdout_conditions: the same for `holdout`.
+        embeddings: an array or tensor with an embedding of each image, (images, dimensions), by whose cosine near
+            duplicates are found beside the perceptual hash; for data sets with columns name the column instead,
+            `embedding_column="clip"`.
         quiet: print nothing.
         **settings: further settings of `AuditConfig`, such as `seed`, `batch_size`, `cascade`, `image_column`,
             `id_column`, or `engine="ray"`; by default the engine is `local`: one worker in this process.
@@ -115,6 +119,7 @@ def audit_images(
         VolgrowthError: as `run_audit`.
     """
     settings = {**settings, "conditions": conditions, "holdout_conditions": holdout_conditions}
+    settings["embeddings"] = embeddings
     with _asked(model, images, holdout, output, preset, value_range, settings) as asked:
         if not quiet and asked.temporary:
             print_plain("no output was given: the audit goes with the object that is returned, and cannot be resumed")
@@ -154,7 +159,7 @@ def score_images(
     """
     if settings.get("cascade"):
         raise UsageError("score_images measures every image, and cascade does not: leave it out, or use audit_images")
-    settings = {**settings, "conditions": conditions, "holdout_conditions": None}
+    settings = {**settings, "conditions": conditions, "holdout_conditions": None, "embeddings": None}
     with _asked(model, images, None, None, preset, value_range, settings) as asked:
         store = Store(asked.config.output)
         inputs = inspect_inputs(asked.config)
@@ -236,19 +241,21 @@ def written_images(
         store: the output.
         objects: `images` and `holdout`, objects or names; None for no held-out images.
         value_range: the numbers that stand for black and white in floating-point images.
-        given: the settings; those that name columns of the objects are taken out.
+        given: the settings; `embeddings`, and those that name columns of the objects, are taken out.
         conditions: a class or a caption for each image, and for each held-out one.
         frozen: whether an audit of the output's images has begun, so that they must be the same.
     """
     names: dict[str, Any] = {}
     digests = list[Any]()
-    limits = checked_range(value_range)
+    limits, embeddings = checked_range(value_range), given.pop("embeddings", None)
     column = given.get("class_column") or given.get("caption_column")
     for (called, images), folder, values in zip(objects.items(), ("audited", "held-out"), conditions, strict=True):
         setting = "data" if called == "images" else called
         if images is None and called == "holdout":
             continue
         if isinstance(images, str | PathLike):
+            if embeddings is not None and called == "images":
+                raise DataError("images is a name, and embeddings were given: name their column, embedding_column=")
             names[setting] = str(images)
             continue
         rows = GivenImages(
@@ -259,16 +266,20 @@ def written_images(
             id_column=given.get("id_column") if called == "images" else None,
             condition_column=column,
             conditions=values,
+            embedding_column=given.get("embedding_column") if called == "images" else None,
+            embeddings=embeddings if called == "images" else None,
         )
         written = Written(store, f"{IMAGES_FOLDER}/{folder}", rows)
         digests.append(written.write(frozen))
         names |= {setting: written.url, "image_column": written.columns["image"]}
+        if "embedding" in written.columns:
+            names["embedding_column"] = written.columns["embedding"]
         if values is not None:
             kind = "caption" if any(isinstance(value, str) for value in values) else "class"
             names[f"{kind}_column"] = written.columns["condition"]
     if len(digests) == 2 and digests[0] == digests[1]:
         raise DataError("holdout holds the same images as images: give images that the model was not trained on")
-    for name in ("image_column", "class_column", "caption_column"):
+    for name in ("image_column", "class_column", "caption_column", "embedding_column"):
         if name in names:
             given.pop(name, None)
     return names

@@ -16,7 +16,7 @@ from volgrowth.sources.given.encoding import Encoder, ValueRange, as_array
 from volgrowth.sources.opened import LeftAside
 
 Condition = str | int | None
-IMAGE, CONDITION = "image", "condition"
+IMAGE, CONDITION, EMBEDDING = "image", "condition", "embedding"
 """Names of the columns that are written where the user's own have none."""
 _SHOWN = 40
 EXPECTED = (
@@ -32,6 +32,7 @@ class GivenRow:
     image: bytes | None
     image_id: Any = None
     condition: Condition = None
+    embedding: Any = None
 
 
 @dataclass
@@ -42,8 +43,9 @@ class GivenImages:
         images: the object.
         called: the name of the argument, for errors.
         value_range: the numbers that stand for black and white in floating-point arrays.
-        image_column, id_column, condition_column: the names of columns, for data sets with columns.
+        image_column, id_column, condition_column, embedding_column: names of columns, for data sets with columns.
         conditions: a class or a caption for each image, for images without columns.
+        embeddings: an array or tensor with the embedding of each image, for images without columns.
 
     Attributes:
         kind: what was given, in words.
@@ -57,6 +59,8 @@ class GivenImages:
     id_column: str | None = None
     condition_column: str | None = None
     conditions: Sequence[Condition] | None = None
+    embedding_column: str | None = None
+    embeddings: Any = None
     kind: str = field(init=False)
     left_aside: list[LeftAside] = field(init=False, default_factory=list)
 
@@ -68,6 +72,8 @@ class GivenImages:
         self._stored = isinstance(features, Mapping) and self._stored_images(features)
         if self.conditions is not None and self.condition_column is not None:
             raise DataError(f"{self.called}: conditions and the column {self.condition_column} were both given")
+        if self.embeddings is not None:
+            self._check_embeddings()
 
     def rows(self) -> Iterator[GivenRow]:
         """Yield the images in their order.
@@ -81,6 +87,8 @@ class GivenImages:
             count += 1
         if self.conditions is not None and len(self.conditions) != count:
             raise DataError(f"{self.called}: {count} images, and {len(self.conditions)} conditions: expected as many")
+        if self.embeddings is not None and len(self.embeddings) != count:
+            raise DataError(f"{self.called}: {count} images, and {len(self.embeddings)} embeddings: expected as many")
         if not count:
             raise DataError(f"{self.called} is empty: expected at least one image")
         if self._beside:
@@ -90,6 +98,16 @@ class GivenImages:
             why = "images are written in 8 bits, and these were rounded to the nearest step"
             self.left_aside.append(LeftAside("fractional pixel value", self.encoder.rounded, why))
 
+    def _check_embeddings(self) -> None:
+        """Take the embeddings as an array, or raise the DataError for what is none."""
+        if self.embedding_column is not None:
+            raise DataError(f"{self.called}: embeddings and the column {self.embedding_column} were both given")
+        array = as_array(self.embeddings)
+        if array is None or array.ndim != 2:
+            got = f"a {type(self.embeddings).__name__}" if array is None else f"of shape {array.shape}"
+            raise DataError(f"embeddings is {got}: expected an array or tensor of shape (images, dimensions)")
+        self.embeddings = array
+
     def _stored_images(self, features: Mapping[str, Any]) -> bool:
         """Return whether the image column holds encoded images, and choose it if it was not named."""
         found = [name for name, kind in features.items() if _is_image(kind)]
@@ -97,6 +115,7 @@ class GivenImages:
             ("image_column", self.image_column),
             ("id_column", self.id_column),
             ("class_column or caption_column", self.condition_column),
+            ("embedding_column", self.embedding_column),
         ):
             if name is not None and name not in features:
                 raise DataError(f"{self.called} has no column {name!r} ({option}): it has {', '.join(features)}")
@@ -118,21 +137,32 @@ class GivenImages:
         if (getattr(given, "format", None) or {}).get("type"):
             why = "the images are audited as they are stored, at the model's size, whatever training made of them"
             self.left_aside.append(LeftAside("transform", 1, why))
-        names = [name for name in (self.image_column, self.id_column, self.condition_column) if name is not None]
+        columns = (self.image_column, self.id_column, self.condition_column, self.embedding_column)
+        names = [name for name in columns if name is not None]
         table = given.with_format(None).select_columns(list(dict.fromkeys(names)))
         if not isinstance(table.features[self.image_column], Mapping):
             table = table.cast_column(self.image_column, ImageFeature(decode=False))
         for index, row in enumerate(table):
             value = row[self.image_column] or {}
             image_id = row[self.id_column] if self.id_column else None
-            yield GivenRow(_file_of(value), image_id, self._condition(index, row))
+            yield GivenRow(_file_of(value), image_id, self._condition(index, row), self._embedding(index, row))
 
     def _made_rows(self) -> Iterator[GivenRow]:
         for index, item in enumerate(_items(self.images)):
             row = item if isinstance(item, Mapping) else {}
             image = self._image_in(item, index)
             data = None if image is None else self.encoder(image, index)
-            yield GivenRow(data, row.get(self.id_column) if self.id_column else None, self._condition(index, row))
+            image_id = row.get(self.id_column) if self.id_column else None
+            yield GivenRow(data, image_id, self._condition(index, row), self._embedding(index, row))
+
+    def _embedding(self, index: int, row: Mapping[str, Any]) -> Any:
+        if self.embedding_column is not None:
+            value = row.get(self.embedding_column)
+            array = as_array(value)
+            return value if array is None else array.tolist()
+        if self.embeddings is None or index >= len(self.embeddings):
+            return None
+        return self.embeddings[index].tolist()
 
     def _condition(self, index: int, row: Mapping[str, Any]) -> Condition:
         if self.condition_column is not None:

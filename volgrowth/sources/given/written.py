@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from volgrowth.errors import DataError
-from volgrowth.sources.given.containers import CONDITION, IMAGE, GivenImages, GivenRow
+from volgrowth.sources.given.containers import CONDITION, EMBEDDING, IMAGE, GivenImages, GivenRow
 from volgrowth.sources.opened import LeftAside, as_metadata
 from volgrowth.storage.store import Store
 
@@ -21,7 +21,7 @@ class Written:
 
     Attributes:
         url: path or URL of the folder.
-        columns: names of its columns, by role: "image", "id" or "condition".
+        columns: names of its columns, by role: "image", "id", "condition" or "embedding".
     """
 
     def __init__(self, store: Store, folder: str, given: GivenImages):
@@ -31,6 +31,8 @@ class Written:
             self.columns["id"] = given.id_column
         if given.condition_column or given.conditions is not None:
             self.columns["condition"] = given.condition_column or CONDITION
+        if given.embedding_column or given.embeddings is not None:
+            self.columns["embedding"] = given.embedding_column or EMBEDDING
         self._store, self._folder, self._given = store, folder, given
 
     def write(self, frozen: bool) -> tuple[bytes, ...]:
@@ -94,6 +96,8 @@ class Written:
             )
         if "condition" in self.columns:
             columns[self.columns["condition"]] = _conditions([row.condition for row in rows])
+        if "embedding" in self.columns:
+            columns[self.columns["embedding"]] = _embeddings([row.embedding for row in rows], self._given.called)
         table = pa.table(columns).replace_schema_metadata(as_metadata(left_aside))
         file = io.BytesIO()
         pq.write_table(table, file, row_group_size=GROUP_ROWS, compression="none", use_dictionary=False)
@@ -107,6 +111,16 @@ def _conditions(values: list[Any]) -> pa.Array:
     if kinds == {str}:
         return pa.array(values, pa.string())
     raise DataError("conditions are numbers and strings: expected classes as whole numbers, or captions as strings")
+
+
+def _embeddings(values: list[Any], called: str) -> pa.Array:
+    try:
+        return pa.array(values, pa.list_(pa.float64()))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(
+            f"embeddings of {called} hold something else ({' '.join(str(error).split())[:100]}): expected a list of "
+            f"finite numbers for each image, or None for one without"
+        ) from None
 
 
 def _digest(data: bytes) -> bytes:
