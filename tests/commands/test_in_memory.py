@@ -350,5 +350,4 @@ def test_embeddings_that_are_none_are_refused(given, said, pipeline, pixels):
     pytest.importorskip("usearch")
     with pytest.raises(VolgrowthError, match=said):
         vg.audit_images(pipeline, pixels, quiet=True, **given)
-    named = "photos", {"embeddings": VECTORS}
-    assert "name their column" in problem(lambda: vg.audit_images(pipeline, named[0], quiet=True, **named[1]))
+    assert "name their column" in problem(lambda: vg.audit_images(pipeline, "photos", embeddings=VECTORS, quiet=True))
