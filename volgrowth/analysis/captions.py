@@ -113,7 +113,9 @@ def _caveats(numbers: dict[str, Any], shipped: bool) -> list[str]:
     said = [
         "A caption alone was looked at, and no image: a flag says that the caption steers the model unusually far, as "
         "captions of memorized images do. Names and slogans that the model knows well may do so too. Samples under the "
-        "caption are the proof."
+        "caption are the proof.",
+        "A caption that is not flagged is not cleared: on a small model of captions this score was hardly higher for "
+        "those that reproduce an image (AUROC at most .60). Where the images are at hand, `volgrowth audit` found all.",
     ]
     if shipped:
         said.append(
