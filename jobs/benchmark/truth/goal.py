@@ -5,15 +5,15 @@ in a preset, with the worst draw beside it. Pairs of an image and a condition st
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jobs.benchmark.detection.audited_presets import CONTESTANTS
-from jobs.benchmark.detection.experiment import Result, judge_in_draws
-from jobs.benchmark.detection.subjects import Subject
+from jobs.benchmark.detection.audited_presets import CONTESTANTS, Contestant, audit_case
+from jobs.benchmark.detection.subjects import NotMeasuredError, Subject
 from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
 from jobs.benchmark.detection.targets import Target
 from jobs.benchmark.truth.conditions import (
@@ -27,6 +27,7 @@ from jobs.benchmark.truth.pair_models import pairs_are_trained, train_or_load_pa
 from jobs.benchmark.truth.pairs import PairSetup
 from jobs.benchmark.truth.world import FEW
 from jobs.experiments import Outcome, say
+from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 
 GOAL = (Target("auroc", "AUROC", 0.99, decimals=4), Target("tpr_at_1_fpr", "TPR at 1% FPR", 0.9))
 PRESETS = ("screen", "standard")
@@ -100,14 +101,21 @@ def compare_with_goal(
 
 def _of_images(setup: Setup, seed: int, data: Path, models: Path) -> Iterator[OnModel]:
     subject = Subject.of(train_or_load(setup, seed, data, models, say), cached_only=True)
+    count = int(subject.positive.sum())
     for contestant in CONTESTANTS:
         if contestant.name in PRESETS:
-            draws = judge_in_draws(subject, contestant) if subject.positive.any() else []
-            yield OnModel((setup.name, seed), int(subject.positive.sum()), "images", contestant.name, _by_target(draws))
+            values = _in_draws(subject, contestant) if count else {}
+            yield OnModel((setup.name, seed), count, "images", contestant.name, values)
 
 
-def _by_target(draws: Sequence[Result]) -> dict[str, np.ndarray]:
-    return {target.name: np.array([draw.values[target.name] for draw in draws]) for target in GOAL} if draws else {}
+def _in_draws(subject: Subject, contestant: Contestant) -> dict[str, np.ndarray]:
+    """Return the values of each target by the draws that are measured; none if no draw is."""
+    clear, found = subject.positive | ~subject.planted, list[tuple[float, float]]()
+    for draw in range(contestant.draws):
+        with suppress(NotMeasuredError):
+            evidence = audit_case(subject, contestant.measure, draw)["evidence"][clear]
+            found.append((auroc(evidence, subject.positive[clear]), tpr_at_fpr(evidence, subject.positive[clear])))
+    return dict(zip(("auroc", "tpr_at_1_fpr"), np.transpose(found), strict=True)) if found else {}
 
 
 def _of_pairs(setup: PairSetup, seed: int, data: Path, models: Path) -> Iterator[OnModel]:
@@ -129,7 +137,7 @@ def _sentences(found: Sequence[OnModel], judged: Sequence[OnModel]) -> Iterator[
         mine = [one for one in judged if one.preset == preset]
         short = [f"{_named(one)} ({', '.join(one.missed)})" for one in mine if one.missed]
         misses = f" Missed: {'; '.join(short)}." if short else ""
-        yield f"Evidence of `{preset}` has {wanted} on {len(mine) - len(short)} of {len(mine)} models.{misses}"
+        yield f"Evidence of `{preset}` has {wanted} in {len(mine) - len(short)} of {len(mine)} lines.{misses}"
     few = [f"{_named(one)} ({one.reproduced})" for one in found if one.preset == "standard" and one.reproduced < FEW]
     if few:
         yield f"Not judged, since samples reproduce fewer than {FEW}: {', '.join(few)}."

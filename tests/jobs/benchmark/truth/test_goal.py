@@ -31,7 +31,7 @@ def test_the_command_takes_models_from_the_cache_and_names_those_that_are_not_th
     assert "not measured: standard on tiny with seed 1." in page
     assert headings(page, "goal-table")[:4] == ["case", "seed", "reproduced", "preset"]
     assert "| tiny | 1 | 3 images | screen |" in page
-    assert "of at least 0.9 on " in page
+    assert "of at least 0.9 in " in page
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_goal_is_met_by_the_mean_and_the_worst_draw_stands_beside_it(auroc, tp
 def test_models_of_too_few_images_are_named_and_not_judged():
     few = OnModel(("tiny", 1), FEW - 1, "images", "standard", {})
     assert list(goal._sentences([few], [])) == [
-        "Evidence of `screen` has AUROC of at least 0.99 and TPR at 1% FPR of at least 0.9 on 0 of 0 models.",
-        "Evidence of `standard` has AUROC of at least 0.99 and TPR at 1% FPR of at least 0.9 on 0 of 0 models.",
+        "Evidence of `screen` has AUROC of at least 0.99 and TPR at 1% FPR of at least 0.9 in 0 of 0 lines.",
+        "Evidence of `standard` has AUROC of at least 0.99 and TPR at 1% FPR of at least 0.9 in 0 of 0 lines.",
         f"Not judged, since samples reproduce fewer than {FEW}: tiny with seed 1 ({FEW - 1}).",
     ]
