@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from tests.support.report_data import RUN
 from tests.support.stored import store_tables
 from tests.support.tables import data_info, failed, many, scores
 from volgrowth.analysis import summary as summary_module
+from volgrowth.analysis.calibration import tails
 from volgrowth.analysis.calibration.complexity import REGRESSORS
 from volgrowth.analysis.findings import WholeAnalysis, analyse
 from volgrowth.analysis.parts import fitting
+from volgrowth.analysis.parts.judge import Judge
 from volgrowth.analysis.summary import _arithmetic, summarize_audit
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.result import Audit
@@ -290,6 +293,22 @@ def test_hold_outs_that_say_little_leave_the_verdict_to_the_rest(
     if "growth" not in held:
         assert set(held) <= set(left_out), why
         assert left_out[next(iter(held))].startswith(("it was not measured in every", "most images show exactly")), why
+
+
+def test_p_values_that_rest_on_audited_images_too_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also parts of findings that were judged with another tail of the audited images are judged anew."""
+    monkeypatch.setattr(tails, "AUDITED_LEAST", 20)
+    monkeypatch.setattr(tails, "LEVEL", -1.0)  # these made-up scores have no tail that anything fits
+    with_tail, _, analysis = summarized(tmp_path, scores(*many(900)), scores(*many(400, seed=9)))
+    found = analysis.calibration
+    assert found is not None
+    assert found.tail is not None
+    assert found.tail.audited is not None
+    assert with_tail["calibration"]["tail"]["audited_images"] == found.tail.audited.rows
+    assert with_tail["detection"]["method"].startswith("p-values of the generalized Pareto tails of held-out and of")
+    assert any("too, nearly all of which are taken for innocent" in said for said in with_tail["detection"]["warnings"])
+    alone = replace(found, tail=replace(found.tail, audited=None))
+    assert len({Judge(each, (), None, "growth").digest for each in (found, alone, found)}) == 2
 
 
 def test_shared_images_are_counted(tmp_path: Path) -> None:

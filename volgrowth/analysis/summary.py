@@ -36,6 +36,8 @@ SUMMARISED = (
 METHOD = {
     "held-out": "cross-conformal p-values, Benjamini-Hochberg over distinct images",
     "tail": "p-values of the held-out images' generalized Pareto tail, Benjamini-Hochberg over distinct images",
+    "tails": "p-values of the generalized Pareto tails of held-out and of audited images, the smaller one of each, "
+    "Benjamini-Hochberg over distinct images",
     "cross-fitted": "p-values of an exponential tail, Benjamini-Hochberg over distinct images",
 }
 
@@ -222,7 +224,7 @@ def _detection(audit: Audit, analysis: Analysis, counts: Counts) -> dict[str, An
     detection = {
         "fdr": FDR,
         "null": calibration.method,
-        "method": METHOD[calibration.method if calibration.tail is None else "tail"],
+        "method": METHOD[_null(calibration)],
         "memorized": counts.flagged,
         "memorized_duplicated": counts.flagged_copied,
         "memorized_intrinsic": counts.flagged - counts.flagged_copied,
@@ -303,9 +305,22 @@ def _sum(column: pa.ChunkedArray) -> int:
     return pc.sum(column).as_py() or 0
 
 
+def _null(calibration: Calibration) -> str:
+    """Return the name in `METHOD` of what p-values come from."""
+    if calibration.tail is None:
+        return calibration.method
+    return "tail" if calibration.tail.audited is None else "tails"
+
+
 def _warnings(calibration: Calibration) -> list[str]:
     """Say what is wrong with the held-out set."""
     warnings = []
+    if calibration.tail and calibration.tail.audited:
+        warnings.append(
+            f"{len(calibration.rows)} held-out images are few for so many audited ones: p-values beyond them rest on "
+            f"the tail of {calibration.tail.audited.rows:,} audited images too, nearly all of which are taken for "
+            f"innocent."
+        )
     if calibration.shared:
         warnings.append(
             f"{calibration.shared} held-out images are in the audited set too and were left out of the comparison."

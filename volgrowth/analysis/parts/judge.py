@@ -136,6 +136,9 @@ class Judge:
                 for array in (part.held, part.expected, part.fold, part.sample):
                     digest.update(np.ascontiguousarray(array).tobytes())
             digest.update(known.low.tobytes() + known.high.tobytes())
+            beside = known.tail.audited if known.tail else None  # the only part that other images than those decide
+            for fit in beside.fits if beside else ():
+                digest.update(repr((fit.threshold, fit.above)).encode() + fit.log_survival.tobytes())
         if self.screen:
             digest.update(repr(self.screen.threshold).encode() + self.screen.held.tobytes())
         return digest.hexdigest()
