@@ -40,6 +40,7 @@ class Setup:
         practice: what users add to the training.
         prediction: what the network of a model of pixels predicts: `epsilon` or `v_prediction`.
         altered: how planted families are altered, in turn (`jobs.benchmark.truth.alterations`); () for no alteration.
+        mixed: True to train a model of pixels in mixed precision: the network in bfloat16, loss and weights in float32.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Setup:
     latent: Autoencoder | None = field(default=None, repr=False)
     practice: Practice = field(default=Practice(), repr=False)
     prediction: str = field(default="epsilon", repr=False)
+    mixed: bool = field(default=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -104,8 +106,8 @@ class Setup:
         """Train the model of this case, and save it as a pipeline."""
         if self.latent:
             train_in_latents(case.train, model, seed, self.recipe, self.latent)
-        elif self.practice != Practice() or self.prediction != "epsilon":
-            train_as_users_do(case.train, model, seed, self.recipe, self.practice, self.prediction)
+        elif self.practice != Practice() or self.prediction != "epsilon" or self.mixed:
+            train_as_users_do(case.train, model, seed, self.recipe, self.practice, self.prediction, mixed=self.mixed)
         else:
             train_model(case.train, model, seed, self.recipe)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jobs.benchmark.detection.suite import Setup
 from jobs.benchmark.truth.training import (
@@ -71,6 +72,21 @@ def test_a_network_of_velocities_is_trained_on_them_and_says_so_in_its_pipeline(
     expected = alpha * noise - (1 - alpha**2).sqrt() * clean
     torch.testing.assert_close(target_of(scheduler, clean, noise, time), expected)
     assert target_of(load_scheduler(), clean, noise, time) is noise
+
+
+def test_mixed_precision_trains_other_weights_which_are_saved_in_float32(tmp_path):
+    setup = Setup("tiny", None, 40, ((2, 5),), TINY, plain=4, held_out=20, mixed=True)
+    assert setup.key != replace(setup, mixed=False).key
+    assert replace(setup, mixed=False).key == repr(setup)  # models that were cached before keep their names
+    case = setup.case(tmp_path, 1)
+    weights = []
+    for each in (setup, replace(setup, mixed=False)):
+        folder = tmp_path / str(each.mixed)
+        each.train(case, folder, 1)
+        weights.append(load_file(folder / "unet/diffusion_pytorch_model.safetensors"))
+    assert all(weight.dtype == torch.float32 for weight in weights[0].values())
+    apart = max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
+    assert 0 < apart < 0.05
 
 
 def load_scheduler(folder=None):
