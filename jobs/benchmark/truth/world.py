@@ -25,7 +25,7 @@ from volgrowth.demo.training import Recipe
 # a picture wrong at high noise levels, where it is a thousandth of the loss: in as many steps it made nothing but
 # saturated pictures. One that predicts the velocity learns the colour itself there. Few families in many copies: 3,000
 # steps that showed each of ten images 4,400 times reproduced two of them.
-COLOUR_RECIPE, COLOUR_PREDICTION = Recipe(channels=(16, 32, 64, 64), steps=8000, batch=32), "v_prediction"
+COLOUR_RECIPE, COLOUR_PREDICTION = Recipe(channels=(16, 32, 64, 64), steps=11_000, batch=16), "v_prediction"
 COLOUR_PLANTING = ((12, 200), (6, 100), (6, 40))
 LATENT_PLANTING = ((10, 200), (10, 100), (10, 40))
 KINDS = (UNCHANGED, *ALTERATIONS)
