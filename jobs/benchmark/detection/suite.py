@@ -40,7 +40,7 @@ class Setup:
         practice: what users add to the training.
         prediction: what the network of a model of pixels predicts: `epsilon` or `v_prediction`.
         altered: how planted families are altered, in turn (`jobs.benchmark.truth.alterations`); () for no alteration.
-        mixed: True to train a model of pixels in mixed precision: the network in bfloat16, loss and weights in float32.
+        mixed: True to train in mixed precision: the network multiplies in bfloat16, loss and weights are in float32.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Setup:
     def train(self, case: LabelledSet, model: Path, seed: int) -> None:
         """Train the model of this case, and save it as a pipeline."""
         if self.latent:
-            train_in_latents(case.train, model, seed, self.recipe, self.latent)
+            train_in_latents(case.train, model, seed, self.recipe, self.latent, mixed=self.mixed)
         elif self.practice != Practice() or self.prediction != "epsilon" or self.mixed:
             train_as_users_do(case.train, model, seed, self.recipe, self.practice, self.prediction, mixed=self.mixed)
         else:

@@ -61,15 +61,20 @@ def target_of(scheduler: Any, clean: Tensor, noise: Tensor, time: Tensor) -> Ten
     return velocity
 
 
-def train_in_latents(images: np.ndarray, folder: Path, seed: int, recipe: Recipe, autoencoder: Autoencoder) -> None:
-    """Train an autoencoder on uint8 images (n, C, H, W), then a UNet2DModel in its latents; save an LDMPipeline."""
+def train_in_latents(
+    images: np.ndarray, folder: Path, seed: int, recipe: Recipe, autoencoder: Autoencoder, *, mixed: bool = False
+) -> None:
+    """Train an autoencoder on uint8 images (n, C, H, W), then a UNet2DModel in its latents; save an LDMPipeline.
+
+    With `mixed` the UNet is trained in mixed precision (`network_in`), the autoencoder is not.
+    """
     from diffusers import DDPMScheduler, LDMPipeline
 
     torch.manual_seed(seed)
     vae = train_autoencoder(images, autoencoder)
     states = encode_images(vae, images)
     network, scheduler = untrained(tuple(states.shape[1:]), recipe.channels), DDPMScheduler()
-    loss = denoising_loss(lambda x, time, rows: network(x, time).sample, states, scheduler, recipe.batch)
+    loss = denoising_loss(network_in(network, mixed), states, scheduler, recipe.batch)
     fit(list(network.parameters()), loss, recipe)
     LDMPipeline(vqvae=vae, unet=network, scheduler=scheduler).save_pretrained(folder)
 
@@ -93,8 +98,7 @@ def train_as_users_do(
         recipe: of the training.
         practice: what users add to it.
         prediction: what the network predicts: `epsilon` or `v_prediction`.
-        mixed: True to run the network in bfloat16, which takes 60% of the time on a processor that multiplies matrices
-            of it, and longer on others; weights, gradients and the loss stay in float32.
+        mixed: True to train in mixed precision (`network_in`).
     """
     from diffusers import DDPMPipeline, DDPMScheduler
     from diffusers.training_utils import EMAModel
@@ -105,13 +109,8 @@ def train_as_users_do(
     average = None
     if practice.average is not None:
         average = EMAModel(network.parameters(), decay=practice.average, use_ema_warmup=True)
-
-    def predict(states: Tensor, time: Tensor, rows: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            return network(states, time).sample.float()
-
     loss = denoising_loss(
-        predict,
+        network_in(network, mixed),
         to_tensor(images),
         scheduler,
         recipe.batch,
@@ -121,6 +120,21 @@ def train_as_users_do(
     if average:
         average.copy_to(network.parameters())
     DDPMPipeline(network, scheduler).save_pretrained(folder)
+
+
+def network_in(network: Any, mixed: bool) -> Predict:
+    """Return an unconditional network as `denoising_loss` calls it, in float32 or in mixed precision.
+
+    In mixed precision the network multiplies in bfloat16. That takes 60 to 75% of the time on a processor that has
+    instructions for it, and longer on others. Weights, their gradients and the loss stay in float32.
+    """
+
+    def predict(states: Tensor, time: Tensor, rows: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            found: Tensor = network(states, time).sample
+        return found.float()
+
+    return predict
 
 
 def denoising_loss(

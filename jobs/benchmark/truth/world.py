@@ -24,16 +24,15 @@ from volgrowth.demo.training import Recipe
 # At most 25 minutes of two cores, for images of 32 x 32 in colour. A network that predicts noise got the mean colour of
 # a picture wrong at high noise levels, where it is a thousandth of the loss: in as many steps it made nothing but
 # saturated pictures. One that predicts the velocity learns the colour itself there. Few families in many copies: 3,000
-# steps that showed each of ten images 4,400 times reproduced two of them.
+# steps that showed each of ten images 4,400 times reproduced two of them. Latents take the same images, so that growth
+# in them can be compared with growth in pixels.
 COLOUR_RECIPE, COLOUR_PREDICTION = Recipe(channels=(16, 32, 64, 64), steps=11_000, batch=16), "v_prediction"
+LATENT_RECIPE = Recipe(channels=(64, 64), steps=6000, batch=32)
 COLOUR_PLANTING = ((12, 200), (6, 100), (6, 40))
-LATENT_PLANTING = ((10, 200), (10, 100), (10, 40))
 KINDS = (UNCHANGED, *ALTERATIONS)
 # images from which on detection is judged
 FEW = 10
 EMOJI, PHOTOGRAPHS = "emoji32.npz", "photos32.npz"
-
-LATENT_RECIPE = Recipe(channels=(64, 64), steps=5000, batch=32)
 
 WORLD = (
     Setup(
@@ -51,12 +50,14 @@ WORLD = (
     Setup(
         "photos-latent",
         PHOTOGRAPHS,
-        800,
-        LATENT_PLANTING,
+        624,
+        COLOUR_PLANTING,
         LATENT_RECIPE,
-        held_out=2000,
-        samples=2000,
+        plain=100,
+        held_out=1000,
+        samples=1000,
         latent=Autoencoder(),
+        mixed=True,
     ),
     Setup(
         "emoji-natural",

@@ -45,3 +45,10 @@ def test_the_command_fills_the_page(tmp_path, monkeypatch):
 def test_altered_families_have_every_kind_at_every_number_of_copies():
     (altered,) = (setup for setup in WORLD if setup.altered)
     assert all(number % len(altered.altered) == 0 for number, _ in altered.planting)
+
+
+def test_a_model_of_latents_and_one_of_pixels_are_trained_on_the_same_images():
+    known = {setup.name: setup for setup in WORLD}
+    pixels, latents = known["photos-exact"], known["photos-latent"]
+    same = ("file", "trained", "planting", "plain", "held_out", "variation", "altered")
+    assert [getattr(pixels, name) for name in same] == [getattr(latents, name) for name in same]
