@@ -161,6 +161,15 @@ def _membership(given: argparse.Namespace) -> Outcome:
     return compare_membership(cases, given.seeds, given.data, given.output / "models", cached_only=given.cached)
 
 
+def _curation(given: argparse.Namespace) -> Outcome:
+    """Train again on what each action of `curate` makes of a case, and say what samples still copy."""
+    from jobs.benchmark.truth.curation import compare_actions
+    from jobs.benchmark.truth.world import WORLD
+
+    cases = choose_cases(given.data, given.cases, (*SUITE, *WORLD))
+    return compare_actions(cases, given.seeds, given.data, given.output / "models", cached_only=given.cached)
+
+
 def _levels(given: argparse.Namespace) -> Outcome:
     """Judge noise norm and loss at eight noise levels, and what latents say beside pixels of the same images."""
     from jobs.benchmark.truth.levels import compare_levels
@@ -237,6 +246,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "conditions": (_conditions, "truth"),
     "levels": (_levels, "truth"),
     "membership": (_membership, "truth"),
+    "curation": (_curation, "truth"),
     "goal": (_goal, "truth"),
     "promise": (_promise, "detection"),
     "faults": (_faults, "engine"),
@@ -248,7 +258,18 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
 
 
 # the commands that work on trained models
-OF_MODELS = ("detection", "evidence", "forms", "rates", "rows", "truth", "conditions", "levels", "membership")
+OF_MODELS = (
+    "detection",
+    "evidence",
+    "forms",
+    "rates",
+    "rows",
+    "truth",
+    "conditions",
+    "levels",
+    "membership",
+    "curation",
+)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -102,14 +102,23 @@ class Setup:
         )
         return alter_copies(case, self.altered, seed) if self.altered else case
 
-    def train(self, case: LabelledSet, model: Path, seed: int) -> None:
-        """Train the model of this case, and save it as a pipeline."""
+    def train(self, images: np.ndarray, model: Path, seed: int, weights: np.ndarray | None = None) -> None:
+        """Train a model of this case, and save it as a pipeline.
+
+        Args:
+            images: to train on, (n, C, H, W) uint8.
+            model: folder of the pipeline.
+            seed: of weights, batches and noise.
+            weights: how often each image is drawn, in relation to the others, (n,); None for all alike.
+        """
         if self.latent:
-            train_in_latents(case.train, model, seed, self.recipe, self.latent, mixed=self.mixed)
-        elif self.practice != Practice() or self.prediction != "epsilon" or self.mixed:
-            train_as_users_do(case.train, model, seed, self.recipe, self.practice, self.prediction, mixed=self.mixed)
+            train_in_latents(images, model, seed, self.recipe, self.latent, mixed=self.mixed, drawn=weights)
+        elif self.practice != Practice() or self.prediction != "epsilon" or self.mixed or weights is not None:
+            train_as_users_do(
+                images, model, seed, self.recipe, self.practice, self.prediction, mixed=self.mixed, drawn=weights
+            )
         else:
-            train_model(case.train, model, seed, self.recipe)
+            train_model(images, model, seed, self.recipe)
 
 
 DIGITS = Setup("digits-exact", None, 900, DIGITS_PLANTING, Recipe())
@@ -191,7 +200,7 @@ def train_or_load(setup: Setup, seed: int, folder: Path, cache: Path, say: Calla
     model, samples = home / "model", home / "samples.npy"
     if not (model / "model_index.json").exists():
         say(f"training {setup.name}, seed {seed}: {setup.recipe.steps} steps on {len(case.train)} images")
-        setup.train(case, model, seed)
+        setup.train(case.train, model, seed)
     if not samples.exists():
         say(f"sampling {setup.name}, seed {seed}: {setup.samples} images")
         np.save(samples, draw_samples(load_model(str(model)), range(setup.samples), seed=0))

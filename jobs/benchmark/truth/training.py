@@ -62,11 +62,25 @@ def target_of(scheduler: Any, clean: Tensor, noise: Tensor, time: Tensor) -> Ten
 
 
 def train_in_latents(
-    images: np.ndarray, folder: Path, seed: int, recipe: Recipe, autoencoder: Autoencoder, *, mixed: bool = False
+    images: np.ndarray,
+    folder: Path,
+    seed: int,
+    recipe: Recipe,
+    autoencoder: Autoencoder,
+    *,
+    mixed: bool = False,
+    drawn: np.ndarray | None = None,
 ) -> None:
     """Train an autoencoder on uint8 images (n, C, H, W), then a UNet2DModel in its latents; save an LDMPipeline.
 
-    With `mixed` the UNet is trained in mixed precision (`network_in`), the autoencoder is not.
+    Args:
+        images: to train on.
+        folder: of the pipeline.
+        seed: of weights, batches and noise.
+        recipe: of the UNet's training.
+        autoencoder: its shape and its training.
+        mixed: True to train the UNet in mixed precision (`network_in`); the autoencoder never is.
+        drawn: how often the UNet is shown each image, in relation to the others, (n,); None for all alike.
     """
     from diffusers import DDPMScheduler, LDMPipeline
 
@@ -74,7 +88,7 @@ def train_in_latents(
     vae = train_autoencoder(images, autoencoder)
     states = encode_images(vae, images)
     network, scheduler = untrained(tuple(states.shape[1:]), recipe.channels), DDPMScheduler()
-    loss = denoising_loss(network_in(network, mixed), states, scheduler, recipe.batch)
+    loss = denoising_loss(network_in(network, mixed), states, scheduler, recipe.batch, drawn=drawn)
     fit(list(network.parameters()), loss, recipe)
     LDMPipeline(vqvae=vae, unet=network, scheduler=scheduler).save_pretrained(folder)
 
@@ -88,6 +102,7 @@ def train_as_users_do(
     prediction: str = "epsilon",
     *,
     mixed: bool = False,
+    drawn: np.ndarray | None = None,
 ) -> None:
     """Train a UNet2DModel on uint8 images (n, C, H, W), augmented or with averaged weights; save a DDPMPipeline.
 
@@ -99,6 +114,7 @@ def train_as_users_do(
         practice: what users add to it.
         prediction: what the network predicts: `epsilon` or `v_prediction`.
         mixed: True to train in mixed precision (`network_in`).
+        drawn: how often each image is drawn, in relation to the others, (n,); None for all alike.
     """
     from diffusers import DDPMPipeline, DDPMScheduler
     from diffusers.training_utils import EMAModel
@@ -115,6 +131,7 @@ def train_as_users_do(
         scheduler,
         recipe.batch,
         mirror_and_move if practice.augmented else None,
+        drawn,
     )
     fit(list(network.parameters()), loss, recipe, (lambda: average.step(network.parameters())) if average else None)
     if average:
@@ -138,7 +155,12 @@ def network_in(network: Any, mixed: bool) -> Predict:
 
 
 def denoising_loss(
-    predict: Predict, states: Tensor, scheduler: Any, batch: int, augment: Augment | None = None
+    predict: Predict,
+    states: Tensor,
+    scheduler: Any,
+    batch: int,
+    augment: Augment | None = None,
+    drawn: np.ndarray | None = None,
 ) -> Callable[[], Tensor]:
     """Return a function that draws a batch and returns its DDPM loss.
 
@@ -148,10 +170,12 @@ def denoising_loss(
         scheduler: a scheduler of diffusers with 1000 steps; it says what the network predicts.
         batch: rows of a batch.
         augment: changes the states of a batch.
+        drawn: how often each state is drawn, in relation to the others, (n,); None for all alike.
     """
+    shares = None if drawn is None else torch.from_numpy(drawn)
 
     def loss() -> Tensor:
-        rows = torch.randint(len(states), (batch,))
+        rows = torch.randint(len(states), (batch,)) if shares is None else shares.multinomial(batch, replacement=True)
         clean = augment(states[rows]) if augment else states[rows]
         noise, time = torch.randn_like(clean), torch.randint(1000, (batch,))
         predicted = predict(scheduler.add_noise(clean, noise, time), time, rows)

@@ -15,6 +15,7 @@ from jobs.benchmark.detection.compared_scores import Score
 from jobs.benchmark.detection.experiment import Bench, result_table, run_bench
 from jobs.benchmark.detection.suite import Setup, is_trained
 from jobs.benchmark.truth.alterations import ALTERATIONS, UNCHANGED
+from jobs.benchmark.truth.exposures import exposure_rows
 from jobs.benchmark.truth.members import member_rows
 from jobs.benchmark.truth.training import Autoencoder, Practice
 from jobs.experiments import Outcome
@@ -127,6 +128,7 @@ def world_outcome(found: Bench, setups: Sequence[Setup], seeds: int) -> Outcome:
             "presets": [row for name in names for row in preset_rows(found.results, name)],
             "found": score_rows(found.results, names),
             "cases": [case_row(subject) for subject in found.subjects],
+            "exposures": [row for subject in found.subjects for row in exposure_rows(subject)],
             "members": members,
         },
         {"cases": ", ".join(names) or "none", "seeds": seeds, "models": len(found.subjects)},

@@ -28,7 +28,7 @@ SMALL = Autoencoder((8, 8), recipe=Recipe(steps=3, batch=4))
 def test_a_model_of_latents_loads_and_its_latents_have_unit_variance(tmp_path):
     setup = Setup("tiny", None, 40, ((2, 5),), TINY, plain=4, held_out=20, latent=SMALL)
     case = setup.case(tmp_path, 1)
-    setup.train(case, tmp_path / "model", 1)
+    setup.train(case.train, tmp_path / "model", 1)
     model = load_model(str(tmp_path / "model"))
     assert (model.pixel_shape, model.image_shape) == ((1, 8, 8), (4, 4, 4))
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def test_a_network_of_velocities_is_trained_on_them_and_says_so_in_its_pipeline(
     setup = Setup("tiny", None, 40, ((2, 5),), TINY, plain=4, held_out=20, prediction="v_prediction")
     assert setup.key != replace(setup, prediction="epsilon").key
     case = setup.case(tmp_path, 1)
-    setup.train(case, tmp_path / "model", 1)
+    setup.train(case.train, tmp_path / "model", 1)
     scheduler = load_scheduler(tmp_path / "model" / "scheduler")
     assert scheduler.config.prediction_type == "v_prediction"
     assert load_model(str(tmp_path / "model")).image_shape == (1, 8, 8)
@@ -82,7 +82,7 @@ def test_mixed_precision_trains_other_weights_which_are_saved_in_float32(tmp_pat
     weights = []
     for each in (setup, replace(setup, mixed=False)):
         folder = tmp_path / str(each.mixed)
-        each.train(case, folder, 1)
+        each.train(case.train, folder, 1)
         weights.append(load_file(folder / "unet/diffusion_pytorch_model.safetensors"))
     assert all(weight.dtype == torch.float32 for weight in weights[0].values())
     apart = max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])

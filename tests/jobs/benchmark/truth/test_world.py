@@ -32,6 +32,8 @@ def test_the_command_fills_the_page(tmp_path, monkeypatch):
     assert main(asked) == 0
     page = (tmp_path / "truth.md").read_text()
     assert headings(page, "truth-cases")[:2] == headings(page, "truth-members")[:2] == ["case", "seed"]
+    assert headings(page, "truth-exposures")[:4] == ["case", "seed", "copies", "images"]
+    assert "| tiny | 1 | 20 | 7 | 70 |" in page  # 40 steps of 16 show each of 183 rows 3.5 times
     said = page.split("<!-- begin truth -->")[1].split("<!-- end truth -->")[0]
     assert "tiny with seed 1: " in said
     members = page.split("<!-- begin truth-members -->")[1].split("<!-- end truth-members -->")[0]
