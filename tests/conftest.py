@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ USE_THE_DEMO = (
     "tests/test_readme.py",
 )
 MEANWHILE = ("tests/analysis/", "tests/audit/")
+# files whose tests calibrate as users do
+ALL_TREES = (MAKES_THE_DEMO, *USE_THE_DEMO, "tests/analysis/", "tests/jobs/")
 
 
 def _turn(item: pytest.Item) -> int:
@@ -114,14 +117,23 @@ def ray_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def ray_session(ray_folder: Path) -> Iterator[None]:
-    """One Ray for the whole run; `run_audit` uses the one that is there."""
+@contextmanager
+def own_ray() -> Iterator[None]:
+    """Start a Ray, which `run_audit` uses while it is there, and end it."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_session(ray_folder: Path) -> Iterator[None]:
+    """One Ray for the tests of a file. One for the whole run would use 3% of a core in each process until the end."""
+    with own_ray():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -146,17 +158,39 @@ def fits_kept() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def few_trees(fits_kept: None) -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True)
+def few_trees(request: pytest.FixtureRequest, fits_kept: None) -> Iterator[None]:
     """Calibrate with a tenth of the trees, where how well growth is calibrated is not what a module tests."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     def fit_few(regressor: Any, *data: Any) -> Any:
-        return fit(regressor.set_params(max_iter=regressor.max_iter // 10), *data)
+        return fit(regressor.set_params(max_iter=max(regressor.max_iter // 10, 1)), *data)
 
     fit = HistGradientBoostingRegressor.fit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HistGradientBoostingRegressor, "fit", fit_few)
+        if not request.node.nodeid.startswith(ALL_TREES):
+            patch.setattr(HistGradientBoostingRegressor, "fit", fit_few)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def figures_kept() -> Iterator[None]:
+    """Draw a figure of a report once in a process for the same numbers: many tests audit the same images."""
+    from volgrowth.report.charts.plots import ReportCharts
+
+    def add_once(charts: ReportCharts, name: str, figure: Any, alt: str, drawn: Any = None) -> None:
+        numbers = name, alt, repr(drawn)
+        if numbers not in known:
+            add(alone := ReportCharts(), name, figure, alt, drawn)
+            known[numbers] = alone
+        charts.files |= known[numbers].files
+        charts.svg |= known[numbers].svg
+        charts.numbers |= known[numbers].numbers
+
+    known: dict[tuple[str, str, str], ReportCharts] = {}
+    add = ReportCharts.add
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReportCharts, "add", add_once)
         yield
 
 
@@ -250,7 +284,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
+def demo(shared_folder: Path, ray_folder: Path) -> Path:
     """The output of `make demo`: a model trained on the spot, its data, its audit. Made once in a test run.
 
     The first process that asks for it makes it, and others wait. A test that would change it takes a copy.
@@ -261,8 +295,8 @@ def demo(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
     with (shared_folder / "demo.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "audit/verification").exists():
-            request.getfixturevalue("ray_session")
-            run_demo(folder)
+            with own_ray():
+                run_demo(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -188,6 +189,7 @@ def test_a_terminal_that_closes_ends_an_audit_in_good_order_unless_it_shall_go_o
             os.set_blocking(ours, False)
             with suppress(BlockingIOError):
                 os.read(ours, 65536)
+            time.sleep(0.02)
         os.close(ours)
         if not nohup:
             process.wait()

@@ -15,7 +15,7 @@ from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.storage.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_trees")]
+pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

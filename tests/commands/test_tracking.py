@@ -75,7 +75,6 @@ def test_the_redacted_report_goes_in_place_of_the_pictures(audit, client, tmp_pa
     assert files(client, runs(client, "releases")[0]) == ["report-redacted.html", "summary.json"]
 
 
-@pytest.mark.usefixtures("few_trees")
 def test_the_audit_itself_logs_and_one_that_is_finished_too(tiny_model, digit_file, client, tmp_path, capsys):
     to, out = f"mlflow:file:{tmp_path / 'mlruns'}", str(tmp_path / "small")
     command = ["audit", str(tiny_model), str(digit_file), "--output", out, "--engine", "local", "--trust-model"]

@@ -22,8 +22,6 @@ from volgrowth.errors import DataError, UsageError, VolgrowthError
 SAMPLE, HELD_OUT, EVERY = 60, 55, 2
 SCHEDULER = DDPMScheduler()
 
-pytestmark = pytest.mark.usefixtures("few_trees")
-
 
 def network() -> Any:
     """One with dropout, so that it matters whether it is in training."""

@@ -92,7 +92,7 @@ def audit(model: str, data: Path, output: Path, **more: object) -> Audit:
     return run_audit(vg.AuditConfig.build(model=model, data=str(data), output=str(output), **settings), quiet=True)
 
 
-def test_without_ray_the_audit_ends_with_a_sentence_and_goes_on_later(failing, digit_file, tmp_path, few_trees):
+def test_without_ray_the_audit_ends_with_a_sentence_and_goes_on_later(failing, digit_file, tmp_path):
     (tmp_path / "faults/one").touch()
     with pytest.raises(EngineError, match=r"the GPU failed \(RuntimeError: CUDA error: uncorrectable ECC.*resumes"):
         audit(failing, digit_file, tmp_path / "out")

@@ -17,7 +17,7 @@ from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.sources import encode_png
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("few_trees")]
+pytestmark = [pytest.mark.ray]
 
 
 def audit(model: Path, data: object, output: Path, **settings: object) -> Audit:
@@ -140,7 +140,7 @@ def test_rows_that_fail_are_recorded_and_the_rest_is_scored(tiny_model, digits, 
 @pytest.fixture
 def typed(tmp_path, digit_file):
     """Arguments of an audit in 25 shards, in a folder with its model."""
-    return held_audit(tmp_path, digit_file, "--workers", "2")
+    return held_audit(tmp_path, digit_file, "--workers", "1")
 
 
 @pytest.mark.slow

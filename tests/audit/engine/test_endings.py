@@ -128,6 +128,7 @@ def test_the_loss_of_the_head_is_a_sentence_and_the_audit_resumes(
     assert not (tmp_path / "out/.driver.json").exists()
     assert not (tmp_path / "out/noise-floor.json").exists()  # no task was blamed
     if number == signal.SIGSTOP:  # a head in this state is found before Ray is started, too
+        monkeypatch.setenv("RAY_py_gcs_connect_timeout_s", "4")  # Ray's own patience where it first connects
         again = volgrowth(*typed, "--ray-address", cluster.address, cwd=tmp_path)
         assert again.returncode == 2
         assert f"Ray cannot be reached at {cluster.address} (RpcError: " in again.stderr

@@ -25,8 +25,6 @@ from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import EngineError, OutputError
 
-pytestmark = pytest.mark.usefixtures("few_trees")
-
 # fails at white images, unless the world is mended
 MODEL = """
 import os

@@ -61,7 +61,7 @@ NEEDED = ("manifest.json", *MADE_AGAIN)
 
 
 @pytest.fixture(scope="module")
-def finished(digits: np.ndarray, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, few_trees: None) -> Path:
+def finished(digits: np.ndarray, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("damage")
     shutil.copytree(tiny_model, folder / "model")
     write_image_parquet(folder / "train.parquet", digits[:80], [str(row) for row in range(80)])

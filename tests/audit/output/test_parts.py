@@ -24,7 +24,7 @@ CHOSEN: dict[str, Any] = {"scores": ("growth", "png_bytes"), "findings": ("image
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, few_trees: None) -> Audit:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Audit:
     """A finished audit of made-up scores, in five shards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made_up_audit, "SHARD_ROWS", SHARD)

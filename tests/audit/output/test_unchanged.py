@@ -89,9 +89,7 @@ def interrupted(out: Path) -> None:
     (out / "scores/part-00002.parquet").unlink()
 
 
-def test_a_data_set_that_changed_at_its_size_is_neither_resumed_nor_copied(
-    kind, run, images, others, tmp_path, capsys, few_trees
-):
+def test_a_data_set_that_changed_at_its_size_is_neither_resumed_nor_copied(kind, run, images, others, tmp_path, capsys):
     WRITERS[kind](tmp_path / "data", images)
     assert run() == 0
     before = {path.name: path.stat().st_size for path in (tmp_path / "data").iterdir()}
@@ -113,7 +111,7 @@ def test_a_data_set_that_changed_at_its_size_is_neither_resumed_nor_copied(
     assert run() == 0
 
 
-def test_a_copy_of_the_data_set_with_other_times_is_the_same(kind, run, images, tmp_path, few_trees):
+def test_a_copy_of_the_data_set_with_other_times_is_the_same(kind, run, images, tmp_path):
     WRITERS[kind](tmp_path / "data", images)
     assert run() == 0
     interrupted(tmp_path / "out")
@@ -125,7 +123,7 @@ def test_a_copy_of_the_data_set_with_other_times_is_the_same(kind, run, images, 
     assert run_command(["curate", str(tmp_path / "out"), "--top-k", "1", "--apply", str(tmp_path / "curated")]) == 0
 
 
-def test_files_that_were_replaced_with_their_times_are_found_by_the_sample(run, images, others, tmp_path, few_trees):
+def test_files_that_were_replaced_with_their_times_are_found_by_the_sample(run, images, others, tmp_path):
     write_folder(tmp_path / "data", images)
     assert run() == 0
     for row, data in enumerate(others):
@@ -136,7 +134,7 @@ def test_files_that_were_replaced_with_their_times_are_found_by_the_sample(run, 
     assert run() == 2
 
 
-def test_one_changed_file_among_many_is_found_by_its_time(run, images, others, tmp_path, capsys, few_trees):
+def test_one_changed_file_among_many_is_found_by_its_time(run, images, others, tmp_path, capsys):
     write_folder(tmp_path / "data", images)
     assert run() == 0
     (tmp_path / "data/017.png").write_bytes(others[17])
@@ -144,7 +142,7 @@ def test_one_changed_file_among_many_is_found_by_its_time(run, images, others, t
     assert "row 17 (017.png)" in capsys.readouterr().err
 
 
-def test_a_report_shows_no_picture_of_an_image_that_was_not_scored(run, images, others, tmp_path, capsys, few_trees):
+def test_a_report_shows_no_picture_of_an_image_that_was_not_scored(run, images, others, tmp_path, capsys):
     write_folder(tmp_path / "data", images)
     assert run() == 0
     assert run_command(["report", str(tmp_path / "out")]) == 0
@@ -156,7 +154,7 @@ def test_a_report_shows_no_picture_of_an_image_that_was_not_scored(run, images, 
     assert "holds another image than was scored" in said
 
 
-def test_a_held_out_set_is_compared_as_well(run, images, others, digits, tmp_path, capsys, few_trees):
+def test_a_held_out_set_is_compared_as_well(run, images, others, digits, tmp_path, capsys):
     write_folder(tmp_path / "data", images)
     write_folder(tmp_path / "held", [padded(image) for image in digits[200:310]])
     assert run(holdout=tmp_path / "held") == 0
@@ -165,7 +163,7 @@ def test_a_held_out_set_is_compared_as_well(run, images, others, digits, tmp_pat
     assert "the data set changed since it was audited" in capsys.readouterr().err
 
 
-def test_ids_of_the_user_hide_no_change(run, images, others, tmp_path, capsys, few_trees):
+def test_ids_of_the_user_hide_no_change(run, images, others, tmp_path, capsys):
     write_parquet(tmp_path / "data", images)
     assert run(id_column="name") == 0
     write_parquet(tmp_path / "data", others)
@@ -173,7 +171,7 @@ def test_ids_of_the_user_hide_no_change(run, images, others, tmp_path, capsys, f
     assert run_command(["curate", str(tmp_path / "out"), "--top-k", "1", "--apply", str(tmp_path / "curated")]) == 2
 
 
-def test_a_saved_data_set_is_compared(run, images, others, tmp_path, few_trees):
+def test_a_saved_data_set_is_compared(run, images, others, tmp_path):
     dataset(images).save_to_disk(tmp_path / "data")
     assert run() == 0
     assert run() == 0
@@ -182,7 +180,7 @@ def test_a_saved_data_set_is_compared(run, images, others, tmp_path, few_trees):
     assert run() == 2
 
 
-def test_what_is_compared_is_bounded_and_that_is_said(run, images, tmp_path, monkeypatch, capsys, few_trees):
+def test_what_is_compared_is_bounded_and_that_is_said(run, images, tmp_path, monkeypatch, capsys):
     write_folder(tmp_path / "data", images)
     assert run() == 0
     for path in (tmp_path / "data").iterdir():

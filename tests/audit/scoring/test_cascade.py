@@ -24,8 +24,6 @@ from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.report.words import cascade_sentences
 from volgrowth.storage.store import Store
 
-pytestmark = pytest.mark.usefixtures("few_trees")
-
 WHOLE = StandardMeasure().evaluations
 REST = StandardMeasure().evaluations_after_screen
 

@@ -20,8 +20,6 @@ from volgrowth.commands.audit import run_audit
 from volgrowth.errors import UsageError
 from volgrowth.models import load_model
 
-pytestmark = pytest.mark.usefixtures("few_trees")
-
 
 def audit(model: object, data: object, output: object, **more: Any) -> Audit:
     settings = {"engine": "local", "batch_size": 16, "shard_size": 75, **more}

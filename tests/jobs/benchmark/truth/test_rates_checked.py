@@ -30,6 +30,7 @@ def test_the_command_rates_images_from_the_most_hits_to_the_fewest(tmp_path, mon
     monkeypatch.setattr(world, "WORLD", (TINY,))
     monkeypatch.setattr(Trained, "truth", made_up)
     monkeypatch.setattr(rates_checked, "rate_families", counted)
+    monkeypatch.setattr(rates_checked, "STEPS", 10)
     asked = ["rates", "--output", str(tmp_path), "--cases", "tiny", "--seeds", "1", "--images", "2"]
     assert main(asked) == 0
     assert "Of 2 images that samples hit the rates of 0 are measurable." in (tmp_path / "truth.md").read_text()
