@@ -116,6 +116,7 @@ SCORES = pa.schema(
         column("row", pa.int64(), "position of the image in the frozen order of the data set; unique"),
         column("image_id", pa.string(), "id from the user's column, else sha256: of the encoded bytes"),
         column("source", pa.string(), "file that the image came from, and its row in that file"),
+        column("class", pa.string(), "class of the image, as text; null without a class column, or a class in it"),
         column("status", pa.string(), "ok, or the kind of failure"),
         column("error", pa.string(), "reason of the failure; null where status is ok"),
         column("growth", pa.float64(), "main score of the preset, before calibration"),

@@ -278,6 +278,7 @@ def test_classes_come_beside_images_or_from_a_column(pixels):
     column = vg.score_images(model, stored(pixels), class_column="label", quiet=True)
     assert beside["growth"].to_pylist() == column["growth"].to_pylist()
     assert set(beside["status"].to_pylist()) == {"ok"}
+    assert beside["class"].to_pylist() == column["class"].to_pylist() == [str(each) for each in classes]
     said = problem(lambda: vg.score_images(model, pixels, quiet=True))
     assert "cannot be evaluated without a class" in said
 

@@ -2,7 +2,8 @@
 
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _own_cache(datasets_cache):
 def run() -> Run:
     """A finished audit of a data set as it is read, with scores that no model gave: it takes no time."""
 
-    def run(data: object, output: object, **settings: Any) -> Audit:
+    def run(data: object, output: object, classes: Sequence[str | None] = (), **settings: Any) -> Audit:
         config = AuditConfig.build(model="none", data=str(data), output=str(output), shard_size=40, **settings)
         source = open_source(config.data, config.split, config.image_column, config.id_column)
         info = DataInfo.of(config.data, config.split, source.listing)
@@ -57,7 +58,7 @@ def run() -> Run:
         store = Store(config.output)
         freeze(store, FrozenAudit(manifest, {SCORES_FOLDER: source.listing}))
         measured = [scored(row, plain) for row, plain in zip(source.read(0, info.rows), many(info.rows), strict=True)]
-        table = scores(*measured)
+        table = scores(*({**row, "class": name} for row, name in zip_longest(measured, classes)))
         for shard in manifest.shards:
             publish_fragment(store, manifest, shard, table.slice(shard.start, shard.rows), 1)
         store.write_table(FINDINGS_FILE, analyse(table).findings, {})

@@ -98,7 +98,7 @@ def write_report(audit: Audit, redact: bool = False) -> None:
 
 def _rendered(audit: Audit, rows: ReportRows, shown: Shown) -> ReportPage:
     """Return the page; raises as `report_audit`."""
-    about = ReportOrigin(_place(audit.store), list_digest(audit), rows.by_source)
+    about = ReportOrigin(_place(audit.store), list_digest(audit), rows.by_source, rows.by_class)
     try:
         return render_report(
             audit.summary, rows.scores, rows.findings, shown, audit.holdout_findings, rows.whole, about
@@ -117,8 +117,7 @@ def _origin(audit: Audit, shown: Shown) -> str:
     numbers = {name: value for name, value in audit.summary.items() if name not in made}
     pictures = sha256(repr([sorted(shown.rows.items()), sorted(shown.samples.items())]).encode()).hexdigest()
     drawn_by = [VERSION, version("matplotlib"), code_digest(), _place(audit.store)]
-    classes = sorted((row, str(name)) for row, name in shown.classes.items())
-    parts = [numbers, list(map(asdict, shown.exhibits)), shown.redacted, pictures, classes, drawn_by]
+    parts = [numbers, list(map(asdict, shown.exhibits)), shown.redacted, pictures, drawn_by]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -140,26 +139,25 @@ def _shown(audit: Audit, from_rows: ReportRows, redact: bool) -> Shown:
     if redact:
         return Shown(chosen, redacted=True)
     drawn: dict[int, bytes] = {}
-    classes: dict[int, str | int] = {}
     try:
         groups = (whole.duplicates if whole else duplicate_groups(findings))["largest"]
-        rows = _thumbnails(audit, scores, {group["row"] for group in groups}, classes)
+        rows = _thumbnails(audit, scores, {group["row"] for group in groups})
         for first in range(0, len(chosen), CARDS_AT_ONCE):
             some = chosen[first : first + CARDS_AT_ONCE]
-            rows |= _thumbnails(audit, scores, {row for each in some for row in each.rows} - rows.keys(), classes)
+            rows |= _thumbnails(audit, scores, {row for each in some for row in each.rows} - rows.keys())
             drawn |= _sample_thumbnails(audit, {each.sample.number for each in some if each.sample} - drawn.keys())
             if sum(map(len, [*rows.values(), *drawn.values()])) > ROOM:
                 break
     except (DataError, OutputError) as error:
         print_plain(f"the report shows no pictures: {plain(str(error))}", error=True)
         return Shown(chosen)
-    return Shown(chosen, rows, drawn, classes=classes)
+    return Shown(chosen, rows, drawn)
 
 
-def _thumbnails(audit: Audit, scores: pa.Table, rows: Iterable[int], classes: dict[int, str | int]) -> dict[int, bytes]:
+def _thumbnails(audit: Audit, scores: pa.Table, rows: Iterable[int]) -> dict[int, bytes]:
     """Return a thumbnail of each row as the model saw it; rows that cannot be read any more are left out.
 
-    `scores` hold these rows. The classes of the rows are added to `classes`, if the data set has a column of them.
+    `scores` hold these rows.
 
     Raises:
         DataError: a row holds another image than was scored.
@@ -170,8 +168,6 @@ def _thumbnails(audit: Audit, scores: pa.Table, rows: Iterable[int], classes: di
     for row in read_rows(audit.open_data(), wanted):
         if row.data is not None and scored.get(row.row, bytes_hash(row.data)) != bytes_hash(row.data):
             raise DataError(f"row {row.row} ({row.source}) holds another image than was scored: restore the data set")
-        if audit.frozen.config["class_column"] is not None and row.condition is not None:
-            classes[row.row] = row.condition
         with suppress(BadImage):
             pictures[row.row] = thumbnail(decode_image(row.data, shape, most))
     return pictures

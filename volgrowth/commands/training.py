@@ -22,6 +22,7 @@ from volgrowth.config import AuditConfig
 from volgrowth.errors import UsageError, VolgrowthError, kind_and_line
 from volgrowth.models.objects.adapting import adapt as known_model
 from volgrowth.models.objects.held_models import at_rest
+from volgrowth.models.objects.split_weights import refuse_split_weights
 from volgrowth.plain import plain, print_plain
 from volgrowth.report.words import headline_lines
 from volgrowth.sources.given.containers import GivenImages
@@ -157,6 +158,7 @@ class AuditCallback:
         output = self.store.path(STEP_FOLDER.format(step))
         images, holdout = self.names["data"], self.names.get("holdout")
         columns = {name: value for name, value in self.names.items() if name not in ("data", "holdout")}
+        refuse_split_weights([model, ema])
         with _averaged(model, ema) as weights, at_rest(weights):
             return audit_images(
                 self.adapt(weights), images, holdout, output, quiet=True, **{**self.settings, **columns}

@@ -19,7 +19,6 @@ from markupsafe import Markup
 from volgrowth.analysis.caveats import list_caveats
 from volgrowth.records import Mark, Status
 from volgrowth.report import formats, words
-from volgrowth.report.breakdown import class_groups
 from volgrowth.report.charts.numbers import counts_directions
 from volgrowth.report.gallery.cards import FILTERS, SORTS, Card, fit_cards, make_cards
 from volgrowth.report.gallery.exhibits import Shown
@@ -55,12 +54,14 @@ class ReportOrigin:
     Attributes:
         output: folder or URL of the audit.
         audit: the audit's name in its lists; empty if the page shall give no list.
-        by_source: counts of found images by source file (`breakdown.SourceCounts`); None if they were not counted.
+        by_source: counts of found images by source file (`breakdown.FoundCounts`); None if they were not counted.
+        by_class: the same by class; None without a class column too.
     """
 
     output: str = "OUT"
     audit: str = ""
     by_source: dict[str, Any] | None = None
+    by_class: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def render_report(
             {
                 **_context(summary, scores, shown, drawn),
                 **_gallery(cards[: len(texts)], texts, pictured),
-                **_acting(summary, cards, shown, origin or ReportOrigin()),
+                **_acting(summary, shown, origin or ReportOrigin()),
                 "unlisted": len(cards) - len(texts),
                 "sampled": len(findings) if whole else None,
                 "warnings": [*detection.get("warnings", ()), *truth.get("warnings", ())],
@@ -180,16 +181,15 @@ def _gallery(cards: list[Card], texts: list[Markup], pictured: int) -> dict[str,
     }
 
 
-def _acting(summary: Summary, cards: list[Card], shown: Shown, origin: ReportOrigin) -> dict[str, Any]:
+def _acting(summary: Summary, shown: Shown, origin: ReportOrigin) -> dict[str, Any]:
     """Return the variables of what a reader does next, and of what was found by class and source."""
-    found = {card["row"]: card["reproduced"] for card in cards if card["memorized"] or card["reproduced"]}
     output = "OUT" if shown.redacted else origin.output
     return {
         "steps": next_steps(summary, output, origin.audit),
         "audit": origin.audit,
         "list_name": list_name(origin.audit),
         "by_source": origin.by_source,
-        "by_class": class_groups(shown.classes, found),
+        "by_class": origin.by_class,
     }
 
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.as_numpy import as_floats, as_mask
+from volgrowth.analysis.breakdown import FoundCounts, class_of, source_of
 from volgrowth.analysis.judging import JudgedAudit, Judgement
 from volgrowth.audit.output.result import Audit
 from volgrowth.records import FINDINGS, SCORES, Status
-from volgrowth.report.breakdown import SourceCounts
 from volgrowth.report.charts.numbers import BarCounts, GroupCounts, bar_edges
 
 WHOLE_ROWS = 200_000
@@ -80,7 +80,8 @@ class WholeAudit:
 class ReportRows:
     """What a page is made from: rows of the tables, in order, the rows of the gallery, and numbers of all rows.
 
-    `whole` is None if the tables are those of all rows. `by_source` counts all rows (`breakdown.SourceCounts`).
+    `whole` is None if the tables are those of all rows. `by_source` and `by_class` count all rows
+    (`breakdown.FoundCounts`); `by_class` is None without a class column.
     """
 
     scores: pa.Table
@@ -88,6 +89,7 @@ class ReportRows:
     gallery: list[int]
     whole: WholeAudit | None = None
     by_source: dict[str, Any] | None = None
+    by_class: dict[str, Any] | None = None
 
 
 def read_report_rows(audit: Audit) -> ReportRows:
@@ -95,7 +97,7 @@ def read_report_rows(audit: Audit) -> ReportRows:
     judged = JudgedAudit(audit, audit.summary.get("verification"))
     first = _FirstLook(judged)
     if audit.frozen.data.rows <= WHOLE_ROWS:
-        return ReportRows(audit.scores, audit.findings, first.gallery(), by_source=first.sources.groups())
+        return ReportRows(audit.scores, audit.findings, first.gallery(), None, *first.origins())
     return _SecondLook(judged, first).rows()
 
 
@@ -103,12 +105,15 @@ class _FirstLook:
     """What the first reading of all rows finds: which rows the page shows, and a sample of pictures."""
 
     def __init__(self, judged: JudgedAudit):
-        self.groups, self.sample, self.sources = GroupCounts(), _Sample(), SourceCounts()
+        self.groups, self.sample, self.sources = GroupCounts(), _Sample(), FoundCounts(source_of)
+        self.classes = FoundCounts(class_of) if judged.audit.frozen.config["class_column"] else None
         self._by = {name: _Ranked() for name in dict.fromkeys((judged.pictures.ranking, "growth"))}
         self._failed: dict[str, list[int]] = defaultdict(list)
         wanted = ("growth", "excess_growth", "evidence", "copies", "memorized")
-        for part in judged.parts(findings=wanted, scores=["status", "source"]):
+        for part in judged.parts(findings=wanted, scores=["status", "source", *(["class"] if self.classes else [])]):
             self.sources.add(part)
+            if self.classes:
+                self.classes.add(part)
             self.groups.add(part.findings, part.first)
             self.sample.add(part)
             for name, ranked in self._by.items():
@@ -117,6 +122,10 @@ class _FirstLook:
                 if status != Status.OK.value and len(self._failed[status]) < EXAMPLES:
                     some = part.findings.filter(pc.equal(part.findings["status"], status))
                     self._failed[status] += some["row"][:EXAMPLES].to_pylist()
+
+    def origins(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the counts by source and by class."""
+        return self.sources.groups(), self.classes and self.classes.groups()
 
     def gallery(self) -> list[int]:
         """Return the row that stands for each picture of the gallery, by evidence, or by growth without calibration.
@@ -228,8 +237,8 @@ class _SecondLook:
             kept.append(table.filter(pa.array(wanted)))
         self.whole.duplicates = self.first.groups.numbers()
         table = pa.concat_tables(kept).combine_chunks()
-        by_source = self.first.sources.groups()
-        return ReportRows(table.select(SCORES.names), table.select(FINDINGS.names), gallery, self.whole, by_source)
+        origins = self.first.origins()
+        return ReportRows(table.select(SCORES.names), table.select(FINDINGS.names), gallery, self.whole, *origins)
 
     def _clusters(self, gallery: list[int]) -> np.ndarray:
         """Return the clusters of the rows of the gallery."""

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,12 +26,14 @@ Checkpoints = Callable[..., str]
 def checkpoint(run: Run, tmp_path: Path) -> Checkpoints:  # noqa: F811
     """Makes an audit that flags some rows of 14 images, of which row 12 is a copy of row 1, and 13 one of row 2."""
 
-    def checkpoint(name: str, flagged: Sequence[int], proven: Sequence[int] | None = None, data: str = "data") -> str:
+    def checkpoint(
+        name: str, flagged: Sequence[int], proven: Sequence[int] | None = None, data: str = "data", **given: Any
+    ) -> str:
         folder = tmp_path / data
         if not folder.exists():
             write_folder(folder, [*IMAGES, IMAGES[1], IMAGES[2]])
         out = tmp_path / name
-        run(folder, out)
+        run(folder, out, **given)
         findings = pq.read_table(out / "findings.parquet")
         cluster = {12: 1, 13: 2}
         same = [cluster.get(row, row) for row in range(len(findings))]
@@ -66,6 +69,23 @@ def test_what_is_found_new_and_gone_is_counted_by_images(checkpoint):
     ]
     assert sum("was not verified" in note for note in trend.notes) == 2
     assert sum("another" in note for note in trend.notes) == 0
+
+
+def test_found_images_are_counted_by_source_and_by_class(checkpoint):
+    """Rows 0 to 11 are images of their own, of which 3 has no class; the second audit was not told of classes."""
+    classes = {"classes": ["a", "b", "b", None, *"a" * 10], "class_column": "label"}
+    outs = [checkpoint("a", [1, 3], **classes), checkpoint("b", [1]), checkpoint("c", [2, 1, 4], **classes)]
+    trend = trend_audits(outs)
+    assert trend.by_class is not None
+    assert [astuple(group) for group in trend.by_class.listed] == [
+        ("b", 2, (1, None, 2)),
+        ("a", 9, (0, None, 1)),
+        ("", 1, (1, None, 0)),
+    ]
+    assert astuple(trend.by_class.all) == ("", 12, (2, None, 3))
+    assert trend.by_source is not None
+    assert [astuple(group) for group in trend.by_source.listed] == [("", 12, (2, 1, 3))]
+    assert trend_audits([outs[1], checkpoint("d", [1])]).by_class is None
 
 
 def test_the_command_writes_one_page_and_names_what_cannot_be_compared(checkpoint, tmp_path, capsys):

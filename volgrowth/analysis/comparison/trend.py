@@ -2,6 +2,7 @@
 
 Images are matched by their pixels. An image, with its copies and near duplicates, is new where none of its rows has
 pixels that an earlier audit found, and gone where the audit before found it and this one finds none of its pixels.
+Found images are also counted by source and by class, which need no matching.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from volgrowth.analysis.breakdown import LISTED, FoundCounts, class_of, source_of
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.judging import JudgedAudit
@@ -42,12 +44,46 @@ class TrendPoint:
 
 
 @dataclass(frozen=True)
+class TrendGroup:
+    """Images of one source or class: their number in the last audit that has some, and how many each audit found.
+
+    Attributes:
+        name: of the source or class; empty for images without one.
+        images: distinct images.
+        found: images that are flagged or proven, by audit; None where the audit knows none of the group.
+    """
+
+    name: str
+    images: int
+    found: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class TrendBreakdown:
+    """Found images by source or by class: the groups of most found images, their number in all, and sums over all."""
+
+    listed: tuple[TrendGroup, ...]
+    groups: int
+    all: TrendGroup
+
+
+@dataclass(frozen=True)
 class Trend:
-    """Audits in their order, and what limits a comparison of their numbers."""
+    """Audits in their order, and what limits a comparison of their numbers.
+
+    Attributes:
+        checkpoints: what each audit found.
+        fdr: false-discovery rate at which images are flagged.
+        notes: sentences about what cannot be compared.
+        by_source: found images by source.
+        by_class: found images by class; None if no audit has a class column.
+    """
 
     checkpoints: tuple[TrendPoint, ...]
     fdr: float
     notes: tuple[str, ...]
+    by_source: TrendBreakdown | None = None
+    by_class: TrendBreakdown | None = None
 
 
 def follow_audits(audits: Sequence[Audit], fdr: float = FDR) -> Trend:
@@ -71,15 +107,41 @@ def follow_audits(audits: Sequence[Audit], fdr: float = FDR) -> Trend:
         raise UsageError(f"--fdr {fdr:g}: expected above 0 and below 1")
     checkpoints, seen = list[TrendPoint](), np.empty(0, np.uint64)
     before: _Found | None = None
+    sources, classes = list[FoundCounts | None](), list[FoundCounts | None]()
     for audit in audits:
-        found, counted = _found(audit, fdr)
+        sources.append(FoundCounts(source_of))
+        classes.append(FoundCounts(class_of) if audit.frozen.config["class_column"] else None)
+        found, counted = _found(audit, fdr, [each for each in (sources[-1], classes[-1]) if each])
         gone = None if before is None else before.images_without(found.content)
         proven = counted["proven"] if audit.summary.get("verification") else None
         new = found.images_without(seen)
         of = audit.store.url, audit.frozen.model.name, counted["judged"], counted["flagged"]
         checkpoints.append(TrendPoint(*of, proven, counted["found"], new, gone))
         seen, before = np.union1d(seen, found.content), found
-    return Trend(tuple(checkpoints), fdr, tuple(_notes(audits)))
+    return Trend(tuple(checkpoints), fdr, tuple(_notes(audits)), _breakdown(sources), _breakdown(classes))
+
+
+def _breakdown(counted: Sequence[FoundCounts | None]) -> TrendBreakdown | None:
+    """Bring the counts of several audits together; None if no audit has any.
+
+    Groups are listed in the order of what the last audit found of them, then the one before, and so on.
+    """
+    known = [each.counts if each else None for each in counted]
+    names = {name for counts in known if counts for name in counts["images"]}
+    if not names:
+        return None
+
+    def group(name: str) -> TrendGroup:
+        images = next(counts["images"][name] for counts in reversed(known) if counts and counts["images"][name])
+        found = (counts["found"][name] if counts and counts["images"][name] else None for counts in known)
+        return TrendGroup(name, images, tuple(found))
+
+    ordered = sorted(
+        map(group, names), key=lambda one: ([-(number or 0) for number in reversed(one.found)], -one.images, one.name)
+    )
+    images = next(counts["images"].total() for counts in reversed(known) if counts)
+    found = tuple(counts["found"].total() if counts else None for counts in known)
+    return TrendBreakdown(tuple(ordered[:LISTED]), len(ordered), TrendGroup("", images, found))
 
 
 @dataclass(frozen=True)
@@ -94,12 +156,16 @@ class _Found:
         return len(np.setdiff1d(self.cluster, self.cluster[np.isin(self.content, content)]))
 
 
-def _found(audit: Audit, fdr: float) -> tuple[_Found, dict[str, int]]:
-    """Return the rows that an audit found, and the numbers of its images."""
+def _found(audit: Audit, fdr: float, breakdowns: Sequence[FoundCounts]) -> tuple[_Found, dict[str, int]]:
+    """Return the rows that an audit found, and the numbers of its images; count them in the breakdowns too."""
     check_columns(audit.store.read_schema(FINDINGS_FILE), audit.store.url, "outside_range", "identical")
     rows, content = list[np.ndarray](), list[np.ndarray]()
     counted = dict.fromkeys(("judged", "flagged", "proven", "found"), 0)
-    for part in JudgedAudit(audit, audit.summary.get("verification"), fdr).parts(scores=["content_hash"]):
+    for part in JudgedAudit(audit, audit.summary.get("verification"), fdr).parts(
+        scores=["content_hash", "source", "class"]
+    ):
+        for breakdown in breakdowns:
+            breakdown.add(part)
         for name in counted:
             counted[name] += part.images(getattr(part, name))
         found = part.found & part.findings["content_hash"].is_valid().to_numpy()

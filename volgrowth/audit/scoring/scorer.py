@@ -174,8 +174,9 @@ class Scorer:
             problems = {row: problem for row, problem in found.items() if problem}
         size = (shape[0], shape[1], shape[2])
         described = self.describe(rows, failures, problems, size, self.config.max_pixels, self.png_method)
+        classes = self.config.class_column is not None
         return [
-            Prepared(row.row, pixels, columns, row.condition)
+            Prepared(row.row, pixels, {**columns, "class": _text(row.condition) if classes else None}, row.condition)
             for row, (pixels, columns) in zip(rows, described, strict=True)
         ]
 
@@ -305,6 +306,10 @@ class Scorer:
         if self.differenced and not isinstance(self.measure, PaperMeasure):
             denoiser, null = Differenced(denoiser), null and Differenced(null)
         return Flow(denoiser, null, self.config.guidance if self.config.condition_column else None)
+
+
+def _text(condition: Condition) -> str | None:
+    return None if condition is None else str(condition)
 
 
 def _records(group: list[Prepared], chunks: list[Chunk]) -> list[dict[str, Any]]:

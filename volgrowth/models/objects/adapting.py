@@ -27,6 +27,7 @@ from volgrowth.models.objects.lucidrains import (
     with_checkpoint,
 )
 from volgrowth.models.objects.preparing import ImageShape, ValueRange
+from volgrowth.models.objects.split_weights import refuse_split_weights
 from volgrowth.numerics import Denoiser
 
 Adapter = Callable[[Any, ImageShape, ValueRange], Denoiser]
@@ -102,6 +103,7 @@ def adapt(
     Raises:
         ModelError: nothing is known about such an object, or something must be told about it; the sentence says what.
     """
+    refuse_split_weights(model)
     if isinstance(model, Denoiser):
         return model
     model, names = _unwrapped(model)

@@ -59,14 +59,12 @@ class Shown:
         rows: thumbnails by row; those that could not be read are missing.
         samples: thumbnails by number of the sample.
         redacted: True if the page has no pictures by intent.
-        classes: class of each row whose picture was read, if the data set has a column of classes.
     """
 
     exhibits: Sequence[Exhibit] = ()
     rows: Mapping[int, bytes] = field(default_factory=dict)
     samples: Mapping[int, bytes] = field(default_factory=dict)
     redacted: bool = False
-    classes: Mapping[int, str | int] = field(default_factory=dict)
 
 
 def choose_exhibits(
