@@ -26,6 +26,8 @@ from volgrowth.storage.failures import store_error
 PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 """What to install for each tracker."""
 EXPERIMENT, TAG = "volgrowth", "volgrowth_audit"
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
+"""How often MLflow asks a server again, if the user does not say: its own 7 keep a finished audit waiting 5 minutes."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def _to_mlflow(known: Tracked, place: str) -> str:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
+    os.environ.setdefault(*RETRIES)
     client = MlflowClient(tracking_uri=place or None)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
     experiment = client.get_experiment_by_name(name)

@@ -125,7 +125,7 @@ class _FirstLook:
 
     def origins(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Return the counts by source and by class."""
-        return self.sources.groups(), self.classes and self.classes.groups()
+        return self.sources.groups(), self.classes.groups() if self.classes else None
 
     def gallery(self) -> list[int]:
         """Return the row that stands for each picture of the gallery, by evidence, or by growth without calibration.
