@@ -5,6 +5,7 @@ are.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -65,8 +66,8 @@ WORLD = (
         EMOJI,
         900,
         (),
-        COLOUR_RECIPE,
-        plain=100,
+        replace(COLOUR_RECIPE, steps=8000),
+        plain=50,
         held_out=1000,
         samples=1000,
         prediction=COLOUR_PREDICTION,
@@ -76,8 +77,8 @@ WORLD = (
         "photos-altered",
         PHOTOGRAPHS,
         614,
-        ((2 * len(KINDS), 200),),
-        COLOUR_RECIPE,
+        ((2 * len(KINDS), 250),),
+        replace(COLOUR_RECIPE, steps=9000),
         plain=100,
         held_out=1000,
         samples=1000,
