@@ -66,7 +66,7 @@ WORLD = (
         EMOJI,
         900,
         (),
-        replace(COLOUR_RECIPE, steps=8000),
+        replace(COLOUR_RECIPE, steps=7000),
         plain=50,
         held_out=1000,
         samples=1000,
