@@ -14,7 +14,13 @@ import numpy as np
 import torch
 
 from jobs.benchmark.truth.alterations import UNCHANGED, alter_copies
-from jobs.benchmark.truth.training import Autoencoder, Practice, train_as_users_do, train_in_latents
+from jobs.benchmark.truth.training import (
+    Autoencoder,
+    Practice,
+    augmented_forms,
+    train_as_users_do,
+    train_in_latents,
+)
 from jobs.experiments import say
 from volgrowth.analysis.verification.proof import Reproduced
 from volgrowth.audit.sampling.drawing import draw_samples
@@ -189,8 +195,18 @@ class Trained:
     samples: np.ndarray
 
     def truth(self) -> Reproduced:
-        """Return which families the samples reproduce; a family is hit in any of its forms."""
-        return find_reproduced(self.samples, self.case.train, self.case.holdout, self.case.family)
+        """Return which families the samples reproduce; a family is hit in any form that the model was shown.
+
+        Held-out images, the null, are hit in as many forms.
+        """
+        case = self.case
+        if not self.setup.practice.augmented:
+            return find_reproduced(self.samples, case.train, case.holdout, case.family)
+        shown, held = augmented_forms(case.train), augmented_forms(case.holdout)
+        families = (
+            np.resize(of, len(forms)) for of, forms in ((case.family, shown), (np.arange(len(case.holdout)), held))
+        )
+        return find_reproduced(self.samples, shown, held, *families)
 
 
 def train_or_load(setup: Setup, seed: int, folder: Path, cache: Path, say: Callable[[str], None]) -> Trained:

@@ -195,6 +195,15 @@ def mirror_and_move(images: Tensor) -> Tensor:
     )
 
 
+def augmented_forms(images: np.ndarray) -> np.ndarray:
+    """Return all images that `mirror_and_move` makes of images (n, C, H, W): (18 n, C, H, W), form by form."""
+    height, width = images.shape[2:]
+    both = np.concatenate([images, images[..., ::-1]])
+    padded = np.pad(both, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    corners = [(top, left) for top in range(3) for left in range(3)]
+    return np.concatenate([padded[:, :, top : top + height, left : left + width] for top, left in corners])
+
+
 def train_autoencoder(images: np.ndarray, settings: Autoencoder) -> Any:
     """Train an AutoencoderKL on uint8 images (n, C, H, W). Its scale is set so that latents have unit variance."""
     from diffusers import AutoencoderKL

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.benchmark.detection.suite import Setup
+from jobs.benchmark.detection.suite import Setup, Trained
 from jobs.benchmark.truth.training import (
     Autoencoder,
     Practice,
+    augmented_forms,
     encode_images,
     mirror_and_move,
     target_of,
@@ -57,6 +58,22 @@ def test_augmented_images_are_mirrored_or_not_and_moved_by_up_to_a_pixel():
     ]
     assert inner == set(map(tuple, moved))
     assert np.isin(mirror_and_move(image).numpy(), image.numpy()).all()
+
+
+def test_a_family_of_augmented_training_is_hit_in_every_form_that_the_model_was_shown(tmp_path):
+    images = digit_images()[:6]
+    forms = augmented_forms(images)
+    torch.manual_seed(0)
+    made = mirror_and_move(torch.from_numpy(images).repeat(300, 1, 1, 1)).numpy()
+    for row in range(6):
+        known = {form.tobytes() for form in forms[row::6]}
+        assert {image.tobytes() for image in made[row::6]} == known
+    setup = Setup("tiny", None, 200, ((2, 5),), TINY, plain=4, held_out=200)
+    case = setup.case(tmp_path, 1)
+    moved = np.repeat(augmented_forms(case.train[case.first[:1]])[[17]], 40, 0)  # mirrored, and moved by a pixel
+    for practice, hits in ((Practice(), 0), (Practice(augmented=True), 40)):
+        found = Trained(replace(setup, practice=practice), 1, case, tmp_path, moved).truth()
+        assert (found.hits[0], len(found.hits), len(found.holdout_hits)) == (hits, len(case.names), len(case.holdout))
 
 
 def test_a_network_of_velocities_is_trained_on_them_and_says_so_in_its_pipeline(tmp_path):
