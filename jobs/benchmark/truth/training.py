@@ -142,8 +142,8 @@ def train_as_users_do(
 def network_in(network: Any, mixed: bool) -> Predict:
     """Return an unconditional network as `denoising_loss` calls it, in float32 or in mixed precision.
 
-    In mixed precision the network multiplies in bfloat16. That takes 60 to 75% of the time on a processor that has
-    instructions for it, and longer on others. Weights, their gradients and the loss stay in float32.
+    In mixed precision the network multiplies in bfloat16, which is faster on a processor that has instructions for it,
+    and slower on others. Weights, their gradients and the loss stay in float32.
     """
 
     def predict(states: Tensor, time: Tensor, rows: Tensor) -> Tensor:
