@@ -64,9 +64,9 @@ WORLD = (
     Setup(
         "emoji-natural",
         EMOJI,
-        900,
+        600,
         (),
-        replace(COLOUR_RECIPE, steps=7000),
+        replace(COLOUR_RECIPE, steps=6000),
         plain=50,
         held_out=1000,
         samples=1000,
