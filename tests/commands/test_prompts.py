@@ -236,3 +236,26 @@ def test_the_captions_of_the_package_are_plain_lines():
     shipped = neutral_captions()
     assert len(shipped) == len(set(shipped)) == 600
     assert all(line == line.strip() and line.isascii() and line for line in shipped)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": 5}, "setting model"),
+        ({"output": None}, "setting output"),
+        ({"seed": "x"}, "setting seed"),
+        ({"lora": 5}, "setting lora"),
+        ({"quux": 1}, "audit_prompts has no argument quux: beside its own it takes revision,"),
+        ({"fdr": "a"}, "fdr is 'a': expected a number above 0 and below 1"),
+        ({"captions": 5}, "captions is 5: expected the name of a text file, or a list of strings"),
+        ({"captions": ["a", None]}, "captions hold None: expected strings"),
+        ({"neutral": b"abc"}, "neutral is b'abc': expected the name of a text file"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused_in_a_sentence(given, said, tmp_path):
+    arguments = {"model": "model", "captions": ["a"], "output": str(tmp_path / "out"), "quiet": True, **given}
+    with pytest.raises(VolgrowthError) as found:
+        vg.audit_prompts(**arguments)
+    assert said in str(found.value)
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "out").exists()

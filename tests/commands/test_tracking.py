@@ -1,6 +1,7 @@
 """Results go to MLflow's own file store and to W&B's offline mode, and a tracker that fails says so."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -85,6 +86,17 @@ def test_the_audit_itself_logs_and_one_that_is_finished_too(tiny_model, digit_fi
     assert len(runs(client)) == 1
 
 
+def test_a_server_that_does_not_answer_is_asked_for_seconds_only(audit, client, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    out = audit.store.url
+    assert run_command(["report", out, "--log-to", "mlflow:http://127.0.0.1:9"]) == 0
+    assert "not logged, and all else is done: " in " ".join(capsys.readouterr().err.split())
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    with pytest.raises(OutputError):
+        vg.log_audit(audit, "mlflow:nonsense://place")
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+
+
 def test_a_tracker_that_fails_is_said_and_the_command_is_done(audit, client, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
     to = f"mlflow:file:{tmp_path / 'refused'}"
@@ -136,3 +148,11 @@ def test_a_tracker_that_is_not_installed_is_a_sentence_with_the_command(audit, m
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(UsageError, match=f"{name} cannot be imported .*: pip install {package}$"):
             vg.log_audit(audit, f"{name}:place")
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"mlflow:"])
+def test_what_is_no_text_and_what_is_no_audit_is_refused(wrong, audit):
+    with pytest.raises(UsageError, match=r"to is .*: expected a finished audit"):
+        vg.log_audit(audit, wrong)
+    with pytest.raises(UsageError, match=r"audit is .*: expected a finished audit"):
+        vg.log_audit(wrong, "mlflow:")

@@ -202,6 +202,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no step": ({"every": 0}, "every is 0: expected a whole number from 1 on"),
     "part of a step": ({"every": 0.5}, "every is 0.5: expected a whole number"),
     "no rows": ({"rows": 0}, "rows is 0: expected a whole number"),
+    "never": ({"every": None}, "every is None: expected a whole number from 1 on"),
+    "a truth for a number": ({"rows": True}, "rows is True: expected a whole number from 1 on"),
+    "no function": ({"adapt": 5}, "adapt is 5: expected a function"),
+    "no place": ({"output": None}, "output is None: expected a folder or a URL"),
+    "a number for conditions": ({"conditions": 5}, "conditions is 5: expected a class or a caption for each image"),
+    "no measure": ({"measure": 5}, "measure"),
+    "model": ({"model": "m"}, "setting model is not one of the callback"),
     "preset": ({"preset": "papre"}, "papre"),
     "setting": ({"sead": 1}, "sead"),
     "a name": ({"images": "train.parquet"}, "a name, of which no sample is drawn"),
@@ -220,6 +227,24 @@ def test_what_is_wrong_is_refused_before_the_training(name, digits, tmp_path):
     assert sentence in str(found.value)
     assert "\n" not in str(found.value)
     assert not (tmp_path / "audits").exists()
+
+
+@pytest.mark.parametrize("step", [None, "2", 2.0, True])
+def test_a_step_that_is_no_whole_number_is_refused_at_once(step, digits, tmp_path):
+    audits = callback(digits, tmp_path / "audits")
+    with pytest.raises(UsageError, match=r"step is .*: expected a whole number from 0 on"):
+        audits.on_step(step, network())
+    with pytest.raises(UsageError, match="ema is 5: expected a function"):
+        audits.lightning(ema=5)
+
+
+def test_whole_numbers_of_other_libraries_are_taken(digits, tmp_path):
+    audits = callback(digits, tmp_path / "audits", every=np.int64(2), rows=np.int32(5), measure={"loss_level": 0.4})
+    for step in (0, np.int64(1), torch.tensor(1)):
+        assert audits.on_step(step, None) is None
+    assert audits.on_step(np.int64(2), None) is None
+    assert list(audits.failed) == [2]
+    assert "a NoneType was given as a model" in audits.failed[2]
 
 
 def test_the_nearest_right_images_are_taken(digits, tmp_path):

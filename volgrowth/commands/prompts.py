@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from volgrowth.analysis.policy import store_of
 from volgrowth.audit.output.lock import driving
 from volgrowth.audit.output.manifest import MANIFEST, SUCCESS
 from volgrowth.audit.output.result import FINDINGS_FILE, REPORT_FILE, SUMMARY_FILE
-from volgrowth.config import BATCH_SIZE
+from volgrowth.config import BATCH_SIZE, AuditConfig
 from volgrowth.errors import DataError, ModelError, OutputError, UsageError
 from volgrowth.plain import plain, print_plain
 from volgrowth.records import ModelInfo
@@ -27,6 +28,8 @@ from volgrowth.storage.csv_files import CsvTable
 from volgrowth.storage.store import Store
 from volgrowth.version import VERSION
 
+LOADING = ("revision", "subfolder", "base", "lora", "resolution", "dtype")
+"""Arguments of `load_model` that a caller may give."""
 TABLE_FILE, FLAGGED_FILE = "findings.csv", "flagged.txt"
 
 
@@ -100,10 +103,10 @@ def audit_prompts(
         DataError: a file is no text, or holds no captions.
         ModelError: the model cannot be loaded, or takes no captions.
         OutputError: the output holds something else.
-        UsageError: `fdr` is out of range, or too few neutral captions are left to compare with.
+        UsageError: an argument is unknown, of a wrong type or out of range, or too few neutral captions are left to
+            compare with.
     """
-    if not 0 < fdr < 1:
-        raise UsageError(f"fdr {fdr:g}: expected above 0 and below 1")
+    _check(model, output, fdr, seed, loading)
     ours = _captions(captions, "captions")
     plain_ones = _captions(neutral_captions() if neutral is None else neutral, "neutral")
     if not quiet:
@@ -142,11 +145,24 @@ def prompt_lines(audit: PromptAudit) -> list[str]:
     return [scored, prompts_title(summary), *(f"  but: {plain(caveat)}" for caveat in summary["caveats"])]
 
 
+def _check(model: Any, output: Any, fdr: Any, seed: Any, loading: dict[str, Any]) -> None:
+    """Raise a UsageError for arguments of a wrong type, unknown ones, and values out of range."""
+    if unknown := loading.keys() - set(LOADING):
+        raise UsageError(f"audit_prompts has no argument {min(unknown)}: beside its own it takes {', '.join(LOADING)}")
+    if isinstance(fdr, bool) or not isinstance(fdr, Real):
+        raise UsageError(f"fdr is {fdr!r}: expected a number above 0 and below 1")
+    if not 0 < fdr < 1:
+        raise UsageError(f"fdr {fdr:g}: expected above 0 and below 1")
+    AuditConfig.build(model=model, data="captions", output=output, seed=seed, **loading)
+
+
 def _captions(given: str | Sequence[str], called: str) -> _Captions:
     if not isinstance(given, str):
+        if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
+            raise DataError(f"{called} is {given!r}: expected the name of a text file, or a list of strings")
         name, lines = called, list(given)
-        if wrong := next((line for line in lines if not isinstance(line, str)), None):
-            raise DataError(f"{called} hold {wrong!r}: expected strings")
+        if wrong := [line for line in lines if not isinstance(line, str)]:
+            raise DataError(f"{called} hold {wrong[0]!r}: expected strings")
     else:
         name, (store, file) = given, store_of(os.path.expanduser(given))
         if not store.exists(file):

@@ -87,6 +87,11 @@ def log_audit(audit: Audit, to: str, *, redacted: bool = False) -> str:
         UsageError: `to` is none of these, or the package is not installed.
         OutputError: the tracker refused or could not be reached.
     """
+    if not isinstance(audit, Audit) or not isinstance(to, str):
+        wrong = f"audit is {audit!r}" if not isinstance(audit, Audit) else f"to is {to!r}"
+        raise UsageError(
+            f"{wrong}: expected a finished audit, as vg.open_audit returns it, and mlflow:URI or wandb:PROJECT"
+        )
     check_tracker(to)
     kind, _, place = to.partition(":")
     log: Callable[[Tracked, str], str] = {"mlflow": _to_mlflow, "wandb": _to_wandb}[kind]

@@ -5,9 +5,10 @@ before the training begins. From then on nothing that goes wrong in an audit end
 networks go back to training, weights to where they were, and random numbers go on as without the audit.
 """
 
+import operator
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
@@ -77,20 +78,17 @@ class AuditCallback:
         holdout_conditions: Sequence[str | int | None] | None = None,
         **settings: Any,
     ):
-        for name, number in (("every", every), ("rows", rows)):
-            if number is not None and (not isinstance(number, int) or number < 1):
-                raise UsageError(f"{name} is {number!r}: expected a whole number from 1 on")
-        self.every, self.adapt = every, adapt
+        self.every, rows = _whole("every", every), None if rows is None else _whole("rows", rows)
+        self.adapt = _function("adapt", adapt)
+        if not isinstance(output, str | PathLike):
+            raise UsageError(f"output is {output!r}: expected a folder or a URL")
         self.flagged: dict[int, int | None] = {}
         self.failed: dict[int, str] = {}
         self._caveats = set[str]()
         # a search for the fastest size would take memory beside the training, at every audit anew
         self.settings = {"batch_size": BATCH_SIZE, **settings}
         self.store = Store(str(output))
-        checked = {**self.settings, "measure": {"preset": settings.get("preset", "standard")}}
-        checked.pop("preset", None)
-        held_out = None if holdout is None else "holdout"
-        AuditConfig.build(model="model", data="data", output=str(output), holdout=held_out, **checked)
+        _check_settings(self.settings, str(output), holdout is not None)
         images, conditions = _sample(images, rows, settings.get("seed", 0), conditions, self.settings)
         names, values = {"images": images, "holdout": holdout}, (conditions, holdout_conditions)
         begun = any(name.startswith("step-") for name in self.store.names(""))
@@ -108,6 +106,9 @@ class AuditCallback:
 
         Returns:
             The audit; None where none was due, and where it failed: `failed` says why.
+
+        Raises:
+            UsageError: `step` is no whole number.
         """
         return self._on_step(step, lambda: (model, ema))
 
@@ -123,7 +124,7 @@ class AuditCallback:
         Raises:
             UsageError: neither lightning nor pytorch_lightning is installed.
         """
-        audits = self
+        audits, model, ema = self, _function("model", model), _function("ema", ema)
 
         class LightningAudit(_lightning_callback()):  # type: ignore[misc]
             """Calls the audit after each batch of a training."""
@@ -134,6 +135,7 @@ class AuditCallback:
         return LightningAudit()
 
     def _on_step(self, step: int, given: Callable[[], tuple[Any, Any]]) -> Audit | None:
+        step = _whole("step", step, 0)
         done = step in self.flagged or step in self.failed  # Lightning counts a step over several batches
         if step < 1 or step % self.every or done or not _is_first():
             return None
@@ -165,6 +167,33 @@ class AuditCallback:
             )
 
 
+def _whole(name: str, number: Any, least: int = 1) -> int:
+    """Return a whole number of any library as an int; a UsageError for other things, and for less than the least."""
+    try:
+        found = -1 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        found = -1
+    if found < least:
+        raise UsageError(f"{name} is {number!r}: expected a whole number from {least} on")
+    return found
+
+
+def _function(name: str, given: Any) -> Any:
+    if not callable(given):
+        raise UsageError(f"{name} is {given!r}: expected a function")
+    return given
+
+
+def _check_settings(settings: dict[str, Any], output: str, held_out: bool) -> None:
+    """Refuse settings that an audit would refuse, and those that the callback itself gives."""
+    if own := {"model", "data", "quiet", "progress"} & settings.keys():
+        raise UsageError(f"setting {min(own)} is not one of the callback, which gives it to each audit: leave it out")
+    checked, measure = dict(settings), settings.get("measure", {})
+    preset = checked.pop("preset", "standard")
+    checked["measure"] = {"preset": preset, **measure} if isinstance(measure, Mapping) else measure
+    AuditConfig.build(model="model", data="data", output=output, holdout="holdout" if held_out else None, **checked)
+
+
 def _sample(
     images: Any, rows: int | None, seed: int, conditions: Sequence[Any] | None, settings: dict[str, Any]
 ) -> tuple[Any, Sequence[Any] | None]:
@@ -182,6 +211,8 @@ def _sample(
             f"images is a {type(images).__name__}, which does not say how many it has: give a data set with a length, "
             f"or rows=None to audit all of it at every audit"
         )
+    if conditions is not None and not hasattr(conditions, "__len__"):
+        raise UsageError(f"conditions is {conditions!r}: expected a class or a caption for each image")
     if conditions is not None and len(conditions) != len(images):
         raise UsageError(f"{len(images)} images, and {len(conditions)} conditions: expected as many")
     if len(images) <= rows:
