@@ -21,6 +21,7 @@ from volgrowth.errors import DataError, UsageError, VolgrowthError
 
 SAMPLE, HELD_OUT, EVERY = 60, 55, 2
 SCHEDULER = DDPMScheduler()
+NO_FUNCTION: Any = 5
 
 
 def network() -> Any:
@@ -235,14 +236,13 @@ def test_a_step_that_is_no_whole_number_is_refused_at_once(step, digits, tmp_pat
     with pytest.raises(UsageError, match=r"step is .*: expected a whole number from 0 on"):
         audits.on_step(step, network())
     with pytest.raises(UsageError, match="ema is 5: expected a function"):
-        audits.lightning(ema=5)
+        audits.lightning(ema=NO_FUNCTION)
 
 
 def test_whole_numbers_of_other_libraries_are_taken(digits, tmp_path):
     audits = callback(digits, tmp_path / "audits", every=np.int64(2), rows=np.int32(5), measure={"loss_level": 0.4})
-    for step in (0, np.int64(1), torch.tensor(1)):
-        assert audits.on_step(step, None) is None
-    assert audits.on_step(np.int64(2), None) is None
+    steps: list[Any] = [0, np.int64(1), torch.tensor(1), np.int64(2)]
+    assert [audits.on_step(step, None) for step in steps] == [None] * 4
     assert list(audits.failed) == [2]
     assert "a NoneType was given as a model" in audits.failed[2]
 

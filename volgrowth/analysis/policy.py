@@ -24,10 +24,21 @@ from typing import Literal
 import pyarrow as pa
 
 from volgrowth.analysis.calibration.error_rates import FDR
-from volgrowth.audit.output.result import Audit
+from volgrowth.audit.output.manifest import MANIFEST
+from volgrowth.audit.output.result import (
+    FINDINGS_FILE,
+    HOLDOUT_FINDINGS_FILE,
+    REDACTED_FILE,
+    REPORT_FILE,
+    SUMMARY_FILE,
+    Audit,
+)
 from volgrowth.errors import UsageError
 from volgrowth.records import column
 from volgrowth.storage.store import Store
+
+OWN_FILES = (MANIFEST, FINDINGS_FILE, HOLDOUT_FINDINGS_FILE, SUMMARY_FILE, REPORT_FILE, REDACTED_FILE)
+"""Files of an audit that no other command may write under a name that the user gives."""
 
 
 class Action(StrEnum):
@@ -103,3 +114,15 @@ def store_of(file: str) -> tuple[Store, str]:
     """Return the `Store` of a file's folder, and the file's name in it."""
     folder, _, name = file.rpartition("/")
     return Store(folder or ("/" if file.startswith("/") else ".")), name
+
+
+def new_file_of(file: str) -> tuple[Store, str]:
+    """Return the same for a file that is to be written.
+
+    Raises:
+        UsageError: it is one that an audit wrote for itself, which would be lost.
+    """
+    store, name = store_of(file)
+    if name in OWN_FILES and store.exists(MANIFEST):
+        raise UsageError(f"{file} is a file of the audit in {store.url}, which needs it: give another name")
+    return store, name

@@ -3,7 +3,7 @@
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.gate.forms import gate_junit
 from volgrowth.analysis.gate.limit import Gate, check_limit
-from volgrowth.analysis.policy import store_of
+from volgrowth.analysis.policy import new_file_of
 from volgrowth.audit.output.result import open_audit
 
 
@@ -27,8 +27,8 @@ def check_audit(output: str, fdr: float = FDR, max_flagged: float = 0.0, *, juni
         UsageError: `fdr` or `max_flagged` is out of range.
         OutputError: there is no finished audit, or an older version wrote its findings.
     """
+    place = new_file_of(junit) if junit else None
     found = check_limit(open_audit(output), fdr, max_flagged)
-    if junit:
-        store, name = store_of(junit)
-        store.write(name, gate_junit(found))
+    if place:
+        place[0].write(place[1], gate_junit(found))
     return found

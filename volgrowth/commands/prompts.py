@@ -151,7 +151,7 @@ def _check(model: Any, output: Any, fdr: Any, seed: Any, loading: dict[str, Any]
         raise UsageError(f"audit_prompts has no argument {min(unknown)}: beside its own it takes {', '.join(LOADING)}")
     if isinstance(fdr, bool) or not isinstance(fdr, Real):
         raise UsageError(f"fdr is {fdr!r}: expected a number above 0 and below 1")
-    if not 0 < fdr < 1:
+    if not 0 < float(fdr) < 1:
         raise UsageError(f"fdr {fdr:g}: expected above 0 and below 1")
     AuditConfig.build(model=model, data="captions", output=output, seed=seed, **loading)
 

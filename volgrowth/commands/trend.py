@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.comparison.trend import Trend, follow_audits
-from volgrowth.analysis.policy import store_of
+from volgrowth.analysis.policy import new_file_of
 from volgrowth.audit.output.result import open_audit
 from volgrowth.errors import UsageError
 from volgrowth.plain import plain
@@ -24,15 +24,16 @@ def trend_audits(outputs: Sequence[str], page: str | None = None, *, fdr: float 
         The numbers of each audit, and what limits their comparison.
 
     Raises:
-        UsageError: fewer than two audits, one of them twice, `fdr` is out of range, or `page` is no HTML file.
+        UsageError: fewer than two audits, one of them twice, `fdr` is out of range, or `page` is no HTML file, or the
+            report of an audit.
         OutputError: an audit has not finished, or an older version wrote its findings.
     """
     if page is not None and not page.endswith(".html"):
         raise UsageError(f"--page {page}: expected a file name that ends in .html")
+    place = None if page is None else new_file_of(page)
     trend = follow_audits([open_audit(output) for output in outputs], fdr)
-    if page is not None:
-        store, name = store_of(page)
-        store.write(name, render_trend(trend).encode())
+    if place is not None:
+        place[0].write(place[1], render_trend(trend).encode())
     return trend
 
 

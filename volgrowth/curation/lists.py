@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
-from volgrowth.analysis.policy import CURATION, Action, list_digest, store_of
+from volgrowth.analysis.policy import CURATION, Action, list_digest, new_file_of
 from volgrowth.audit.output.result import Audit
 from volgrowth.curation.page_lists import LISTED, SCOPE, PageList
 from volgrowth.errors import OutputError, UsageError, first_line
@@ -39,11 +39,11 @@ def list_file(file: str) -> tuple[Store, str]:
     """Split the path or URL of a list into its folder, as a store, and its name.
 
     Raises:
-        UsageError: the name ends neither in .parquet nor in .csv.
+        UsageError: the name ends neither in .parquet nor in .csv, or is that of a file of an audit.
     """
     if not file.endswith((".parquet", ".csv")):
         raise UsageError(f"--list {file}: expected a file name that ends in .parquet or .csv")
-    return store_of(file)
+    return new_file_of(file)
 
 
 class ListWriter:

@@ -115,12 +115,29 @@ def test_what_trend_refuses(checkpoint, tmp_path):
     for outs, given, said in (
         ([one], {}, "needs two different audits or more"),
         ([one, one], {}, "needs two different audits or more"),
+        ([one, f"{one}/"], {}, "needs two different audits or more"),
+        ([one, other], {"page": f"{one}/report.html"}, "is a file of the audit in .*: give another name"),
         ([one, other], {"fdr": 0.0}, "--fdr 0: expected above 0"),
         ([one, other], {"page": str(tmp_path / "page.txt")}, "expected a file name that ends in .html"),
     ):
         with pytest.raises(UsageError, match=said):
             trend_audits(outs, **given)
-    assert len(trend_audits([one, other], str(tmp_path / "page.html"), fdr=0.005).checkpoints) == 2
+    for page in (tmp_path / "report.html", Path(one) / "trend.html"):
+        assert len(trend_audits([one, other], str(page), fdr=0.005).checkpoints) == 2
+
+
+def test_no_command_writes_over_a_file_of_an_audit(checkpoint, tmp_path, capsys):
+    one = checkpoint("a", [1])
+    before = {path: path.read_bytes() for path in Path(one).iterdir() if path.is_file()}
+    for command in (
+        ["curate", one, "--top-k", "0", "--list", f"{one}/findings.parquet"],
+        ["diff", one, one, "--table", f"{one}/findings.parquet"],
+        ["check", one, "--fdr", "0.1", "--max-flagged", "0.1", "--junit", f"{one}/summary.json"],
+    ):
+        assert run_command(command) == 2, command
+        assert "is a file of the audit in" in " ".join(capsys.readouterr().err.split()), command
+    assert {path: path.read_bytes() for path in Path(one).iterdir() if path.is_file()} == before
+    assert run_command(["curate", one, "--top-k", "0", "--list", str(tmp_path / "findings.parquet")]) == 0
 
 
 def test_findings_as_csv(checkpoint, tmp_path):

@@ -28,7 +28,7 @@ from volgrowth.analysis.comparison.nulls import conformal_p_values, median_chang
 from volgrowth.analysis.distinct import simes
 from volgrowth.analysis.parts.database import Database, open_database, whole_clusters
 from volgrowth.analysis.parts.rates import Rates
-from volgrowth.analysis.policy import store_of
+from volgrowth.analysis.policy import new_file_of
 from volgrowth.audit.output.result import Audit
 from volgrowth.errors import UsageError
 from volgrowth.storage.csv_files import CsvTable
@@ -132,11 +132,11 @@ def changes_file(file: str) -> tuple[Store, str]:
     """Return where a table of changes is written: the store, and the name in it.
 
     Raises:
-        UsageError: `file` ends neither in .parquet nor in .csv.
+        UsageError: `file` ends neither in .parquet nor in .csv, or is a file of an audit.
     """
     if not file.endswith((".parquet", ".csv")):
         raise UsageError(f"table {file}: expected a file name that ends in .parquet or .csv")
-    return store_of(file)
+    return new_file_of(file)
 
 
 def write_changes(compared: Compared, file: str) -> None:

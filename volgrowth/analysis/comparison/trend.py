@@ -5,6 +5,7 @@ pixels that an earlier audit found, and gone where the audit before found it and
 Found images are also counted by source and by class, which need no matching.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,7 +99,11 @@ def follow_audits(audits: Sequence[Audit], fdr: float = FDR) -> Trend:
         OutputError: an older version wrote the findings of one.
     """
     names = [audit.store.url for audit in audits]
-    if len(audits) < 2 or len(set(names)) < len(names):
+    places = {
+        os.path.realpath(name) if audit.store.local else name.rstrip("/")
+        for name, audit in zip(names, audits, strict=True)
+    }
+    if len(audits) < 2 or len(places) < len(names):
         raise UsageError(
             f"trend needs two different audits or more, and got {', '.join(names) or 'none'}: name the outputs of the "
             "checkpoints in their order"
