@@ -1,4 +1,4 @@
-"""The image for CPUs and the conda recipe: not built by the tests, they name what is there and agree with the project."""
+"""The image for CPUs and the conda recipe: not built by the tests, they agree with the project."""
 
 import re
 import shlex
