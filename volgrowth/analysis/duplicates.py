@@ -19,9 +19,9 @@ Search. Images of one hash and one light are one look, and are searched for once
 equal keys, a key being two bands. Bits are dealt to bands by how evenly they split the looks, so that keys tell them
 apart where hashes do at all. The looks of a key that more than `MANY` share are told apart by the same rule once more:
 the bits outside the key are cut into bands, and two of them are added to the key. So the candidates of a look are
-bounded, unless 48 bits of very many hashes agree. A database joins the looks by their keys, out of core and on all
-cores, and keeps the pairs that are alike and no candidates; leaders are decided from these pairs in order, some at a
-time. In memory there is one byte for each look that is alike to another one.
+bounded, unless 48 bits of very many hashes agree. A database joins the looks by their keys, out of core, and keeps the
+pairs that are alike and no candidates; leaders are decided from these pairs in order, some at a time. In memory there
+is one byte for each look that is alike to another one.
 """
 
 from collections.abc import Iterator

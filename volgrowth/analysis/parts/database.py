@@ -5,14 +5,16 @@ Its files lie in a temporary folder and are gone when it is closed. For few rows
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import psutil
 import pyarrow as pa
 
-from volgrowth.errors import OutputError
+from volgrowth.errors import OutputError, first_line
 from volgrowth.signals import uninterrupted
 
 if TYPE_CHECKING:
@@ -20,50 +22,83 @@ if TYPE_CHECKING:
 
 FEW = 200_000
 """Rows up to which everything is kept in memory."""
-MEMORY = 224
-"""MiB that the database may use before it goes on on disk."""
+MEMORY, THREADS = 160, 1
+"""MiB that the database may use before it goes on on disk, and its threads, each of which takes some more beside."""
 ROW_BYTES = 160
 """Bytes of temporary files for each row: 80 are taken where one row in ten is a copy, 130 where every row has one."""
 BATCH = 2**17
 """Rows that are read from the database at once."""
 
+A = TypeVar("A")
+
 
 class Database:
     """Tables of a temporary database.
 
+    A query that finds no way to go on on disk is begun again with twice the memory: nothing is left of its first try.
+
     Args:
         connection: to DuckDB.
+        task: what it is for.
+        memory: MiB that it may use.
     """
 
-    def __init__(self, connection: "duckdb.DuckDBPyConnection"):
-        self.connection = connection
+    def __init__(self, connection: "duckdb.DuckDBPyConnection", task: str, memory: int):
+        self.connection, self.task, self.memory = connection, task, memory
 
     def run(self, *statements: str) -> None:
         """Execute SQL statements."""
         for statement in statements:
-            self.connection.execute(statement)
+            self._done(partial(self.connection.execute, statement))
 
     def add(self, name: str, rows: pa.Table) -> None:
         """Append rows to a table; the columns of both have the same names."""
         if len(rows):
             self.connection.register("added", rows)
-            self.connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM added")
+            self.run(f"INSERT INTO {name} BY NAME SELECT * FROM added")
             self.connection.unregister("added")
 
     def table(self, query: str) -> pa.Table:
         """Return the result of a query that is known to be small."""
-        return self.connection.sql(query).to_arrow_table()
+        return self._done(lambda: self.connection.sql(query).to_arrow_table())
 
     def number(self, query: str) -> Any:
         """Return the only value of a query."""
-        ((value,),) = self.connection.execute(query).fetchall()
+        ((value,),) = self._done(lambda: self.connection.execute(query).fetchall())
         return value
 
     def batches(self, query: str) -> Iterator[pa.Table]:
         """Yield the result of a query in its order, some rows at a time; the database may be used in between."""
-        reader = self.connection.cursor().sql(query).to_arrow_reader(BATCH)
+        # a query sorts before it has a first row: what comes after that needs no more memory
+        reader = self._done(lambda: self.connection.cursor().sql(query).to_arrow_reader(BATCH))
         for batch in reader:
             yield pa.Table.from_batches([batch])
+
+    def _done(self, work: Callable[[], A]) -> A:
+        """Return what some work returns, begun again with twice the memory for as long as that is too little.
+
+        Raises:
+            OutputError: the machine has no more memory, or the disk no more room.
+        """
+        import duckdb
+
+        while True:
+            try:
+                return work()
+            except duckdb.IOException as error:
+                folder = tempfile.gettempdir()
+                raise OutputError(
+                    f"the {self.task} cannot go on with its temporary files in {folder} ({first_line(error)}): make "
+                    f"room there, or set TMPDIR to a folder with more; what is scored stays"
+                ) from None
+            except duckdb.OutOfMemoryException:
+                if self.memory > psutil.virtual_memory().available >> 20:
+                    raise OutputError(
+                        f"the {self.task} needs more than {self.memory:,} MiB of memory for its database, and this "
+                        "machine has no more: run the same again on one with more; what is scored stays"
+                    ) from None
+                self.memory *= 2
+                self.connection.execute(f"SET memory_limit = '{self.memory}MiB'")
 
 
 @contextmanager
@@ -76,16 +111,20 @@ def open_database(rows: int, task: str = "analysis") -> Iterator[Database]:
     with uninterrupted():  # an exception in the midst of its import aborts the process
         import duckdb  # a tenth of a second to import, and only an analysis needs it
 
-    settings: dict[str, Any] = {"preserve_insertion_order": False, "autoinstall_known_extensions": False}
+    settings: dict[str, Any] = {
+        "threads": THREADS,
+        "preserve_insertion_order": False,
+        "autoinstall_known_extensions": False,
+    }
     if rows <= FEW:
         with duckdb.connect(config=settings) as connection:
-            yield Database(connection)
+            yield Database(connection, task, MEMORY)
         return
     check_room(rows, task)
     with tempfile.TemporaryDirectory(prefix="volgrowth-") as folder:
         settings |= {"memory_limit": f"{MEMORY}MiB", "temp_directory": folder}
         with duckdb.connect(f"{folder}/rows.duckdb", config=settings) as connection:
-            yield Database(connection)
+            yield Database(connection, task, MEMORY)
 
 
 def check_room(rows: int, task: str = "analysis") -> None:

@@ -1,8 +1,8 @@
 """Rows are read and decoded in threads ahead of the device: Pillow and its codecs release Python's lock.
 
-One thread reads, since a source is a stream. Others decode, a few rows at a time, since handing over a single row costs
-as much as decoding a small one; large ones are handed over before they are many. The decoded rows are taken in the
-order in which they were read.
+One thread reads, since a source is a stream. Others decode, some rows at a time, since handing over a single row costs
+as much as decoding a small one, and so do NumPy's calls; large ones are handed over before they are many. The decoded
+rows are taken in the order in which they were read.
 """
 
 import os
@@ -18,8 +18,8 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-AT_ONCE = 8
-AT_ONCE_BYTES = 1 << 24
+AT_ONCE, AT_ONCE_BYTES = 32, 1 << 20
+"""Rows that are handed over together, or fewer if they have more bytes."""
 MOST_THREADS = 16
 
 
