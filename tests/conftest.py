@@ -179,6 +179,8 @@ def figures_kept() -> Iterator[None]:
     from volgrowth.report.charts.plots import ReportCharts
 
     def add_once(charts: ReportCharts, name: str, figure: Any, alt: str, drawn: Any = None) -> None:
+        if drawn is None:  # its numbers are not known here
+            return add(charts, name, figure, alt)
         numbers = name, alt, repr(drawn)
         if numbers not in known:
             add(alone := ReportCharts(), name, figure, alt, drawn)

@@ -459,7 +459,7 @@ def test_a_process_that_ends_right_after_a_read_ends_well(tmp_path: Path) -> Non
         return subprocess.run([sys.executable, "-c", READ_AND_END, str(tmp_path)], check=False).returncode
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(run, range(6))) == [0] * 6
+        assert list(pool.map(run, range(24))) == [0] * 24
 
 
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
