@@ -47,7 +47,7 @@ USE_THE_DEMO = (
 )
 MEANWHILE = ("tests/analysis/", "tests/audit/")
 # files whose tests calibrate as users do
-ALL_TREES = (MAKES_THE_DEMO, *USE_THE_DEMO, "tests/analysis/", "tests/jobs/")
+ALL_TREES = (MAKES_THE_DEMO, *USE_THE_DEMO, "tests/analysis/", "tests/jobs/", "tests/commands/test_prompts.py")
 
 
 def _turn(item: pytest.Item) -> int:

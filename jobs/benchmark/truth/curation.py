@@ -28,7 +28,7 @@ WHOLE = "the whole set"
 
 
 @dataclass(frozen=True)
-class Curated:
+class CuratedSet:
     """A training set made of another one.
 
     Attributes:
@@ -48,7 +48,7 @@ class Curated:
         return f"curated-{hashlib.sha256(self.rows.tobytes() + weights).hexdigest()[:12]}"
 
 
-def curated_sets(case: LabelledSet, flagged: np.ndarray, seed: int) -> Iterator[Curated]:
+def curated_sets(case: LabelledSet, flagged: np.ndarray, seed: int) -> Iterator[CuratedSet]:
     """Yield what each action makes of a case, and the control.
 
     Args:
@@ -57,12 +57,12 @@ def curated_sets(case: LabelledSet, flagged: np.ndarray, seed: int) -> Iterator[
         seed: of the control.
     """
     everything, copies = np.arange(len(case.train)), copies_of(case, flagged)
-    yield Curated("`dedupe`: one row of each flagged image stays", np.setdiff1d(everything, copies))
+    yield CuratedSet("`dedupe`: one row of each flagged image stays", np.setdiff1d(everything, copies))
     weights = np.where(flagged[case.family], 1 / case.copies[case.family], 1.0)
-    yield Curated("`downweight`: each of n rows of a flagged image weighs 1/n", everything, weights)
-    yield Curated("`drop`: no row of a flagged image stays", np.flatnonzero(~flagged[case.family]))
+    yield CuratedSet("`downweight`: each of n rows of a flagged image weighs 1/n", everything, weights)
+    yield CuratedSet("`drop`: no row of a flagged image stays", np.flatnonzero(~flagged[case.family]))
     lost = np.random.default_rng(seed).choice(len(everything), len(copies), replace=False)
-    yield Curated("as many rows as `dedupe` drops, at random", np.setdiff1d(everything, lost))
+    yield CuratedSet("as many rows as `dedupe` drops, at random", np.setdiff1d(everything, lost))
 
 
 def compare_actions(
