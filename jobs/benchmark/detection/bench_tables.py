@@ -140,7 +140,7 @@ def case_row(subject: Subject) -> dict[str, Any]:
         "image": " × ".join(map(str, subject.case.train.shape[1:])),
         "families": len(copies),
         "held out": len(subject.case.holdout),
-        "reproduced": ", ".join(planted),
+        "reproduced": ", ".join(planted) or MISSING,
         "of single ones": int(positive[copies == 1].sum()),
         "samples": len(subject.trained.samples),
         "hits needed": subject.truth.min_hits,

@@ -143,12 +143,11 @@ def reproduction_sentences(found: Bench) -> list[str]:
         setup, positive = subject.trained.setup, subject.positive
         where = f"{setup.name} with seed {subject.trained.seed}"
         hits = int(subject.truth.hits[positive].sum())
-        said = (
-            f"{where}: {hits:,} of {len(subject.trained.samples):,} samples are copies of {int(positive.sum())} images"
-        )
-        single = int((positive & ~subject.planted).sum())
+        count, single = int(positive.sum()), int((positive & ~subject.planted).sum())
+        images = "1 image" if count == 1 else f"{count} images"
+        said = f"{where}: {hits:,} of {len(subject.trained.samples):,} samples are copies of {images}"
         if single:
-            said += f", {single} of which were trained on once"
+            said += f", {single} of them trained on once"
         if not positive.any():
             said += ", so that detection cannot be judged there, and only false flags can"
         elif positive.sum() < FEW:
