@@ -174,8 +174,11 @@ def few_trees(request: pytest.FixtureRequest, fits_kept: None) -> Iterator[None]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def figures_kept() -> Iterator[None]:
-    """Draw a figure of a report once in a process for the same numbers: many tests audit the same images."""
+def figures_kept() -> Iterator[dict[tuple[str, str, str], Any]]:
+    """Draw a figure of a report once in a process for the same numbers: many tests audit the same images.
+
+    Gives the figures that are known; a test that counts drawings forgets them.
+    """
     from volgrowth.report.charts.plots import ReportCharts
 
     def add_once(charts: ReportCharts, name: str, figure: Any, alt: str, drawn: Any = None) -> None:
@@ -193,7 +196,7 @@ def figures_kept() -> Iterator[None]:
     add = ReportCharts.add
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ReportCharts, "add", add_once)
-        yield
+        yield known
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,10 @@ def test_the_page_is_drawn_again_only_if_something_in_it_would_change(finished):
     assert redacted.read_bytes() != page.read_bytes() == drawn
 
 
-def test_an_audit_in_this_process_loads_the_model_once_and_saves_each_figure_twice(command, tmp_path, monkeypatch):
+def test_an_audit_in_this_process_loads_the_model_once_and_saves_each_figure_twice(
+    command, tmp_path, monkeypatch, figures_kept
+):
+    figures_kept.clear()
     loaded: list[str] = []
     saved: list[str] = []
     load, save = loading.load_model, Figure.savefig

@@ -83,7 +83,7 @@ def test_what_is_interrupted_goes_on(audited, tmp_path):
     wait_for(lambda: bool(drawn(audited)), process)
     os.killpg(process.pid, signal.SIGTERM)  # as systemd does
     _, errors = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
     before = drawn(audited)
