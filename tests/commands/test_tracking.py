@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import volgrowth as vg
+import time
 from tests.audit.output.test_views import ROWS, small_audit
 from volgrowth.audit.output.result import Audit
 from volgrowth.cli import run_command
@@ -118,7 +119,10 @@ def test_wandb_has_the_numbers_the_settings_and_the_files_offline(audit, tmp_pat
     assert vg.log_audit(audit, "wandb:memorization").startswith("W&B offline, in ")
     stored = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(stored) == 1
-    written = stored[0].read_bytes()
+    written, until = stored[0].read_bytes(), time.monotonic() + 60
+    while b"summary.json" not in written and time.monotonic() < until:  # a process of W&B writes the file
+        time.sleep(0.2)
+        written = stored[0].read_bytes()
     tests = audit.summary["detection"]["tests"]
     for said in ("memorization", "model_hash", audit.frozen.model.hash, "rows_scored", "tests", f"{tests}"):
         assert said.encode() in written, said
