@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 
 import volgrowth as vg
-import time
 from tests.audit.output.test_views import ROWS, small_audit
 from volgrowth.audit.output.result import Audit
 from volgrowth.cli import run_command
