@@ -6,7 +6,7 @@ are cached.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -221,6 +221,27 @@ def train_or_load(setup: Setup, seed: int, folder: Path, cache: Path, say: Calla
         say(f"sampling {setup.name}, seed {seed}: {setup.samples} images")
         np.save(samples, draw_samples(load_model(str(model)), range(setup.samples), seed=0))
     return Trained(setup, seed, case, model, np.load(samples))
+
+
+def models_of(
+    setups: Sequence[Setup], seeds: int, folder: Path, cache: Path, left_out: list[str], *, cached_only: bool = False
+) -> Iterator[Trained]:
+    """Yield the model of each case and seed, from 1, by `train_or_load`.
+
+    Args:
+        setups: the cases.
+        seeds: seeds of each case.
+        folder: of the image sets.
+        cache: folder of trained models.
+        left_out: gets a sentence for each model that is left out.
+        cached_only: leave out models that are not in the cache.
+    """
+    for setup in setups:
+        for seed in range(1, seeds + 1):
+            if cached_only and not is_trained(setup, seed, folder, cache):
+                left_out.append(f"Left out, since its model is not trained: {setup.name} with seed {seed}.")
+                continue
+            yield train_or_load(setup, seed, folder, cache, say)
 
 
 def is_trained(setup: Setup, seed: int, folder: Path, cache: Path) -> bool:

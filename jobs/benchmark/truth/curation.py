@@ -17,7 +17,7 @@ import numpy as np
 
 from jobs.benchmark.detection.audited_presets import audit_case
 from jobs.benchmark.detection.subjects import SEED, Subject
-from jobs.benchmark.detection.suite import Setup, Trained, is_trained, train_or_load
+from jobs.benchmark.detection.suite import Setup, Trained, models_of
 from jobs.experiments import Outcome, say
 from jobs.reproduce_paper.retraining import copies_of, sample_hits
 from volgrowth.analysis.judging import is_flagged
@@ -78,21 +78,16 @@ def compare_actions(
         cached_only: leave out models that are not there.
     """
     rows, said, settings = list[dict[str, Any]](), list[str](), dict[str, Any]()
-    for setup in setups:
-        for seed in range(1, seeds + 1):
-            name = f"{setup.name} with seed {seed}"
-            if cached_only and not is_trained(setup, seed, data, models):
-                said.append(f"Left out, since its model is not trained: {name}.")
-                continue
-            trained = train_or_load(setup, seed, data, models, say)
-            subject = Subject.of(trained, cached_only=cached_only)
-            flagged = is_flagged(audit_case(subject, ScreenMeasure(), SEED)["q_value"])
-            settings[f"flagged of {name}"] = f"{flagged.sum()} of {len(flagged):,} images"
-            found, missing = _compare(trained, flagged, cached_only=cached_only)
-            if missing:
-                said.append(f"Left out, since not trained again: {name}, {'; '.join(missing)}.")
-            said.append(_sentence(name, found))
-            rows += [{"case": setup.name, "seed": seed, **row} for row in found]
+    for trained in models_of(setups, seeds, data, models, said, cached_only=cached_only):
+        name = f"{trained.setup.name} with seed {trained.seed}"
+        subject = Subject.of(trained, cached_only=cached_only)
+        flagged = is_flagged(audit_case(subject, ScreenMeasure(), SEED)["q_value"])
+        settings[f"flagged of {name}"] = f"{flagged.sum()} of {len(flagged):,} images"
+        found, missing = _compare(trained, flagged, cached_only=cached_only)
+        if missing:
+            said.append(f"Left out, since not trained again: {name}, {'; '.join(missing)}.")
+        said.append(_sentence(name, found))
+        rows += [{"case": trained.setup.name, "seed": trained.seed, **row} for row in found]
     return Outcome(said, {"table": rows}, settings)
 
 
@@ -128,4 +123,4 @@ def _sentence(name: str, found: Sequence[dict[str, Any]]) -> str:
         f"({row['held-out null']:.1%} by chance)"
         for row in found
     ]
-    return f"What samples reproduce of {name}, by what it was trained on. {'; '.join(parts)}.".replace(". the", ". The")
+    return f"Samples of {name} reproduce, by what it was trained on: {'; '.join(parts)}."

@@ -23,7 +23,7 @@ from jobs.benchmark.detection.subjects import (
     keep_derived,
     measure_shared,
 )
-from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
+from jobs.benchmark.detection.suite import Setup, models_of
 from jobs.experiments import Outcome, say
 from volgrowth.analysis.calibration.evidence import judge_images
 from volgrowth.analysis.parts.judge import part_score
@@ -74,22 +74,18 @@ def compare_levels(
         cached_only: leave out what is not there.
     """
     subjects, rows, left_out = list[Subject](), list[dict[str, Any]](), list[str]()
-    for setup in setups:
-        for seed in range(1, seeds + 1):
-            name = f"{setup.name} with seed {seed}"
-            if cached_only and not is_trained(setup, seed, data, models):
-                left_out.append(f"Left out, since its model is not trained: {name}.")
-                continue
-            subject = Subject.of(train_or_load(setup, seed, data, models, say), cached_only=cached_only)
-            subjects.append(subject)
-            if not subject.positive.any():
-                left_out.append(f"Left out, since samples reproduce no image of it: {name}.")
-                continue
-            say(f"judging levels on {name}")
-            try:
-                rows += _level_rows(subject)
-            except NotMeasuredError:
-                left_out.append(f"Left out, since not measured: {name}.")
+    for trained in models_of(setups, seeds, data, models, left_out, cached_only=cached_only):
+        name = f"{trained.setup.name} with seed {trained.seed}"
+        subject = Subject.of(trained, cached_only=cached_only)
+        subjects.append(subject)
+        if not subject.positive.any():
+            left_out.append(f"Left out, since samples reproduce no image of it: {name}.")
+            continue
+        say(f"judging levels on {name}")
+        try:
+            rows += _level_rows(subject)
+        except NotMeasuredError:
+            left_out.append(f"Left out, since not measured: {name}.")
     said = [*_best(rows), *left_out]
     return Outcome(said, {"table": rows, "spaces": list(_space_rows(subjects))}, {"models": len(subjects)})
 

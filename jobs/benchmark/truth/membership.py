@@ -18,8 +18,8 @@ import numpy as np
 from jobs.benchmark.detection.audited_presets import analysis_code, fingerprint, score_table
 from jobs.benchmark.detection.compared_scores import Preset
 from jobs.benchmark.detection.subjects import Columns, Subject, keep_derived, measure_shared
-from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
-from jobs.experiments import Outcome, say
+from jobs.benchmark.detection.suite import Setup, models_of
+from jobs.experiments import Outcome
 from volgrowth.analysis.calibration.error_rates import FDR, q_values
 from volgrowth.analysis.calibration.evidence import judge_images
 from volgrowth.analysis.calibration.expected_scores import ScoredImages
@@ -78,12 +78,8 @@ def compare_membership(
     """
     rows, said, strangers = list[dict[str, Any]](), list[str](), list[Members]()
     for setup in setups:
-        found = list[Members]()
-        for seed in range(1, seeds + 1):
-            if cached_only and not is_trained(setup, seed, data, models):
-                said.append(f"Left out, since its model is not trained: {setup.name} with seed {seed}.")
-                continue
-            found.append(judge_members(Subject.of(train_or_load(setup, seed, data, models, say))))
+        trained = models_of([setup], seeds, data, models, said, cached_only=cached_only)
+        found = [judge_members(Subject.of(each)) for each in trained]
         if found:
             rows.append(_row(setup, found))
             strangers += found

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.benchmark.detection.suite import Setup, Trained, is_trained, train_or_load
+from jobs.benchmark.detection.suite import Setup, Trained, models_of
 from jobs.experiments import Outcome, say
 from volgrowth.analysis.verification.generated import WITHIN
 from volgrowth.audit.sampling.drawing import STEPS, to_pixels
@@ -55,17 +55,16 @@ def check_rates(
         images: images a model to rate.
         cached_only: leave out models that are not there.
     """
-    rows, ratios = list[dict[str, Any]](), list[float]()
-    for setup in setups:
-        for seed in range(1, seeds + 1):
-            if cached_only and not is_trained(setup, seed, data, models):
-                continue
-            trained = train_or_load(setup, seed, data, models, say)
-            checked = rate_or_load(trained, images)
-            if checked:
-                mine = [one.ratio(len(trained.samples)) for one in checked if one.found.measurable]
-                rows.append({"case": setup.name, "seed": seed, **_row(checked, mine, len(trained.samples))})
-                ratios += mine
+    rows, ratios, left_out = list[dict[str, Any]](), list[float](), list[str]()
+    for trained in models_of(setups, seeds, data, models, left_out, cached_only=cached_only):
+        name, seed = trained.setup.name, trained.seed
+        checked = rate_or_load(trained, images)
+        if not checked:
+            left_out.append(f"Left out, since samples hit no image of it: {name} with seed {seed}.")
+            continue
+        mine = [one.ratio(len(trained.samples)) for one in checked if one.found.measurable]
+        rows.append({"case": name, "seed": seed, **_row(checked, mine, len(trained.samples))})
+        ratios += mine
     count = sum(row["images"] for row in rows)
     within = sum(abs(log(ratio)) <= log(WITHIN) for ratio in ratios)
     said = [f"Of {count} images that samples hit the rates of {len(ratios)} are measurable"]
@@ -74,7 +73,9 @@ def check_rates(
             f"; {within} of these are within a factor of {WITHIN:g} of the share of samples that hit, and the "
             f"geometric mean of rate over share is {exp(np.mean(np.log(ratios))):.2f}"
         )
-    return Outcome([said[0] + "."], {"table": rows}, {"models": len(rows), "images a model, at most": images})
+    return Outcome(
+        [said[0] + ".", *left_out], {"table": rows}, {"models": len(rows), "images a model, at most": images}
+    )
 
 
 def _row(checked: Sequence[Checked], ratios: Sequence[float], samples: int) -> dict[str, Any]:

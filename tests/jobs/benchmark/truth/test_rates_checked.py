@@ -32,6 +32,8 @@ def test_the_command_rates_images_from_the_most_hits_to_the_fewest(tmp_path, mon
     monkeypatch.setattr(rates_checked, "rate_families", counted)
     monkeypatch.setattr(rates_checked, "STEPS", 10)
     asked = ["rates", "--output", str(tmp_path), "--cases", "tiny", "--seeds", "1", "--images", "2"]
+    assert main([*asked, "--cached"]) == 0
+    assert "model is not trained: tiny with seed 1." in (tmp_path / "truth.md").read_text()
     assert main(asked) == 0
     assert "Of 2 images that samples hit the rates of 0 are measurable." in (tmp_path / "truth.md").read_text()
     assert rated == [5, 3]
@@ -49,9 +51,9 @@ def test_the_row_says_what_was_found(tmp_path, monkeypatch):
     ]
 
     class Made:
-        samples = np.zeros((1000, 1))
+        samples, setup, seed = np.zeros((1000, 1)), TINY, 1
 
-    monkeypatch.setattr(rates_checked, "train_or_load", lambda *_: Made())
+    monkeypatch.setattr(rates_checked, "models_of", lambda *_, **__: [Made()])
     monkeypatch.setattr(rates_checked, "rate_or_load", lambda *_: found)
     outcome = check_rates([TINY], 1, tmp_path, tmp_path, 3)
     (row,) = outcome.tables["table"]
