@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
+from jobs.added_rows import add_rows, add_sentences, models_in, rows_of
 from jobs.charts import save_figure
-from jobs.pages import fill_page, made_by, markdown_table, page_in
+from jobs.pages import fill_page, made_by, markdown_table, on_page, page_in
 from volgrowth.plain import print_plain
 
 Rows = Sequence[Mapping[str, Any]]
@@ -70,18 +71,35 @@ def run_experiments(
     return page_in(output, page)
 
 
-def publish_outcome(page: str, name: str, outcome: Outcome, output: Path, seconds: float) -> None:
-    """Write one experiment's figures, its rows as `output`/PAGE/NAME.json, and its places in the page."""
+def publish_outcome(page: str, name: str, outcome: Outcome, output: Path, seconds: float, *, add: bool = False) -> None:
+    """Write one experiment's figures, its rows as `output`/PAGE/NAME.json, and its places in the page.
+
+    Args:
+        page: name of the page.
+        name: of the experiment.
+        outcome: what it measured.
+        output: folder of the page.
+        seconds: that it took.
+        add: keep what the page says of other models (`jobs.added_rows`).
+    """
     for figure, drawn in outcome.figures.items():
         save_figure(drawn, output / page / f"{name}-{figure}.png")
     stored = {"settings": outcome.settings, "tables": {**outcome.tables, **outcome.stored}, "seconds": seconds}
     (output / page).mkdir(parents=True, exist_ok=True)
     (output / page / f"{name}.json").write_text(json.dumps(stored, indent=1, default=_plain_value))
     settings = "; ".join(f"{what}: {value}" for what, value in outcome.settings.items())
+    run = f"*Sizes.* {settings}.\n\n{made_by(seconds, packages=('diffusers',))}"
+    sentences, tables = outcome.sentences, outcome.tables
+    if add:
+        there = page_in(output, page)
+        said = [line.removeprefix("- ") for line in on_page(there, name).splitlines()]
+        sentences = add_sentences(said, sentences, models_in(tables))
+        tables = {table: add_rows(rows_of(on_page(there, f"{name}-{table}")), rows) for table, rows in tables.items()}
+        run = f"{on_page(there, f'{name}-run')}\n\n{run}"
     places = {
-        name: "\n".join(f"- {sentence}" for sentence in outcome.sentences),
-        **{f"{name}-{table}": markdown_table(rows) for table, rows in outcome.tables.items()},
-        f"{name}-run": f"*Sizes.* {settings}.\n\n{made_by(seconds, packages=('diffusers',))}",
+        name: "\n".join(f"- {sentence}" for sentence in sentences),
+        **{f"{name}-{table}": markdown_table(rows) for table, rows in tables.items()},
+        f"{name}-run": run,
     }
     fill_page(page_in(output, page), places)
 

@@ -19,7 +19,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +43,12 @@ def page_in(output: Path, name: str) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(DOCS / page.name, page)
     return page
+
+
+def on_page(page: Path, place: str) -> str:
+    """Return what stands between the marks of a place; nothing where the page has no such marks."""
+    begin, end = f"<!-- begin {place} -->", f"<!-- end {place} -->"
+    return page.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0].strip()
 
 
 def fill_page(page: Path, places: Mapping[str, str]) -> None:
@@ -91,6 +97,11 @@ def markdown_table(
     lines += [[_formatted(*pair) for pair in zip(row, chosen, strict=True)] for row in values]
     escaped = [[re.sub(r"\s*\n\s*", " ", cell).replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Return values as text, one after the other."""
+    return ", ".join(map(str, values)) or "none"
 
 
 def table_cell(value: Any) -> str:

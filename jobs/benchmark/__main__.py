@@ -327,7 +327,13 @@ def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
             help="train and measure nothing: only what earlier runs into the same folder left; the rest is named",
         )
     for name in (*OF_MODELS, "goal"):
-        added[name].add_argument("--seeds", type=int, default=3, help="seeds of each case, from 1; 3 by default")
+        added[name].add_argument(
+            "--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of each case; 1 2 3 by default"
+        )
+    for name in ("truth", "rates", "conditions", "levels", "curation", "goal"):
+        added[name].add_argument(
+            "--add", action="store_true", help="keep what the page says of other cases and seeds, from earlier runs"
+        )
     added["rates"].add_argument("--images", type=int, default=12, help="images a model; 12 by default")
     for judging in (added["detection"], added["truth"]):
         judging.add_argument("--only", nargs="+", help="presets and built-in scores; all by default")
@@ -345,7 +351,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_plain(f"error: {plain(str(error))}", error=True)
         return 2
     if outcome:
-        publish_outcome(page, given.command, outcome, given.output, time.perf_counter() - began)
+        seconds, add = time.perf_counter() - began, getattr(given, "add", False)
+        publish_outcome(page, given.command, outcome, given.output, seconds, add=add)
         print_plain("\n\n".join(markdown_table(rows) for rows in outcome.tables.values()))
         print_plain(f"page: {page_in(given.output, page)}")
     return 0

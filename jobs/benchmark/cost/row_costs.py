@@ -35,12 +35,10 @@ ROUNDS, ROUND_SECONDS = 7, 0.2
 PATCHES, SIDES = 500, (16, 32, 64, 128)
 
 
-def measure_row_costs(setups: Sequence[Setup], seeds: int, data: Path, models: Path) -> Outcome:
+def measure_row_costs(setups: Sequence[Setup], seeds: Sequence[int], data: Path, models: Path) -> Outcome:
     """Measure costs, and what both sizes explain on those models of the bench that earlier runs left in `models`."""
     costs = list(row_costs())
-    explained = [
-        row for setup in setups for seed in range(1, seeds + 1) for row in _explained(setup, seed, data, models)
-    ]
+    explained = [row for setup in setups for seed in seeds for row in _explained(setup, seed, data, models)]
     said = [
         f"{row['image']}: {row['whole row, us']:,.0f} us of CPU time a row beside the network, decoding included"
         for row in costs

@@ -57,13 +57,13 @@ class Forms:
 
 
 def compare_forms(
-    setups: Sequence[Setup], seeds: int, data: Path, models: Path, *, cached_only: bool = False
+    setups: Sequence[Setup], seeds: Sequence[int], data: Path, models: Path, *, cached_only: bool = False
 ) -> list[dict[str, Any]]:
     """Judge the evidence of presets `screen` and `standard` with every form of a family as a row.
 
     Args:
         setups: the cases; those whose copies are exact have one form a family, and are left out.
-        seeds: seeds of each case, from 1.
+        seeds: of each case.
         data: folder of the image sets.
         models: folder of trained models and measurements; what is not there is made.
         cached_only: leave out what is not there.
@@ -73,7 +73,7 @@ def compare_forms(
     """
     shown = []
     for setup in setups:
-        for seed in range(1, seeds + 1):
+        for seed in seeds:
             if not setup.varies or (cached_only and not is_trained(setup, seed, data, models)):
                 continue
             subject = Subject.of(train_or_load(setup, seed, data, models, say), cached_only=cached_only)

@@ -14,13 +14,13 @@ from jobs.benchmark.detection.subjects import Subject
 from jobs.benchmark.detection.suite import Setup
 from jobs.benchmark.detection.targets import target_rows, target_sentences
 from jobs.experiments import Outcome
-from jobs.pages import made_by
+from jobs.pages import listed, made_by
 from volgrowth.report.formats import MISSING, missing
 
 
 def bench(
     setups: Sequence[Setup],
-    seeds: int,
+    seeds: Sequence[int],
     data: Path,
     output: Path,
     scores: Sequence[Score | Contestant],
@@ -35,7 +35,7 @@ def bench(
     return bench_outcome(found, seeds)
 
 
-def bench_outcome(found: Bench, seeds: int) -> Outcome:
+def bench_outcome(found: Bench, seeds: Sequence[int]) -> Outcome:
     """Return the tables of the page, and what they say of the presets."""
     names = list(dict.fromkeys(subject.trained.setup.name for subject in found.subjects))
     targets = [row for subject in found.subjects if (row := target_rows(found.results, subject))]
@@ -51,14 +51,13 @@ def bench_outcome(found: Bench, seeds: int) -> Outcome:
                 {"score": score.name, "evaluations": score.nfe, "definition": score.source} for score in used.values()
             ],
         },
-        {"cases": ", ".join(names), "seeds": seeds, "models": len(found.subjects)},
+        {"cases": ", ".join(names), "seeds": listed(seeds), "models": len(found.subjects)},
     )
 
 
 def say_left_out(found: Bench) -> list[str]:
     """Say which models are not trained, and which scores are not measured."""
-    untrained = ", ".join(f"{case} with seed {seed}" for case, seed in found.untrained)
-    said = [f"Left out, since their models are not trained: {untrained}."] if untrained else []
+    said = [f"Left out, since its model is not trained: {case} with seed {seed}." for case, seed in found.untrained]
     if found.unmeasured:
         lacking = [f"{score} on {_listed(models)}" for score, models in found.unmeasured.items()]
         said.append(f"Left out, since not measured: {'; '.join(lacking)}.")

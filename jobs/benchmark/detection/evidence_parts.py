@@ -76,13 +76,13 @@ class SumFound:
 
 
 def compare_parts(
-    setups: Sequence[Setup], seeds: int, data: Path, models: Path, *, cached_only: bool = False
+    setups: Sequence[Setup], seeds: Sequence[int], data: Path, models: Path, *, cached_only: bool = False
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Compare sums of parts on every case.
 
     Args:
         setups: the cases.
-        seeds: seeds of each case, from 1.
+        seeds: of each case.
         data: folder of the image sets.
         models: folder of trained models and measurements; what is not there is made.
         cached_only: leave out what is not there.
@@ -94,7 +94,7 @@ def compare_parts(
     found: dict[str, list[SumFound]] = {name: [] for name in prices}
     names = list[str]()
     for setup in setups:
-        for seed in range(1, seeds + 1):
+        for seed in seeds:
             if cached_only and not is_trained(setup, seed, data, models):
                 continue
             subject = Subject.of(train_or_load(setup, seed, data, models, say), cached_only=cached_only)

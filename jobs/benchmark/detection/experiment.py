@@ -76,7 +76,7 @@ class Bench:
 
 def run_bench(
     setups: Sequence[Setup],
-    seeds: int,
+    seeds: Sequence[int],
     data: Path,
     output: Path,
     scores: Sequence[Score | Contestant] = (*CONTESTANTS, *SCORES),
@@ -88,7 +88,7 @@ def run_bench(
 
     Args:
         setups: the cases.
-        seeds: seeds of each case, from 1.
+        seeds: of each case.
         data: folder of the image sets.
         output: folder with or for the models.
         scores: presets and single scores.
@@ -96,12 +96,10 @@ def run_bench(
         cached_only: leave out the models and the scores that are not cached.
 
     Raises:
-        UsageError: no seeds, no model is left, or a user's score that fails.
+        UsageError: no model is left, or a user's score that fails.
     """
-    if seeds < 1:
-        raise UsageError(f"seeds is {seeds}: expected 1 or more")
     models, found = output / "models", Bench([], [])
-    for setup, seed in itertools.product(setups, range(1, seeds + 1)):
+    for setup, seed in itertools.product(setups, seeds):
         if cached_only and not is_trained(setup, seed, data, models):
             found.untrained.append((setup.name, seed))
             continue

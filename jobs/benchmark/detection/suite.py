@@ -224,9 +224,15 @@ def train_or_load(setup: Setup, seed: int, folder: Path, cache: Path, say: Calla
 
 
 def models_of(
-    setups: Sequence[Setup], seeds: int, folder: Path, cache: Path, left_out: list[str], *, cached_only: bool = False
+    setups: Sequence[Setup],
+    seeds: Sequence[int],
+    folder: Path,
+    cache: Path,
+    left_out: list[str],
+    *,
+    cached_only: bool = False,
 ) -> Iterator[Trained]:
-    """Yield the model of each case and seed, from 1, by `train_or_load`.
+    """Yield the model of each case and seed, by `train_or_load`.
 
     Args:
         setups: the cases.
@@ -237,7 +243,7 @@ def models_of(
         cached_only: leave out models that are not in the cache.
     """
     for setup in setups:
-        for seed in range(1, seeds + 1):
+        for seed in seeds:
             if cached_only and not is_trained(setup, seed, folder, cache):
                 left_out.append(f"Left out, since its model is not trained: {setup.name} with seed {seed}.")
                 continue

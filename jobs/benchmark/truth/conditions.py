@@ -123,13 +123,13 @@ def _hits(trained: PairTrained, samples: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def compare_conditions(
-    setups: Sequence[PairSetup], seeds: int, data: Path, models: Path, *, cached_only: bool = False
+    setups: Sequence[PairSetup], seeds: Sequence[int], data: Path, models: Path, *, cached_only: bool = False
 ) -> Outcome:
     """Train what is not cached, measure, and return the tables of the page.
 
     Args:
         setups: the cases.
-        seeds: seeds of each case, from 1.
+        seeds: of each case.
         data: folder of the image sets.
         models: folder of trained models and measurements.
         cached_only: leave out models that are not there.
@@ -137,7 +137,7 @@ def compare_conditions(
     roles, said, names = list[dict[str, Any]](), list[str](), list[str]()
     scores, triggers = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
     for setup in setups:
-        for seed in range(1, seeds + 1):
+        for seed in seeds:
             if cached_only and not pairs_are_trained(setup, seed, data, models):
                 said.append(f"Left out, since its model is not trained: {setup.name} with seed {seed}.")
                 continue

@@ -66,13 +66,13 @@ def curated_sets(case: LabelledSet, flagged: np.ndarray, seed: int) -> Iterator[
 
 
 def compare_actions(
-    setups: Sequence[Setup], seeds: int, data: Path, models: Path, *, cached_only: bool = False
+    setups: Sequence[Setup], seeds: Sequence[int], data: Path, models: Path, *, cached_only: bool = False
 ) -> Outcome:
     """Train what is not cached, and return the table of the page.
 
     Args:
         setups: the cases.
-        seeds: seeds of each case, from 1.
+        seeds: of each case.
         data: folder of the image sets.
         models: folder of trained models and measurements.
         cached_only: leave out models that are not there.

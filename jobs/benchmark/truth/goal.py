@@ -27,6 +27,7 @@ from jobs.benchmark.truth.pair_models import pairs_are_trained, train_or_load_pa
 from jobs.benchmark.truth.pairs import PairSetup
 from jobs.benchmark.truth.world import FEW
 from jobs.experiments import Outcome, say
+from jobs.pages import listed
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 
 GOAL = (Target("auroc", "AUROC", 0.99, decimals=4), Target("tpr_at_1_fpr", "TPR at 1% FPR", 0.9))
@@ -66,36 +67,36 @@ class OnModel:
 
 
 def compare_with_goal(
-    setups: Sequence[Setup], conditioned: Sequence[PairSetup], seeds: int, data: Path, models: Path
+    setups: Sequence[Setup], conditioned: Sequence[PairSetup], seeds: Sequence[int], data: Path, models: Path
 ) -> Outcome:
     """Return the table of the page.
 
     Args:
         setups: cases of images.
         conditioned: cases of pairs of an image and a condition.
-        seeds: seeds of each case, from 1.
+        seeds: of each case.
         data: folder of the image sets.
         models: folder of trained models and measurements; models that are not there are named.
     """
     found, absent = list[OnModel](), list[str]()
-    for seed in range(1, seeds + 1):
+    for seed in seeds:
         for setup in setups:
             if is_trained(setup, seed, data, models):
                 found += _of_images(setup, seed, data, models)
             else:
-                absent.append(f"{setup.name} with seed {seed}")
+                absent.append(f"Left out, since its model is not trained: {setup.name} with seed {seed}.")
         for pairs in conditioned:
             if pairs_are_trained(pairs, seed, data, models):
                 found += _of_pairs(pairs, seed, data, models)
             else:
-                absent.append(f"{pairs.name} with seed {seed}")
+                absent.append(f"Left out, since its model is not trained: {pairs.name} with seed {seed}.")
     order = [*(setup.name for setup in setups), *(pairs.name for pairs in conditioned)]
     found.sort(key=lambda one: (order.index(one.model[0]), one.model[1], one.preset))
     judged = [one for one in found if one.reproduced >= FEW and one.values]
     return Outcome(
-        [*_sentences(found, judged), *_untrained(absent)],
+        [*_sentences(found), *absent],
         {"table": [one.row() for one in judged]},
-        {"models": len({one.model for one in judged}), "seeds": seeds},
+        {"models": len({one.model for one in judged}), "seeds": listed(seeds)},
     )
 
 
@@ -131,27 +132,16 @@ def _of_pairs(setup: PairSetup, seed: int, data: Path, models: Path) -> Iterator
         yield OnModel((setup.name, seed), count, of, "standard", values)
 
 
-def _sentences(found: Sequence[OnModel], judged: Sequence[OnModel]) -> Iterator[str]:
-    wanted = " and ".join(f"{target.label} of at least {target.bound:g}" for target in GOAL)
-    for preset in PRESETS:
-        mine = [one for one in judged if one.preset == preset]
-        short = [f"{_named(one)} ({', '.join(one.missed)})" for one in mine if one.missed]
-        misses = f" Missed: {'; '.join(short)}." if short else ""
-        yield f"Evidence of `{preset}` has {wanted} in {len(mine) - len(short)} of {len(mine)} lines.{misses}"
-    few = [f"{_named(one)} ({one.reproduced})" for one in found if one.preset == "standard" and one.reproduced < FEW]
-    if few:
-        yield f"Not judged, since samples reproduce fewer than {FEW}: {', '.join(few)}."
-    unmeasured = [f"{one.preset} on {_named(one)}" for one in found if one.reproduced >= FEW and not one.values]
-    if unmeasured:
-        yield f"Left out, since not measured: {', '.join(unmeasured)}."
-
-
-def _named(one: OnModel) -> str:
-    return f"{one.model[0]} with seed {one.model[1]}" + (", guided" if "guided" in one.of else "")
-
-
-def _untrained(absent: Sequence[str]) -> list[str]:
-    return [f"Left out, since their models are not trained: {', '.join(absent)}."] if absent else []
+def _sentences(found: Sequence[OnModel]) -> Iterator[str]:
+    """Say where the goal is missed, and where it is not judged."""
+    for one in found:
+        name = f"{one.model[0]} with seed {one.model[1]}" + (", guided" if "guided" in one.of else "")
+        if one.reproduced < FEW and one.preset == "standard":
+            yield f"{name}: not judged, since samples reproduce {one.reproduced}, fewer than {FEW}."
+        elif one.reproduced >= FEW and not one.values:
+            yield f"{name}: left out, since `{one.preset}` is not measured."
+        elif one.reproduced >= FEW and one.missed:
+            yield f"{name}: missed by the evidence of `{one.preset}`: {', '.join(one.missed)}."
 
 
 def _spread(values: np.ndarray, decimals: int) -> str:

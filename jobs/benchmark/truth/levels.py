@@ -62,13 +62,13 @@ class AtLevels(SharedScore):
 
 
 def compare_levels(
-    setups: Sequence[Setup], seeds: int, data: Path, models: Path, *, cached_only: bool = False
+    setups: Sequence[Setup], seeds: Sequence[int], data: Path, models: Path, *, cached_only: bool = False
 ) -> Outcome:
     """Return the tables of the page: what each level finds on each model, and what latents say beside pixels.
 
     Args:
         setups: the cases.
-        seeds: seeds of each case, from 1.
+        seeds: of each case.
         data: folder of the image sets.
         models: folder of trained models and measurements; what is not there is made.
         cached_only: leave out what is not there.

@@ -20,6 +20,7 @@ from jobs.benchmark.detection.compared_scores import Preset
 from jobs.benchmark.detection.subjects import Columns, Subject, keep_derived, measure_shared
 from jobs.benchmark.detection.suite import Setup, models_of
 from jobs.experiments import Outcome
+from jobs.pages import listed
 from volgrowth.analysis.calibration.error_rates import FDR, q_values
 from volgrowth.analysis.calibration.evidence import judge_images
 from volgrowth.analysis.calibration.expected_scores import ScoredImages
@@ -65,13 +66,13 @@ class Members:
 
 
 def compare_membership(
-    setups: Sequence[Setup], seeds: int, data: Path, models: Path, *, cached_only: bool = False
+    setups: Sequence[Setup], seeds: Sequence[int], data: Path, models: Path, *, cached_only: bool = False
 ) -> Outcome:
     """Train what is not cached, and return the table of the page.
 
     Args:
         setups: some of `ONCE`.
-        seeds: trainings of each degree, from 1.
+        seeds: of the trainings of each degree.
         data: folder of the image sets, of which none is needed.
         models: folder of trained models and measurements.
         cached_only: leave out models that are not there.
@@ -88,7 +89,7 @@ def compare_membership(
     return Outcome(
         [*_sentences(rows[:-1]), *said],
         {"table": rows},
-        {"images trained on": MEMBERS, "held out to calibrate": CALIBRATING, "samples": 1000, "seeds": seeds},
+        {"images trained on": MEMBERS, "held out to calibrate": CALIBRATING, "samples": 1000, "seeds": listed(seeds)},
     )
 
 

@@ -43,39 +43,38 @@ class Checked:
 
 
 def check_rates(
-    setups: Sequence[Setup], seeds: int, data: Path, models: Path, images: int, *, cached_only: bool = False
+    setups: Sequence[Setup], seeds: Sequence[int], data: Path, models: Path, images: int, *, cached_only: bool = False
 ) -> Outcome:
     """Rate some of the images that samples hit, on every model, from those of most hits to those of one.
 
     Args:
         setups: the cases.
-        seeds: seeds of each case, from 1.
+        seeds: of each case.
         data: folder of the image sets.
         models: folder of trained models.
         images: images a model to rate.
         cached_only: leave out models that are not there.
     """
-    rows, ratios, left_out = list[dict[str, Any]](), list[float](), list[str]()
-    for trained in models_of(setups, seeds, data, models, left_out, cached_only=cached_only):
+    rows, said = list[dict[str, Any]](), list[str]()
+    for trained in models_of(setups, seeds, data, models, said, cached_only=cached_only):
         name, seed = trained.setup.name, trained.seed
         checked = rate_or_load(trained, images)
         if not checked:
-            left_out.append(f"Left out, since samples hit no image of it: {name} with seed {seed}.")
+            said.append(f"Left out, since samples hit no image of it: {name} with seed {seed}.")
             continue
-        mine = [one.ratio(len(trained.samples)) for one in checked if one.found.measurable]
-        rows.append({"case": name, "seed": seed, **_row(checked, mine, len(trained.samples))})
-        ratios += mine
-    count = sum(row["images"] for row in rows)
+        ratios = [one.ratio(len(trained.samples)) for one in checked if one.found.measurable]
+        rows.append({"case": name, "seed": seed, **_row(checked, ratios, len(trained.samples))})
+        said.append(f"{name} with seed {seed}: {_measured(len(checked), ratios)}.")
+    return Outcome(said, {"table": rows}, {"models": len(rows), "images a model, at most": images})
+
+
+def _measured(images: int, ratios: Sequence[float]) -> str:
+    """Say how many rates are measurable, and how near they come to what samples show."""
+    found = f"of {images} images that samples hit the rates of {len(ratios)} are measurable"
+    if not ratios:
+        return found
     within = sum(abs(log(ratio)) <= log(WITHIN) for ratio in ratios)
-    said = [f"Of {count} images that samples hit the rates of {len(ratios)} are measurable"]
-    if ratios:
-        said[0] += (
-            f"; {within} of these are within a factor of {WITHIN:g} of the share of samples that hit, and the "
-            f"geometric mean of rate over share is {exp(np.mean(np.log(ratios))):.2f}"
-        )
-    return Outcome(
-        [said[0] + ".", *left_out], {"table": rows}, {"models": len(rows), "images a model, at most": images}
-    )
+    return f"{found}, {within} of them within a factor of {WITHIN:g} of the share of samples that hit"
 
 
 def _row(checked: Sequence[Checked], ratios: Sequence[float], samples: int) -> dict[str, Any]:

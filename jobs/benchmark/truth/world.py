@@ -4,22 +4,25 @@ These cases have a page and a command of their own, docs/truth.md, beside the be
 are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from jobs.benchmark.detection.audited_presets import Contestant
-from jobs.benchmark.detection.bench_tables import case_row, preset_rows, say_left_out, score_rows
+from jobs.benchmark.detection.bench_tables import case_row, preset_rows, say_left_out
 from jobs.benchmark.detection.compared_scores import Score
-from jobs.benchmark.detection.experiment import Bench, result_table, run_bench
+from jobs.benchmark.detection.experiment import Bench, Result, mean_over_seeds, result_table, run_bench
+from jobs.benchmark.detection.subjects import Subject
 from jobs.benchmark.detection.suite import Setup, is_trained
 from jobs.benchmark.truth.alterations import ALTERATIONS, UNCHANGED
 from jobs.benchmark.truth.exposures import exposure_rows
 from jobs.benchmark.truth.members import member_rows
 from jobs.benchmark.truth.training import Autoencoder, Practice
 from jobs.experiments import Outcome
+from jobs.pages import listed
 from volgrowth.demo.cases import DIGITS_PLANTING
 from volgrowth.demo.training import Recipe
 
@@ -103,7 +106,7 @@ WORLD = (
 
 def measure_world(
     setups: Sequence[Setup],
-    seeds: int,
+    seeds: Sequence[int],
     data: Path,
     output: Path,
     scores: Sequence[Score | Contestant],
@@ -111,7 +114,7 @@ def measure_world(
     cached_only: bool = False,
 ) -> Outcome:
     """Run presets and scores on the cases, and write all numbers to `output`/truth.parquet; say so if none is there."""
-    asked = [(setup, seed) for setup in setups for seed in range(1, seeds + 1)]
+    asked = [(setup, seed) for setup in setups for seed in seeds]
     if cached_only and not any(is_trained(setup, seed, data, output / "models") for setup, seed in asked):
         return world_outcome(Bench([], [], [(setup.name, seed) for setup, seed in asked]), setups, seeds)
     found = run_bench(setups, seeds, data, output, scores, cached_only=cached_only)
@@ -119,21 +122,28 @@ def measure_world(
     return world_outcome(found, setups, seeds)
 
 
-def world_outcome(found: Bench, setups: Sequence[Setup], seeds: int) -> Outcome:
+def world_outcome(found: Bench, setups: Sequence[Setup], seeds: Sequence[int]) -> Outcome:
     """Return the tables of the page, and what they say."""
     names = list(dict.fromkeys(subject.trained.setup.name for subject in found.subjects))
     members = [row for subject in found.subjects for row in member_rows(subject)]
     return Outcome(
         [*reproduction_sentences(found), *say_left_out(found)],
         {
-            "presets": [row for name in names for row in preset_rows(found.results, name)],
-            "found": score_rows(found.results, names),
+            "presets": [row for subject in found.subjects for row in _preset_rows(found.results, subject)],
             "cases": [case_row(subject) for subject in found.subjects],
             "exposures": [row for subject in found.subjects for row in exposure_rows(subject)],
             "members": members,
         },
-        {"cases": ", ".join(names) or "none", "seeds": seeds, "models": len(found.subjects)},
+        {"cases": listed(names), "seeds": listed(seeds), "models": len(found.subjects)},
     )
+
+
+def _preset_rows(results: Sequence[Result], subject: Subject) -> Iterator[dict[str, Any]]:
+    """Yield what the evidence of each preset finds on one model, the means over draws."""
+    model = subject.trained.setup.name, subject.trained.seed
+    mine = mean_over_seeds([result for result in results if (result.case, result.seed) == model])
+    for row in preset_rows(mine, model[0]):
+        yield {"case": row.pop("case"), "seed": model[1], **row}
 
 
 def reproduction_sentences(found: Bench) -> list[str]:

@@ -255,13 +255,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.syspath_prepend(str(folder))
         scores: list[Score | Contestant] = [PRESET, *CHEAP, user_score("my_tiny_scores:brightness")]
         said: list[str] = []
-        first = run_bench([TINY], 1, folder, folder, scores, said.append)
+        first = run_bench([TINY], [1], folder, folder, scores, said.append)
         assert any("training tiny" in line for line in said)
         said.clear()
-        again = run_bench([TINY], 1, folder, folder, scores, said.append)
+        again = run_bench([TINY], [1], folder, folder, scores, said.append)
         assert not any("training" in line or "sampling" in line for line in said)
         assert result_table(first.results).equals(result_table(again.results))
-        publish_outcome("detection", "detection", bench([TINY], 1, folder, folder, scores), folder, 1.0)
+        publish_outcome("detection", "detection", bench([TINY], [1], folder, folder, scores), folder, 1.0)
     assert result_table(first.results).equals(pq.read_table(folder / "detection.parquet"))
     return folder
 
@@ -327,21 +327,21 @@ def test_what_is_not_cached_is_left_out_and_said(tiny):
     assert is_trained(TINY, 1, tiny, tiny / "models")
     assert not is_trained(other, 1, tiny, tiny / "models")
     scores: list[Score | Contestant] = [CHEAP[0], replace(PRESET, draws=3), replace(PRESET, name="new", measure=OTHER)]
-    found = run_bench([TINY, other], 1, tiny, tiny, scores, print, cached_only=True)
+    found = run_bench([TINY, other], [1], tiny, tiny, scores, print, cached_only=True)
     assert (found.untrained, found.unmeasured) == ([("other", 1)], {"evidence of new": [("tiny", 1)]})
     assert [result.draw for result in found.results if result.is_preset and result.seed == 1] == [0, 1]
-    *_, untrained, unmeasured = bench_outcome(found, 1).sentences
-    assert untrained == "Left out, since their models are not trained: other with seed 1."
+    *_, untrained, unmeasured = bench_outcome(found, [1]).sentences
+    assert untrained == "Left out, since its model is not trained: other with seed 1."
     assert unmeasured == "Left out, since not measured: evidence of new on tiny (seed 1)."
-    assert not any("Left out" in said for said in bench_outcome(Bench(found.results, found.subjects), 1).sentences)
+    assert not any("Left out" in said for said in bench_outcome(Bench(found.results, found.subjects), [1]).sentences)
     with pytest.raises(UsageError, match=r"nothing of these cases is cached in .*: run without --cached"):
-        run_bench([other], 1, tiny, tiny, scores, print, cached_only=True)
+        run_bench([other], [1], tiny, tiny, scores, print, cached_only=True)
 
 
 def test_every_form_of_a_planted_image_is_judged(tiny, monkeypatch):
     monkeypatch.setattr("jobs.benchmark.detection.all_forms.DRAWS", 1)
     varied = replace(TINY, name="varied", variation="shifted")
-    (row,) = compare_forms([TINY, varied], 1, tiny, tiny / "models")  # exact copies have one form
+    (row,) = compare_forms([TINY, varied], [1], tiny, tiny / "models")  # exact copies have one form
     assert 70 < row["forms"] < 70 + 60
     subject = Subject.of(train_or_load(varied, 1, tiny, tiny / "models", print))
     forms, families = Forms.of(subject.case), len(subject.positive)
@@ -375,7 +375,7 @@ def test_presets_and_built_in_scores_can_be_chosen():
         choose_scores(["lust", "loss"], [])
 
 
-def test_wrong_cases_and_seeds_are_said(tmp_path, capsys):
+def test_wrong_cases_are_said(tmp_path, capsys):
     with pytest.raises(
         UsageError, match=r"case 'mnist-exact' is not to be had: expected one of digits-exact, .*images"
     ):
@@ -385,8 +385,6 @@ def test_wrong_cases_and_seeds_are_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"left out: mnist-exact, since mnist12.npz is not in {tmp_path}" in said
     assert "left out: emoji-exact" in said
-    with pytest.raises(UsageError, match="seeds is 0"):
-        run_bench([], 0, tmp_path, tmp_path)
 
 
 def test_the_job_says_what_is_wrong_and_exits(tmp_path, monkeypatch, capsys):

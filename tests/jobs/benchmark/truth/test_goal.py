@@ -24,14 +24,13 @@ def test_the_command_takes_models_from_the_cache_and_names_those_that_are_not_th
     monkeypatch.setattr("jobs.benchmark.detection.suite.find_reproduced", planted)
     where = ["--output", str(tmp_path), "--seeds", "1"]
     assert main(["goal", *where]) == 0
-    assert "models are not trained: tiny with seed 1." in (tmp_path / "truth.md").read_text()
+    assert "its model is not trained: tiny with seed 1." in (tmp_path / "truth.md").read_text()
     assert main(["truth", *where, "--cases", "tiny", "--only", "screen"]) == 0
     assert main(["goal", *where]) == 0
     page = (tmp_path / "truth.md").read_text()
-    assert "not measured: standard on tiny with seed 1." in page
+    assert "tiny with seed 1: left out, since `standard` is not measured." in page
     assert headings(page, "goal-table")[:4] == ["case", "seed", "reproduced", "preset"]
     assert "| tiny | 1 | 3 images | screen |" in page
-    assert "of at least 0.9 in " in page
 
 
 @pytest.mark.parametrize(
@@ -54,8 +53,10 @@ def test_a_goal_is_met_by_the_mean_and_the_worst_draw_stands_beside_it(auroc, tp
 
 def test_models_of_too_few_images_are_named_and_not_judged():
     few = OnModel(("tiny", 1), FEW - 1, "images", "standard", {})
-    assert list(goal._sentences([few], [])) == [
-        "Evidence of `screen` has AUROC of at least 0.99 and TPR at 1% FPR of at least 0.9 in 0 of 0 lines.",
-        "Evidence of `standard` has AUROC of at least 0.99 and TPR at 1% FPR of at least 0.9 in 0 of 0 lines.",
-        f"Not judged, since samples reproduce fewer than {FEW}: tiny with seed 1 ({FEW - 1}).",
+    missed = OnModel(
+        ("tiny", 2), FEW, "pairs, guided", "standard", {"auroc": np.array([0.9]), "tpr_at_1_fpr": np.ones(1)}
+    )
+    assert list(goal._sentences([few, missed])) == [
+        f"tiny with seed 1: not judged, since samples reproduce {FEW - 1}, fewer than {FEW}.",
+        "tiny with seed 2, guided: missed by the evidence of `standard`: AUROC 0.9000 < 0.99.",
     ]

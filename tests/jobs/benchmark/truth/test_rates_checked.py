@@ -35,7 +35,10 @@ def test_the_command_rates_images_from_the_most_hits_to_the_fewest(tmp_path, mon
     assert main([*asked, "--cached"]) == 0
     assert "model is not trained: tiny with seed 1." in (tmp_path / "truth.md").read_text()
     assert main(asked) == 0
-    assert "Of 2 images that samples hit the rates of 0 are measurable." in (tmp_path / "truth.md").read_text()
+    assert (
+        "tiny with seed 1: of 2 images that samples hit the rates of 0 are measurable."
+        in (tmp_path / "truth.md").read_text()
+    )
     assert rated == [5, 3]
     assert main([*asked, "--cached"]) == 0
     assert rated == [5, 3]  # a second run takes them from the cache
@@ -55,9 +58,9 @@ def test_the_row_says_what_was_found(tmp_path, monkeypatch):
 
     monkeypatch.setattr(rates_checked, "models_of", lambda *_, **__: [Made()])
     monkeypatch.setattr(rates_checked, "rate_or_load", lambda *_: found)
-    outcome = check_rates([TINY], 1, tmp_path, tmp_path, 3)
+    outcome = check_rates([TINY], [1], tmp_path, tmp_path, 3)
     (row,) = outcome.tables["table"]
     assert row["rate over share of hits"] == "0.67 to 1.00"
     assert (row["images"], row["measurable"], row["evaluations an image"]) == (3, 2, 2000)
-    assert "the rates of 2 are measurable; 2 of these are within a factor of 3" in outcome.sentences[0]
+    assert "the rates of 2 are measurable, 2 of them within a factor of 3 of" in outcome.sentences[0]
     assert found[1].ratio(1000) == pytest.approx(1.0)

@@ -28,7 +28,7 @@ def test_the_command_fills_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(all_forms, "DRAWS", 1)
     asked = ["truth", "--output", str(tmp_path), "--cases", "tiny", "--seeds", "1", "--only", "noise_norm"]
     assert main([*asked, "--cached"]) == 0
-    assert "models are not trained: tiny with seed 1" in (tmp_path / "truth.md").read_text()
+    assert "model is not trained: tiny with seed 1" in (tmp_path / "truth.md").read_text()
     assert main(asked) == 0
     page = (tmp_path / "truth.md").read_text()
     assert headings(page, "truth-cases")[:2] == headings(page, "truth-members")[:2] == ["case", "seed"]
@@ -41,7 +41,7 @@ def test_the_command_fills_the_page(tmp_path, monkeypatch):
         assert f"| tiny | 1 | {kind} | 1 |" in members
     # a second run finds all of it in the cache, and says what is not there
     assert main([*asked[:3], "--cases", "tiny", "other", "--seeds", "1", "--only", "noise_norm", "--cached"]) == 0
-    assert "models are not trained: other with seed 1" in (tmp_path / "truth.md").read_text()
+    assert "model is not trained: other with seed 1" in (tmp_path / "truth.md").read_text()
 
 
 def test_altered_families_have_every_kind_at_every_number_of_copies():

@@ -1,0 +1,94 @@
+"""Rows of a run put into the tables of a page that has those of earlier runs, model by model.
+
+Trainings of all cases and seeds take longer than one sitting, and their models stay on the machine that made them. What
+a page says of a model, by its case and its seed, is replaced by what a later run says of it; all else stays.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]]
+
+# the columns that name a model
+OF_MODEL = ("case", "seed")
+NAMED = re.compile(r"([\w-]+) with seed (\d+)")
+
+
+def rows_of(table: str) -> list[dict[str, Any]]:
+    """Return the rows of a table that `pages.markdown_table` wrote.
+
+    Columns that are aligned to the right hold numbers, or None for a dash.
+    """
+    lines = [line.strip()[2:-2].split(" | ") for line in table.splitlines() if line.startswith("|")]
+    if not lines:
+        return []
+    columns, aligned, *rows = lines
+    numeric = [mark.endswith(":") for mark in aligned]
+    return [
+        {
+            column.replace(r"\|", "|"): _number(cell) if number else cell.replace(r"\|", "|")
+            for column, number, cell in zip(columns, numeric, row, strict=True)
+        }
+        for row in rows
+    ]
+
+
+def add_rows(earlier: Rows, new: Rows) -> Rows:
+    """Return earlier rows with those of a run put in.
+
+    Rows that name a case or a seed are replaced model by model, and sorted by case, in the order in which cases first
+    appear, and by seed. In other tables rows are told apart by their first column, and columns are replaced.
+    """
+    if not earlier or not new:
+        return new or earlier
+    if any(name in new[0] for name in OF_MODEL):
+        measured = {_model(row) for row in new}
+        return _by_model([*(row for row in earlier if _model(row) not in measured), *new], [*earlier, *new])
+    first = next(iter(new[0]))
+    merged: dict[Any, dict[str, Any]] = {row[first]: dict(row) for row in earlier}
+    for row in new:
+        merged[row[first]] = merged.get(row[first], {}) | dict(row)
+    return list(merged.values())
+
+
+def add_sentences(earlier: Sequence[str], new: Sequence[str], models: set[tuple[str, int]]) -> list[str]:
+    """Return earlier sentences with those of a run put in: all that name a model of the run, or none, are replaced."""
+    replaced = models | {model for sentence in new for model in _named(sentence)}
+    kept = [said for said in earlier if (names := set(_named(said))) and not names & replaced]
+    cases = list(dict.fromkeys(case for said in (*earlier, *new) for case, _ in _named(said)))
+
+    def place(sentence: str) -> tuple[int, int]:
+        named = next(_named(sentence), None)
+        return (cases.index(named[0]), named[1]) if named else (len(cases), 0)
+
+    return sorted([*kept, *new], key=place)
+
+
+def models_in(tables: Mapping[str, Rows]) -> set[tuple[str, int]]:
+    """Return case and seed of each model that has a row in some table."""
+    return {(row["case"], row["seed"]) for rows in tables.values() for row in rows if {"case", "seed"} <= row.keys()}
+
+
+def _by_model(rows: Rows, order: Rows) -> Rows:
+    cases = list(dict.fromkeys(row.get("case") for row in order))
+    return sorted(rows, key=lambda row: (cases.index(row.get("case")), row.get("seed") or 0))
+
+
+def _model(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in OF_MODEL)
+
+
+def _named(sentence: str) -> Iterator[tuple[str, int]]:
+    return ((case, int(seed)) for case, seed in NAMED.findall(sentence))
+
+
+def _number(cell: str) -> int | float | None:
+    plain = cell.replace(",", "")
+    try:
+        return int(plain)
+    except ValueError:
+        try:
+            return float(plain)
+        except ValueError:
+            return None

@@ -1,0 +1,78 @@
+"""Rows of later runs in the tables of a page: models that were measured again are replaced, and all else stays."""
+
+from pathlib import Path
+
+from jobs.added_rows import add_rows, add_sentences, rows_of
+from jobs.experiments import Outcome, publish_outcome
+from jobs.pages import markdown_table, on_page
+
+
+def test_a_table_is_read_as_it_was_written() -> None:
+    rows = [
+        {"case": "one", "seed": 1, "a|b": "x | y", "copies": 1234, "share": 0.5},
+        {"case": "two", "seed": 2, "a|b": "–", "copies": None, "share": 41.25},
+    ]
+    read = rows_of(markdown_table(rows))
+    assert read == rows
+    assert markdown_table(read) == markdown_table(rows)
+    assert rows_of(markdown_table([])) == []
+
+
+def test_rows_of_a_model_are_replaced_and_cases_stay_together() -> None:
+    def row(case: str, seed: int, level: str, value: int) -> dict[str, object]:
+        return {"case": case, "seed": seed, "level": level, "value": value}
+
+    earlier = [row("one", 2, "a", 1), row("one", 2, "b", 2), row("two", 1, "a", 3)]
+    new = [row("one", 1, "a", 4), row("two", 1, "b", 5), row("three", 1, "a", 6)]
+    found = [tuple(one.values()) for one in add_rows(earlier, new)]
+    assert found == [
+        ("one", 1, "a", 4),
+        ("one", 2, "a", 1),
+        ("one", 2, "b", 2),
+        ("two", 1, "b", 5),
+        ("three", 1, "a", 6),
+    ]
+    assert add_rows(earlier, []) == earlier
+    assert add_rows([], new) == new
+
+
+def test_a_table_with_a_column_for_each_model_gets_further_columns() -> None:
+    earlier = [{"score": "loss", "one 1": ".9", "one 2": ".8"}, {"score": "growth", "one 1": ".7"}]
+    new = [{"score": "loss", "one 2": ".6", "two 1": ".5"}, {"score": "other", "two 1": ".4"}]
+    assert add_rows(earlier, new) == [
+        {"score": "loss", "one 1": ".9", "one 2": ".6", "two 1": ".5"},
+        {"score": "growth", "one 1": ".7"},
+        {"score": "other", "two 1": ".4"},
+    ]
+
+
+def test_sentences_of_models_that_were_measured_are_replaced() -> None:
+    earlier = [
+        "one with seed 1: missed.",
+        "one with seed 2: missed.",
+        "two with seed 1: left out.",
+        "All of 3 are met.",
+    ]
+    new = ["two with seed 1: missed.", "one with seed 3: left out.", "All of 5 are met."]
+    assert add_sentences(earlier, new, {("one", 1)}) == [
+        "one with seed 2: missed.",
+        "one with seed 3: left out.",
+        "two with seed 1: missed.",
+        "All of 5 are met.",
+    ]
+
+
+def test_a_run_is_added_to_a_page_and_both_say_when_they_were_made(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- begin {place} -->\n<!-- end {place} -->\n" for place in ("x", "x-table", "x-run")))
+    for seed, add in ((1, False), (2, True), (1, True), (3, False)):
+        row = {"case": "one", "seed": seed, "found": 7 + seed}
+        outcome = Outcome([f"one with seed {seed}: said."], {"table": [row]}, {"seeds": seed})
+        publish_outcome("page", "x", outcome, tmp_path, 1.0, add=add)
+        rows, runs = rows_of(on_page(page, "x-table")), on_page(page, "x-run")
+        if add:
+            assert [one["seed"] for one in rows] == [1, 2]
+            assert on_page(page, "x") == "- one with seed 1: said.\n- one with seed 2: said."
+            assert f"seeds: {seed}." in runs
+    assert [one["seed"] for one in rows] == [3]
+    assert runs.count("Measured on") == 1
