@@ -17,13 +17,15 @@ import torch
 import volgrowth as vg
 from volgrowth.audit.engine.progress import AuditProgress
 from volgrowth.audit.output.result import Audit
+from volgrowth.audit.output.runs import Run
 from volgrowth.audit.scoring import worker
 from volgrowth.audit.scoring.pilot import PilotWorker
 from volgrowth.audit.scoring.worker import ScoringWorker
 from volgrowth.cli import run_command
 from volgrowth.commands.audit import run_audit
 from volgrowth.demo.cases import write_image_parquet
-from volgrowth.errors import EngineError, OutputError
+from volgrowth.errors import EngineError, OutputError, UsageError
+from volgrowth.storage.store import Store
 
 # fails at white images, unless the world is mended
 MODEL = """
@@ -248,6 +250,22 @@ def test_a_full_disk_stops_it_and_it_resumes(reference, tiny_model, digit_file, 
     assert not [name for name in os.listdir(tmp_path / "out/scores") if name.startswith("part")]
     assert run_command([*map(str, command)]) == 0
     assert vg.open_audit(str(tmp_path / "out")).scores.equals(reference.scores)
+
+
+def test_a_log_follows_nothing_but_a_log(tmp_path):
+    """Before, `--log-json OUT/manifest.json` ended the audit's manifest, and a log after a data file ended that."""
+    store, log = Store(str(tmp_path)), tmp_path / "log"
+    other = tmp_path / "manifest.json"
+    other.write_text("{}")
+    with pytest.raises(UsageError, match=r"manifest.json is there, and is no log of an audit: give a new file"):
+        Run(store, str(other))
+    assert other.read_text() == "{}"
+    for lines in (2, 4):
+        with Run(store, str(log)):
+            pass
+        assert len(log.read_text().splitlines()) == lines
+    with Run(store, os.devnull):
+        pass
 
 
 def test_what_happened_is_logged_for_machines(tiny_model, digit_file, tmp_path):

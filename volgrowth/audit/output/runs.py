@@ -12,6 +12,7 @@ import uuid
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from volgrowth.storage.store import Store
 
 RUNS_FOLDER = "runs"
 SAVE_EVERY = 30.0
+LOG_BEGINS = b'{"time": "'
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Run:
         startup_seconds: seconds that the slowest worker took to start.
 
     Raises:
-        UsageError: the log cannot be written.
+        UsageError: the log cannot be written, or would follow what is no log, such as a file of the audit itself.
     """
 
     store: Store
@@ -90,6 +92,10 @@ class Run:
         self._log = None
         if self.log:
             try:
+                if not _may_follow(Path(self.log)):
+                    raise UsageError(
+                        f"--log-json {self.log} is there, and is no log of an audit: give a new file, or an earlier log"
+                    )
                 self._log = open(self.log, "a")  # noqa: SIM115 - closed on exit
             except OSError as error:
                 raise UsageError(f"--log-json {self.log} cannot be written ({error.strerror}): give a file") from None
@@ -178,3 +184,11 @@ def total_effort(store: Store) -> dict[str, Any]:
         "retries": total("retries"),
         "runs": len(runs),
     }
+
+
+def _may_follow(log: Path) -> bool:
+    """Return whether a log may be appended to this file: it is not there, empty, no plain file, or a log already."""
+    if not log.is_file() or not log.stat().st_size:
+        return True
+    with log.open("rb") as file:
+        return file.read(len(LOG_BEGINS)) == LOG_BEGINS
