@@ -15,12 +15,12 @@ OF_MODEL = ("case", "seed")
 NAMED = re.compile(r"([\w-]+) with seed (\d+)")
 
 
-def rows_of(table: str) -> list[dict[str, Any]]:
+def table_rows(markdown: str) -> list[dict[str, Any]]:
     """Return the rows of a table that `pages.markdown_table` wrote.
 
     Columns that are aligned to the right hold numbers, or None for a dash.
     """
-    lines = [line.strip()[2:-2].split(" | ") for line in table.splitlines() if line.startswith("|")]
+    lines = [line.strip()[2:-2].split(" | ") for line in markdown.splitlines() if line.startswith("|")]
     if not lines:
         return []
     columns, aligned, *rows = lines

@@ -32,6 +32,12 @@ def plain(text: str) -> str:
     return text if text.isascii() and text.isprintable() else "".join(map(_spelled, text))
 
 
+def kind_of(value: object) -> str:
+    """Return what a value is, with its article: `None`, `a str`, `an int`."""
+    name = type(value).__name__
+    return "None" if value is None else f"an {name}" if name[0] in "aeiouAEIO" else f"a {name}"
+
+
 def plain_lines(text: str) -> str:
     """Return lines each of which is `plain` and no command of a CI system."""
     lines = "\n".join(plain(line) for line in text.split("\n"))

@@ -208,8 +208,8 @@ REFUSED = {
     "names": (*wrong(["a.png"]), "image 0 is a str: expected a PIL image"),
     "PIL of floats": (*wrong([Image.new("F", (8, 8))]), "PIL image of mode F, whose range nothing tells"),
     "nothing": (*wrong([]), "images is empty"),
-    "None": (*wrong(None), "images is a NoneType: expected a datasets.Dataset"),
-    "a number": (*wrong(7), "images is a int: expected a datasets.Dataset"),
+    "None": (*wrong(None), "images is None: expected a datasets.Dataset"),
+    "a number": (*wrong(7), "images is an int: expected a datasets.Dataset"),
     "a dict": (*wrong({"image": FLOATS}), "images is a dict: expected a datasets.Dataset"),
     "splits": (*wrong(datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})})), "the splits train"),
     "a loader": (*wrong(torch.utils.data.DataLoader(Labelled(FLOATS))), "give its data set, loader.dataset"),
@@ -231,7 +231,7 @@ def test_what_is_no_set_of_images_is_refused_in_a_sentence(name):
 def test_models_that_are_none_are_refused_in_a_sentence(pixels):
     for model, sentence in (
         (torch.nn.Linear(2, 2), "nothing tells what its output means: use vg.velocity"),
-        (7, "a int was given as a model: expected a volgrowth.Denoiser"),
+        (7, "an int was given as a model: expected a volgrowth.Denoiser"),
         (UNet2DModel, "the class UNet2DModel was given as a model"),
         (vg.GaussianDenoiser(0.0, 1.0), "this is a denoiser of images of shape None"),
     ):

@@ -244,7 +244,7 @@ def test_whole_numbers_of_other_libraries_are_taken(digits, tmp_path):
     steps: list[Any] = [0, np.int64(1), torch.tensor(1), np.int64(2)]
     assert [audits.on_step(step, None) for step in steps] == [None] * 4
     assert list(audits.failed) == [2]
-    assert "a NoneType was given as a model" in audits.failed[2]
+    assert "None was given as a model" in audits.failed[2]
 
 
 def test_the_nearest_right_images_are_taken(digits, tmp_path):

@@ -24,7 +24,7 @@ from volgrowth.errors import UsageError, VolgrowthError, kind_and_line
 from volgrowth.models.objects.adapting import adapt as known_model
 from volgrowth.models.objects.held_models import at_rest
 from volgrowth.models.objects.split_weights import refuse_split_weights
-from volgrowth.plain import plain, print_plain
+from volgrowth.plain import kind_of, plain, print_plain
 from volgrowth.report.words import headline_lines
 from volgrowth.sources.given.containers import GivenImages
 from volgrowth.storage.store import Store
@@ -208,7 +208,7 @@ def _sample(
     GivenImages(images, image_column=settings.get("image_column"))  # refuses what is no set of images
     if not hasattr(images, "__len__"):
         raise UsageError(
-            f"images is a {type(images).__name__}, which does not say how many it has: give a data set with a length, "
+            f"images is {kind_of(images)}, which does not say how many it has: give a data set with a length, "
             f"or rows=None to audit all of it at every audit"
         )
     if conditions is not None and not hasattr(conditions, "__len__"):
@@ -262,10 +262,10 @@ def _averaged(model: Any, ema: Any) -> Iterator[Any]:
         return
     if not hasattr(ema, "copy_to") or not hasattr(ema, "shadow_params"):
         raise UsageError(
-            f"ema is a {type(ema).__name__}: expected an EMAModel of diffusers, or a module with the averaged weights"
+            f"ema is {kind_of(ema)}: expected an EMAModel of diffusers, or a module with the averaged weights"
         )
     if not isinstance(model, torch.nn.Module):
-        raise UsageError(f"ema was given for a {type(model).__name__}: give the network whose weights it averages")
+        raise UsageError(f"ema was given for {kind_of(model)}: give the network whose weights it averages")
     weights = list(model.parameters())
     if [weight.shape for weight in weights] != [weight.shape for weight in ema.shadow_params]:
         raise UsageError("ema averages other weights than those of the model: expected as many, of the same shapes")

@@ -29,6 +29,7 @@ from volgrowth.models.objects.lucidrains import (
 from volgrowth.models.objects.preparing import ImageShape, ValueRange
 from volgrowth.models.objects.split_weights import refuse_split_weights
 from volgrowth.numerics import Denoiser
+from volgrowth.plain import kind_of
 
 Adapter = Callable[[Any, ImageShape, ValueRange], Denoiser]
 
@@ -110,7 +111,7 @@ def adapt(
     if checkpoint is not None:
         if (_LUCIDRAINS, "GaussianDiffusion") not in names and (_LUCIDRAINS, "ElucidatedDiffusion") not in names:
             raise ModelError(
-                f"a checkpoint was given for a {type(model).__name__}: expected a GaussianDiffusion or "
+                f"a checkpoint was given for {kind_of(model)}: expected a GaussianDiffusion or "
                 f"ElucidatedDiffusion; load other weights into the model before you adapt it"
             )
         model = with_checkpoint(model, checkpoint)
@@ -141,7 +142,7 @@ def _unwrapped(model: Any) -> tuple[Any, list[tuple[str, str]]]:
 
 
 def _unknown(model: Any) -> ModelError:
-    what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+    what = f"the class {model.__name__}" if isinstance(model, type) else kind_of(model)
     if isinstance(model, torch.nn.Module):
         return ModelError(
             f"{what} was given, and nothing tells what its output means: use vg.velocity(network, time=..., "

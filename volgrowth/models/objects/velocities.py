@@ -19,6 +19,7 @@ from volgrowth.models.network import NetworkDenoiser
 from volgrowth.models.objects.preparing import Module, network_denoiser
 from volgrowth.models.parameterizations import Scheduled
 from volgrowth.numerics import FlowMatchingSchedule
+from volgrowth.plain import kind_of
 
 TimeDirection = Literal["noise_to_data", "data_to_noise"]
 Arguments = Literal["t, x", "x, t"]
@@ -71,7 +72,7 @@ def velocity(
     if time not in get_args(TimeDirection):
         raise ModelError(f"time {time!r}: expected 'noise_to_data' (t = 0 is noise) or 'data_to_noise' (t = 0 is data)")
     if not isinstance(network, torch.nn.Module):
-        raise ModelError(f"a {type(network).__name__} was given as a network: expected a torch.nn.Module")
+        raise ModelError(f"{kind_of(network)} was given as a network: expected a torch.nn.Module")
     order = arguments or _order(network)
     if order not in get_args(Arguments):
         raise ModelError(f"arguments {order!r}: expected 't, x' or 'x, t'")

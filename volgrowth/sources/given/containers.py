@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from volgrowth.errors import DataError
+from volgrowth.plain import kind_of
 from volgrowth.sources.given.encoding import Encoder, ValueRange, as_array
 from volgrowth.sources.opened import LeftAside
 
@@ -104,7 +105,7 @@ class GivenImages:
             raise DataError(f"{self.called}: embeddings and the column {self.embedding_column} were both given")
         array = as_array(self.embeddings)
         if array is None or array.ndim != 2:
-            got = f"a {type(self.embeddings).__name__}" if array is None else f"of shape {array.shape}"
+            got = kind_of(self.embeddings) if array is None else f"of shape {array.shape}"
             raise DataError(f"embeddings is {got}: expected an array or tensor of shape (images, dimensions)")
         self.embeddings = array
 
@@ -203,7 +204,7 @@ def _kind(images: Any, called: str) -> str:
     if ("torch", "DataLoader") in roots:
         raise DataError(f"{called} is a DataLoader, which shuffles and batches: give its data set, loader.dataset")
     if isinstance(images, str | bytes | Path | Mapping | type | Image.Image) or images is None:
-        what = "one image" if isinstance(images, Image.Image) else f"a {name}"
+        what = "one image" if isinstance(images, Image.Image) else kind_of(images)
         raise DataError(f"{called} is {what}: expected {EXPECTED}")
     if ("datasets", "Dataset") in roots or ("datasets", "IterableDataset") in roots:
         return f"datasets.{name}"
@@ -219,7 +220,7 @@ def _kind(images: Any, called: str) -> str:
         return name
     if hasattr(images, "__iter__"):
         return name
-    raise DataError(f"{called} is a {name}: expected {EXPECTED}")
+    raise DataError(f"{called} is {kind_of(images)}: expected {EXPECTED}")
 
 
 def _items(images: Any) -> Iterable[Any]:

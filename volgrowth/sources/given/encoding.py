@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from volgrowth.errors import DataError
+from volgrowth.plain import kind_of
 
 ValueRange = tuple[float, float] | None
 STEPS = 255
@@ -57,7 +58,7 @@ class Encoder:
         array = as_array(image)
         if array is None:
             raise DataError(
-                f"{self._at(row)} is a {type(image).__name__}: expected a PIL image, a numpy array, a torch tensor, or "
+                f"{self._at(row)} is {kind_of(image)}: expected a PIL image, a numpy array, a torch tensor, or "
                 f"the bytes of an image file"
             )
         pixels = self._pixels(with_channels_last(array, is_tensor(image), self._at(row)), row)
