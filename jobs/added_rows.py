@@ -15,7 +15,7 @@ OF_MODEL = ("case", "seed")
 NAMED = re.compile(r"([\w-]+) with seed (\d+)")
 
 
-def table_rows(markdown: str) -> list[dict[str, Any]]:
+def rows_in_markdown(markdown: str) -> list[dict[str, Any]]:
     """Return the rows of a table that `pages.markdown_table` wrote.
 
     Columns that are aligned to the right hold numbers, or None for a dash.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
-from jobs.added_rows import add_rows, add_sentences, models_in, table_rows
+from jobs.added_rows import add_rows, add_sentences, models_in, rows_in_markdown
 from jobs.charts import save_figure
 from jobs.pages import fill_page, made_by, markdown_table, on_page, page_in
 from volgrowth.plain import print_plain
@@ -95,7 +95,7 @@ def publish_outcome(page: str, name: str, outcome: Outcome, output: Path, second
         said = [line.removeprefix("- ") for line in on_page(there, name).splitlines()]
         sentences = add_sentences(said, sentences, models_in(tables))
         tables = {
-            table: add_rows(table_rows(on_page(there, f"{name}-{table}")), rows) for table, rows in tables.items()
+            table: add_rows(rows_in_markdown(on_page(there, f"{name}-{table}")), rows) for table, rows in tables.items()
         }
         run = f"{on_page(there, f'{name}-run')}\n\n{run}"
     places = {

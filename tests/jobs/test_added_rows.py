@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jobs.added_rows import add_rows, add_sentences, table_rows
+from jobs.added_rows import add_rows, add_sentences, rows_in_markdown
 from jobs.experiments import Outcome, publish_outcome
 from jobs.pages import markdown_table, on_page
 
@@ -12,10 +12,10 @@ def test_a_table_is_read_as_it_was_written() -> None:
         {"case": "one", "seed": 1, "a|b": "x | y", "copies": 1234, "share": 0.5},
         {"case": "two", "seed": 2, "a|b": "–", "copies": None, "share": 41.25},
     ]
-    read = table_rows(markdown_table(rows))
+    read = rows_in_markdown(markdown_table(rows))
     assert read == rows
     assert markdown_table(read) == markdown_table(rows)
-    assert table_rows(markdown_table([])) == []
+    assert rows_in_markdown(markdown_table([])) == []
 
 
 def test_rows_of_a_model_are_replaced_and_cases_stay_together() -> None:
@@ -69,7 +69,7 @@ def test_a_run_is_added_to_a_page_and_both_say_when_they_were_made(tmp_path: Pat
         row = {"case": "one", "seed": seed, "found": 7 + seed}
         outcome = Outcome([f"one with seed {seed}: said."], {"table": [row]}, {"seeds": seed})
         publish_outcome("page", "x", outcome, tmp_path, 1.0, add=add)
-        rows, runs = table_rows(on_page(page, "x-table")), on_page(page, "x-run")
+        rows, runs = rows_in_markdown(on_page(page, "x-table")), on_page(page, "x-run")
         if add:
             assert [one["seed"] for one in rows] == [1, 2]
             assert on_page(page, "x") == "- one with seed 1: said.\n- one with seed 2: said."
