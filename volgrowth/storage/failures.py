@@ -97,7 +97,7 @@ def _fix(error: Exception, name: str, otherwise: str) -> str:
     if _REFUSED.search(kinds) or store_reason(error) == "Bad Request":
         return f"renew the credentials or ask for the right to this place; they are taken from {credentials}"
     if _UNREACHABLE.search(kinds):
-        return "check the endpoint (for S3: AWS_ENDPOINT_URL), the region and the network"
+        return "check the endpoint (S3: AWS_ENDPOINT_URL, hub: HF_ENDPOINT), the region and the network"
     return otherwise
 
 
