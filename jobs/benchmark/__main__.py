@@ -106,6 +106,13 @@ def _copies(given: argparse.Namespace) -> Outcome:
     return measure_groups(given.data)
 
 
+def _embedding(given: argparse.Namespace) -> Outcome:
+    """Train a small embedding of each image set, and say which altered copies it finds beside the hash."""
+    from jobs.benchmark.truth.learned_embedding import measure_embeddings
+
+    return measure_embeddings(given.data)
+
+
 def _hits(given: argparse.Namespace) -> Outcome:
     """Say which altered copies a hit rule finds by distances in pixels, perceptual ones and SSIM; needs no model."""
     from jobs.benchmark.truth.hit_rules import measure_hit_rules
@@ -240,6 +247,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "evidence": (_evidence, "detection"),
     "forms": (_forms, "detection"),
     "copies": (_copies, "truth"),
+    "embedding": (_embedding, "truth"),
     "hits": (_hits, "truth"),
     "truth": (_truth, "truth"),
     "rates": (_rates, "truth"),
@@ -312,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
     """Add the options of the commands that work on the image sets, and on the models, of the detection bench."""
-    for name in (*OF_MODELS, "copies", "hits", "goal"):
+    for name in (*OF_MODELS, "copies", "embedding", "hits", "goal"):
         added[name].add_argument(
             "--data", type=Path, default=Path("data"), help="folder of the image sets that `images` makes"
         )
