@@ -80,13 +80,11 @@ def publish_outcome(page: str, name: str, outcome: Outcome, output: Path, second
         outcome: what it measured.
         output: folder of the page.
         seconds: that it took.
-        add: keep what the page says of other models (`jobs.added_rows`).
+        add: keep what the page says of other models (`jobs.added_rows`); of the settings and the seconds in the JSON
+            file those of this run are left.
     """
     for figure, drawn in outcome.figures.items():
         save_figure(drawn, output / page / f"{name}-{figure}.png")
-    stored = {"settings": outcome.settings, "tables": {**outcome.tables, **outcome.stored}, "seconds": seconds}
-    (output / page).mkdir(parents=True, exist_ok=True)
-    (output / page / f"{name}.json").write_text(json.dumps(stored, indent=1, default=_plain_value))
     settings = "; ".join(f"{what}: {value}" for what, value in outcome.settings.items())
     run = f"*Sizes.* {settings}.\n\n{made_by(seconds, packages=('diffusers',))}"
     sentences, tables = outcome.sentences, outcome.tables
@@ -98,6 +96,9 @@ def publish_outcome(page: str, name: str, outcome: Outcome, output: Path, second
             table: add_rows(rows_in_markdown(on_page(there, f"{name}-{table}")), rows) for table, rows in tables.items()
         }
         run = f"{on_page(there, f'{name}-run')}\n\n{run}"
+    stored = {"settings": outcome.settings, "tables": {**tables, **outcome.stored}, "seconds": seconds}
+    (output / page).mkdir(parents=True, exist_ok=True)
+    (output / page / f"{name}.json").write_text(json.dumps(stored, indent=1, default=_plain_value))
     places = {
         name: "\n".join(f"- {sentence}" for sentence in sentences),
         **{f"{name}-{table}": markdown_table(rows) for table, rows in tables.items()},

@@ -1,5 +1,6 @@
 """Rows of later runs in the tables of a page: models that were measured again are replaced, and all else stays."""
 
+import json
 from pathlib import Path
 
 from jobs.added_rows import add_rows, add_sentences, rows_in_markdown
@@ -72,6 +73,8 @@ def test_a_run_is_added_to_a_page_and_both_say_when_they_were_made(tmp_path: Pat
         rows, runs = rows_in_markdown(on_page(page, "x-table")), on_page(page, "x-run")
         if add:
             assert [one["seed"] for one in rows] == [1, 2]
+            kept = json.loads((tmp_path / "page/x.json").read_text())
+            assert (kept["tables"]["table"], kept["settings"]) == (rows, {"seeds": seed})
             assert on_page(page, "x") == "- one with seed 1: said.\n- one with seed 2: said."
             assert f"seeds: {seed}." in runs
     assert [one["seed"] for one in rows] == [3]
