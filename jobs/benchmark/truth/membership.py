@@ -24,6 +24,7 @@ from jobs.pages import listed
 from volgrowth.analysis.calibration.error_rates import FDR, q_values
 from volgrowth.analysis.calibration.evidence import judge_images
 from volgrowth.analysis.calibration.expected_scores import ScoredImages
+from volgrowth.analysis.calibration.held_out import Bulk
 from volgrowth.analysis.findings import analyse
 from volgrowth.analysis.parts.judge import part_score
 from volgrowth.analysis.ranking import auroc
@@ -56,6 +57,8 @@ class Members:
         loss: mean denoising loss of all images that were trained on, and of the held-out ones.
         excess: each part of `PARTS` in excess, of members and of strangers.
         evidence, p_value: of members and of strangers.
+        warned: whether an audit of the images that were trained on says that held-out images are of another kind, or
+            that the model knows a large part of them.
     """
 
     reproduced: int
@@ -63,6 +66,7 @@ class Members:
     excess: dict[str, tuple[np.ndarray, np.ndarray]]
     evidence: tuple[np.ndarray, np.ndarray]
     p_value: tuple[np.ndarray, np.ndarray]
+    warned: bool
 
 
 def compare_membership(
@@ -102,10 +106,14 @@ def judge_members(subject: Subject) -> Members:
     table = score_table(subject, columns)
 
     def derive() -> Columns:
-        findings = analyse(table.take(audited), table.take(calibrating)).findings
-        return {name: findings[name].to_numpy() for name in ("evidence", "p_value")}
+        found = analyse(table.take(audited), table.take(calibrating))
+        assert found.calibration is not None  # a thousand images are enough
+        judged = {name: found.findings[name].to_numpy() for name in ("evidence", "p_value")}
+        bulk = Bulk(found.calibration.holdout_evidence)
+        bulk.see(judged["evidence"][:trained])
+        return judged | {"warned": np.array(bulk.difference() is not None)}
 
-    name = f"membership of {sorted(columns)} {fingerprint(columns)} by {analysis_code()}"
+    name = f"membership and caveat for members of {sorted(columns)} {fingerprint(columns)} by {analysis_code()}"
     judged = keep_derived(subject, name, derive)
     excess = {part: _excess(subject, part_score(part, columns[part]), audited, calibrating) for part in PARTS}
     members = np.flatnonzero(~subject.positive)
@@ -121,6 +129,7 @@ def judge_members(subject: Subject) -> Members:
         {part: split(values) for part, values in excess.items()},
         split(judged["evidence"]),
         split(judged["p_value"]),
+        bool(judged["warned"]),
     )
 
 
@@ -154,6 +163,7 @@ def _row(setup: Setup, found: Sequence[Members]) -> dict[str, Any]:
         "evidence, AUROC": _mean([_auroc(each.evidence) for each in of_members], "{:.2f}"),
         **_tails([each.p_value[0] for each in of_members]),
         f"FDR, {FDR:.0%} promised": _percent(realised),
+        "the audit warns": f"{sum(each.warned for each in found)} of {len(found)}",
     }
 
 

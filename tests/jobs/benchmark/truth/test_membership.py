@@ -32,12 +32,12 @@ def test_innocent_p_values_keep_the_promise_and_those_of_an_overfit_model_break_
 def test_a_row_is_the_mean_over_models_and_leaves_out_those_without_members():
     some, none = np.array([2.0, 1.0]), np.empty(0)
     parts = ("growth", "loss", "noise_norm")
-    known = Members(3, (0.1, 0.3), dict.fromkeys(parts, (some, -some)), (some, -some), (some / 1e4, some / 4))
-    gone = Members(200, (0.0, 0.5), dict.fromkeys(parts, (none, some)), (none, some), (none, some / 4))
+    known = Members(3, (0.1, 0.3), dict.fromkeys(parts, (some, -some)), (some, -some), (some / 1e4, some / 4), True)
+    gone = Members(200, (0.0, 0.5), dict.fromkeys(parts, (none, some)), (none, some), (none, some / 4), False)
     row = _row(ONCE[1], [known, gone])
     assert (row["evidence, AUROC"], row["loss, held out"], row["reproduced"]) == ("1.00", "0.400", "102")
     assert row["p below 0.001, %"] == "100.0"
-    assert row["trained on"] == "153 passes"
+    assert (row["trained on"], row["the audit warns"]) == ("153 passes", "1 of 2")
 
 
 @pytest.mark.slow
