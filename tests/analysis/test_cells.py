@@ -61,7 +61,7 @@ def one_by_one(vectors: Array, similarity: float = SIMILARITY, compared: Array |
 
 
 def in_cells(folder: Path, vectors: Array) -> list[Cell]:
-    division = Division(lambda places: vectors[places], SIMILARITY, folder)
+    division = Division(lambda places: vectors[places], SIMILARITY, folder, lambda needed: None)
     return list(division.divide(Cell.whole(len(vectors))))
 
 
@@ -159,19 +159,29 @@ def test_vectors_that_are_all_alike_are_one_cell(tmp_path, monkeypatch):
 def test_a_cell_of_many_leaders_is_divided_again(tmp_path, monkeypatch):
     """Three quarters of the vectors lie close together, but further apart than near duplicates."""
     monkeypatch.setattr(cells, "FEW", 300)
-    monkeypatch.setattr(cells, "NUMBERS", 64 * 120)  # so that pivots are few
+    monkeypatch.setattr(cells, "NUMBERS", 64 * 80)  # so that pivots are few
+    monkeypatch.setattr(cells, "PROBES", (6,))
     random = np.random.default_rng(3)
     middle = of_length_one(random.normal(size=(1, 64)))
-    dense = moved(np.repeat(middle, 6000, axis=0), 0.965, random)  # with a cosine of .93 to each other
-    vectors = np.concatenate([dense, of_length_one(random.normal(size=(2000, 64)))])
+    dense = moved(np.repeat(middle, 3000, axis=0), 0.93, random)  # with a cosine of .865 to each other
+    vectors = np.concatenate([dense, of_length_one(random.normal(size=(1000, 64)))])
     copies = moved(vectors[::8], 0.985, random)
-    all_ = np.concatenate([vectors, copies])
-    division = Division(lambda places: all_[places], SIMILARITY, tmp_path)
+    all_, needed = np.concatenate([vectors, copies]), list[int]()
+    division = Division(lambda places: all_[places], SIMILARITY, tmp_path, needed.append)
     parts = list(division.divide(Cell.whole(len(all_))))
-    assert division.files > 1
+    assert len(needed) == division.files > 1
+    assert needed[0] == 8 * 6 * len(all_)
     assert max(len(part) for part in parts) < 2000
     leader = joined(tmp_path / "a", all_)
     assert (leader[len(vectors) :] == np.arange(0, len(vectors), 8)).mean() >= 0.97
+
+
+def test_a_cell_is_left_whole_where_division_would_not_make_it_smaller(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "FEW", 100)
+    monkeypatch.setattr(cells, "NUMBERS", 32 * 60)
+    vectors = of_length_one(np.random.default_rng(4).normal(size=(1000, 32)))
+    assert [len(cell) for cell in in_cells(tmp_path, vectors)] == [1000]
+    assert not list(tmp_path.glob("cells-*"))
 
 
 def test_rows_without_a_vector_join_nothing_and_lead_nothing(tmp_path):

@@ -28,8 +28,10 @@ PROBES = (6, 8, 12, 16, 24, 32)
 """Cells of a vector, as many as are needed."""
 ENOUGH, TRIED = 0.99, 1024
 """Share of vectors, and most of them, that must share a cell with what is as far away as a near duplicate may be."""
-DEEPEST = 3
+DEEPEST = 2
 """Times that vectors are divided."""
+SHRUNK = 8
+"""Times that a cell must become smaller, on average, when it is divided: each vector is in `probes` of the new ones."""
 MEMBERS = 1 << 22
 """Members of cells that are sorted in the memory at once."""
 NUMBERS = 1 << 25
@@ -88,12 +90,14 @@ class Division:
         read: returns the vectors at some positions, (k, d), all of length 1.
         similarity: the cosine from which on two are alike.
         folder: for files.
+        check_room: raises an error if the disk has no room for so many bytes.
         files: made so far.
     """
 
     read: Callable[[Array], Array]
     similarity: float
     folder: Path
+    check_room: Callable[[int], None]
     files: int = 0
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
@@ -111,6 +115,9 @@ class Division:
         del sample
         pivots, probes = _pivots(distinct, leaders, self.similarity, self.random)
         del distinct
+        if len(pivots.vectors) < SHRUNK * probes:
+            yield cell
+            return
         for part in self._parts(cell, pivots, probes):
             if len(part) > 1:
                 yield from self.divide(part, times - 1)
@@ -129,6 +136,7 @@ class Division:
 
     def _parts(self, cell: Cell, pivots: "Pivots", probes: int) -> Iterator[Cell]:
         """Write the members of the cells of pivots, and yield these cells."""
+        self.check_room(8 * probes * len(cell))
         path = self.folder / f"cells-{self.files}"
         self.files += 1
         bounds, written = list[Array](), 0

@@ -108,6 +108,16 @@ class Embeddings:
         """The vectors, of length 1, (count, width)."""
         return Stored(self.folder / "vectors", np.float32, self.width)
 
+    def check_room(self, needed: int) -> None:
+        """Raise an OutputError if the disk has no room for so many bytes of temporary files."""
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OutputError(
+                f"the embeddings of {self.rows:,} rows take up to {needed:,} bytes of temporary files, and "
+                f"{self.folder.parent} has room for {free:,}: make room there, or set TMPDIR to a folder with more; "
+                "what is scored stays"
+            )
+
     def join(self, batches: Iterable[Array]) -> Iterator[tuple[Array, Array]]:
         """Yield rows whose groups join another one, (k,), and the rows that lead those, (k,).
 
@@ -141,7 +151,7 @@ class _Decided:
 
     def __init__(self, embeddings: Embeddings, places: Stored, groups: int):
         self.similarity, self.folder, self.groups = embeddings.similarity, embeddings.folder, groups
-        self.vectors, self.places = embeddings.vectors, places
+        self.vectors, self.places, self.check_room = embeddings.vectors, places, embeddings.check_room
         self.leader = Stored(self.folder / "leader", np.int64)
         self.cosine = Stored(self.folder / "cosine", np.float32)
         self.open = Stored(self.folder / "open", np.bool_)
@@ -150,7 +160,8 @@ class _Decided:
         """Find the leader of each group: -1 if it leads itself."""
         for stored, value in ((self.leader, -1), (self.cosine, -1), (self.open, True)):
             stored.fill(self.groups, value)
-        cells = list(Division(self._read, self.similarity, self.folder).divide(Cell.whole(self.groups)))
+        division = Division(self._read, self.similarity, self.folder, self.check_room)
+        cells = list(division.divide(Cell.whole(self.groups)))
         for _ in range(ROUNDS):
             for cell in cells:
                 if any(self.open.at(block).any() for block in cell.blocks(CHUNK)):
@@ -203,25 +214,14 @@ def open_embeddings(source: Source, column: str, similarity: float) -> Iterator[
     """
     with tempfile.TemporaryDirectory(prefix="volgrowth-") as name:
         embeddings = Embeddings(column, similarity, Path(name), source.num_rows)
-        _check_room(embeddings)
+        embeddings.check_room(embeddings.rows * ROW_BYTES)
         embeddings.place.fill(embeddings.rows, -1)
         with embeddings.vectors.path.open("wb") as file:
             for found in read_embeddings(source, column):
                 if not embeddings.count:
                     embeddings.width = found.vectors.shape[1]
-                    _check_room(embeddings)
+                    embeddings.check_room(embeddings.rows * (4 * embeddings.width + ROW_BYTES))
                 embeddings.place.mapped()[found.rows] = embeddings.count + np.arange(len(found.rows))
                 file.write(np.ascontiguousarray(found.vectors).tobytes())
                 embeddings.count += len(found.rows)
         yield embeddings
-
-
-def _check_room(embeddings: Embeddings) -> None:
-    """Check that the disk has room for what is kept of each row, and for its members in the most cells of it."""
-    folder, rows = embeddings.folder, embeddings.rows
-    free, needed = shutil.disk_usage(folder).free, rows * (4 * embeddings.width + ROW_BYTES)
-    if free < needed:
-        raise OutputError(
-            f"the embeddings of {rows:,} rows take up to {needed:,} bytes of temporary files, and {folder.parent} has "
-            f"room for {free:,}: make room there, or set TMPDIR to a folder with more; what is scored stays"
-        )
