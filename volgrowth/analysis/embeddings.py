@@ -7,7 +7,7 @@ becomes one. A group is compared by the image that leads it.
 Groups are compared inside of `cells`, cell by cell. A group may join a leader in one cell that then joins another one
 itself, in a cell that comes later: groups without a leader are searched for again, in their cells, until there are
 none. What comes out is what the leader algorithm would find if only groups that share a cell could be alike, whatever
-the order of the cells. Vectors, members of cells and decisions lie on the disk; their files are mapped only while they
+the order of the cells. Vectors, members of cells and decisions lie on the disk; their files are open only while they
 are read, so that they are no part of the memory of the process.
 """
 
@@ -31,7 +31,7 @@ ROUNDS = 32
 """Times that groups whose leader joined another one are searched for again; those left after that lead themselves."""
 ROW_BYTES = 8 * 4 + 4 + 1 + 8 * PROBES[-1]
 """Bytes of temporary files for each row beside its vector, in as many cells as there may be."""
-PIECE = 512
+PIECE = 128
 """Places of a file that are read from one mapping: each may bring some pages of the file into the memory."""
 CHUNK = 1 << 17
 """Groups that are read in order at once."""
@@ -41,7 +41,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Stored:
-    """An array on the disk: mapped anew whenever it is read, so that what was read does not stay in the memory."""
+    """An array on the disk: opened anew whenever it is read, so that what was read does not stay in the memory."""
 
     path: Path
     kind: type
@@ -60,8 +60,15 @@ class Stored:
 
     def at(self, places: Array) -> Array:
         """Return what is in some places, copied into the memory."""
-        found = [np.asarray(self.mapped()[places[start : start + PIECE]]) for start in range(0, len(places), PIECE)]
-        return np.concatenate(found) if found else np.asarray(self.mapped()[places])
+        if not self.width:
+            found = [np.asarray(self.mapped()[places[start : start + PIECE]]) for start in range(0, len(places), PIECE)]
+            return np.concatenate(found) if found else np.empty(0, self.kind)
+        rows = np.empty((len(places), self.width), self.kind)
+        with self.path.open("rb", buffering=0) as file:  # a mapping would bring in many pages around each row
+            for row, place in zip(rows, places.tolist(), strict=True):
+                file.seek(place * row.nbytes)
+                file.readinto(row)
+        return rows
 
 
 @dataclass
