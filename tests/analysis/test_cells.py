@@ -92,7 +92,12 @@ def test_several_cells_find_what_every_pair_that_shares_one_would(tmp_path, monk
         compared[np.ix_(mine, mine)] = True
     lost = list[int]()
     reopen: Callable[[module._Decided], int] = module._Decided._reopen
-    monkeypatch.setattr(module._Decided, "_reopen", lambda self: lost.append(reopen(self)) or lost[-1])
+
+    def counted(self: module._Decided) -> int:
+        lost.append(reopen(self))
+        return lost[-1]
+
+    monkeypatch.setattr(module._Decided, "_reopen", counted)
     leader = joined(tmp_path / "a", vectors)
     assert lost[0] > 0
     assert lost[-1] == 0

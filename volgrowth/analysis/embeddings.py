@@ -63,11 +63,11 @@ class Stored:
         if not self.width:
             found = [np.asarray(self.mapped()[places[start : start + PIECE]]) for start in range(0, len(places), PIECE)]
             return np.concatenate(found) if found else np.empty(0, self.kind)
-        rows = np.empty((len(places), self.width), self.kind)
+        rows: Array = np.empty((len(places), self.width), self.kind)
         with self.path.open("rb", buffering=0) as file:  # a mapping would bring in many pages around each row
             for row, place in zip(rows, places.tolist(), strict=True):
                 file.seek(place * row.nbytes)
-                file.readinto(row)
+                file.readinto(row.data)
         return rows
 
 
