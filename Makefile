@@ -33,7 +33,7 @@ lint: $(VENV)/installed-test
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[text,heif,embeddings]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[text,heif]"
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed tests/adapters.txt

@@ -81,6 +81,19 @@ def _duplicates(given: argparse.Namespace) -> Outcome:
     return Outcome(said, {"table": found}, {"bits that copies differ in": RADIUS, "rows in a family": FAMILY})
 
 
+def _embeddings(given: argparse.Namespace) -> Outcome:
+    """Join planted near duplicates by embeddings: time, memory, and how many of the planted pairs are found."""
+    from jobs.benchmark.near_embeddings import KINDS_OF_EMBEDDINGS, LEAST, MOST, SIMILARITY, measure_embeddings_apart
+
+    found = [measure_embeddings_apart(rows, given.width, kind) for rows in given.rows for kind in KINDS_OF_EMBEDDINGS]
+    said = [
+        f"Of {row['embeddings']:,} embeddings, {row['kind']}, {row['copies found, %']:.2f}% of the copies are joined "
+        f"with their image, in {row['CPU, s']:,.0f} seconds of CPU time."
+        for row in found
+    ]
+    return Outcome(said, {"table": found}, {"similarity": SIMILARITY, "cosine of copies": f"{LEAST} to {MOST}"})
+
+
 def _evidence(given: argparse.Namespace) -> Outcome:
     """Compare what preset standard measures, and a further loss, alone and added up, on the cases of the bench."""
     from jobs.benchmark.detection.evidence_parts import compare_parts
@@ -244,6 +257,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "analysis": (_analysis, "engine"),
     "driver": (_driver, "engine"),
     "duplicates": (_duplicates, "engine"),
+    "embeddings": (_embeddings, "engine"),
     "evidence": (_evidence, "detection"),
     "forms": (_forms, "detection"),
     "copies": (_copies, "truth"),
@@ -300,6 +314,9 @@ def _parser() -> argparse.ArgumentParser:
     added["kills"].add_argument("--every", type=int, default=1_000_000, help="images between two kills of a driver")
     added["driver"].add_argument("--shards", type=int, default=20_000, help="number of shards; 20,000 by default")
     added["duplicates"].add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="numbers of hashes")
+    few = [100_000, 1_000_000]
+    added["embeddings"].add_argument("--rows", type=int, nargs="+", default=few, help="numbers of embeddings")
+    added["embeddings"].add_argument("--width", type=int, default=512, help="numbers of each; 512 by default")
     sizes = [100_000, 300_000, 1_000_000]
     added["analysis"].add_argument("--rows", type=int, nargs="+", default=sizes, help="numbers of rows, rising")
     added["analysis"].add_argument("--before", type=Path, help="checkout of an older version, measured beside this one")

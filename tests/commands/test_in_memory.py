@@ -323,7 +323,6 @@ VECTORS = np.eye(ROWS)[[0, 1, 2, 0, 4, 5, 6, 7, 8, 9, 10, 11]]  # images 0 and 3
 
 @pytest.mark.parametrize("held", ["array", "tensor", "column", "arrays in a column"])
 def test_embeddings_of_images_that_are_objects_join_near_duplicates(held, pipeline, pixels):
-    pytest.importorskip("usearch")
     images: Any = pixels
     given: dict[str, Any] = {"embeddings": torch.from_numpy(VECTORS) if held == "tensor" else VECTORS}
     if held.endswith("column"):
@@ -348,7 +347,6 @@ def test_embeddings_of_images_that_are_objects_join_near_duplicates(held, pipeli
     ],
 )
 def test_embeddings_that_are_none_are_refused(given, said, pipeline, pixels):
-    pytest.importorskip("usearch")
     with pytest.raises(VolgrowthError, match=said):
         vg.audit_images(pipeline, pixels, quiet=True, **given)
     assert "name their column" in problem(lambda: vg.audit_images(pipeline, "photos", embeddings=VECTORS, quiet=True))

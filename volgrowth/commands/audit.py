@@ -13,7 +13,6 @@ from math import prod
 from typing import Any
 
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
-from volgrowth.analysis.embeddings import require_usearch
 from volgrowth.audit.output.checking import clear_bad_files, verify_files
 from volgrowth.audit.output.fragments import published
 from volgrowth.audit.output.freezing import FrozenAudit, freeze
@@ -153,7 +152,6 @@ def inspect_inputs(config: AuditConfig, recorded: ModelInfo | None = None) -> Fr
         kind=config.data_kind,
     )
     if config.embedding_column:
-        require_usearch()
         check_embedding_column(source, config.embedding_column)
     listings = {SCORES_FOLDER: source.listing}
     data, holdout = DataInfo.of(config.data, config.split, source.listing, source.opened), None
