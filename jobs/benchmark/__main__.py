@@ -121,9 +121,9 @@ def _copies(given: argparse.Namespace) -> Outcome:
 
 def _embedding(given: argparse.Namespace) -> Outcome:
     """Train a small embedding of each image set, and say which altered copies it finds beside the hash."""
-    from jobs.benchmark.truth.learned_embedding import measure_embeddings
+    from jobs.benchmark.truth.learned_embedding import measure_learned
 
-    return measure_embeddings(given.data)
+    return measure_learned(given.data)
 
 
 def _hits(given: argparse.Namespace) -> Outcome:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,8 +35,9 @@ def joined(
     similarity: float = SIMILARITY,
     batch: int = 1000,
     place: Array | None = None,
+    told: dict[str, Any] | None = None,
 ) -> Array:
-    """Return the leader of each row, (rows,), when rows come in order."""
+    """Return the leader of each row, (rows,), when rows come in order; `told` gets what the summary says."""
     folder.mkdir(exist_ok=True)
     place = np.arange(len(vectors)) if place is None else place
     vectors.tofile(folder / "vectors")
@@ -45,6 +47,8 @@ def joined(
     for late, found in embeddings.join(rows[start : start + batch] for start in range(0, len(rows), batch)):
         leader[late] = found
     assert embeddings.joined == (leader != rows).sum()
+    if told is not None:
+        told |= embeddings.numbers
     return leader
 
 
@@ -113,8 +117,10 @@ def test_groups_that_are_still_open_after_the_last_round_lead_themselves(tmp_pat
     monkeypatch.setattr(cells, "FEW", 100)
     monkeypatch.setattr(cells, "PROBES", (2,))
     monkeypatch.setattr(module, "ROUNDS", 1)
-    vectors = of_length_one(np.random.default_rng(0).normal(size=(2000, 6)))
-    leader = joined(tmp_path, vectors)
+    vectors, told = of_length_one(np.random.default_rng(0).normal(size=(2000, 6))), dict[str, Any]()
+    leader = joined(tmp_path, vectors, told=told)
+    assert told["undecided_groups"] > 0
+    assert 0 < told["shared_cells"] < 1
     assert (leader[leader] == leader).all()
     assert (np.einsum("ij,ij->i", vectors, vectors[leader]) >= SIMILARITY - 1e-5).all()
 

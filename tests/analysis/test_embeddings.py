@@ -215,6 +215,7 @@ def test_an_audit_tells_of_embeddings_and_of_rows_without(tiny_model, tmp_path, 
     assert audit.findings["duplicate_rule"].to_pylist()[5] == BY_EMBEDDING
     assert plain.findings["duplicate_rule"].null_count == 40
     told = {"column": "e", "similarity": 0.95, "dimension": 8, "rows": 26, "rows_without": 14, "joined_groups": 1}
+    told |= {"shared_cells": 1.0, "undecided_groups": 0}
     assert audit.summary["duplicates"]["embeddings"] == told
     assert "embeddings" not in plain.summary["duplicates"]
     assert "14 of 40 rows have no embedding in column e" in " ".join(audit.summary["run"]["warnings"])

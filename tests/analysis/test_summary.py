@@ -17,7 +17,7 @@ from volgrowth.analysis.calibration.complexity import REGRESSORS
 from volgrowth.analysis.findings import WholeAnalysis, analyse
 from volgrowth.analysis.parts import fitting
 from volgrowth.analysis.parts.judge import Judge
-from volgrowth.analysis.summary import _arithmetic, summarize_audit
+from volgrowth.analysis.summary import _arithmetic, _of_embeddings, summarize_audit
 from volgrowth.audit.output.manifest import Manifest
 from volgrowth.audit.output.result import Audit
 from volgrowth.config import AuditConfig
@@ -133,6 +133,15 @@ def test_what_the_self_check_found_is_a_warning(found: dict[str, Any], said: str
     assert len(warnings) == (said is not None)
     assert said is None or said in warnings[0]
     assert _arithmetic(None) == _arithmetic({"rows": 8, "batch": 0.0, "dtype": None}) == []
+
+
+def test_a_search_among_embeddings_that_misses_some_is_said():
+    known = {"column": "e", "rows": 100, "rows_without": 0, "shared_cells": 1.0, "undecided_groups": 0}
+    assert _of_embeddings(None) == _of_embeddings(known) == []
+    (missed,) = _of_embeddings(known | {"shared_cells": 0.93})
+    assert "column e misses up to 7.0% of the images" in missed
+    (apart,) = _of_embeddings(known | {"undecided_groups": 1200})
+    assert apart.startswith("1,200 groups of near duplicates stayed apart")
 
 
 @pytest.mark.parametrize("with_holdout", [False, True])

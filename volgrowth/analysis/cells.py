@@ -92,6 +92,8 @@ class Division:
         folder: for files.
         check_room: raises an error if the disk has no room for so many bytes.
         files: made so far.
+        shared: share of sampled vectors that share a cell with what is as far away as a near duplicate may be, the
+            smallest of all divisions; 1 if nothing was divided.
     """
 
     read: Callable[[Array], Array]
@@ -99,6 +101,7 @@ class Division:
     folder: Path
     check_room: Callable[[int], None]
     files: int = 0
+    shared: float = 1.0
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def divide(self, cell: Cell, times: int = DEEPEST) -> Iterator[Cell]:
@@ -113,11 +116,12 @@ class Division:
             yield cell
             return
         del sample
-        pivots, probes = _pivots(distinct, leaders, self.similarity, self.random)
+        pivots, probes, shared = _pivots(distinct, leaders, self.similarity, self.random)
         del distinct
         if len(pivots.vectors) < SHRUNK * probes:
             yield cell
             return
+        self.shared = min(self.shared, shared)
         for part in self._parts(cell, pivots, probes):
             if len(part) > 1:
                 yield from self.divide(part, times - 1)
@@ -173,8 +177,8 @@ class Pivots:
         return found
 
 
-def _pivots(distinct: Array, leaders: int, similarity: float, random: np.random.Generator) -> tuple[Pivots, int]:
-    """Choose pivots, and how many of them a vector needs.
+def _pivots(distinct: Array, leaders: int, similarity: float, random: np.random.Generator) -> tuple[Pivots, int, float]:
+    """Choose pivots, how many of them a vector needs, and the share of vectors for which these are enough.
 
     Args:
         distinct: vectors of which no two are alike, (k, d), in a random order.
@@ -195,6 +199,7 @@ def _pivots(distinct: Array, leaders: int, similarity: float, random: np.random.
         count = min(max(probes * math.isqrt(leaders) // 2, 2 * probes), len(rest))
         pivots = Pivots(directions[:count], directions[:count] @ mean)
         one, other = pivots.nearest(some, min(probes, count)), pivots.nearest(moved, min(probes, count))
-        if (one[:, :, None] == other[:, None]).any(axis=(1, 2)).mean() >= ENOUGH:
+        shared = float((one[:, :, None] == other[:, None]).any(axis=(1, 2)).mean())
+        if shared >= ENOUGH:
             break
-    return pivots, one.shape[1]
+    return pivots, one.shape[1], shared

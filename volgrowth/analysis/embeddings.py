@@ -83,6 +83,8 @@ class Embeddings:
         count: rows that have an embedding.
         width: numbers of an embedding.
         joined: groups that joined another one.
+        shared: as in `Division`.
+        undecided: groups that lead themselves since `ROUNDS` did not decide which group they join.
     """
 
     column: str
@@ -92,6 +94,8 @@ class Embeddings:
     count: int = 0
     width: int = 0
     joined: int = 0
+    shared: float = 1.0
+    undecided: int = 0
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -103,6 +107,8 @@ class Embeddings:
             "rows": self.count,
             "rows_without": self.rows - self.count,
             "joined_groups": self.joined,
+            "shared_cells": self.shared,
+            "undecided_groups": self.undecided,
         }
 
     @property
@@ -141,7 +147,7 @@ class Embeddings:
                 groups += int((place >= 0).sum())
         if groups:
             decided = _Decided(self, places, groups)
-            decided.decide()
+            self.shared, self.undecided = decided.decide()
             for late, leader in decided.joined():
                 self.joined += len(late)
                 yield rows.at(late), rows.at(leader)
@@ -163,8 +169,8 @@ class _Decided:
         self.cosine = Stored(self.folder / "cosine", np.float32)
         self.open = Stored(self.folder / "open", np.bool_)
 
-    def decide(self) -> None:
-        """Find the leader of each group: -1 if it leads itself."""
+    def decide(self) -> tuple[float, int]:
+        """Find the leader of each group: -1 if it leads itself. Returns `Embeddings.shared` and `undecided`."""
         for stored, value in ((self.leader, -1), (self.cosine, -1), (self.open, True)):
             stored.fill(self.groups, value)
         division = Division(self._read, self.similarity, self.folder, self.check_room)
@@ -173,8 +179,10 @@ class _Decided:
             for cell in cells:
                 if any(self.open.at(block).any() for block in cell.blocks(CHUNK)):
                     self._compare(cell)
-            if not self._reopen():
+            lost = self._reopen()
+            if not lost:
                 break
+        return division.shared, lost
 
     def joined(self) -> Iterator[tuple[Array, Array]]:
         """Yield the groups that joined another one, (k,), and their leaders, (k,)."""

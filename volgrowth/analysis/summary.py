@@ -15,6 +15,7 @@ from volgrowth.analysis.calibration.false_bounds import innocent_among
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
 from volgrowth.analysis.calibration.self_check import CHECKED, check_halves
 from volgrowth.analysis.caveats import with_caveats
+from volgrowth.analysis.cells import ENOUGH
 from volgrowth.analysis.counting import Counts, count_audit
 from volgrowth.analysis.failures import count_failures
 from volgrowth.analysis.findings import Analysis
@@ -62,7 +63,7 @@ def summarize_audit(
     run.pop("model_check", None)
     counts = _count(audit, analysis)
     evaluations = counts.evaluations + (0 if held_out is None else _sum(held_out["nfe"]))
-    arithmetic = [*_arithmetic(run.get("noise_floor")), *_without_embedding(analysis)]
+    arithmetic = [*_arithmetic(run.get("noise_floor")), *_of_embeddings(analysis.embeddings)]
     detection = _detection(audit, analysis, counts)
     if detection:
         detection["warnings"] = [*arithmetic, *detection["warnings"]]
@@ -113,16 +114,30 @@ def _count(audit: Audit, analysis: Analysis) -> Counts:
     return count_audit(JudgedAudit(audit, None), held, farthest, max(FIRST))
 
 
-def _without_embedding(analysis: Analysis) -> list[str]:
-    """Warn of rows whose near duplicates were found by the perceptual hash alone."""
-    known = analysis.embeddings
-    if not known or not known["rows_without"]:
-        return []
-    rows = known["rows"] + known["rows_without"]
-    return [
-        f"{known['rows_without']:,} of {rows:,} rows have no embedding in column {known['column']}: their near "
-        "duplicates were found by the perceptual hash alone."
-    ]
+def _of_embeddings(known: dict[str, Any] | None) -> list[str]:
+    """Warn of rows that have no embedding, and where the search among embeddings may miss more than it should."""
+    said = list[str]()
+    if not known:
+        return said
+    column, rows = known["column"], known["rows"] + known["rows_without"]
+    if known["rows_without"]:
+        said.append(
+            f"{known['rows_without']:,} of {rows:,} rows have no embedding in column {column}: their near duplicates "
+            "were found by the perceptual hash alone."
+        )
+    if known["shared_cells"] < ENOUGH:
+        said.append(
+            f"The search among the embeddings of column {column} misses up to {1 - known['shared_cells']:.1%} of the "
+            "images that are as far from another one as near duplicates may be: a higher embedding_similarity misses "
+            "fewer."
+        )
+    if known["undecided_groups"]:
+        said.append(
+            f"{known['undecided_groups']:,} groups of near duplicates stayed apart from others that are as near by "
+            f"column {column}: so many images lie about as far apart as embedding_similarity allows that the search "
+            "did not end."
+        )
+    return said
 
 
 def _arithmetic(floor: dict[str, Any] | None) -> list[str]:

@@ -110,7 +110,7 @@ def threshold_for(nearest: np.ndarray, mistaken: int) -> float:
     return float(np.nextafter(np.sort(nearest)[::-1][mistaken], np.float32(2)))
 
 
-def measure_embeddings(folder: Path, names: Sequence[str] = tuple(SETS), recipe: Recipe = RECIPE) -> Outcome:
+def measure_learned(folder: Path, names: Sequence[str] = tuple(SETS), recipe: Recipe = RECIPE) -> Outcome:
     """Return the tables of the page: what hash and embedding find of each kind in each set, and what they mistake.
 
     Args:

@@ -108,6 +108,7 @@ def judge_members(subject: Subject) -> Members:
     def derive() -> Columns:
         found = analyse(table.take(audited), table.take(calibrating))
         assert found.calibration is not None  # a thousand images are enough
+        assert found.calibration.holdout_evidence is not None
         judged = {name: found.findings[name].to_numpy() for name in ("evidence", "p_value")}
         bulk = Bulk(found.calibration.holdout_evidence)
         bulk.see(judged["evidence"][:trained])

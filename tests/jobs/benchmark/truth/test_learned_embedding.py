@@ -66,7 +66,7 @@ def test_training_brings_views_of_an_image_together() -> None:
 
 def test_the_command_fills_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned_embedding, "RECIPE", TINY)
-    monkeypatch.setattr(learned_embedding.measure_embeddings, "__defaults__", (("digits", "emoji"), TINY))
+    monkeypatch.setattr(learned_embedding.measure_learned, "__defaults__", (("digits", "emoji"), TINY))
     monkeypatch.setattr(grouping, "MOST", 60)
     monkeypatch.setattr(grouping.group_copies, "__defaults__", (12, 0))
     assert main(["embedding", "--output", str(tmp_path), "--data", str(tmp_path)]) == 0
