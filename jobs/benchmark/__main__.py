@@ -119,7 +119,7 @@ def _copies(given: argparse.Namespace) -> Outcome:
     return measure_groups(given.data)
 
 
-def _embedding(given: argparse.Namespace) -> Outcome:
+def _learned(given: argparse.Namespace) -> Outcome:
     """Train a small embedding of each image set, and say which altered copies it finds beside the hash."""
     from jobs.benchmark.truth.learned_embedding import measure_learned
 
@@ -261,7 +261,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "evidence": (_evidence, "detection"),
     "forms": (_forms, "detection"),
     "copies": (_copies, "truth"),
-    "embedding": (_embedding, "truth"),
+    "learned": (_learned, "truth"),
     "hits": (_hits, "truth"),
     "truth": (_truth, "truth"),
     "rates": (_rates, "truth"),
@@ -337,7 +337,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
     """Add the options of the commands that work on the image sets, and on the models, of the detection bench."""
-    for name in (*OF_MODELS, "copies", "embedding", "hits", "goal"):
+    for name in (*OF_MODELS, "copies", "learned", "hits", "goal"):
         added[name].add_argument(
             "--data", type=Path, default=Path("data"), help="folder of the image sets that `images` makes"
         )

@@ -69,8 +69,8 @@ def test_the_command_fills_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(learned_embedding.measure_learned, "__defaults__", (("digits", "emoji"), TINY))
     monkeypatch.setattr(grouping, "MOST", 60)
     monkeypatch.setattr(grouping.group_copies, "__defaults__", (12, 0))
-    assert main(["embedding", "--output", str(tmp_path), "--data", str(tmp_path)]) == 0
+    assert main(["learned", "--output", str(tmp_path), "--data", str(tmp_path)]) == 0
     page = (tmp_path / "truth.md").read_text()
-    assert headings(page, "embedding-table")[:3] == ["set", "copies", "by the hash, %"]
-    assert "| digits | mirrored |" in page.partition("<!-- begin embedding-table -->")[2]
+    assert headings(page, "learned-table")[:3] == ["set", "copies", "by the hash, %"]
+    assert "| digits | mirrored |" in page.partition("<!-- begin learned-table -->")[2]
     assert "Left out, since its images are not there: emoji." in page
