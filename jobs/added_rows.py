@@ -12,6 +12,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 # the columns that name a model
 OF_MODEL = ("case", "seed")
+# begins the sentences about models that are not there
+ABSENT = "Left out, since its model is not trained"
 NAMED = re.compile(r"([\w-]+) with seed (\d+)")
 
 
@@ -52,9 +54,20 @@ def add_rows(earlier: Rows, new: Rows) -> Rows:
     return list(merged.values())
 
 
-def add_sentences(earlier: Sequence[str], new: Sequence[str], models: set[tuple[str, int]]) -> list[str]:
-    """Return earlier sentences with those of a run put in: all that name a model of the run, or none, are replaced."""
-    replaced = models | {model for sentence in new for model in _named(sentence)}
+def add_sentences(
+    earlier: Sequence[str], new: Sequence[str], measured: set[tuple[str, int]], known: set[tuple[str, int]]
+) -> list[str]:
+    """Return earlier sentences with those of a run put in: all that name a model of the run, or none, are replaced.
+
+    Args:
+        earlier: sentences of the page.
+        new: sentences of the run; those that say that a model is not there are left out where the page knows it.
+        measured: models that the run has rows of.
+        known: models that the page has rows of.
+    """
+    known = known | {model for said in earlier if not said.startswith(ABSENT) for model in _named(said)}
+    new = [said for said in new if not said.startswith(ABSENT) or not set(_named(said)) <= known - measured]
+    replaced = measured | {model for sentence in new for model in _named(sentence)}
     kept = [said for said in earlier if (names := set(_named(said))) and not names & replaced]
     cases = list(dict.fromkeys(case for said in (*earlier, *new) for case, _ in _named(said)))
 

@@ -91,10 +91,9 @@ def publish_outcome(page: str, name: str, outcome: Outcome, output: Path, second
     if add:
         there = page_in(output, page)
         said = [line.removeprefix("- ") for line in on_page(there, name).splitlines()]
-        sentences = add_sentences(said, sentences, models_in(tables))
-        tables = {
-            table: add_rows(rows_in_markdown(on_page(there, f"{name}-{table}")), rows) for table, rows in tables.items()
-        }
+        earlier = {table: rows_in_markdown(on_page(there, f"{name}-{table}")) for table in tables}
+        sentences = add_sentences(said, sentences, models_in(tables), models_in(earlier))
+        tables = {table: add_rows(earlier[table], rows) for table, rows in tables.items()}
         run = f"{on_page(there, f'{name}-run')}\n\n{run}"
     stored = {"settings": outcome.settings, "tables": {**tables, **outcome.stored}, "seconds": seconds}
     (output / page).mkdir(parents=True, exist_ok=True)

@@ -55,11 +55,22 @@ def test_sentences_of_models_that_were_measured_are_replaced() -> None:
         "All of 3 are met.",
     ]
     new = ["two with seed 1: missed.", "one with seed 3: left out.", "All of 5 are met."]
-    assert add_sentences(earlier, new, {("one", 1)}) == [
+    assert add_sentences(earlier, new, {("one", 1)}, set()) == [
         "one with seed 2: missed.",
         "one with seed 3: left out.",
         "two with seed 1: missed.",
         "All of 5 are met.",
+    ]
+
+
+def test_a_model_that_the_page_knows_is_not_called_absent() -> None:
+    absent = "Left out, since its model is not trained: {} with seed 1."
+    earlier = ["one with seed 1: not judged.", absent.format("two"), absent.format("four")]
+    new = [absent.format("one"), absent.format("three"), "two with seed 1: missed.", absent.format("four")]
+    assert add_sentences(earlier, new, {("two", 1)}, {("three", 1)}) == [
+        "one with seed 1: not judged.",
+        "two with seed 1: missed.",
+        absent.format("four"),
     ]
 
 
