@@ -23,6 +23,7 @@ from jobs.reproduce_paper.retraining import copies_of, sample_hits
 from volgrowth.analysis.judging import is_flagged
 from volgrowth.config import ScreenMeasure
 from volgrowth.demo.cases import LabelledSet
+from volgrowth.report.formats import plural
 
 WHOLE = "the whole set"
 
@@ -119,7 +120,7 @@ def _hits(name: str, model: Path, trained: Trained, rows: int) -> dict[str, Any]
 def _sentence(name: str, found: Sequence[dict[str, Any]]) -> str:
     """Say in one sentence what each action leaves."""
     parts = [
-        f"{row['trained on'].partition(':')[0]}: {row['reproduced']} images, {row['hits']:.1%} of the samples "
+        f"{row['trained on'].partition(':')[0]}: {plural(row['reproduced'], 'image')}, {row['hits']:.1%} of the samples "
         f"({row['held-out null']:.1%} by chance)"
         for row in found
     ]
