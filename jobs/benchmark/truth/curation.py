@@ -120,7 +120,7 @@ def _hits(name: str, model: Path, trained: Trained, rows: int) -> dict[str, Any]
 def _sentence(name: str, found: Sequence[dict[str, Any]]) -> str:
     """Say in one sentence what each action leaves."""
     parts = [
-        f"{row['trained on'].partition(':')[0]}: {plural(row['reproduced'], 'image')}, {row['hits']:.1%} of the samples "
+        f"{row['trained on'].partition(':')[0]}: {plural(row['reproduced'], 'image')}, {row['hits']:.1%} of samples "
         f"({row['held-out null']:.1%} by chance)"
         for row in found
     ]
