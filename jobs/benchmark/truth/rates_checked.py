@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jobs.benchmark.detection.subjects import states_of
 from jobs.benchmark.detection.suite import Setup, Trained, models_of
 from jobs.experiments import Outcome, say
 from volgrowth.analysis.verification.generated import WITHIN
 from volgrowth.audit.sampling.drawing import STEPS, to_pixels
 from volgrowth.audit.sampling.neighbours import Neighbours
 from volgrowth.audit.sampling.rating import RIVALS, Around
-from volgrowth.demo.cases import to_tensor
 from volgrowth.demo.training import one_thread
 from volgrowth.models import load_model
 from volgrowth.numerics.generation_rate import GenerationRate, generation_rate
@@ -133,7 +133,7 @@ def rate_families(trained: Trained, families: Sequence[int]) -> Iterator[tuple[i
         def returns(states: Tensor, judge: Around = judge) -> Tensor:
             return torch.from_numpy(judge.made(to_pixels(model.render(states))))
 
-        clean, generator = to_tensor(case.train[case.first][[family]])[0], torch.Generator().manual_seed(family)
+        clean, generator = states_of(model, case.train[case.first][[family]])[0], torch.Generator().manual_seed(family)
         spread = (1 + levels[-1].item() ** 2) ** 0.5
         with one_thread():
             yield family, generation_rate(model, clean, returns, levels, spread, generator=generator)
