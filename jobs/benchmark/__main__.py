@@ -170,6 +170,12 @@ def _goal(given: argparse.Namespace) -> Outcome:
 
     setups = [setup for setup in (*SUITE, *WORLD) if setup.file is None or (given.data / setup.file).exists()]
     pairs = [setup for setup in CONDITIONED if (given.data / setup.file).exists()]
+    if given.cases:
+        known = [setup.name for setup in (*setups, *pairs)]
+        if unknown := [name for name in given.cases if name not in known]:
+            raise UsageError(f"case {unknown[0]!r} is not known: expected one of {', '.join(known)}")
+        setups = [setup for setup in setups if setup.name in given.cases]
+        pairs = [setup for setup in pairs if setup.name in given.cases]
     return compare_with_goal(setups, pairs, given.seeds, given.data, given.output / "models")
 
 
@@ -341,12 +347,10 @@ def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
         added[name].add_argument(
             "--data", type=Path, default=Path("data"), help="folder of the image sets that `images` makes"
         )
+    for name in (*OF_MODELS, "goal"):
+        added[name].add_argument("--cases", nargs="+", help="cases of the bench; by default all whose images are there")
     for name in OF_MODELS:
-        bench_command = added[name]
-        bench_command.add_argument(
-            "--cases", nargs="+", help="cases of the bench; by default all whose images are there"
-        )
-        bench_command.add_argument(
+        added[name].add_argument(
             "--cached",
             action="store_true",
             help="train and measure nothing: only what earlier runs into the same folder left; the rest is named",

@@ -25,8 +25,9 @@ def test_the_command_takes_models_from_the_cache_and_names_those_that_are_not_th
     where = ["--output", str(tmp_path), "--seeds", "1"]
     assert main(["goal", *where]) == 0
     assert "its model is not trained: tiny with seed 1." in (tmp_path / "truth.md").read_text()
+    assert main(["goal", *where, "--cases", "other"]) == 2
     assert main(["truth", *where, "--cases", "tiny", "--only", "screen"]) == 0
-    assert main(["goal", *where]) == 0
+    assert main(["goal", *where, "--cases", "tiny"]) == 0
     page = (tmp_path / "truth.md").read_text()
     assert "tiny with seed 1: left out, since `standard` is not measured." in page
     assert headings(page, "goal-table")[:4] == ["case", "seed", "reproduced", "preset"]
