@@ -171,7 +171,7 @@ def _goal(given: argparse.Namespace) -> Outcome:
     setups = [setup for setup in (*SUITE, *WORLD) if setup.file is None or (given.data / setup.file).exists()]
     pairs = [setup for setup in CONDITIONED if (given.data / setup.file).exists()]
     if given.cases:
-        known = [setup.name for setup in (*setups, *pairs)]
+        known = [*(setup.name for setup in setups), *(setup.name for setup in pairs)]
         if unknown := [name for name in given.cases if name not in known]:
             raise UsageError(f"case {unknown[0]!r} is not known: expected one of {', '.join(known)}")
         setups = [setup for setup in setups if setup.name in given.cases]
