@@ -2,7 +2,7 @@
 #   make demo    a small model trained on real digits, its audit, samples that prove it, a report
 #   make quick   style, types, import rules and the tests that are fast: under 90 seconds on two idle cores once the
 #                environment is there, for daily work
-#   make test    all of it, which CI runs: about 21 minutes on two idle cores
+#   make test    all of it, which CI runs: about 23 minutes on two idle cores
 
 PYTHON ?= python3
 VENV ?= .venv
