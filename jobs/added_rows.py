@@ -97,7 +97,7 @@ def _named(sentence: str) -> Iterator[tuple[str, int]]:
 
 
 def _number(cell: str) -> int | float | None:
-    plain = cell.replace(",", "")
+    plain = cell.replace(",", "").replace("−", "-")
     try:
         return int(plain)
     except ValueError:

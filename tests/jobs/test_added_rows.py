@@ -10,7 +10,7 @@ from jobs.pages import markdown_table, on_page
 
 def test_a_table_is_read_as_it_was_written() -> None:
     rows = [
-        {"case": "one", "seed": 1, "a|b": "x | y", "copies": 1234, "share": 0.5},
+        {"case": "one", "seed": 1, "a|b": "x | y", "copies": 1234, "share": -0.5},
         {"case": "two", "seed": 2, "a|b": "–", "copies": None, "share": 41.25},
     ]
     read = rows_in_markdown(markdown_table(rows))
