@@ -357,7 +357,7 @@ def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
         )
     for name in (*OF_MODELS, "goal"):
         added[name].add_argument(
-            "--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of each case; 1 2 3 by default"
+            "--seeds", type=_seed, nargs="+", default=[1, 2, 3], help="seeds of each case; 1 2 3 by default"
         )
     for name in ("truth", "rates", "conditions", "levels", "curation", "goal"):
         added[name].add_argument(
@@ -367,6 +367,12 @@ def _add_bench_options(added: dict[str, argparse.ArgumentParser]) -> None:
     for judging in (added["detection"], added["truth"]):
         judging.add_argument("--only", nargs="+", help="presets and built-in scores; all by default")
         judging.add_argument("--score", nargs="+", default=[], help="scores of your own, as module:function")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a seed is {text}: expected 1 or more")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

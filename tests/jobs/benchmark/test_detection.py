@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.benchmark.__main__ import main
 from jobs.benchmark.detection import experiment
 from jobs.benchmark.detection.all_forms import Forms, compare_forms, form_hits, judge_forms
 from jobs.benchmark.detection.audited_presets import CONTESTANTS, Contestant, choose_scores, score_table
@@ -375,7 +376,7 @@ def test_presets_and_built_in_scores_can_be_chosen():
         choose_scores(["lust", "loss"], [])
 
 
-def test_wrong_cases_are_said(tmp_path, capsys):
+def test_wrong_cases_and_seeds_are_said(tmp_path, capsys):
     with pytest.raises(
         UsageError, match=r"case 'mnist-exact' is not to be had: expected one of digits-exact, .*images"
     ):
@@ -385,6 +386,10 @@ def test_wrong_cases_are_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"left out: mnist-exact, since mnist12.npz is not in {tmp_path}" in said
     assert "left out: emoji-exact" in said
+    for command in ("detection", "goal"):
+        with pytest.raises(SystemExit, match="2"):
+            main([command, "--output", str(tmp_path), "--seeds", "2", "0"])
+        assert "a seed is 0: expected 1 or more" in capsys.readouterr().err
 
 
 def test_the_job_says_what_is_wrong_and_exits(tmp_path, monkeypatch, capsys):
