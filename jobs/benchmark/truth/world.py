@@ -91,13 +91,23 @@ WORLD = (
     ),
     Setup("digits-augmented", None, 900, DIGITS_PLANTING, Recipe(), practice=Practice(augmented=True)),
     Setup("digits-averaged", None, 900, DIGITS_PLANTING, Recipe(), practice=Practice(average=0.99)),
-    # very many images in families of 2 to 50 copies, so that it is seen how many copies it takes
+    # Very many images in families, so that it is seen how many copies it takes. Of the first, with up to 50 copies,
+    # none comes out; the second goes on to 600.
     Setup(
         "hanzi-families",
         "hanzi12.npz",
         19_992,
         ((60, 50), (80, 20), (100, 10), (150, 5), (300, 2)),
         Recipe(steps=20_000),
+        plain=8,
+        held_out=4000,
+    ),
+    Setup(
+        "hanzi-copies",
+        "hanzi12.npz",
+        19_992,
+        ((10, 600), (20, 300), (30, 150), (30, 75), (60, 50)),
+        Recipe(steps=10_000),
         plain=8,
         held_out=4000,
     ),
