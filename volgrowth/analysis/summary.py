@@ -184,7 +184,7 @@ def _calibration(analysis: Analysis, config: AuditConfig, counts: Counts) -> dic
         "outside_range": counts.outside_range,
         "evidence": {
             "parts": {
-                name: {"r2": part.r2, "residual_spread": part.residual_spread}
+                name: {"r2": part.r2, "residual_spread": part.residual_spread, "unit": part.unit}
                 for name, part in calibration.parts.items()
             },
             "left_out": calibration.left_out,

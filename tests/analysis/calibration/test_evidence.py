@@ -37,12 +37,52 @@ def both() -> Both:
 
 def test_evidence_is_the_sum_of_the_parts_in_units_of_the_held_out_spread(both: Both) -> None:
     found = both[0]
-    parts = [found.excess[name] / part.residual_spread for name, part in found.calibration.parts.items()]
+    parts = [found.excess[name] / part.unit for name, part in found.calibration.parts.items()]
     ratio = found.evidence / np.sum(parts, 0)
     assert_allclose(ratio, ratio[0], rtol=1e-9)
     held = found.calibration.holdout_evidence
     assert held is not None
     assert 1.4826 * np.median(np.abs(held - np.median(held))) == pytest.approx(1)
+
+
+def heavy(scores: dict[str, ScoredImages], seed: int) -> dict[str, ScoredImages]:
+    """Add a part in which one image in twenty stands out for nothing."""
+    random = np.random.default_rng(seed)
+    noise = random.normal(size=len(scores["loss"].score))
+    noise[random.uniform(size=len(noise)) < 0.05] += 8
+    return {"loss": scores["loss"], "noise_norm": replace(scores["loss"], score=noise)}
+
+
+def test_a_part_with_a_heavy_tail_does_not_hide_what_another_finds() -> None:
+    audited, holdout = sets(1000, 1, memorized=20), sets(1000, 2)
+    audited["loss"].score[:20] += 3
+    found = calibrated(heavy(audited, 3), heavy(holdout, 4))
+    loss, norm = (found.calibration.parts[name] for name in ("loss", "noise_norm"))
+    assert loss.unit == pytest.approx(1, rel=0.15)
+    assert norm.unit > 2.5 * norm.residual_spread
+    by_spread = sum(found.excess[name] / part.residual_spread for name, part in found.calibration.parts.items())
+    reach, before = (
+        (evidence[:20, None] > evidence[20:]).mean() for evidence in (found.evidence, np.asarray(by_spread))
+    )
+    assert reach > 0.99 > before
+    assert (found.used[:20] < 0.01).mean() > 0.9
+
+
+def test_a_light_tail_and_audited_images_have_the_spread_as_unit() -> None:
+    audited, holdout = sets(400, 1, memorized=40), sets(400, 2)
+    for some in (audited, holdout):
+        some["loss"] = replace(some["loss"], score=np.random.default_rng(5).uniform(size=400))
+    by_holdout, by_itself = calibrated(audited, holdout), calibrated(audited, None)
+    assert by_holdout.calibration.parts["loss"].unit == by_holdout.calibration.parts["loss"].residual_spread
+    for part in by_itself.calibration.parts.values():
+        assert part.unit == part.residual_spread
+
+
+def test_one_held_out_image_that_is_memorized_after_all_hardly_moves_the_unit() -> None:
+    audited, holdout = sets(100, 1), sets(60, 2)
+    before = calibrated(audited, holdout).calibration.parts["loss"].unit
+    holdout["loss"].score[0] += 100
+    assert calibrated(audited, holdout).calibration.parts["loss"].unit < 1.4 * before
 
 
 def test_parts_together_find_more_than_each_alone(both: Both) -> None:

@@ -1,10 +1,10 @@
 """Calibration of one score or of several: the evidence of an image, its p-value, and a bound on false flags.
 
 Each part of the evidence is a score, high where it is suspicious, less what an image of that complexity shows anyway,
-in units of the held-out images' spread (`expected_scores`). The evidence is the sum of the parts, in units of its own
-spread among the held-out images. No part has a weight of its own: sums weighted by the held-out covariance found no
-more on the bench (docs/detection.md), and weights that were fitted to the audited set would need to know what is
-memorized in it.
+in units of the held-out images' spread, or of that of their upper tail where it is heavier (`expected_scores.Learnt`).
+The evidence is the sum of the parts, in units of its own spread among the held-out images. No part has a weight beyond
+that: sums weighted by the held-out covariance found no more on the bench (docs/detection.md), and weights that were
+fitted to the audited set would need to know what is memorized in it.
 
 A part that no image was measured in, or that hardly varies among the images it is calibrated on, is left out, with
 the reason. A score may also be calibrated and left aside, where others tell more without it.
@@ -259,7 +259,7 @@ def calibrate(
     rows = usable.rows
     if len(rows) < MIN_IMAGES:
         return None
-    learnt, left_out = _learn_parts(known, audited, rows)
+    learnt, left_out = _learn_parts(known, audited, rows, held_out)
     added = _added(learnt, aside, left_out)
     fitted = next(iter(known.values())).features[rows]
     total = sum((learnt[name].held / learnt[name].unit for name in added), np.zeros(()))
@@ -323,14 +323,16 @@ def judge_images(
     return None if found is None else found.judge(judged, None if passing is None else passing.audited)
 
 
-def _learn_parts(known: Parts, audited: Audited, rows: np.ndarray) -> tuple[dict[str, Learnt], dict[str, str]]:
+def _learn_parts(
+    known: Parts, audited: Audited, rows: np.ndarray, held_out: bool
+) -> tuple[dict[str, Learnt], dict[str, str]]:
     """Fit the scores that make the evidence, and say why others do not."""
     parts, left_out = dict[str, Learnt](), dict[str, str]()
     for name, images in known.items():
         if np.isnan(images.score[rows]).any() or not audited.complete[name]:
             left_out[name] = "it was not measured in every image"
             continue
-        part = learn(images, rows)
+        part = learn(images, rows, held_out)
         if parts and not part.residual_spread > 0:
             left_out[name] = NO_SPREAD
         else:

@@ -15,6 +15,7 @@ that has seen it:
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -37,6 +38,10 @@ MIN_IMAGES = 50
 
 # boosting rounds of a regression
 ROUNDS = 200
+
+# The unit of a part rests on the excess that one in a hundred of the held-out images exceeds, or ten of them if they
+# are fewer than a thousand: one image alone must not decide it.
+TAIL_SHARE, TAIL_IMAGES = 0.01, 10
 
 # images on which a faster prediction is compared with scikit-learn's
 SAMPLE = 256
@@ -98,6 +103,10 @@ class Learnt:
         fold: fold of each of these images, (m,).
         r2: share of the score's variance that the regression explains in images it has not seen.
         residual_spread: 1.4826 times the median absolute deviation of the excess of those images.
+        unit: of the excess when parts are added up: the residual spread, or that of the upper tail if it is larger
+            (`tail_spread`). Innocent images that stand out in one part would else hide memorized ones that stand out in
+            another. For audited images that calibrate themselves it is the residual spread: their tail is what is
+            looked for.
     """
 
     models: "list[HistGradientBoostingRegressor]"
@@ -107,11 +116,7 @@ class Learnt:
     fold: np.ndarray
     r2: float
     residual_spread: float
-
-    @property
-    def unit(self) -> float:
-        """The unit of the excess when parts are added up."""
-        return self.residual_spread or 1.0
+    unit: float
 
     def predictors(self, count: int) -> "list[Predict]":
         """Return functions that predict `count` images, a chunk at a time, in each fold."""
@@ -189,18 +194,21 @@ def fit_screen(holdout: ScoredImages, rows: np.ndarray, share: float, count: int
     return Screen(models, held.features[:SAMPLE], threshold, excess >= threshold, count)
 
 
-def learn(known: ScoredImages, rows: np.ndarray) -> Learnt:
+def learn(known: ScoredImages, rows: np.ndarray, held_out: bool = True) -> Learnt:
     """Fit the expected score of an image.
 
     Args:
         known: images with their scores.
         rows: positions of the images to fit on, as `usable` returns them.
+        held_out: whether these are held-out images, and none of them is memorized.
     """
     fitted = known[rows]
     models = _fit_folds(fitted)
     own = _own_fold(models, known)
     held, sample = fitted.score - own[rows], fitted.features[:SAMPLE]
-    return Learnt(models, sample, own, held, deal_folds(fitted.content), *_quality(fitted.score, own[rows]))
+    r2, spread = _quality(fitted.score, own[rows])
+    unit = max(spread, tail_spread(held)) if held_out else spread
+    return Learnt(models, sample, own, held, deal_folds(fitted.content), r2, spread, unit or 1.0)
 
 
 @dataclass(frozen=True)
@@ -286,3 +294,13 @@ def _quality(score: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 def spread_of(values: np.ndarray) -> float:
     """Return 1.4826 times the median absolute deviation: the standard deviation of a normal distribution."""
     return float(1.4826 * np.median(np.abs(values - np.median(values))))
+
+
+def tail_spread(values: np.ndarray) -> float:
+    """Return how far an upper quantile lies above the median, over that distance of the standard normal distribution.
+
+    That is the standard deviation of a normal distribution, and more where the upper tail is heavier. The quantile is
+    exceeded by `TAIL_SHARE` of the values, or by `TAIL_IMAGES` of them if these are more.
+    """
+    share = max(TAIL_SHARE, min(TAIL_IMAGES / len(values), 0.25))
+    return float((np.quantile(values, 1 - share) - np.median(values)) / NormalDist().inv_cdf(1 - share))
