@@ -24,6 +24,7 @@ from jobs.benchmark.detection.subjects import (
     measure_shared,
 )
 from jobs.benchmark.detection.suite import Setup, models_of
+from jobs.benchmark.truth.units import unit_rows
 from jobs.experiments import Outcome, say
 from volgrowth.analysis.calibration.evidence import judge_images
 from volgrowth.analysis.parts.judge import part_score
@@ -64,7 +65,7 @@ class AtLevels(SharedScore):
 def compare_levels(
     setups: Sequence[Setup], seeds: Sequence[int], data: Path, models: Path, *, cached_only: bool = False
 ) -> Outcome:
-    """Return the tables of the page: what each level finds on each model, and what latents say beside pixels.
+    """Return the tables of the page: what each level and each unit find on each model, and latents beside pixels.
 
     Args:
         setups: the cases.
@@ -73,7 +74,8 @@ def compare_levels(
         models: folder of trained models and measurements; what is not there is made.
         cached_only: leave out what is not there.
     """
-    subjects, rows, left_out = list[Subject](), list[dict[str, Any]](), list[str]()
+    subjects, left_out = list[Subject](), list[str]()
+    rows, units = list[dict[str, Any]](), list[dict[str, Any]]()
     for trained in models_of(setups, seeds, data, models, left_out, cached_only=cached_only):
         name = f"{trained.setup.name} with seed {trained.seed}"
         subject = Subject.of(trained, cached_only=cached_only)
@@ -84,10 +86,13 @@ def compare_levels(
         say(f"judging levels on {name}")
         try:
             rows += _level_rows(subject)
+            units += unit_rows(subject)
         except NotMeasuredError:
             left_out.append(f"Left out, since not measured: {name}.")
     said = [*_best(rows), *left_out]
-    return Outcome(said, {"table": rows, "spaces": list(_space_rows(subjects))}, {"models": len(subjects)})
+    return Outcome(
+        said, {"table": rows, "units": units, "spaces": list(_space_rows(subjects))}, {"models": len(subjects)}
+    )
 
 
 def _excess(subject: Subject, columns: Columns, parts: Sequence[tuple[str, str]]) -> Columns:

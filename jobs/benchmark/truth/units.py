@@ -1,0 +1,90 @@
+"""What the unit of a part of the evidence is worth: the spread of the held-out images' excess, or that of its tail.
+
+The parts are those of preset `screen`, measured as an audit measures them. The evidence is their sum by either unit,
+and p-values and q-values are those of an audit of one row an image.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jobs.benchmark.detection.audited_presets import DRAWS, analysis_code, fingerprint
+from jobs.benchmark.detection.compared_scores import Preset
+from jobs.benchmark.detection.subjects import Columns, Subject, keep_derived, measure_shared
+from volgrowth.analysis.calibration.error_rates import q_values
+from volgrowth.analysis.calibration.expected_scores import Excess, ScoredImages, learn, spread_of, usable
+from volgrowth.analysis.calibration.p_values import held_out_p_values
+from volgrowth.analysis.calibration.tails import fit_tail
+from volgrowth.analysis.judging import is_flagged
+from volgrowth.analysis.parts.judge import part_score
+from volgrowth.analysis.ranking import auroc, tpr_at_fpr
+from volgrowth.config import ScreenMeasure
+
+PARTS = {"noise_norm": "noise norm", "loss": "loss"}
+UNITS = ("spread", "tail")
+
+
+def unit_rows(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Yield one row of the page: what the evidence finds on a model by either unit, means over draws of the noise.
+
+    Raises:
+        NotMeasuredError: the preset was not measured, and only cached measurements are asked for.
+    """
+    draws = [_by_units(subject, draw) for draw in range(DRAWS)]
+    positive, clear = subject.positive, subject.positive | ~subject.planted
+    row: dict[str, Any] = {"case": subject.trained.setup.name, "seed": subject.trained.seed}
+    for part, label in PARTS.items():
+        row[f"{label}: unit in spreads"] = f"{np.mean([draw[f'{part} unit'] for draw in draws]):.2f}"
+    for unit in UNITS:
+        evidence, q_value = ([draw[f"{name} by {unit}"] for draw in draws] for name in ("evidence", "q_value"))
+        flagged = [is_flagged(each) for each in q_value]
+        found = {
+            "AUROC": [auroc(each[clear], positive[clear]) for each in evidence],
+            "TPR at 1% FPR": [tpr_at_fpr(each[clear], positive[clear]) for each in evidence],
+            "power at 10%": [each[positive].mean() for each in flagged],
+            "FDR at 10%": [(each & clear & ~positive).sum() / max(each.sum(), 1) for each in flagged],
+        }
+        for name, values in found.items():
+            row[f"by the {unit}: {name}"] = f"{np.mean(values):.4f}" if name == "AUROC" else f"{np.mean(values):.2f}"
+    yield row
+
+
+def _by_units(subject: Subject, draw: int) -> Columns:
+    """Return evidence and q-value of each family by either unit, and each part's unit by the tail in spreads."""
+    columns = measure_shared(subject, Preset(ScreenMeasure(), "growth"), draw)
+
+    def derive() -> Columns:
+        return judge_by_units({part: subject.images(part_score(part, columns[part])) for part in PARTS})
+
+    wanted = {part: columns[part] for part in PARTS}
+    return keep_derived(subject, f"units of {fingerprint(wanted)} by {analysis_code()}", derive)
+
+
+def judge_by_units(parts: Mapping[str, tuple[ScoredImages, ScoredImages]]) -> Columns:
+    """Judge images by held-out ones, with either unit.
+
+    Args:
+        parts: the audited (n) and the held-out images with each score, by the part's name.
+
+    Returns:
+        `evidence by UNIT` and `q_value by UNIT`, (n,), and `PART unit`, a number.
+    """
+    first, known = next(iter(parts.values()))
+    rows = usable(known, np.isin(known.content, first.content)).rows
+    learnt = {name: learn(held, rows) for name, (_, held) in parts.items()}
+    excess = {
+        name: np.stack([audited.score - predict(audited.features[:]) for predict in learnt[name].predictors(len(rows))])
+        for name, (audited, _) in parts.items()
+    }
+    found = {f"{name} unit": np.array(one.unit / one.residual_spread) for name, one in learnt.items()}
+    fold = next(iter(learnt.values())).fold
+    for unit in UNITS:
+        by = {name: one.unit if unit == "tail" else one.residual_spread for name, one in learnt.items()}
+        held = np.sum([one.held / by[name] for name, one in learnt.items()], 0)
+        audited = np.sum([excess[name] / by[name] for name in learnt], 0)
+        spread = spread_of(held)
+        p_value = held_out_p_values(Excess(audited / spread, held / spread, fold), fit_tail(held / spread)).used
+        found[f"evidence by {unit}"] = audited.mean(0) / spread
+        found[f"q_value by {unit}"] = q_values(p_value, first.content)
+    return found
