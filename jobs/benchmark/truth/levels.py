@@ -24,7 +24,7 @@ from jobs.benchmark.detection.subjects import (
     measure_shared,
 )
 from jobs.benchmark.detection.suite import Setup, models_of
-from jobs.benchmark.truth.units import unit_rows
+from jobs.benchmark.truth.units import unit_row
 from jobs.experiments import Outcome, say
 from volgrowth.analysis.calibration.evidence import judge_images
 from volgrowth.analysis.parts.judge import part_score
@@ -86,7 +86,7 @@ def compare_levels(
         say(f"judging levels on {name}")
         try:
             rows += _level_rows(subject)
-            units += unit_rows(subject)
+            units.append(unit_row(subject))
         except NotMeasuredError:
             left_out.append(f"Left out, since not measured: {name}.")
     said = [*_best(rows), *left_out]

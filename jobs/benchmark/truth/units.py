@@ -4,7 +4,7 @@ The parts are those of preset `screen`, measured as an audit measures them. The 
 and p-values and q-values are those of an audit of one row an image.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ PARTS = {"noise_norm": "noise norm", "loss": "loss"}
 UNITS = ("spread", "tail")
 
 
-def unit_rows(subject: Subject) -> Iterator[dict[str, Any]]:
-    """Yield one row of the page: what the evidence finds on a model by either unit, means over draws of the noise.
+def unit_row(subject: Subject) -> dict[str, Any]:
+    """Return one row of the page: what the evidence finds on a model by either unit, means over draws of the noise.
 
     Raises:
         NotMeasuredError: the preset was not measured, and only cached measurements are asked for.
@@ -47,7 +47,7 @@ def unit_rows(subject: Subject) -> Iterator[dict[str, Any]]:
         }
         for name, values in found.items():
             row[f"by the {unit}: {name}"] = f"{np.mean(values):.4f}" if name == "AUROC" else f"{np.mean(values):.2f}"
-    yield row
+    return row
 
 
 def _by_units(subject: Subject, draw: int) -> Columns:
