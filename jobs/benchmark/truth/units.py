@@ -74,8 +74,8 @@ def judge_by_units(parts: Mapping[str, tuple[ScoredImages, ScoredImages]]) -> Co
     rows = usable(known, np.isin(known.content, first.content)).rows
     learnt = {name: learn(held, rows) for name, (_, held) in parts.items()}
     excess = {
-        name: np.stack([audited.score - predict(audited.features[:]) for predict in learnt[name].predictors(len(rows))])
-        for name, (audited, _) in parts.items()
+        name: np.stack([some.score - predict(some.features[:]) for predict in learnt[name].predictors(len(some.score))])
+        for name, (some, _) in parts.items()
     }
     found = {f"{name} unit": np.array(one.unit / one.residual_spread) for name, one in learnt.items()}
     fold = next(iter(learnt.values())).fold
