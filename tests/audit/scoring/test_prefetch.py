@@ -4,14 +4,14 @@ import time
 import pytest
 import torch
 
+from tests.conftest import wait_for
 from volgrowth.audit.scoring import prefetch
 from volgrowth.audit.scoring.prefetch import AT_ONCE, Ahead, decoding_threads
 
 
 def threads():
     """Those of reading and decoding; tests of locks leave one behind, as a driver does that dies."""
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith(("volgrowth-read", "volgrowth-decode"))]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("volgrowth-decode")]
 
 
 def same(items):
@@ -108,6 +108,46 @@ def test_an_exception_of_the_work_is_raised_where_it_is_taken():
     with pytest.raises(MemoryError, match="so large"):
         taken.extend(Ahead(range(1000), each(work), 2).items())
     assert taken == list(range(3 * AT_ONCE))
+    assert not threads()
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_signal_that_comes_while_a_thread_begins_ends_them_all(monkeypatch, nth):
+    """The reader of an audit said in a traceback that it could not go on, since its threads were over."""
+    began, errors, start = list[str](), list[object](), threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        began.append(thread.name)
+        if len(began) == nth:
+            raise KeyboardInterrupt
+
+    def items():
+        for item in range(10 * AT_ONCE):
+            time.sleep(0.001)
+            yield item
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    with pytest.raises(KeyboardInterrupt):
+        list(Ahead(items(), same, 2).items())
+    wait_for(lambda: not threads())
+    assert len(began) == nth
+    assert not errors
+
+
+def test_a_thread_that_cannot_begin_is_an_error_and_no_wait_without_end(monkeypatch):
+    began, start = list[str](), threading.Thread.start
+
+    def full(thread):
+        began.append(thread.name)
+        if len(began) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    with pytest.raises(RuntimeError, match="can't start"):
+        list(Ahead(range(10 * AT_ONCE), same, 2).items())
     assert not threads()
 
 

@@ -123,12 +123,13 @@ def head_watched(lost: Callable[[str], object]) -> Iterator[None]:
                 lost(f"the head of the Ray cluster at {address} has not answered for {patience:g} seconds: {RESUMES}")
 
     watching = threading.Thread(target=watch, name="volgrowth-head", daemon=True)
-    watching.start()
     try:
+        watching.start()
         yield
     finally:
         over.set()
-        watching.join()  # Ray must not be closed while a question is on its way
+        if watching.is_alive():  # not if a signal came while it began
+            watching.join()  # Ray must not be closed while a question is on its way
 
 
 def _patience() -> float:

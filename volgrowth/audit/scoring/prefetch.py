@@ -71,16 +71,14 @@ class Ahead(Generic[T, R]):
 
     def items(self) -> Generator[R, None, None]:
         """Yield the results in the order of the source. Closing the generator ends the threads."""
-        with ThreadPoolExecutor(self.threads, "volgrowth-decode") as pool:
-            reader = threading.Thread(target=self._read, args=(pool,), name="volgrowth-read", daemon=True)
-            reader.start()
-            try:
-                while (some := self._next()) is not None:
-                    yield from some
-            finally:
-                self._stopped.set()
-                reader.join()
-                pool.shutdown(cancel_futures=True)
+        pool = ThreadPoolExecutor(1 + self.threads, "volgrowth-decode")
+        try:
+            pool.submit(self._read, pool)
+            while (some := self._next()) is not None:
+                yield from some
+        finally:  # also of a signal that came while a thread began
+            self._stopped.set()
+            pool.shutdown(cancel_futures=True)
 
     def _next(self) -> list[R] | None:
         began = time.monotonic()
@@ -91,21 +89,26 @@ class Ahead(Generic[T, R]):
             self.starved += time.monotonic() - began
 
     def _read(self, pool: ThreadPoolExecutor) -> None:
-        items, some, more, failed = iter(self.source), list[T](), True, None
-        while not self._stopped.is_set():
-            some = []
-            try:
-                more = self._gather(items, some)  # items that came before an error are kept
-            except BaseException as error:
-                failed = Future[list[R]]()
-                failed.set_exception(error)
-            if some and self._patiently(lambda wait: self._room.acquire(timeout=wait)):
-                began = time.monotonic()
-                self._put(pool.submit(self._work, some))
-                self.held_up += time.monotonic() - began
-            if failed or not more:
-                self._put(failed)
-                return
+        """Hand over all items, and then None or, as a failed result, what ended this."""
+        end: Future[list[R]] | None = None
+        try:
+            items, more = iter(self.source), True
+            while more and not self._stopped.is_set():
+                some = list[T]()
+                try:
+                    more = self._gather(items, some)
+                finally:  # items that came before an error are kept
+                    self._hand_over(some, pool)
+        except BaseException as error:
+            end = Future()
+            end.set_exception(error)
+        self._put(end)
+
+    def _hand_over(self, some: list[T], pool: ThreadPoolExecutor) -> None:
+        if some and self._patiently(lambda wait: self._room.acquire(timeout=wait)):
+            began = time.monotonic()
+            self._put(pool.submit(self._work, some))
+            self.held_up += time.monotonic() - began
 
     def _gather(self, items: Iterator[T], some: list[T]) -> bool:
         """Add items to `some` until they are enough to be handed over. False if there are no more."""
