@@ -17,13 +17,29 @@ STACK = (ACCENT, INK, COOL, BAR, RULE)
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart: a value for every x, and a band of one standard deviation around it if `spread` is given."""
+    """A line of a chart: a value for every x, and a band of one standard deviation around it if `spread` is given.
+
+    Attributes:
+        x: where its own values are, if not where those of the chart are.
+    """
 
     name: str
     mean: Sequence[float] | np.ndarray
     colour: str
     spread: np.ndarray | None = None
     dashed: bool = False
+    x: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Marks:
+    """A group of marks of a chart with rows: some values for each row, as points, or as the ends of a line."""
+
+    name: str
+    colour: str
+    values: Sequence[Sequence[float]]
+    hollow: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,10 +51,10 @@ class Dots:
     colour: str
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG on white; the same figure gives the same bytes."""
+def save_figure(figure: Figure, path: Path, source: str = "") -> None:
+    """Write a figure as PNG on white; the same figure gives the same bytes. The file says what its source is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=180, facecolor="white", metadata={"Software": None})
+    figure.savefig(path, dpi=180, facecolor="white", metadata={"Software": None, "Source": source or None})
 
 
 @contextmanager
@@ -91,10 +107,11 @@ def curves(
         for axes, (ylabel, lines) in zip(drawn, panels.items(), strict=True):
             for line in lines:
                 style = {"color": line.colour, "linestyle": DASHES if line.dashed else "-", "label": line.name}
-                axes.plot(x, line.mean, marker=marker, markersize=4, linewidth=1.6, **style)  # type: ignore[arg-type]
+                at = x if line.x is None else line.x
+                axes.plot(at, line.mean, marker=marker, markersize=4, linewidth=1.6, **style)  # type: ignore[arg-type]
                 if line.spread is not None:
                     low, high = line.mean - line.spread, line.mean + line.spread
-                    axes.fill_between(x, low, high, color=line.colour, alpha=0.14, linewidth=0)
+                    axes.fill_between(at, low, high, color=line.colour, alpha=0.14, linewidth=0)
             axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
             axes.set_xticks(shown, [f"{value:g}" for value in shown])
             axes.minorticks_off()
@@ -115,6 +132,30 @@ def null_bars(names: Sequence[str], values: np.ndarray, nulls: np.ndarray, xlabe
         most = max(values.max(), nulls.max(), 0.01)
         axes.set(yticks=place, yticklabels=list(names), xlabel=xlabel, xlim=(0, 1.18 * most))
         _legend(axes)
+    return figure
+
+
+def marks_by_row(
+    names: Sequence[str], groups: Sequence[Marks], xlabel: str, across: float | None = None, scale: str = "linear"
+) -> Figure:
+    """Draw one row per name with the values of each group, and a line down at `across`; NaN is left out."""
+    with _panels(1, 0.25 * len(names) + 1.1) as (figure, (axes,)):
+        axes.grid(axis="x")
+        place = np.arange(len(names))[::-1]
+        for group in groups:
+            at, values = np.repeat(place, [len(row) for row in group.values]), np.concatenate(group.values)
+            inside = "white" if group.hollow else group.colour
+            style = {"color": group.colour, "markerfacecolor": inside, "markersize": 5, "label": group.name}
+            axes.plot(values, at, "|" if group.joined else "o", **style)  # type: ignore[arg-type]
+            if group.joined:
+                axes.hlines(place, *np.transpose(group.values), color=group.colour, linewidth=1.4)
+        if across is not None:
+            axes.axvline(across, color=MUTED, linewidth=1, linestyle=DASHES)
+        axes.set(yticks=place, yticklabels=list(names), ylim=(-0.7, len(names) - 0.3), xlabel=xlabel, xscale=scale)
+        if scale == "log":
+            axes.set_xticks(ticks := [0.25, 0.5, 1, 2, 4], [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
+        _legend(axes, 2)
     return figure
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jobs.benchmark.detection.audited_presets import choose_scores
 from jobs.benchmark.detection.bench_tables import bench
 from jobs.benchmark.detection.suite import SUITE, choose_cases
+from jobs.benchmark.figures import draw_figures
 from jobs.benchmark.image_sets import EMOJI_FONT, HANZI_FONT, write_image_sets
 from jobs.experiments import Outcome, publish_outcome
 from jobs.pages import markdown_table, page_in
@@ -253,6 +254,11 @@ def _images(given: argparse.Namespace) -> None:
     write_image_sets(given.output, given.font, given.hanzi_font)
 
 
+def _figures(given: argparse.Namespace) -> None:
+    """Draw the figures of the pages in the output folder again, of the tables that stand there."""
+    print_plain("\n".join(f"figure: {path}" for path in draw_figures(given.output)))
+
+
 # the command, and the page of docs/ that it fills
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] = {
     "detection": (_detection, "detection"),
@@ -282,21 +288,14 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Outcome | None], str]] 
     "launches": (_launches, "performance"),
     "rows": (_rows, "performance"),
     "images": (_images, ""),
+    "figures": (_figures, ""),
 }
 
 
 # the commands that work on trained models
 OF_MODELS = (
-    "detection",
-    "evidence",
-    "forms",
-    "rates",
-    "rows",
-    "truth",
-    "conditions",
-    "levels",
-    "membership",
-    "curation",
+    *("detection", "evidence", "forms", "rows"),
+    *("truth", "rates", "conditions", "levels", "membership", "curation"),
 )
 
 
@@ -390,6 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         publish_outcome(page, given.command, outcome, given.output, seconds, add=add)
         print_plain("\n\n".join(markdown_table(rows) for rows in outcome.tables.values()))
         print_plain(f"page: {page_in(given.output, page)}")
+        draw_figures(given.output, [given.command])
     return 0
 
 
