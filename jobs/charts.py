@@ -115,7 +115,7 @@ def curves(
             axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
             axes.set_xticks(shown, [f"{value:g}" for value in shown])
             axes.minorticks_off()
-            _legend(axes, 3)
+            _legend(axes, 3 if len(panels) == 1 or len(lines) < 6 else 2)
     return figure
 
 

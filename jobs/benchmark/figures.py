@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,12 @@ def calibrated(cell: str) -> float:
     return first_number(cell.split(" / ")[1])
 
 
+def styled(names: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
+    """Yield each name with its colour, and whether the colour had its turn before."""
+    for place, name in enumerate(names):
+        yield name, COLOURS[place % len(COLOURS)], place >= len(COLOURS)
+
+
 def by_case(rows: Rows) -> dict[str, Rows]:
     """Return the rows of each case, in the order of the table."""
     return {case: [row for row in rows if row["case"] == case] for case in dict.fromkeys(row["case"] for row in rows)}
@@ -46,10 +52,9 @@ def means_by_place(rows: Rows, at: str, column: str) -> tuple[list[float], np.nd
 
 def exposures(rows: Rows) -> Figure:
     """Draw the share of images that are reproduced over the number of times that the training shows them."""
-    lines = []
-    for place, (case, mine) in enumerate(by_case(rows).items()):
-        shown, share = means_by_place(mine, "times shown", "reproduced, %")
-        colour, again = COLOURS[place % len(COLOURS)], place >= len(COLOURS)
+    cases, lines = by_case(rows), []
+    for case, colour, again in styled(cases):
+        shown, share = means_by_place(cases[case], "times shown", "reproduced, %")
         lines.append(Line(case, share, colour, dashed=again, x=shown))
     ticks = [50, 100, 200, 500, 1000, 2000, 5000, 10_000]
     return curves(ticks, {"reproduced, % of the images": lines}, "times shown in training, log scale", ticks)
@@ -57,12 +62,14 @@ def exposures(rows: Rows) -> Figure:
 
 def levels(rows: Rows) -> Figure:
     """Draw the AUROC of both parts of the evidence over the noise level, a line for each case."""
-    panels = {}
-    for part in ("noise norm", "loss"):
-        panels[f"AUROC of the {part}"] = [
-            Line(case, means_by_place(mine, "level", f"{part}: AUROC")[1], colour)
-            for (case, mine), colour in zip(by_case(rows).items(), COLOURS, strict=False)
+    cases = by_case(rows)
+    panels = {
+        f"AUROC of the {part}": [
+            Line(case, means_by_place(cases[case], "level", f"{part}: AUROC")[1], colour, dashed=again)
+            for case, colour, again in styled(cases)
         ]
+        for part in ("noise norm", "loss")
+    }
     shown = sorted({first_number(row["level"]) for row in rows})
     return curves(shown, panels, "noise level, log scale")
 
@@ -73,10 +80,10 @@ def captions(rows: Rows, roles: Rows) -> Figure:
     for role in roles:
         came[f"{role['case']} {role['seed']}"] += role["pairs reproduced"]
     cases = list(dict.fromkeys(name.rpartition(" ")[0] for name in rows[0] if came[name] >= FEW))
-    groups = [
-        Marks(case, colour, [[calibrated(row[name]) for name in came if name.startswith(f"{case} ")] for row in rows])
-        for case, colour in zip(cases, COLOURS, strict=False)
-    ]
+    groups = []
+    for case, colour, again in styled(cases):
+        mine = [name for name in came if name.startswith(f"{case} ")]
+        groups.append(Marks(case, colour, [[calibrated(row[name]) for name in mine] for row in rows], hollow=again))
     return marks_by_row([row["score"] for row in rows], groups, "calibrated AUROC", across=0.5)
 
 
@@ -84,8 +91,8 @@ def single_scores(rows: Rows) -> Figure:
     """Draw the calibrated AUROC of each score in each case of the bench, mean over its models."""
     cases = [name for name in rows[0] if name not in ("score", "evaluations")]
     groups = [
-        Marks(case, COLOURS[k % len(COLOURS)], [[calibrated(row[case])] for row in rows], hollow=k >= len(COLOURS))
-        for k, case in enumerate(cases)
+        Marks(case, colour, [[calibrated(row[case])] for row in rows], hollow=again)
+        for case, colour, again in styled(cases)
     ]
     return marks_by_row([row["score"] for row in rows], groups, "calibrated AUROC, mean over models")
 
