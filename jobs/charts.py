@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -139,7 +140,9 @@ def marks_by_row(
     names: Sequence[str], groups: Sequence[Marks], xlabel: str, across: float | None = None, scale: str = "linear"
 ) -> Figure:
     """Draw one row per name with the values of each group, and a line down at `across`; NaN is left out."""
-    with _panels(1, 0.25 * len(names) + 1.1) as (figure, (axes,)):
+    labels = [fill(name, 34) for name in names]
+    tallest = 1 + max(label.count("\n") for label in labels)
+    with _panels(1, (0.1 + 0.15 * tallest) * len(names) + 1.1) as (figure, (axes,)):
         axes.grid(axis="x")
         place = np.arange(len(names))[::-1]
         for group in groups:
@@ -151,7 +154,7 @@ def marks_by_row(
                 axes.hlines(place, *np.transpose(group.values), color=group.colour, linewidth=1.4)
         if across is not None:
             axes.axvline(across, color=MUTED, linewidth=1, linestyle=DASHES)
-        axes.set(yticks=place, yticklabels=list(names), ylim=(-0.7, len(names) - 0.3), xlabel=xlabel, xscale=scale)
+        axes.set(yticks=place, yticklabels=labels, ylim=(-0.7, len(names) - 0.3), xlabel=xlabel, xscale=scale)
         if scale == "log":
             axes.set_xticks(ticks := [0.25, 0.5, 1, 2, 4], [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()

@@ -96,12 +96,12 @@ def _embeddings(given: argparse.Namespace) -> Outcome:
 
 
 def _evidence(given: argparse.Namespace) -> Outcome:
-    """Compare what preset standard measures, and a further loss, alone and added up, on the cases of the bench."""
+    """Compare what preset standard measures, and a further loss, alone and added up, on cases of any page."""
     from jobs.benchmark.detection.evidence_parts import compare_parts
+    from jobs.benchmark.truth.world import WORLD
 
-    cases = choose_cases(given.data, given.cases)
-    rows, models = compare_parts(cases, given.seeds, given.data, given.output / "models", cached_only=given.cached)
-    return Outcome([], {"table": rows}, {"models, each by case and seed": ", ".join(models) or "none"})
+    cases = choose_cases(given.data, given.cases, (*SUITE, *WORLD) if given.cases else SUITE)
+    return compare_parts(cases, given.seeds, given.data, given.output / "models", cached_only=given.cached)
 
 
 def _forms(given: argparse.Namespace) -> Outcome:

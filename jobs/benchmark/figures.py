@@ -87,14 +87,14 @@ def captions(rows: Rows, roles: Rows) -> Figure:
     return marks_by_row([row["score"] for row in rows], groups, "calibrated AUROC", across=0.5)
 
 
-def single_scores(rows: Rows) -> Figure:
-    """Draw the calibrated AUROC of each score in each case of the bench, mean over its models."""
-    cases = [name for name in rows[0] if name not in ("score", "evaluations")]
+def sums(rows: Rows) -> Figure:
+    """Draw the AUROC of each sum of parts in each case, mean over its models."""
+    cases = [name for name in rows[0] if re.fullmatch(r"[a-z]+-[a-z]+", name)]
     groups = [
-        Marks(case, colour, [[calibrated(row[case])] for row in rows], hollow=again)
+        Marks(case, colour, [[first_number(row[case])] for row in rows], hollow=again)
         for case, colour, again in styled(cases)
     ]
-    return marks_by_row([row["score"] for row in rows], groups, "calibrated AUROC, mean over models")
+    return marks_by_row([row["evidence"].replace("`", "") for row in rows], groups, "AUROC, mean over models")
 
 
 def found_copies(rows: Rows) -> Figure:
@@ -158,7 +158,7 @@ FIGURES: Sequence[tuple[str, str, str, Sequence[str], Callable[..., Figure]]] = 
     ("truth", "levels", "parts", ["table"], levels),
     ("truth", "rates", "ranges", ["table"], rate_ranges),
     ("truth", "conditions", "scores", ["scores", "roles"], captions),
-    ("detection", "detection", "scores", ["found"], single_scores),
+    ("detection", "evidence", "sums", ["table"], sums),
 )
 
 

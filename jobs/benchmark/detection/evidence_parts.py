@@ -4,10 +4,11 @@ The further loss, at a higher level and under a noise of its own, was part of th
 looked at when it was chosen it does not pay, so that no preset measures it.
 
 Positives are the families that samples reproduce, negatives those that were trained on once and are not reproduced;
-planted families that samples miss are neither. Everything is tried over several draws of the noise.
+planted families that samples miss are neither. Everything is tried over several draws of the noise. The sums are judged
+as an audit judges its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from torch import Tensor
 
 from jobs.benchmark.detection.audited_presets import DRAWS, analysis_code, fingerprint
 from jobs.benchmark.detection.compared_scores import Preset, SharedScore
+from jobs.benchmark.detection.part_sums import PartExcess
 from jobs.benchmark.detection.subjects import Columns, NotMeasuredError, Subject, keep_derived, measure_shared
-from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
-from jobs.experiments import say
-from volgrowth.analysis.calibration.evidence import judge_images
-from volgrowth.analysis.calibration.expected_scores import spread_of
+from jobs.benchmark.detection.suite import Setup, models_of
+from jobs.experiments import Outcome
+from jobs.pages import listed
+from volgrowth.analysis.calibration.expected_scores import ScoredImages
+from volgrowth.analysis.judging import is_flagged
 from volgrowth.analysis.parts.judge import part_score
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
 from volgrowth.audit.workers.seeding import seeded
@@ -69,15 +72,15 @@ class SumFound:
     """What one sum of parts finds on one model under one draw of the noise."""
 
     case: str
-    seed: int
     auroc: float
     tpr: float
+    power: float
     lower_quartile: float
 
 
 def compare_parts(
     setups: Sequence[Setup], seeds: Sequence[int], data: Path, models: Path, *, cached_only: bool = False
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> Outcome:
     """Compare sums of parts on every case.
 
     Args:
@@ -92,79 +95,79 @@ def compare_parts(
     """
     prices = {name: price for price, _, name in SUMS} | {WHITENED: 5}
     found: dict[str, list[SumFound]] = {name: [] for name in prices}
-    names = list[str]()
-    for setup in setups:
-        for seed in seeds:
-            if cached_only and not is_trained(setup, seed, data, models):
-                continue
-            subject = Subject.of(train_or_load(setup, seed, data, models, say), cached_only=cached_only)
-            draws = list(_draws(subject))
-            names += [f"{setup.name} {seed}"] if draws else []
-            for excess in draws:
-                for name, evidence in _sums(excess):
-                    found[name].append(_judged(subject, evidence))
-    return [_row(name, prices[name], judged) for name, judged in found.items()], names
-
-
-def _draws(subject: Subject) -> Iterator[Columns]:
-    """Yield the parts of each draw that could be measured: NAME of the families, and NAME_held, in units of spread."""
-    for draw in range(DRAWS):
-        try:
-            columns = measure_shared(subject, Preset(StandardMeasure(), "growth"), draw)
-            columns |= measure_shared(subject, FurtherLoss(), draw)
-        except NotMeasuredError:
+    names, left_out = list[str](), list[str]()
+    for trained in models_of(setups, seeds, data, models, left_out, cached_only=cached_only):
+        subject, name = Subject.of(trained, cached_only=cached_only), f"{trained.setup.name} with seed {trained.seed}"
+        if not subject.positive.any():
+            left_out.append(f"Left out, since samples reproduce no image of it: {name}.")
             continue
-        yield part_excess(subject, columns)
+        try:
+            draws = [_judged_sums(subject, draw) for draw in range(DRAWS)]
+        except NotMeasuredError:
+            left_out.append(f"Left out, since not measured: {name}.")
+            continue
+        names.append(f"{trained.setup.name} {trained.seed}")
+        for columns in draws:
+            for which in prices:
+                found[which].append(_found(subject, columns[f"evidence, {which}"], columns[f"q_value, {which}"]))
+    rows = [_row(name, prices[name], judged) for name, judged in found.items()]
+    return Outcome(left_out, {"table": rows}, {"models, each by case and seed": listed(names)})
 
 
-def part_excess(subject: Subject, columns: Columns) -> Columns:
-    """Return each part less what is expected of it, of the families, and as NAME_held of the held-out images."""
+def _judged_sums(subject: Subject, draw: int) -> Columns:
+    """Return `evidence, NAME` and `q_value, NAME` of the families by each sum of parts, under a draw of the noise.
+
+    Raises:
+        NotMeasuredError: something was not measured, and only cached measurements are asked for.
+    """
+    columns = measure_shared(subject, Preset(StandardMeasure(), "growth"), draw)
+    columns |= measure_shared(subject, FurtherLoss(), draw)
 
     def derive() -> Columns:
-        split = {name: subject.images(part_score(name, columns[name])) for name in PARTS}
-        found = judge_images({name: a for name, (a, _) in split.items()}, {name: h for name, (_, h) in split.items()})
-        assert found is not None  # every case holds out hundreds of images
-        learnt = found.calibration.scores
-        excess = {name: found.excess[name] / part.unit for name, part in learnt.items()}
-        held = {f"{name}_held": part.held / part.unit for name, part in learnt.items()}
-        return excess | held
+        return judge_sums({name: subject.images(part_score(name, columns[name])) for name in PARTS})
 
-    return keep_derived(subject, f"parts {PARTS} of {fingerprint(columns)} by {analysis_code()}", derive)
+    return keep_derived(subject, f"sums {SUMS} of {fingerprint(columns)} by {analysis_code()}", derive)
 
 
-def _sums(excess: Columns) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the evidence of the families by each sum of parts, in units of its held-out spread."""
-    for _, parts, name in SUMS:
-        held = np.sum([excess[f"{part}_held"] for part in parts], 0)
-        yield name, np.sum([excess[part] for part in parts], 0) / spread_of(held)
-    held = np.stack([excess[f"{part}_held"] for part in PARTS])
-    weights = np.linalg.solve(np.cov(held), held.std(1))
-    yield WHITENED, weights @ np.stack([excess[part] for part in PARTS]) / spread_of(weights @ held)
+def judge_sums(parts: Mapping[str, tuple[ScoredImages, ScoredImages]]) -> Columns:
+    """Judge images by held-out ones, by each sum of parts, given both with their scores by the name of the part."""
+    excess, found = PartExcess.of(parts), Columns()
+    in_units = np.stack([excess.held[part] / excess.tail[part] for part in PARTS])
+    whitened = np.linalg.solve(np.cov(in_units), in_units.std(1))
+    weights = {name: dict.fromkeys(some, 1.0) for _, some, name in SUMS}
+    weights[WHITENED] = dict(zip(PARTS, whitened, strict=True))
+    for name, by_part in weights.items():
+        of_parts = {part: weight / excess.tail[part] for part, weight in by_part.items()}
+        found[f"evidence, {name}"], found[f"q_value, {name}"] = excess.judged(of_parts)
+    return found
 
 
-def _judged(subject: Subject, evidence: np.ndarray) -> SumFound:
+def _found(subject: Subject, evidence: np.ndarray, q_value: np.ndarray) -> SumFound:
     positive = subject.positive
     clear = positive | ~subject.planted
     return SumFound(
         subject.trained.setup.name,
-        subject.trained.seed,
         auroc(evidence[clear], positive[clear]),
         tpr_at_fpr(evidence[clear], positive[clear]),
+        float(is_flagged(q_value)[positive].mean()),
         float(np.quantile(evidence[positive], 0.25)),
     )
 
 
 def _row(name: str, price: int, judged: Sequence[SumFound]) -> dict[str, Any]:
-    """Return the row of a sum of parts: AUROC in each case, the mean over seeds and draws and the lowest."""
+    """Return the row of a sum of parts: in each case AUROC, the mean over seeds and draws and the lowest, and power."""
     cases = {
-        case: [found.auroc for found in judged if found.case == case]
-        for case in dict.fromkeys(each.case for each in judged)
+        case: [found for found in judged if found.case == case] for case in dict.fromkeys(each.case for each in judged)
     }
-    lowest = min(judged, key=lambda found: found.tpr, default=None)
     return {
         "evidence": name,
         "evaluations": price,
-        **{case: f"{np.mean(values):.4f} ({min(values):.4f})" for case, values in cases.items()},
-        "lowest TPR at 1% FPR": None if lowest is None else f"{lowest.tpr:.2f}",
+        **{case: _cell(some) for case, some in cases.items()},
+        "lowest TPR at 1% FPR": f"{min(found.tpr for found in judged):.2f}" if judged else None,
         "least lower quartile": f"{min(found.lower_quartile for found in judged):.1f}" if judged else None,
     }
+
+
+def _cell(judged: Sequence[SumFound]) -> str:
+    aurocs = [found.auroc for found in judged]
+    return f"{np.mean(aurocs):.4f} ({min(aurocs):.4f}) / {np.mean([found.power for found in judged]):.2f}"

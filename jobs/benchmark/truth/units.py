@@ -11,11 +11,9 @@ import numpy as np
 
 from jobs.benchmark.detection.audited_presets import DRAWS, analysis_code, fingerprint
 from jobs.benchmark.detection.compared_scores import Preset
+from jobs.benchmark.detection.part_sums import PartExcess
 from jobs.benchmark.detection.subjects import Columns, Subject, keep_derived, measure_shared
-from volgrowth.analysis.calibration.error_rates import q_values
-from volgrowth.analysis.calibration.expected_scores import Excess, ScoredImages, learn, spread_of, usable
-from volgrowth.analysis.calibration.p_values import held_out_p_values
-from volgrowth.analysis.calibration.tails import fit_tail
+from volgrowth.analysis.calibration.expected_scores import ScoredImages
 from volgrowth.analysis.judging import is_flagged
 from volgrowth.analysis.parts.judge import part_score
 from volgrowth.analysis.ranking import auroc, tpr_at_fpr
@@ -70,21 +68,9 @@ def judge_by_units(parts: Mapping[str, tuple[ScoredImages, ScoredImages]]) -> Co
     Returns:
         `evidence by UNIT` and `q_value by UNIT`, (n,), and `PART unit`, a number.
     """
-    first, known = next(iter(parts.values()))
-    rows = usable(known, np.isin(known.content, first.content)).rows
-    learnt = {name: learn(held, rows) for name, (_, held) in parts.items()}
-    excess = {
-        name: np.stack([some.score - predict(some.features[:]) for predict in learnt[name].predictors(len(some.score))])
-        for name, (some, _) in parts.items()
-    }
-    found = {f"{name} unit": np.array(one.unit / one.residual_spread) for name, one in learnt.items()}
-    fold = next(iter(learnt.values())).fold
-    for unit in UNITS:
-        by = {name: one.unit if unit == "tail" else one.residual_spread for name, one in learnt.items()}
-        held = np.sum([one.held / by[name] for name, one in learnt.items()], 0)
-        audited = np.sum([excess[name] / by[name] for name in learnt], 0)
-        spread = spread_of(held)
-        p_value = held_out_p_values(Excess(audited / spread, held / spread, fold), fit_tail(held / spread)).used
-        found[f"evidence by {unit}"] = audited.mean(0) / spread
-        found[f"q_value by {unit}"] = q_values(p_value, first.content)
+    excess = PartExcess.of(parts)
+    found = {f"{name} unit": np.array(excess.tail[name] / excess.spread[name]) for name in parts}
+    for unit, of_parts in (("tail", excess.tail), ("spread", excess.spread)):
+        evidence, q_value = excess.judged({name: 1 / of_part for name, of_part in of_parts.items()})
+        found |= {f"evidence by {unit}": evidence, f"q_value by {unit}": q_value}
     return found
