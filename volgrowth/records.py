@@ -159,14 +159,14 @@ FINDINGS = pa.schema(
         column("growth", pa.float64(), "main score of the preset, as in scores"),
         column("expected_growth", pa.float64(), "growth that an image of this complexity shows anyway"),
         column("excess_growth", pa.float64(), "growth - expected_growth"),
-        column("evidence", pa.float64(), "sum of the parts of the evidence, in units of the held-out images' spread"),
+        column("evidence", pa.float64(), "weighted sum of the parts, in units of the held-out images' spread"),
         column(
             "evidence_growth",
             pa.float64(),
             "part of growth, in units of the held-out images' spread or of their tail's; null if not a part",
         ),
         column("evidence_loss", pa.float64(), "part of a low denoising loss, in the same units; null if not measured"),
-        column("evidence_noise_norm", pa.float64(), "part of little expected noise, likewise"),
+        column("evidence_noise_norm", pa.float64(), "part of little expected noise, likewise; half of it is added"),
         column(
             "growth_contrast", pa.float64(), "growth with the condition less without it, as in scores; null without one"
         ),

@@ -162,7 +162,12 @@ def test_calibration_says_how_good_it_is(tmp_path: Path, with_holdout: bool) -> 
         "outside_range": pc.sum(analysis.findings["outside_range"]).as_py(),
         "evidence": {
             "parts": {
-                name: {"r2": part.r2, "residual_spread": part.residual_spread, "unit": part.unit}
+                name: {
+                    "r2": part.r2,
+                    "residual_spread": part.residual_spread,
+                    "unit": part.unit,
+                    "weight": 0.5 if name == "noise_norm" else 1.0,
+                }
                 for name, part in analysis.calibration.parts.items()
             },
             "left_out": analysis.calibration.left_out,

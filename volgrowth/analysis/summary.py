@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.complexity import MEASURED, REGRESSORS
 from volgrowth.analysis.calibration.error_rates import FDR, fewest_flags, rows_needed
-from volgrowth.analysis.calibration.evidence import REPRODUCED, Calibration
+from volgrowth.analysis.calibration.evidence import REPRODUCED, Calibration, weight_of
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
 from volgrowth.analysis.calibration.false_bounds import innocent_among
 from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, bound_loss
@@ -184,7 +184,12 @@ def _calibration(analysis: Analysis, config: AuditConfig, counts: Counts) -> dic
         "outside_range": counts.outside_range,
         "evidence": {
             "parts": {
-                name: {"r2": part.r2, "residual_spread": part.residual_spread, "unit": part.unit}
+                name: {
+                    "r2": part.r2,
+                    "residual_spread": part.residual_spread,
+                    "unit": part.unit,
+                    "weight": weight_of(name),
+                }
                 for name, part in calibration.parts.items()
             },
             "left_out": calibration.left_out,

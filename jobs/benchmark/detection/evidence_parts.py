@@ -34,15 +34,17 @@ from volgrowth.numerics import Denoiser
 
 FURTHER, FURTHER_LEVEL = "loss_high", 0.45
 PARTS = ("growth", "loss", "noise_norm", FURTHER)
-SUMS = (
-    (1, ("noise_norm",), "the length of the expected noise at the image"),
-    (2, ("loss",), "the loss of a pair of noises"),
-    (2, ("growth",), "growth of one axis"),
-    (2, ("noise_norm", FURTHER), "noise norm and the loss of one noise, at a higher level"),
-    (3, ("noise_norm", "loss"), "noise norm and the pair: the evidence of `screen` and `standard`"),
-    (4, ("noise_norm", "loss", "growth"), "these and growth of one axis"),
-    (4, ("noise_norm", "loss", FURTHER), "these and the loss of one noise, at a higher level"),
-    (5, ("noise_norm", "loss", FURTHER, "growth"), "all four"),
+HALF = {"noise_norm": 0.5, "loss": 1.0}
+SUMS: Sequence[tuple[int, Mapping[str, float], str]] = (
+    (1, {"noise_norm": 1.0}, "noise norm: the length of the expected noise at the image"),
+    (2, {"loss": 1.0}, "pair: the loss of a pair of noises"),
+    (2, {"growth": 1.0}, "growth of one axis"),
+    (3, {"noise_norm": 1.0, "loss": 1.0}, "noise norm and pair"),
+    (3, HALF, "half of the noise norm and pair: the evidence of `screen` and `standard`"),
+    (3, {"noise_norm": 0.25, "loss": 1.0}, "a quarter of the noise norm and pair"),
+    (4, {**HALF, "growth": 1.0}, "the evidence and growth of one axis"),
+    (4, {**HALF, FURTHER: 1.0}, "the evidence and the loss of one noise, at a higher level"),
+    (5, {**HALF, FURTHER: 1.0, "growth": 1.0}, "the evidence and both"),
 )
 WHITENED = "all four, weighted by the inverse of their held-out covariance"
 
@@ -134,8 +136,7 @@ def judge_sums(parts: Mapping[str, tuple[ScoredImages, ScoredImages]]) -> Column
     excess, found = PartExcess.of(parts), Columns()
     in_units = np.stack([excess.held[part] / excess.tail[part] for part in PARTS])
     whitened = np.linalg.solve(np.cov(in_units), in_units.std(1))
-    weights = {name: dict.fromkeys(some, 1.0) for _, some, name in SUMS}
-    weights[WHITENED] = dict(zip(PARTS, whitened, strict=True))
+    weights = {name: some for _, some, name in SUMS} | {WHITENED: dict(zip(PARTS, whitened, strict=True))}
     for name, by_part in weights.items():
         of_parts = {part: weight / excess.tail[part] for part, weight in by_part.items()}
         found[f"evidence, {name}"], found[f"q_value, {name}"] = excess.judged(of_parts)

@@ -35,9 +35,10 @@ def both() -> Both:
     return calibrated(audited, holdout), audited, holdout
 
 
-def test_evidence_is_the_sum_of_the_parts_in_units_of_the_held_out_spread(both: Both) -> None:
+def test_evidence_is_the_weighted_sum_of_the_parts_in_units_of_the_held_out_spread(both: Both) -> None:
     found = both[0]
-    parts = [found.excess[name] / part.unit for name, part in found.calibration.parts.items()]
+    weights = {"noise_norm": 0.5}
+    parts = [weights.get(name, 1) * found.excess[name] / part.unit for name, part in found.calibration.parts.items()]
     ratio = found.evidence / np.sum(parts, 0)
     assert_allclose(ratio, ratio[0], rtol=1e-9)
     held = found.calibration.holdout_evidence

@@ -2,9 +2,9 @@
 
 Each part of the evidence is a score, high where it is suspicious, less what an image of that complexity shows anyway,
 in units of the held-out images' spread, or of that of their upper tail where it is heavier (`expected_scores.Learnt`).
-The evidence is the sum of the parts, in units of its own spread among the held-out images. No part has a weight beyond
-that: sums weighted by the held-out covariance found no more on the bench (docs/detection.md), and weights that were
-fitted to the audited set would need to know what is memorized in it.
+The evidence is the sum of the parts, each with a fixed weight (`WEIGHTS`), in units of its own spread among the
+held-out images. Sums weighted by the held-out covariance found no more on the bench (docs/detection.md), and weights
+that were fitted to the audited set would need to know what is memorized in it.
 
 A part that no image was measured in, or that hardly varies among the images it is calibrated on, is left out, with
 the reason. A score may also be calibrated and left aside, where others tell more without it.
@@ -39,6 +39,10 @@ REPRODUCED = 5.0
 """Evidence that is taken for that of a memorized image. On every model of docs/detection.md, in the worst draw, three
 quarters of the images that samples reproduce have more, judged by the strongest of their rows as an audit judges."""
 
+WEIGHTS: Mapping[str, float] = {"noise_norm": 0.5}
+"""The weight of a part in the sum, where it is not 1. Over the models of docs/detection.md half of the noise norm finds
+most: photographs in pixels stand out in the loss, and shifted digits in both."""
+
 NO_SPREAD = "most images show exactly what is expected of them, so that it has no spread"
 
 Parts = Mapping[str, ScoredImages]
@@ -55,7 +59,7 @@ class Calibration:
         added: names of the scores that the evidence is the sum of.
         known: the images that calibrate: the held-out ones that are usable, or a sample of the audited ones.
         low, high: range of the features of these images, (features,).
-        spread: of the summed excess among them.
+        spread: of the weighted sum of excess among them.
         holdout_evidence: evidence of the held-out images of `known`, (m,); None without any.
         tail: of the held-out images' evidence; None if it could not be fitted, or without held-out images.
         alone: tails of the parts whose own p-values are wanted, by name; None as `tail`.
@@ -154,7 +158,7 @@ class Calibration:
             excess = images[name].score - expected
             found.expected[name][chunk], found.excess[name][chunk] = expected.mean(0), excess.mean(0)
             if name in self.added:
-                total = total + excess / self.scores[name].unit
+                total = total + _counted(name, self.scores[name], excess)
             if name in self.alone:
                 own = Excess(excess, self.scores[name].held, fold)
                 found.alone[name][chunk] = held_out_p_values(own, self.alone[name], screen).used
@@ -173,7 +177,7 @@ class Calibration:
             excess = images[name].score - expected
             found.expected[name][chunk], found.excess[name][chunk] = expected, excess
             if name in self.added:
-                total = total + excess / self.scores[name].unit
+                total = total + _counted(name, self.scores[name], excess)
             if name in self.alone:
                 found.alone[name][chunk] = self.assumed[name].p_values(excess)
         found.evidence[chunk] = total / self.spread
@@ -188,7 +192,7 @@ class Judged:
         calibration: by which they are judged.
         expected: expected score by each part, (n,): the mean over folds, or that of its own fold if it is cross-fitted.
         excess: excess over it by each part, (n,).
-        evidence: summed excess of all parts, in units of its spread, (n,).
+        evidence: weighted sum of the excess of all parts, in units of its spread, (n,).
         outside: mask of the images outside the range of complexity that was fitted, (n,).
         used, conformal: p-values, (n,): those that decide, and those from counting held-out images.
         unscreened: p-values without the screen, (n,), 1 without a score; None without a screen.
@@ -262,7 +266,7 @@ def calibrate(
     learnt, left_out = _learn_parts(known, audited, rows, held_out)
     added = _added(learnt, aside, left_out)
     fitted = next(iter(known.values())).features[rows]
-    total = sum((learnt[name].held / learnt[name].unit for name in added), np.zeros(()))
+    total = sum((_counted(name, learnt[name], learnt[name].held) for name in added), np.zeros(()))
     spread = spread_of(total) or 1.0
     evidence, wanted = total / spread, [name for name in alone if name in learnt]
     excess: dict[str | None, np.ndarray] = {None: evidence}
@@ -352,6 +356,16 @@ def _added(learnt: Mapping[str, Learnt], aside: Collection[str], left_out: dict[
     return added
 
 
+def weight_of(name: str) -> float:
+    """Return the weight of a part in the sum."""
+    return WEIGHTS.get(name, 1.0)
+
+
+def _counted(name: str, part: Learnt, excess: np.ndarray) -> np.ndarray:
+    """Return the excess of some images by a part as it counts in the sum."""
+    return weight_of(name) * excess / part.unit
+
+
 def _evidence_of_crowd(
     crowd: Parts, learnt: Mapping[str, Learnt], added: Collection[str], complexity: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
@@ -363,7 +377,7 @@ def _evidence_of_crowd(
     for name in added:
         some = crowd[name]
         expected = _of_own_fold(learnt[name].predictors(len(some.score)), some)
-        total = total + (some.score - expected) / learnt[name].unit
+        total = total + _counted(name, learnt[name], some.score - expected)
     features = next(iter(crowd.values())).features[:]
     return total[~((features < complexity[0]) | (features > complexity[1])).any(1)]
 

@@ -71,9 +71,9 @@ class ScoreTable:
         self.content = self.table.column("content_hash").to_numpy()
 
     def screen(self) -> ScoredImages:
-        """Return the scored rows with a cascade's screen as the score: the loss times the squared length of noise."""
+        """Return the scored rows with a cascade's screen as the score: the loss times the length of the noise."""
         loss, noise_norm = (part_score(column, self._numbers(column)) for column in ("loss", "noise_norm"))
-        return self._images("screen", loss + 2 * noise_norm)
+        return self._images("screen", loss + noise_norm)
 
     def part(self, column: str) -> ScoredImages:
         """Return the scored rows with a part of the evidence as the score; NaN where the column is null."""

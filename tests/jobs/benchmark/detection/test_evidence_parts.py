@@ -13,7 +13,7 @@ from tests.jobs.benchmark.truth.test_units import MEMORIZED, scores
 from tests.support.measured_pages import headings
 from volgrowth.analysis.calibration.evidence import judge_images
 
-EVIDENCE = "noise norm and the pair: the evidence of `screen` and `standard`"
+EVIDENCE = "half of the noise norm and pair: the evidence of `screen` and `standard`"
 
 
 def test_the_sum_of_the_presets_is_the_evidence_of_an_audit() -> None:
