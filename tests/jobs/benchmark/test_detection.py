@@ -193,6 +193,10 @@ def test_a_target_is_met_by_the_mean_over_draws_and_the_worst_draw_stands_beside
     assert row.missed == {"standard": ["AUROC 0.9985 < 0.999"]}
 
 
+def of(case):
+    return next(setup for setup in SUITE if setup.name == case)
+
+
 def test_models_that_were_looked_at_are_counted_apart_and_each_miss_is_named(subject, strong):
     rows = []
     for seed, change in ((1, {}), (2, {"power_10": 0.5}), (3, {})):
@@ -200,6 +204,10 @@ def test_models_that_were_looked_at_are_counted_apart_and_each_miss_is_named(sub
         results = [replace(result, seed=seed) for result in evidence_of(strong, "screen", **MET | change)]
         rows.append(target_rows(results, of_seed))
     assert [row.shown["looked at"] for row in rows if row] == ["yes", "no", "no"]
+    further = replace(subject, trained=replace(subject.trained, setup=of("digits-shifted"), seed=3))
+    row = target_rows([replace(result, case="digits-shifted") for result in results], further)
+    assert row is not None
+    assert row.looked_at
     (said,) = target_sentences([row for row in rows if row])
     assert "`screen` (AUROC ≥ 0.998, FDR ≤ 0.13, power ≥ 0.9)" in said
     assert "all met by 1 of 2 models never looked at and by 1 of 1 models looked at" in said
@@ -217,7 +225,7 @@ def test_the_worst_draw_on_any_model_says_how_much_evidence_reproduced_images_ha
 
 
 def test_the_large_case_has_targets_of_its_own(subject, strong):
-    large = next(setup for setup in SUITE if setup.name == LARGE)
+    large = of(LARGE)
     of_large = replace(subject, trained=replace(subject.trained, setup=large))
     results = [
         replace(result, case=LARGE)
