@@ -28,7 +28,7 @@ def first_number(cell: Any) -> float:
 
 def calibrated(cell: str) -> float:
     """Return the second AUROC of a cell `raw / calibrated / TPR`."""
-    return first_number(cell.split(" / ")[1])
+    return first_number(cell.partition(" / ")[2])
 
 
 def styled(names: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
@@ -140,7 +140,7 @@ def curated(rows: Rows) -> Figure:
 
 def rate_ranges(rows: Rows) -> Figure:
     """Draw the rates of images over the shares of samples that hit them, the least, the mean and the largest."""
-    ranges = [[float(x) for x in row["rate over share of hits"].split(" to ")] for row in rows]
+    ranges = [[first_number(end) for end in row["rate over share of hits"].partition(" to ")[::2]] for row in rows]
     groups = [
         Marks("least and largest", COOL, ranges, joined=True),
         Marks("geometric mean", ACCENT, [[first_number(row["geometric mean"])] for row in rows]),

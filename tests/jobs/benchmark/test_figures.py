@@ -1,5 +1,6 @@
 """The figures of the bench's pages: those of docs/ are drawn of the tables that stand there, and are shown."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jobs.benchmark.figures import FIGURES, draw_figures, drawn_of, first_number, means_by_place
+from jobs.charts import save_figure
 from jobs.pages import DOCS, fill_page
 
 
@@ -45,6 +47,21 @@ def test_a_committed_figure_is_drawn_of_the_table_of_its_page(
     for axes in draw(*rows).axes:
         drawn = np.concatenate([np.ravel(line.get_xydata()) for line in axes.lines])
         assert np.isfinite(drawn).sum() >= 4
+
+
+@pytest.mark.parametrize(("page", "command", "name", "tables", "draw"), FIGURES)
+def test_what_was_not_measured_is_left_out_of_a_figure(
+    page: str, command: str, name: str, tables: list[str], draw: Callable[..., Figure], tmp_path: Path
+) -> None:
+    rows, _ = drawn_of(DOCS / f"{page}.md", command, tables)
+    blank = [[{column: unmeasured(column, cell) for column, cell in row.items()} for row in table] for table in rows]
+    save_figure(draw(*blank), tmp_path / "figure.png")
+
+
+def unmeasured(column: str, cell: object) -> object:
+    """Return a cell without its number, if it is one that a model may lack."""
+    place = column in ("level", "trained on")
+    return "–" if isinstance(cell, str) and re.match(r"[\d–−]", cell) and not place else cell
 
 
 def test_only_figures_of_the_command_are_drawn_and_none_of_a_table_without_rows(tmp_path: Path) -> None:
