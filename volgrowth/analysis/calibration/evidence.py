@@ -36,8 +36,9 @@ from volgrowth.analysis.calibration.tails import Tail, fit_tail, wants_audited
 from volgrowth.analysis.chunks import for_chunks
 
 REPRODUCED = 5.0
-"""Evidence that is taken for that of a memorized image. On every model of docs/detection.md, in the worst draw, three
-quarters of the images that samples reproduce have more, judged by the strongest of their rows as an audit judges."""
+"""Evidence that is taken for that of a memorized image. On every model that has targets in docs/detection.md, in the
+worst draw, three quarters of the images that samples reproduce have more, judged by the strongest of their rows as an
+audit judges; altered photographs can have less."""
 
 WEIGHTS: Mapping[str, float] = {"noise_norm": 0.5}
 """The weight of a part in the sum, where it is not 1. Over the models of docs/detection.md half of the noise norm finds
