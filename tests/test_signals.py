@@ -85,6 +85,58 @@ def test_a_signal_while_a_process_forks_counts_when_that_is_over() -> None:
     assert process.returncode == 130
 
 
+FORKS = """
+import os, signal, subprocess, sys, time
+from volgrowth.signals import heed_no_signal_while_forking
+
+class Came(Exception):
+    pass
+
+def come(number, frame):
+    raise Came
+
+signal.signal(signal.SIGTERM, come)
+os.register_at_fork(before=lambda: None, after_in_parent=lambda: None)
+heed_no_signal_while_forking()
+
+def forked(nth):
+    # a signal at the nth step of Python code between the first hook before the fork and the last one after it
+    steps = 0
+
+    def trace(frame, event, argument):
+        nonlocal steps
+        if frame.f_code.co_name not in ("<lambda>", "wrap", "signal"):
+            return None
+        frame.f_trace_opcodes = True
+        steps += 1
+        if steps == nth:
+            signal.raise_signal(signal.SIGTERM)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        subprocess.run(["true"], preexec_fn=os.getpid, check=True)
+        sys.settrace(None)
+        if nth <= steps:
+            time.sleep(5)
+    except Came:
+        sys.settrace(None)
+        return True
+    return False
+
+nth = 1
+while forked(nth):
+    nth += 1
+print(nth, flush=True)
+"""
+
+
+def test_no_step_of_what_python_calls_around_a_fork_is_interrupted() -> None:
+    finished = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert int(finished.stdout) > 20
+
+
 def signal_until_it_ends(process: subprocess.Popen[str], number: int) -> None:
     while process.poll() is None:
         process.send_signal(number)

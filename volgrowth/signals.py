@@ -10,8 +10,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -82,7 +83,8 @@ class EndingSignals:
 
         Not where a library has another handler for the signal: that may have heeded it.
         """
-        ours = signal.getsignal(number) == self._interrupt
+        handler = signal.getsignal(number)
+        ours = getattr(handler, "own", handler) == self._interrupt
         time.sleep(TOGETHER / 4)
         if ours and not self._interrupted and hasattr(signal, "pthread_kill"):
             signal.pthread_kill(threading.main_thread().ident or 0, number)
@@ -104,34 +106,55 @@ def uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+class _Between:
+    """A handler of signals that works between forks: one that comes while this process forks is sent again afterwards.
+
+    Attributes:
+        forking: whether this process forks.
+        waiting: whether one is to be sent again; others count with it.
+    """
+
+    forking = waiting = False
+
+    def __init__(self, own: Callable[[int, FrameType | None], Any]) -> None:
+        self.own = own
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.forking:
+            self.own(number, frame)
+        elif not _Between.waiting:
+            _Between.waiting = True
+            threading.Thread(target=self._send_again, args=(number,), daemon=True).start()
+
+    def _send_again(self, number: int) -> None:
+        while _Between.forking:
+            time.sleep(0.01)
+        _Between.waiting = False
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+@cache
 def heed_no_signal_while_forking() -> None:
     """Have a signal that comes while the main thread forks count when that is over, whoever's handler it has.
 
     What libraries have Python call before and after a fork, such as taking and giving back the locks of `logging`, may
     not raise an exception: Python prints its traceback and goes on, and a lock stays taken. Covered is what was
-    registered until now.
+    registered until the first call. Whether this process forks is noted by C code: in a hook of Python's, in its first
+    and last moment, a signal would be heeded.
     """
-    handlers, came = dict[int, Any](), list[int]()
 
-    def before() -> None:
+    def wrap() -> None:
         if threading.current_thread() is threading.main_thread():
             for number in ENDING:
-                if signal.getsignal(number) is not None:  # else one of C, which raises nothing here
-                    handlers[number] = signal.signal(number, lambda number, frame: came.append(number))
-
-    def after() -> None:
-        while handlers:
-            signal.signal(*handlers.popitem())
-        if came:
-            threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, came[0])).start()
-            came.clear()
-
-    def child() -> None:
-        came.clear()
-        after()
+                own = signal.getsignal(number)
+                if callable(own) and not isinstance(own, _Between):
+                    signal.signal(number, _Between(own))
 
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=before, after_in_parent=after, after_in_child=child)
+        wrap()
+        os.register_at_fork(before=wrap)  # the handlers that libraries have set since
+        begins, ends = (partial(setattr, _Between, "forking", forking) for forking in (True, False))
+        os.register_at_fork(before=begins, after_in_parent=ends, after_in_child=ends)
 
 
 def check_interrupted() -> None:
