@@ -1,5 +1,6 @@
 """`volgrowth diff` on audits that two models really gave."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,27 @@ def test_the_command_says_what_changed_and_writes_the_table(audits, tmp_path, ca
     copied, other = rows["digit-0003"], rows["digit-0007"]
     assert (copied["row_a"], copied["row_b"], copied["copies_a"], copied["copies_b"]) == (3, 0, 1, 2)
     assert (other["row_a"], other["row_b"], other["copies_a"], other["copies_b"]) == (7, 7, 1, 1)
+
+
+def test_flags_by_different_evidence_are_said(audits, tmp_path, capsys):
+    """Weights of parts came later than parts; an audit of an earlier version has none."""
+    before, after = str(audits / "before"), str(shutil.copytree(audits / "after", tmp_path / "after"))
+    assert run_command(["diff", before, after]) == 0
+    assert "by different evidence" not in capsys.readouterr().out
+    file = tmp_path / "after/summary.json"
+    summary = json.loads(file.read_text())
+    parts = summary["calibration"]["evidence"]["parts"]
+    for part in parts.values():
+        del part["weight"]
+    del summary["sha256"]
+    file.write_text(json.dumps(summary))
+    assert run_command(["diff", before, after]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The audits flag by different evidence (A: 1 loss + 0.5 noise_norm, held-out; B: " in said
+    assert "1 loss + 1 noise_norm, held-out, of an earlier version)" in said
+    assert run_command(["trend", before, after]) == 0
+    assert "another held-out set" not in (said := capsys.readouterr().out)
+    assert "another evidence than" in said
 
 
 def test_what_cannot_be_compared_is_one_sentence_and_exit_code_two(audits, tmp_path, capsys):

@@ -139,7 +139,7 @@ def test_too_few_held_out_images_cannot_tell_and_what_it_says_would_do_does(judg
 def test_a_gate_says_which_evidence_it_takes_memorized_images_to_have(judged):
     found = judged({}, held=100)
     for assumed, said in (
-        (5.0, " of evidence 5 (on the benchmark three quarters of the reproduced ones have more)"),
+        (5.0, " of evidence 5 (on the benchmark most reproduced images have more; altered copies may have less)"),
         (None, ""),
     ):
         found.summary["detection"] |= {"assumed_evidence": assumed}

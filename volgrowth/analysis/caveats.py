@@ -107,7 +107,7 @@ def of_evidence(detection: Summary) -> str:
     assumed = detection.get("assumed_evidence")
     if assumed is None:
         return ""
-    return f" of evidence {assumed:g} (on the benchmark three quarters of the reproduced ones have more)"
+    return f" of evidence {assumed:g} (on the benchmark most reproduced images have more; altered copies may have less)"
 
 
 def _resolution(summary: Summary) -> str | None:

@@ -86,7 +86,7 @@ def audit(
     made = empty_audit(name, held is not None, **settings)
     table, findings = tables(content, z, spread, **(marks or {}))
     held_scores, held_findings = (None, None) if held is None else tables(*held, spread, judged=False)
-    summary = {"calibration": {"residual_spread": spread}}
+    summary = {"calibration": {"residual_spread": spread, "method": "held-out", "evidence": {"parts": {}}}}
     vars(made).update(scores=table, findings=findings, holdout_scores=held_scores, holdout_findings=held_findings)
     vars(made).update(summary=summary, parts=partly(table, findings))  # as if read
     return made

@@ -23,6 +23,7 @@ from volgrowth.analysis.comparison.changes import (
     Comparison,
     WholeComparison,
 )
+from volgrowth.analysis.comparison.evidence_rules import different_evidence
 from volgrowth.analysis.comparison.matching import Matched, check_comparable, match_images
 from volgrowth.analysis.comparison.nulls import conformal_p_values, median_change, mirrored_p_values
 from volgrowth.analysis.distinct import simes
@@ -117,7 +118,7 @@ def compare_in_parts(a: Audit, b: Audit, fdr: float = FDR) -> Iterator[Compared]
             null_rows=null_rows,
             tests=found.tests,
             fdr=fdr,
-            warnings=(*_about_null(matched), *_about_size(found, null_rows, fdr)),
+            warnings=(*_about_null(matched), *_about_flags(a, b), *_about_size(found, null_rows, fdr)),
         )
         yield Compared(database, a, comparison)
 
@@ -294,6 +295,16 @@ def _about_null(images: Matched) -> list[str]:
             f"Audit both with the same --holdout to compare with all."
         ]
     return []
+
+
+def _about_flags(a: Audit, b: Audit) -> list[str]:
+    """Warn if the two audits flag by different evidence."""
+    if not (rules := different_evidence(a, b)):
+        return []
+    return [
+        f"The audits flag by different evidence (A: {rules[0]}; B: {rules[1]}), so that an image may be flagged in one "
+        f"of them for that reason alone. Changes compare growth, which is the same measure in both."
+    ]
 
 
 def _about_size(found: _Decision, null_rows: int, fdr: float) -> list[str]:

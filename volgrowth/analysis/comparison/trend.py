@@ -13,6 +13,7 @@ import numpy as np
 
 from volgrowth.analysis.breakdown import LISTED, FoundCounts, class_of, source_of
 from volgrowth.analysis.calibration.error_rates import FDR
+from volgrowth.analysis.comparison.evidence_rules import different_evidence
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.judging import JudgedAudit
 from volgrowth.audit.output.result import FINDINGS_FILE, Audit
@@ -189,6 +190,7 @@ def _notes(audits: Sequence[Audit]) -> list[str]:
             "held-out set": (first.holdout and first.holdout.fingerprint)
             == (other.holdout and other.holdout.fingerprint),
             "measure": first.config["measure"] == other.config["measure"],
+            "evidence": not different_evidence(audits[0], audit),
         }
         if another := [what for what, equal in same.items() if not equal]:
             notes.append(
