@@ -107,6 +107,8 @@ def nearest_other(embedded: np.ndarray) -> np.ndarray:
 
 def threshold_for(nearest: np.ndarray, mistaken: int) -> float:
     """Return the lowest cosine from which on at most so many of these images (n,) have a different image that near."""
+    if mistaken >= len(nearest):
+        return -1.0
     return float(np.nextafter(np.sort(nearest)[::-1][mistaken], np.float32(2)))
 
 

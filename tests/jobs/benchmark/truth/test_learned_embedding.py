@@ -46,7 +46,7 @@ def test_a_threshold_leaves_as_many_mistakes_as_asked() -> None:
     random = np.random.default_rng(0)
     embedded = random.normal(size=(50, 4)).astype(np.float32)
     nearest = nearest_other(embedded / np.linalg.norm(embedded, axis=1, keepdims=True))
-    for mistaken in (0, 3, 20):
+    for mistaken in (0, 3, 20, 50):
         assert (nearest >= threshold_for(nearest, mistaken)).sum() <= mistaken
         assert mistaken == 0 or (nearest >= threshold_for(nearest, mistaken)).sum() >= mistaken - 1
 
