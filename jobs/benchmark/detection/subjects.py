@@ -22,6 +22,8 @@ from jobs.benchmark.detection.suite import Trained
 from volgrowth.analysis.calibration.complexity import regressors
 from volgrowth.analysis.calibration.expected_scores import ScoredImages
 from volgrowth.analysis.verification.proof import Reproduced
+from volgrowth.audit.scoring.understanding import NoisyStates, examine
+from volgrowth.audit.workers.fitting import BatchSize
 from volgrowth.demo.cases import LabelledSet, to_tensor
 from volgrowth.models import load_model
 from volgrowth.numerics import Denoiser
@@ -32,6 +34,8 @@ SEED = 0
 
 # images on which cached scores are tried, and the share of their spread that rounding on another machine explains
 AGAIN, SAME = 8, 1e-3
+CHECKED = 64
+"""Training images on which a model is checked as an audit checks it."""
 
 Columns = dict[str, np.ndarray]
 
@@ -118,6 +122,13 @@ def describe_images(pixels: np.ndarray) -> pa.Table:
 def states_of(denoiser: Denoiser, pixels: np.ndarray) -> Tensor:
     """Return what the denoiser sees of uint8 images (n, C, H, W): the images in [-1, 1], or their latents."""
     return denoiser.embed(to_tensor(pixels))
+
+
+def is_understood(subject: Subject) -> bool:
+    """Say whether an audit would take the model: whether its answer is the expected noise of what it was trained on."""
+    denoiser = load_model(str(subject.trained.model))
+    some = states_of(denoiser, subject.case.train[:CHECKED])
+    return examine(NoisyStates(denoiser, some, None, SEED, BatchSize(CHECKED))).verdict != "wrong"
 
 
 def scores_of(subject: Subject, score: Score) -> np.ndarray:

@@ -15,7 +15,7 @@ from jobs.benchmark.detection.audited_presets import Contestant
 from jobs.benchmark.detection.bench_tables import case_row, preset_rows, say_left_out
 from jobs.benchmark.detection.compared_scores import Score
 from jobs.benchmark.detection.experiment import Bench, Result, mean_over_seeds, result_table, run_bench
-from jobs.benchmark.detection.subjects import Subject
+from jobs.benchmark.detection.subjects import Subject, is_understood
 from jobs.benchmark.detection.suite import Setup, is_trained
 from jobs.benchmark.truth.alterations import ALTERATIONS, UNCHANGED
 from jobs.benchmark.truth.exposures import exposure_rows
@@ -170,6 +170,7 @@ def reproduction_sentences(found: Bench) -> list[str]:
             said += f", {single} of them trained on once"
         if not positive.any():
             said += ", so that detection cannot be judged there, and only false flags can"
+            said += "" if is_understood(subject) else "; an audit would refuse this model: its training broke down"
         elif positive.sum() < FEW:
             said += f", fewer than the {FEW} from which on detection is judged"
         sentences.append(f"{said}.")

@@ -2,11 +2,15 @@
 
 from dataclasses import replace
 
+import pytest
+
 from jobs.benchmark.__main__ import main
 from jobs.benchmark.detection import all_forms
-from jobs.benchmark.detection.suite import Setup
+from jobs.benchmark.detection.experiment import Bench
+from jobs.benchmark.detection.subjects import Subject, is_understood
+from jobs.benchmark.detection.suite import Setup, train_or_load
 from jobs.benchmark.truth import world
-from jobs.benchmark.truth.world import KINDS, WORLD
+from jobs.benchmark.truth.world import KINDS, WORLD, reproduction_sentences
 from tests.support.measured_pages import headings
 from volgrowth.demo.training import Recipe
 
@@ -42,6 +46,16 @@ def test_the_command_fills_the_page(tmp_path, monkeypatch):
     # a second run finds all of it in the cache, and says what is not there
     assert main([*asked[:3], "--cases", "tiny", "other", "--seeds", "1", "--only", "noise_norm", "--cached"]) == 0
     assert "model is not trained: other with seed 1" in (tmp_path / "truth.md").read_text()
+
+
+@pytest.mark.parametrize(("steps", "understood"), [(1, False), (200, True)])
+def test_a_model_that_an_audit_would_refuse_is_named(steps, understood, tmp_path):
+    """Of a network with its initial weights no image comes out: that says nothing about memorization."""
+    setup = replace(TINY, recipe=Recipe(steps=steps), altered=())
+    subject = Subject.of(train_or_load(setup, 1, tmp_path, tmp_path, print))
+    assert is_understood(subject) is understood
+    (said,) = reproduction_sentences(Bench([], [subject]))
+    assert said.endswith("; an audit would refuse this model: its training broke down.") is not understood
 
 
 def test_altered_families_have_every_kind_at_every_number_of_copies():
