@@ -230,8 +230,8 @@ BLIND = (
 )
 UNKNOWN = (
     "none of the mistakes that were tried explains it",
-    "audit images that the model was trained on, prepared as in training, see what its output, label and range are, and "
-    "whether its samples are images: if not, its training broke down",
+    "audit images that the model was trained on, prepared as in training, see what its output, label and range are, "
+    "and whether its samples are images: if not, its training broke down",
 )
 
 
