@@ -22,6 +22,8 @@ from volgrowth.guard import ENDING, INTERRUPTED, leave_at_once
 TOGETHER = 1.0
 _arrived = threading.Event()
 _held, _late = threading.Event(), threading.Event()
+# signals that this process sends itself again: they are the ones that came before
+_again = list[int]()
 
 
 class EndingSignals:
@@ -69,16 +71,18 @@ class EndingSignals:
         """End the process at the second signal. The interpreter writes each one to the pipe as soon as it arrives."""
         first = None
         while number := os.read(reader, 1):
-            if number[0] in self._heeded:
+            if number[0] in _again:
+                _again.remove(number[0])
+            elif number[0] in self._heeded:
                 _arrived.set()
                 if first is None:
                     first = time.monotonic()
                     with suppress(RuntimeError):  # since Python 3.12 none starts while the interpreter closes
-                        threading.Thread(target=self._again, args=(number[0],), daemon=True).start()
+                        threading.Thread(target=self._send_again, args=(number[0],), daemon=True).start()
                 if time.monotonic() - first > TOGETHER:
                     leave_at_once(INTERRUPTED)
 
-    def _again(self, number: int) -> None:
+    def _send_again(self, number: int) -> None:
         """Send the main thread a signal again that came while it began to wait, so that it waits on, unaware of it.
 
         Not where a library has another handler for the signal: that may have heeded it.
@@ -87,7 +91,12 @@ class EndingSignals:
         ours = getattr(handler, "own", handler) == self._interrupt
         time.sleep(TOGETHER / 4)
         if ours and not self._interrupted and hasattr(signal, "pthread_kill"):
-            signal.pthread_kill(threading.main_thread().ident or 0, number)
+            _send_to_main_thread(number)
+
+
+def _send_to_main_thread(number: int) -> None:
+    _again.append(number)
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 @contextmanager
@@ -130,7 +139,7 @@ class _Between:
         while _Between.forking:
             time.sleep(0.01)
         _Between.waiting = False
-        signal.pthread_kill(threading.main_thread().ident or 0, number)
+        _send_to_main_thread(number)
 
 
 @cache
