@@ -89,7 +89,7 @@ def test_flags_by_different_evidence_are_said(audits, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "The audits flag by different evidence (A: 1 loss + 0.5 noise_norm, held-out; B: " in said
     assert "1 loss + 1 noise_norm, held-out, of an earlier version)" in said
-    assert run_command(["trend", before, after]) == 0
+    assert run_command(["trend", before, after, "--page", str(tmp_path / "trend.html")]) == 0
     assert "another held-out set" not in (said := capsys.readouterr().out)
     assert "another evidence than" in said
 
