@@ -80,7 +80,7 @@ def test_a_signal_within_what_must_not_be_interrupted_counts_at_its_end() -> Non
 
 
 @pytest.mark.parametrize("kind", ["forks", "forks slowly"])
-def test_a_signal_while_a_process_forks_counts_when_that_is_over(kind) -> None:
+def test_a_signal_while_a_process_forks_counts_when_that_is_over(kind: str) -> None:
     """And once: on a busy machine a fork may take seconds."""
     process = start(kind)
     said, errors = process.communicate()
