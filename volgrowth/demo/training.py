@@ -97,6 +97,7 @@ def fit(
     loss: Callable[[], torch.Tensor],
     recipe: Recipe,
     after: Callable[[], None] | None = None,
+    clip: float | None = None,
 ) -> None:
     """Minimise a loss by the recipe, on one thread.
 
@@ -105,6 +106,7 @@ def fit(
         loss: draws a batch and returns its loss.
         recipe: steps and learning rate.
         after: called after every step.
+        clip: greatest norm of the gradient; longer ones are scaled to it. None for no limit.
     """
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate)
     decay = torch.optim.lr_scheduler.OneCycleLR(
@@ -116,6 +118,8 @@ def fit(
             value = loss()
             optimizer.zero_grad()
             value.backward()
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, clip)
             optimizer.step()
             decay.step()
             if after:

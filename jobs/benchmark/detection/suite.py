@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from jobs.experiments import say
 from volgrowth.analysis.verification.proof import Reproduced
 from volgrowth.audit.sampling.drawing import draw_samples
 from volgrowth.demo.cases import DIGITS_PLANTING, LabelledSet, Planting, Variation, digit_images, plant_copies
-from volgrowth.demo.training import Recipe, train_model
+from volgrowth.demo.training import Recipe
 from volgrowth.demo.truth import find_reproduced
 from volgrowth.errors import UsageError
 from volgrowth.models import load_model
@@ -47,6 +48,7 @@ class Setup:
         prediction: what the network of a model of pixels predicts: `epsilon` or `v_prediction`.
         altered: how planted families are altered, in turn (`jobs.benchmark.truth.alterations`); () for no alteration.
         mixed: True to train in mixed precision: the network multiplies in bfloat16, loss and weights are in float32.
+        clip: greatest norm of the gradient in training; None for no limit.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Setup:
     practice: Practice = field(default=Practice(), repr=False)
     prediction: str = field(default="epsilon", repr=False)
     mixed: bool = field(default=False, repr=False)
+    clip: float | None = field(default=None, repr=False)
 
     @property
     def key(self) -> str:
@@ -117,14 +120,11 @@ class Setup:
             seed: of weights, batches and noise.
             weights: how often each image is drawn, in relation to the others, (n,); None for all alike.
         """
+        further: dict[str, Any] = {"mixed": self.mixed, "drawn": weights, "clip": self.clip}
         if self.latent:
-            train_in_latents(images, model, seed, self.recipe, self.latent, mixed=self.mixed, drawn=weights)
-        elif self.practice != Practice() or self.prediction != "epsilon" or self.mixed or weights is not None:
-            train_as_users_do(
-                images, model, seed, self.recipe, self.practice, self.prediction, mixed=self.mixed, drawn=weights
-            )
+            train_in_latents(images, model, seed, self.recipe, self.latent, **further)
         else:
-            train_model(images, model, seed, self.recipe)
+            train_as_users_do(images, model, seed, self.recipe, self.practice, self.prediction, **further)
 
 
 DIGITS = Setup("digits-exact", None, 900, DIGITS_PLANTING, Recipe())

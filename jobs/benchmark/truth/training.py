@@ -70,6 +70,7 @@ def train_in_latents(
     *,
     mixed: bool = False,
     drawn: np.ndarray | None = None,
+    clip: float | None = None,
 ) -> None:
     """Train an autoencoder on uint8 images (n, C, H, W), then a UNet2DModel in its latents; save an LDMPipeline.
 
@@ -81,6 +82,7 @@ def train_in_latents(
         autoencoder: its shape and its training.
         mixed: True to train the UNet in mixed precision (`network_in`); the autoencoder never is.
         drawn: how often the UNet is shown each image, in relation to the others, (n,); None for all alike.
+        clip: greatest norm of the UNet's gradient; None for no limit.
     """
     from diffusers import DDPMScheduler, LDMPipeline
 
@@ -89,7 +91,7 @@ def train_in_latents(
     states = encode_images(vae, images)
     network, scheduler = untrained(tuple(states.shape[1:]), recipe.channels), DDPMScheduler()
     loss = denoising_loss(network_in(network, mixed), states, scheduler, recipe.batch, drawn=drawn)
-    fit(list(network.parameters()), loss, recipe)
+    fit(list(network.parameters()), loss, recipe, clip=clip)
     LDMPipeline(vqvae=vae, unet=network, scheduler=scheduler).save_pretrained(folder)
 
 
@@ -103,6 +105,7 @@ def train_as_users_do(
     *,
     mixed: bool = False,
     drawn: np.ndarray | None = None,
+    clip: float | None = None,
 ) -> None:
     """Train a UNet2DModel on uint8 images (n, C, H, W), augmented or with averaged weights; save a DDPMPipeline.
 
@@ -115,6 +118,7 @@ def train_as_users_do(
         prediction: what the network predicts: `epsilon` or `v_prediction`.
         mixed: True to train in mixed precision (`network_in`).
         drawn: how often each image is drawn, in relation to the others, (n,); None for all alike.
+        clip: greatest norm of the gradient; None for no limit.
     """
     from diffusers import DDPMPipeline, DDPMScheduler
     from diffusers.training_utils import EMAModel
@@ -133,7 +137,8 @@ def train_as_users_do(
         mirror_and_move if practice.augmented else None,
         drawn,
     )
-    fit(list(network.parameters()), loss, recipe, (lambda: average.step(network.parameters())) if average else None)
+    after = (lambda: average.step(network.parameters())) if average else None
+    fit(list(network.parameters()), loss, recipe, after, clip)
     if average:
         average.copy_to(network.parameters())
     DDPMPipeline(network, scheduler).save_pretrained(folder)

@@ -33,6 +33,8 @@ from volgrowth.demo.training import Recipe
 # in them can be compared with growth in pixels.
 COLOUR_RECIPE, COLOUR_PREDICTION = Recipe(channels=(16, 32, 64, 64), steps=11_000, batch=16), "v_prediction"
 LATENT_RECIPE = Recipe(channels=(64, 64), steps=6000, batch=32)
+# Without a limit some trainings in colour broke down where the learning rate is highest, and the model made noise
+COLOUR_CLIP = 1.0
 COLOUR_PLANTING = ((12, 200), (6, 100), (6, 40))
 KINDS = (UNCHANGED, *ALTERATIONS)
 # images from which on detection is judged
@@ -51,6 +53,7 @@ WORLD = (
         samples=1000,
         prediction=COLOUR_PREDICTION,
         mixed=True,
+        clip=COLOUR_CLIP,
     ),
     Setup(
         "photos-latent",
@@ -75,6 +78,7 @@ WORLD = (
         samples=1000,
         prediction=COLOUR_PREDICTION,
         mixed=True,
+        clip=COLOUR_CLIP,
     ),
     Setup(
         "photos-altered",
@@ -88,6 +92,7 @@ WORLD = (
         altered=KINDS,
         prediction=COLOUR_PREDICTION,
         mixed=True,
+        clip=COLOUR_CLIP,
     ),
     Setup("digits-augmented", None, 900, DIGITS_PLANTING, Recipe(), practice=Practice(augmented=True)),
     Setup("digits-averaged", None, 900, DIGITS_PLANTING, Recipe(), practice=Practice(average=0.99)),

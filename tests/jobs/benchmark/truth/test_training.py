@@ -106,6 +106,23 @@ def test_mixed_precision_trains_other_weights_which_are_saved_in_float32(tmp_pat
     assert 0 < apart < 0.05
 
 
+@pytest.mark.parametrize("latent", [None, SMALL])
+def test_a_gradient_is_no_longer_than_the_clip(tmp_path, monkeypatch, latent):
+    lengths = []
+    step = torch.optim.AdamW.step
+
+    def noted(self, closure=None):
+        lengths.append(float(torch.cat([each.grad.flatten() for each in self.param_groups[0]["params"]]).norm()))
+        return step(self, closure)
+
+    setup = Setup("tiny", None, 40, ((2, 5),), TINY, plain=4, held_out=20, latent=latent, clip=0.01)
+    case = setup.case(tmp_path, 1)
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    setup.train(case.train, tmp_path / "model", 1)
+    assert lengths[-3:] == pytest.approx([0.01] * 3, rel=1e-3)
+    assert setup.key != replace(setup, clip=None).key
+
+
 def load_scheduler(folder=None):
     from diffusers import DDPMScheduler
 
