@@ -15,6 +15,10 @@ OF_MODEL = ("case", "seed")
 # begins the sentences about models that are not there
 ABSENT = "Left out, since its model is not trained"
 NAMED = re.compile(r"([\w-]+) with seed (\d+)")
+# begins the line of a run that names its models, and ends a run
+MODELS, MADE = "*Models.* ", "*Measured on"
+
+Model = tuple[str, int]
 
 
 def rows_in_markdown(markdown: str) -> list[dict[str, Any]]:
@@ -54,9 +58,7 @@ def add_rows(earlier: Rows, new: Rows) -> Rows:
     return list(merged.values())
 
 
-def add_sentences(
-    earlier: Sequence[str], new: Sequence[str], measured: set[tuple[str, int]], known: set[tuple[str, int]]
-) -> list[str]:
+def add_sentences(earlier: Sequence[str], new: Sequence[str], measured: set[Model], known: set[Model]) -> list[str]:
     """Return earlier sentences with those of a run put in: all that name a model of the run, or none, are replaced.
 
     Args:
@@ -65,7 +67,7 @@ def add_sentences(
         measured: models that the run has rows of.
         known: models that the page has rows of.
     """
-    known = known | {model for said in earlier if not said.startswith(ABSENT) for model in _named(said)}
+    known = known | models_said(earlier)
     new = [said for said in new if not said.startswith(ABSENT) or not set(_named(said)) <= known - measured]
     replaced = measured | {model for sentence in new for model in _named(sentence)}
     kept = [said for said in earlier if (names := set(_named(said))) and not names & replaced]
@@ -78,9 +80,47 @@ def add_sentences(
     return sorted([*kept, *new], key=place)
 
 
-def models_in(tables: Mapping[str, Rows]) -> set[tuple[str, int]]:
+def models_in(tables: Mapping[str, Rows]) -> set[Model]:
     """Return case and seed of each model that has a row in some table."""
     return {(row["case"], row["seed"]) for rows in tables.values() for row in rows if {"case", "seed"} <= row.keys()}
+
+
+def models_said(sentences: Sequence[str]) -> set[Model]:
+    """Return case and seed of each model that some sentence names, but for those that are not there."""
+    return {model for said in sentences if not said.startswith(ABSENT) for model in _named(said)}
+
+
+def models_line(models: set[Model]) -> str:
+    """Return the line of a run that names its models, case by case with their seeds; nothing for no models."""
+    seeds: dict[str, list[str]] = {}
+    for case, seed in sorted(models):
+        seeds.setdefault(case, []).append(str(seed))
+    named = "; ".join(f"{case} {', '.join(each)}" for case, each in seeds.items())
+    return f"{MODELS}{named}." if named else ""
+
+
+def add_run(earlier: str, new: str, measured: set[Model]) -> str:
+    """Return what a page says of its runs, with a new one put last.
+
+    An earlier run no longer names the models that were measured again, and goes where none is left. A run that names
+    no models stays.
+    """
+    runs, paragraphs = list[list[str]](), list[str]()
+    for paragraph in earlier.split("\n\n"):
+        paragraphs.append(paragraph)
+        if paragraph.startswith(MADE):
+            runs.append(paragraphs)
+            paragraphs = []
+    kept = [[_without(first, measured), *rest] for first, *rest in runs]
+    return "\n\n".join([*("\n\n".join(run) for run in kept if run[0]), new])
+
+
+def _without(line: str, measured: set[Model]) -> str:
+    if not line.startswith(MODELS):
+        return line
+    groups = [group.rsplit(" ", group.count(",") + 1) for group in line[len(MODELS) :].rstrip(".").split("; ")]
+    named = {(case, int(seed.rstrip(","))) for case, *seeds in groups for seed in seeds}
+    return models_line(named - measured)
 
 
 def _by_model(rows: Rows, order: Rows) -> Rows:
@@ -92,7 +132,7 @@ def _model(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in OF_MODEL)
 
 
-def _named(sentence: str) -> Iterator[tuple[str, int]]:
+def _named(sentence: str) -> Iterator[Model]:
     return ((case, int(seed)) for case, seed in NAMED.findall(sentence))
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
-from jobs.added_rows import add_rows, add_sentences, models_in, rows_in_markdown
+from jobs.added_rows import add_rows, add_run, add_sentences, models_in, models_line, models_said, rows_in_markdown
 from jobs.charts import save_figure
 from jobs.pages import fill_page, made_by, markdown_table, on_page, page_in
 from volgrowth.plain import print_plain
@@ -38,7 +38,7 @@ class Outcome:
 
     sentences: Sequence[str]
     tables: Mapping[str, Rows]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
     stored: Mapping[str, Rows] = field(default_factory=dict)
 
@@ -86,15 +86,17 @@ def publish_outcome(page: str, name: str, outcome: Outcome, output: Path, second
     for figure, drawn in outcome.figures.items():
         save_figure(drawn, output / page / f"{name}-{figure}.png")
     settings = "; ".join(f"{what}: {value}" for what, value in outcome.settings.items())
-    run = f"*Sizes.* {settings}.\n\n{made_by(seconds, packages=('diffusers',))}"
     sentences, tables = outcome.sentences, outcome.tables
+    measured = models_in(tables) | models_said(sentences)
+    sizes = f"*Sizes.* {settings}." if settings else ""
+    run = "\n\n".join(filter(None, [models_line(measured), sizes, made_by(seconds, packages=("diffusers",))]))
     if add:
         there = page_in(output, page)
         said = [line.removeprefix("- ") for line in on_page(there, name).splitlines()]
         earlier = {table: rows_in_markdown(on_page(there, f"{name}-{table}")) for table in tables}
         sentences = add_sentences(said, sentences, models_in(tables), models_in(earlier))
         tables = {table: add_rows(earlier[table], rows) for table, rows in tables.items()}
-        run = f"{on_page(there, f'{name}-run')}\n\n{run}"
+        run = add_run(on_page(there, f"{name}-run"), run, measured)
     stored = {"settings": outcome.settings, "tables": {**tables, **outcome.stored}, "seconds": seconds}
     (output / page).mkdir(parents=True, exist_ok=True)
     (output / page / f"{name}.json").write_text(json.dumps(stored, indent=1, default=_plain_value))

@@ -110,7 +110,7 @@ def _forms(given: argparse.Namespace) -> Outcome:
 
     cases = choose_cases(given.data, given.cases)
     rows = compare_forms(cases, given.seeds, given.data, given.output / "models", cached_only=given.cached)
-    return Outcome([], {"table": rows}, {"models": len(rows)})
+    return Outcome([], {"table": rows})
 
 
 def _copies(given: argparse.Namespace) -> Outcome:

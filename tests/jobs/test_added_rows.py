@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from jobs.added_rows import add_rows, add_sentences, rows_in_markdown
+from jobs.added_rows import add_rows, add_run, add_sentences, models_line, rows_in_markdown
 from jobs.experiments import Outcome, publish_outcome
 from jobs.pages import markdown_table, on_page
 
@@ -74,19 +74,34 @@ def test_a_model_that_the_page_knows_is_not_called_absent() -> None:
     ]
 
 
+def test_a_run_names_its_models_until_they_are_measured_again() -> None:
+    unnamed, made = "*Sizes.* a: 1.\n\n*Measured on Monday*", "*Measured on Tuesday*"
+    first, second = {("b-1", 2), ("a", 1), ("a", 3)}, {("a", 3), ("c", 1)}
+    runs = add_run(unnamed, f"{models_line(first)}\n\n{made}", first)
+    assert runs == f"{unnamed}\n\n*Models.* a 1, 3; b-1 2.\n\n{made}"
+    later = f"{models_line(second)}\n\n*Measured on Wednesday*"
+    runs = add_run(runs, later, second)
+    assert runs == f"{unnamed}\n\n*Models.* a 1; b-1 2.\n\n{made}\n\n{later}"
+    assert add_run(runs, later, first | second) == f"{unnamed}\n\n{later}"
+    assert add_run("", later, set()) == later
+    assert models_line(set()) == ""
+
+
 def test_a_run_is_added_to_a_page_and_both_say_when_they_were_made(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("".join(f"<!-- begin {place} -->\n<!-- end {place} -->\n" for place in ("x", "x-table", "x-run")))
     for seed, add in ((1, False), (2, True), (1, True), (3, False)):
         row = {"case": "one", "seed": seed, "found": 7 + seed}
-        outcome = Outcome([f"one with seed {seed}: said."], {"table": [row]}, {"seeds": seed})
+        outcome = Outcome([f"one with seed {seed}: said."], {"table": [row]}, {"size": seed})
         publish_outcome("page", "x", outcome, tmp_path, 1.0, add=add)
         rows, runs = rows_in_markdown(on_page(page, "x-table")), on_page(page, "x-run")
         if add:
             assert [one["seed"] for one in rows] == [1, 2]
             kept = json.loads((tmp_path / "page/x.json").read_text())
-            assert (kept["tables"]["table"], kept["settings"]) == (rows, {"seeds": seed})
+            assert (kept["tables"]["table"], kept["settings"]) == (rows, {"size": seed})
             assert on_page(page, "x") == "- one with seed 1: said.\n- one with seed 2: said."
-            assert f"seeds: {seed}." in runs
+            assert f"*Models.* one {seed}.\n\n*Sizes.* size: {seed}.\n\n*Measured on" in runs
+            # the run of a model that was measured again is gone
+            assert runs.count("*Models.*") == runs.count("*Measured on") == 2
     assert [one["seed"] for one in rows] == [3]
     assert runs.count("Measured on") == 1

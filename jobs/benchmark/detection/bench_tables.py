@@ -14,7 +14,7 @@ from jobs.benchmark.detection.subjects import Subject
 from jobs.benchmark.detection.suite import Setup
 from jobs.benchmark.detection.targets import target_rows, target_sentences
 from jobs.experiments import Outcome
-from jobs.pages import listed, made_by
+from jobs.pages import made_by
 from volgrowth.report.formats import MISSING, missing
 
 
@@ -32,10 +32,10 @@ def bench(
     output.mkdir(parents=True, exist_ok=True)
     metadata = {"made by": made_by(packages=("diffusers", "scikit-learn"))}
     pq.write_table(result_table(found.results).replace_schema_metadata(metadata), output / "detection.parquet")
-    return bench_outcome(found, seeds)
+    return bench_outcome(found)
 
 
-def bench_outcome(found: Bench, seeds: Sequence[int]) -> Outcome:
+def bench_outcome(found: Bench) -> Outcome:
     """Return the tables of the page, and what they say of the presets."""
     names = list(dict.fromkeys(subject.trained.setup.name for subject in found.subjects))
     targets = [row for subject in found.subjects if (row := target_rows(found.results, subject))]
@@ -51,7 +51,6 @@ def bench_outcome(found: Bench, seeds: Sequence[int]) -> Outcome:
                 {"score": score.name, "evaluations": score.nfe, "definition": score.source} for score in used.values()
             ],
         },
-        {"cases": ", ".join(names), "seeds": listed(seeds), "models": len(found.subjects)},
     )
 
 

@@ -134,7 +134,7 @@ def compare_conditions(
         models: folder of trained models and measurements.
         cached_only: leave out models that are not there.
     """
-    roles, said, names = list[dict[str, Any]](), list[str](), list[str]()
+    roles, said = list[dict[str, Any]](), list[str]()
     scores, triggers = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()
     for setup in setups:
         for seed in seeds:
@@ -145,7 +145,6 @@ def compare_conditions(
             truth = PairTruth.of(trained)
             roles += _role_rows(trained, truth)
             say(f"scoring {setup.name}, seed {seed}: {int(truth.plain.images.sum())} pairs reproduced")
-            names.append(f"{setup.name} {seed}")
             subject = pair_subject(trained, truth)
             columns = measured_pairs(trained, subject)
             judged = judge_pairs(subject, columns)
@@ -157,7 +156,7 @@ def compare_conditions(
                     if told := _told_apart(trained, reproduced, *values):
                         triggers.setdefault(name, {"score": name})[f"{setup.name} {seed}{which}"] = told
     tables = {"roles": roles, "scores": list(scores.values()), "triggers": list(triggers.values())}
-    return Outcome(said, tables, {"models": ", ".join(names) or "none"})
+    return Outcome(said, tables)
 
 
 def judge_pairs(subject: Subject, columns: Columns) -> Judged:

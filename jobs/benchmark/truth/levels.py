@@ -90,9 +90,7 @@ def compare_levels(
         except NotMeasuredError:
             left_out.append(f"Left out, since not measured: {name}.")
     said = [*_best(rows), *left_out]
-    return Outcome(
-        said, {"table": rows, "units": units, "spaces": list(_space_rows(subjects))}, {"models": len(subjects)}
-    )
+    return Outcome(said, {"table": rows, "units": units, "spaces": list(_space_rows(subjects))})
 
 
 def _excess(subject: Subject, columns: Columns, parts: Sequence[tuple[str, str]]) -> Columns:

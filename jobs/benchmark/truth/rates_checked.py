@@ -65,7 +65,7 @@ def check_rates(
         ratios = [one.ratio(len(trained.samples)) for one in checked if one.found.measurable]
         rows.append({"case": name, "seed": seed, **_row(checked, ratios, len(trained.samples))})
         said.append(f"{name} with seed {seed}: {_measured(len(checked), ratios)}.")
-    return Outcome(said, {"table": rows}, {"models": len(rows), "images a model, at most": images})
+    return Outcome(said, {"table": rows}, {"images a model, at most": images})
 
 
 def _measured(images: int, ratios: Sequence[float]) -> str:

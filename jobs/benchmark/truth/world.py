@@ -22,7 +22,6 @@ from jobs.benchmark.truth.exposures import exposure_rows
 from jobs.benchmark.truth.members import member_rows
 from jobs.benchmark.truth.training import Autoencoder, Practice
 from jobs.experiments import Outcome
-from jobs.pages import listed
 from volgrowth.demo.cases import DIGITS_PLANTING
 from volgrowth.demo.training import Recipe
 
@@ -133,15 +132,14 @@ def measure_world(
     """Run presets and scores on the cases, and write all numbers to `output`/truth.parquet; say so if none is there."""
     asked = [(setup, seed) for setup in setups for seed in seeds]
     if cached_only and not any(is_trained(setup, seed, data, output / "models") for setup, seed in asked):
-        return world_outcome(Bench([], [], [(setup.name, seed) for setup, seed in asked]), setups, seeds)
+        return world_outcome(Bench([], [], [(setup.name, seed) for setup, seed in asked]))
     found = run_bench(setups, seeds, data, output, scores, cached_only=cached_only)
     pq.write_table(result_table(found.results), output / "truth.parquet")
-    return world_outcome(found, setups, seeds)
+    return world_outcome(found)
 
 
-def world_outcome(found: Bench, setups: Sequence[Setup], seeds: Sequence[int]) -> Outcome:
+def world_outcome(found: Bench) -> Outcome:
     """Return the tables of the page, and what they say."""
-    names = list(dict.fromkeys(subject.trained.setup.name for subject in found.subjects))
     members = [row for subject in found.subjects for row in member_rows(subject)]
     return Outcome(
         [*reproduction_sentences(found), *say_left_out(found)],
@@ -151,7 +149,6 @@ def world_outcome(found: Bench, setups: Sequence[Setup], seeds: Sequence[int]) -
             "exposures": [row for subject in found.subjects for row in exposure_rows(subject)],
             "members": members,
         },
-        {"cases": listed(names), "seeds": listed(seeds), "models": len(found.subjects)},
     )
 
 

@@ -339,10 +339,10 @@ def test_what_is_not_cached_is_left_out_and_said(tiny):
     found = run_bench([TINY, other], [1], tiny, tiny, scores, print, cached_only=True)
     assert (found.untrained, found.unmeasured) == ([("other", 1)], {"evidence of new": [("tiny", 1)]})
     assert [result.draw for result in found.results if result.is_preset and result.seed == 1] == [0, 1]
-    *_, untrained, unmeasured = bench_outcome(found, [1]).sentences
+    *_, untrained, unmeasured = bench_outcome(found).sentences
     assert untrained == "Left out, since its model is not trained: other with seed 1."
     assert unmeasured == "Left out, since not measured: evidence of new on tiny (seed 1)."
-    assert not any("Left out" in said for said in bench_outcome(Bench(found.results, found.subjects), [1]).sentences)
+    assert not any("Left out" in said for said in bench_outcome(Bench(found.results, found.subjects)).sentences)
     with pytest.raises(UsageError, match=r"nothing of these cases is cached in .*: run without --cached"):
         run_bench([other], [1], tiny, tiny, scores, print, cached_only=True)
 
