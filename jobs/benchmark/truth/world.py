@@ -34,7 +34,7 @@ COLOUR_RECIPE = Recipe(channels=(16, 32, 64, 64), steps=11_000, batch=16, learni
 COLOUR_PREDICTION = "v_prediction"
 LATENT_RECIPE = Recipe(channels=(64, 64), steps=6000, batch=32)
 # At twice the learning rate two trainings broke down near its peak, in float32 as well, and one also with this limit on
-# the gradient, later: the loss tripled within a hundred steps and stayed there, and the model made noise.
+# the gradient, later: the loss doubled within a hundred steps and stayed high, and the model made noise.
 COLOUR_CLIP = 1.0
 COLOUR_PLANTING = ((12, 200), (6, 100), (6, 40))
 KINDS = (UNCHANGED, *ALTERATIONS)
