@@ -48,8 +48,9 @@ try:
         rests = lambda: time.sleep(1.5)
         os.register_at_fork(before=comes, after_in_parent=comes if sys.argv[1] == "forks" else rests)
         os.register_at_fork(after_in_parent=lambda: forked.append("forked"))
-        heed_no_signal_while_forking()
-        subprocess.run(["true"], preexec_fn=os.getpid, check=True)
+        with heed_no_signal_while_forking():
+            subprocess.run(["true"], preexec_fn=os.getpid, check=True)
+            time.sleep(600)
     time.sleep(600)
 except KeyboardInterrupt:
     print(*forked, "closing", flush=True)
@@ -101,7 +102,6 @@ def come(number, frame):
 
 signal.signal(signal.SIGTERM, come)
 os.register_at_fork(before=lambda: None, after_in_parent=lambda: None)
-heed_no_signal_while_forking()
 
 def forked(nth):
     # a signal at the nth step of Python code between the first hook before the fork and the last one after it
@@ -109,7 +109,7 @@ def forked(nth):
 
     def trace(frame, event, argument):
         nonlocal steps
-        if frame.f_code.co_name not in ("<lambda>", "wrap", "signal"):
+        if frame.f_code.co_name not in ("<lambda>", "_wrap_handlers", "signal"):
             return None
         frame.f_trace_opcodes = True
         steps += 1
@@ -129,10 +129,59 @@ def forked(nth):
     return False
 
 nth = 1
-while forked(nth):
-    nth += 1
+with heed_no_signal_while_forking():
+    while forked(nth):
+        nth += 1
+assert signal.getsignal(signal.SIGTERM) is come
 print(nth, flush=True)
 """
+
+# a fork beside another one: in another thread while the hooks of this one run, or by the child of one with a signal
+OTHERS = """
+import os, signal, sys, threading, time
+from volgrowth.signals import heed_no_signal_while_forking
+
+heeded = []
+signal.signal(signal.SIGTERM, lambda number, frame: heeded.append(number))
+
+def other():
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+def meanwhile():
+    if threading.current_thread() is threading.main_thread() and not heeded:
+        (thread := threading.Thread(target=other)).start()
+        thread.join()
+        signal.raise_signal(signal.SIGTERM)
+        print("in its hooks", heeded, flush=True)
+
+def ends(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+comes = lambda: signal.raise_signal(signal.SIGTERM)
+os.register_at_fork(**({"after_in_parent": meanwhile} if sys.argv[1] == "threads" else {"before": comes}))
+with heed_no_signal_while_forking():
+    if (child := os.fork()) == 0:
+        if sys.argv[1] == "threads":
+            os._exit(0)
+        heeded.clear()
+        if (grandchild := os.fork()) == 0:
+            os._exit(0)
+        ends(grandchild)
+        time.sleep(0.5)
+        os._exit(10 + len(heeded))
+    print(ends(child), flush=True)
+    time.sleep(0.5)
+print(len(heeded), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("threads", ["in its hooks []", "0", "1"]), ("children", ["11", "1"])])
+def test_forks_of_other_threads_and_of_a_child_are_told_apart(kind: str, expected: list[str]) -> None:
+    command = [sys.executable, "-c", OTHERS, kind]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (finished.stdout.splitlines(), finished.stderr) == (expected, "")
 
 
 def test_no_step_of_what_python_calls_around_a_fork_is_interrupted() -> None:

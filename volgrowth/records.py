@@ -152,6 +152,9 @@ SCORES = pa.schema(
     ]
 )
 
+# a cascade's screen is the sum of what these columns show, each counted so often
+SCREEN_WEIGHTS = {"loss": 1.0, "noise_norm": 1.0}
+
 FINDINGS = pa.schema(
     [
         column("row", pa.int64(), "position of the image in the frozen order of the data set; unique"),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from volgrowth.guard import ENDING, INTERRUPTED, leave_at_once
 
@@ -119,51 +119,77 @@ class _Between:
     """A handler of signals that works between forks: one that comes while this process forks is sent again afterwards.
 
     Attributes:
-        forking: whether this process forks.
-        waiting: whether one is to be sent again; others count with it.
+        active: whether handlers are to be such ones.
+        forks: an item for each fork of this process, in whichever thread, that goes on.
+        waiting: whether a signal is to be sent again; others count with it.
     """
 
-    forking = waiting = False
+    active = waiting = False
+    forks: ClassVar[list[None]] = []
 
     def __init__(self, own: Callable[[int, FrameType | None], Any]) -> None:
         self.own = own
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if not self.forking:
+        if not self.forks:
             self.own(number, frame)
         elif not _Between.waiting:
             _Between.waiting = True
-            threading.Thread(target=self._send_again, args=(number,), daemon=True).start()
+            try:
+                threading.Thread(target=self._send_again, args=(number,), daemon=True).start()
+            except RuntimeError:  # since Python 3.12 none starts while the interpreter closes
+                _Between.waiting = False
 
     def _send_again(self, number: int) -> None:
-        while _Between.forking:
+        while self.forks:
             time.sleep(0.01)
         _Between.waiting = False
         _send_to_main_thread(number)
 
 
-@cache
-def heed_no_signal_while_forking() -> None:
-    """Have a signal that comes while the main thread forks count when that is over, whoever's handler it has.
+@contextmanager
+def heed_no_signal_while_forking() -> Iterator[None]:
+    """Have a signal that comes while the main thread forks within the block count afterwards, whoever's handler it has.
 
     What libraries have Python call before and after a fork, such as taking and giving back the locks of `logging`, may
     not raise an exception: Python prints its traceback and goes on, and a lock stays taken. Covered is what was
-    registered until the first call. Whether this process forks is noted by C code: in a hook of Python's, in its first
-    and last moment, a signal would be heeded.
+    registered until the first call. The handlers are put back at the end.
     """
-
-    def wrap() -> None:
+    _note_forks()
+    try:
+        _Between.active = True
+        _wrap_handlers()
+        yield
+    finally:
+        _Between.active = False
         if threading.current_thread() is threading.main_thread():
             for number in ENDING:
-                own = signal.getsignal(number)
-                if callable(own) and not isinstance(own, _Between):
-                    signal.signal(number, _Between(own))
+                if isinstance(between := signal.getsignal(number), _Between):
+                    signal.signal(number, between.own)
 
+
+@cache
+def _note_forks() -> None:
+    """Have each fork noted while it goes on, by C code: in a hook of Python's, in its first and last moment, a signal
+    would be heeded.
+    """
     if hasattr(os, "register_at_fork"):
-        wrap()
-        os.register_at_fork(before=wrap)  # the handlers that libraries have set since
-        begins, ends = (partial(setattr, _Between, "forking", forking) for forking in (True, False))
-        os.register_at_fork(before=begins, after_in_parent=ends, after_in_child=ends)
+        os.register_at_fork(before=_wrap_handlers)  # those that libraries have set since
+        forks = _Between.forks
+        os.register_at_fork(
+            before=partial(forks.append, None),
+            after_in_parent=partial(forks.__delitem__, slice(1)),
+            after_in_child=forks.clear,
+        )
+        os.register_at_fork(after_in_child=partial(setattr, _Between, "waiting", False))  # its thread is not there
+
+
+def _wrap_handlers() -> None:
+    if _Between.active and threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            own = signal.getsignal(number)
+            if callable(own) and not isinstance(own, _Between):
+                signal.signal(number, _Between(own))
 
 
 def check_interrupted() -> None:

@@ -87,11 +87,19 @@ def test_flags_by_different_evidence_are_said(audits, tmp_path, capsys):
     file.write_text(json.dumps(summary))
     assert run_command(["diff", before, after]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "The audits flag by different evidence (A: 1 loss + 0.5 noise_norm, held-out; B: " in said
-    assert "1 loss + 1 noise_norm, held-out, of an earlier version)" in said
+    assert (
+        "The audits flag by different evidence (A: loss + 0.5 x noise norm, calibrated on held-out images; B: " in said
+    )
+    assert "B: loss + noise norm, calibrated on held-out images, by an earlier version)" in said
     assert run_command(["trend", before, after, "--page", str(tmp_path / "trend.html")]) == 0
     assert "another held-out set" not in (said := capsys.readouterr().out)
-    assert "another evidence than" in said
+    assert f"{after} flags by other evidence than {before}: an image may be flagged" in " ".join(said.split())
+    del summary["calibration"]["evidence"]
+    summary["calibration"]["reference"] = "other"
+    file.write_text(json.dumps(summary))
+    assert run_command(["diff", before, after]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "B: growth, calibrated on held-out images and a reference audit, by an earlier version)" in said
 
 
 def test_what_cannot_be_compared_is_one_sentence_and_exit_code_two(audits, tmp_path, capsys):

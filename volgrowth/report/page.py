@@ -109,7 +109,9 @@ def render_report(
     detection = summary["detection"] or {}
     drawn = draw_report_charts(summary, scores, findings, shown, holdout, whole)
     copies = whole.copies if whole else None
-    cards = make_cards(scores, findings, shown, truth.get("rows", ()), detection.get("fdr"), copies)
+    parts = ((summary["calibration"] or {}).get("evidence") or {}).get("parts", {})
+    weights = {name: part.get("weight", 1) for name, part in parts.items()}
+    cards = make_cards(scores, findings, shown, truth.get("rows", ()), detection.get("fdr"), copies, weights)
     made = template_environment()
     try:
         template = made.get_template("card.html.j2")

@@ -118,6 +118,10 @@ def test_findings_are_those_of_the_tables(cascade):
     assert passed is not None
     assert sampled is not None
     assert Chosen.load(cascade.store, "passed", 151) is None
+    with pytest.MonkeyPatch.context() as patch:  # a version with another screen
+        patch.setattr("volgrowth.audit.scoring.cascade._SCREEN", "1 loss + 2 noise_norm")
+        assert Chosen.load(cascade.store, "passed", 150) is None
+        assert Chosen.load(cascade.store, "passed") is not None
     assert again.screening is not None
     assert again.screening.passing.tolist() == passed.rows.tolist()
     assert len(sampled.rows) == int(0.05 * cascade.summary["cascade"]["screened_out"])

@@ -10,11 +10,15 @@ def different_evidence(a: Audit, b: Audit) -> tuple[str, str] | None:
 
 
 def _rule(audit: Audit) -> str | None:
-    """Name the parts of an audit's evidence with their weights and units, and what calibrates them."""
+    """Name the parts of an audit's evidence with their weights, what calibrates them, and an earlier version."""
     calibration = audit.summary.get("calibration")
     if calibration is None:
         return None
-    parts, method = calibration["evidence"]["parts"], calibration["method"]
-    named = [f"{part.get('weight', 1):g} {name}" for name, part in sorted(parts.items())]
-    older = "" if all("weight" in part and "unit" in part for part in parts.values()) else ", of an earlier version"
-    return f"{' + '.join(named) or 'growth'}, {method}{older}"
+    evidence = calibration.get("evidence")
+    parts = (evidence or {}).get("parts", {})
+    weights = {name.replace("_", " "): part.get("weight", 1) for name, part in sorted(parts.items())}
+    named = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in weights.items()) or "growth"
+    by = "held-out images" if calibration["method"] == "held-out" else "the audited images themselves"
+    beside = " and a reference audit" if calibration.get("reference") else ""
+    known = evidence is not None and all("weight" in part and "unit" in part for part in parts.values())
+    return f"{named}, calibrated on {by}{beside}{'' if known else ', by an earlier version'}"

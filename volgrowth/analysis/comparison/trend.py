@@ -183,6 +183,7 @@ def _found(audit: Audit, fdr: float, breakdowns: Sequence[FoundCounts]) -> tuple
 def _notes(audits: Sequence[Audit]) -> list[str]:
     """Say which audits cannot be compared with the first one as they stand."""
     first, notes = audits[0].frozen, list[str]()
+    judged = next((audit for audit in audits if audit.summary.get("calibration")), audits[0])
     for audit in audits:
         other, name = audit.frozen, audit.store.url
         same = {
@@ -190,12 +191,16 @@ def _notes(audits: Sequence[Audit]) -> list[str]:
             "held-out set": (first.holdout and first.holdout.fingerprint)
             == (other.holdout and other.holdout.fingerprint),
             "measure": first.config["measure"] == other.config["measure"],
-            "evidence": not different_evidence(audits[0], audit),
         }
         if another := [what for what, equal in same.items() if not equal]:
             notes.append(
                 f"{name} has another {' and another '.join(another)} than {audits[0].store.url}: their numbers differ "
                 "for that reason too."
+            )
+        if different_evidence(judged, audit):
+            notes.append(
+                f"{name} flags by other evidence than {judged.store.url}: an image may be flagged in one of them for "
+                "that reason alone."
             )
         if audit.summary.get("detection") is None:
             notes.append(f"{name} was not calibrated: it could flag nothing.")

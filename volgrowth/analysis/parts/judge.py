@@ -18,7 +18,7 @@ from volgrowth.analysis.calibration.evidence import Calibration, Judged
 from volgrowth.analysis.calibration.expected_scores import ScoredImages, Screen
 from volgrowth.analysis.distinct import rounded
 from volgrowth.analysis.parts.survey import CALIBRATING, PARTS
-from volgrowth.records import FINDINGS, SCORES, Status
+from volgrowth.records import FINDINGS, SCORES, SCREEN_WEIGHTS, Status
 from volgrowth.version import VERSION
 
 Columns = dict[str, pa.Array]
@@ -72,8 +72,8 @@ class ScoreTable:
 
     def screen(self) -> ScoredImages:
         """Return the scored rows with a cascade's screen as the score: the loss times the length of the noise."""
-        loss, noise_norm = (part_score(column, self._numbers(column)) for column in ("loss", "noise_norm"))
-        return self._images("screen", loss + noise_norm)
+        score = sum(weight * part_score(column, self._numbers(column)) for column, weight in SCREEN_WEIGHTS.items())
+        return self._images("screen", np.asarray(score))
 
     def part(self, column: str) -> ScoredImages:
         """Return the scored rows with a part of the evidence as the score; NaN where the column is null."""

@@ -48,25 +48,25 @@ def ray_running(address: str | None, lost: Callable[[str], object]) -> Iterator[
     tell_guard(ray=True)
     # one that is started here is not given up: a busy machine may take long
     silent = f"Ray cannot be reached at {address} (no answer for {2 * _patience():g} seconds): {_EXPECTED}"
-    heed_no_signal_while_forking()  # as Ray does for each process that it starts
-    try:
-        with _handler_kept(), _given_up(2 * _patience(), lost, silent) if address != "local" else nullcontext():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except Exception as error:  # each of ray's transports raises its own kinds
-        if isinstance(error, OSError) and error.filename:
-            raise _no_folder(error) from None
-        said = " ".join(str(error).split()) if "ersion mismatch" in str(error) else kind_and_line(error)
-        raise EngineError(
-            f"Ray cannot be reached at {address} ({said}): expected the address of a running "
-            f"cluster with this version of Ray, {ray.__version__}, or none to start one here"
-        ) from None
-    try:
-        yield
-    finally:
-        said = f"the head of the Ray cluster does not answer while the connection to it is closed: {RESUMES}"
-        with _handler_kept(), _given_up(_patience(), lost, said):
-            ray.shutdown()
-        tell_guard(ray=False)
+    with heed_no_signal_while_forking():  # as Ray does for each process that it starts
+        try:
+            with _handler_kept(), _given_up(2 * _patience(), lost, silent) if address != "local" else nullcontext():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        except Exception as error:  # each of ray's transports raises its own kinds
+            if isinstance(error, OSError) and error.filename:
+                raise _no_folder(error) from None
+            said = " ".join(str(error).split()) if "ersion mismatch" in str(error) else kind_and_line(error)
+            raise EngineError(
+                f"Ray cannot be reached at {address} ({said}): expected the address of a running "
+                f"cluster with this version of Ray, {ray.__version__}, or none to start one here"
+            ) from None
+        try:
+            yield
+        finally:
+            said = f"the head of the Ray cluster does not answer while the connection to it is closed: {RESUMES}"
+            with _handler_kept(), _given_up(_patience(), lost, said):
+                ray.shutdown()
+            tell_guard(ray=False)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ measured. Held-out rows are measured whole, so that the screen becomes a part of
 (`analysis.calibration`); the sample bounds the flags that the screen loses (`analysis.calibration.screening`).
 
 Rows are measured by the preset in two stages, `passed` and `sampled`. The choice of each is frozen in the output before
-its first row is measured, with the number of rows it was made from, and a fragment's footer says which choice it holds.
-So a resumed audit measures the same rows, and one that was extended, or had rows scored again, chooses anew.
+its first row is measured, with the number of rows it was made from and the screen, and a fragment's footer says which
+choice it holds. So a resumed audit measures the same rows, and one that was extended, had rows scored again, or was
+begun by a version with another screen, chooses anew.
 """
 
 import hashlib
@@ -23,12 +24,14 @@ from volgrowth.audit.output.fragments import missing_fragment
 from volgrowth.audit.output.manifest import SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.scoring.measures import Flow, Launched, launch_images
 from volgrowth.audit.scoring.scorer import Scorer
-from volgrowth.records import Status
+from volgrowth.records import SCREEN_WEIGHTS, Status
 from volgrowth.storage.store import Store
 
 STAGES = ("passed", "sampled")
 SHARED = ("screen", "loss", "noise_norm")
 """Columns of scores that preset `screen` measures and other presets do too."""
+# how a frozen choice says by which screen it was made
+_SCREEN = " + ".join(f"{weight:g} {column}" for column, weight in SCREEN_WEIGHTS.items())
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,18 @@ class Chosen:
 
     def save(self, store: Store) -> None:
         """Freeze the choice in the output."""
-        store.write_table(_file(self.stage), pa.table({"row": pa.array(self.rows, pa.int64())}), {"of": str(self.of)})
+        made_from = {"of": str(self.of), "screen": _SCREEN}
+        store.write_table(_file(self.stage), pa.table({"row": pa.array(self.rows, pa.int64())}), made_from)
 
     @classmethod
     def load(cls, store: Store, stage: str, of: int | None = None) -> "Chosen | None":
-        """Load the rows chosen for a stage, or None if there are none, or none chosen among `of` rows."""
+        """Load the rows chosen for a stage, or None if there are none, or none of `of` rows by this screen."""
         if not store.exists(_file(stage)):
             return None
         table = store.read_table(_file(stage))
-        there = int((table.schema.metadata or {}).get(b"of", b"-1"))
-        return cls(stage, table["row"].to_numpy(), there) if of in (None, there) else None
+        made_from = table.schema.metadata or {}
+        there, screen = int(made_from.get(b"of", b"-1")), made_from.get(b"screen", b"").decode()
+        return cls(stage, table["row"].to_numpy(), there) if of is None or (of, _SCREEN) == (there, screen) else None
 
 
 def forget(store: Store) -> None:

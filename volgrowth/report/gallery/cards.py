@@ -67,6 +67,7 @@ def make_cards(
     truth_rows: Collection[int] = (),
     fdr: float | None = None,
     counts: Mapping[int, int] | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> list[Card]:
     """Make the cards by evidence, highest first, those without a score last.
 
@@ -81,6 +82,7 @@ def make_cards(
         truth_rows: rows of images that samples reproduced.
         fdr: rate of false discoveries at which images are flagged; None if nothing was calibrated.
         counts: number of rows with the same pixels, by the smallest of these rows, if the tables hold only some rows.
+        weights: of the parts of the evidence, by their names; those that are not named count once.
 
     Returns:
         The variables of `card.html.j2` for each card.
@@ -103,7 +105,7 @@ def make_cards(
         card["rank"] = rank
         card["reproduced"] = record["cluster"] in truth
         card["share_below"] = _share_below(ranked, card["evidence"])
-        card["parts"] = _parts(record) if ranking == "evidence" else None
+        card["parts"] = _parts(record, weights or {}) if ranking == "evidence" else None
         card["rate"] = _rate(record)
         card["reason"] = card_reason(card, fdr)
         card["kinds"] = _kinds(card)
@@ -174,12 +176,14 @@ def _order(record: Card) -> tuple[bool, float, int]:
     return (True, 0.0, record["row"]) if missing(evidence) else (False, -evidence, record["row"])
 
 
-def _parts(record: Card) -> str:
-    """Say how much each part of the evidence speaks, in units of the held-out images' spread."""
-    parts = {
-        column.removeprefix(PART).replace("_", " "): record[column] for column in record if column.startswith(PART)
-    }
-    return ", ".join(f"{name} {signed(value)}" for name, value in parts.items() if not missing(value))
+def _parts(record: Card, weights: Mapping[str, float]) -> str:
+    """Say how much each part counts in the evidence, in its unit times its weight."""
+    parts = {column.removeprefix(PART): record[column] for column in record if column.startswith(PART)}
+    return ", ".join(
+        f"{name.replace('_', ' ')} {signed(weights.get(name, 1) * value)}"
+        for name, value in parts.items()
+        if not missing(value)
+    )
 
 
 def _rate(record: Card) -> str | None:
