@@ -303,7 +303,8 @@ def _about_flags(a: Audit, b: Audit) -> list[str]:
         return []
     return [
         f"The audits flag by different evidence (A: {rules[0]}; B: {rules[1]}), so that an image may be flagged in one "
-        f"of them for that reason alone. Changes compare excess growth, which does not depend on the evidence."
+        f"of them for that reason alone. Changes compare excess growth, which parts and weights do not "
+        "change and a reference audit does."
     ]
 
 
