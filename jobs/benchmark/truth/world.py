@@ -97,23 +97,13 @@ WORLD = (
     ),
     Setup("digits-augmented", None, 900, DIGITS_PLANTING, Recipe(), practice=Practice(augmented=True)),
     Setup("digits-averaged", None, 900, DIGITS_PLANTING, Recipe(), practice=Practice(average=0.99)),
-    # Very many images in families, so that it is seen how many copies it takes. Of the first, with up to 50 copies,
-    # none comes out; the second goes on to 600.
+    # Very many images in families of few to very many copies, so that it is seen how many copies it takes.
     Setup(
         "hanzi-families",
         "hanzi12.npz",
         19_992,
-        ((60, 50), (80, 20), (100, 10), (150, 5), (300, 2)),
-        Recipe(steps=20_000),
-        plain=8,
-        held_out=4000,
-    ),
-    Setup(
-        "hanzi-copies",
-        "hanzi12.npz",
-        19_992,
-        ((10, 600), (20, 300), (30, 150), (30, 75), (60, 50)),
-        Recipe(steps=10_000),
+        ((12, 400), (12, 250), (12, 150), (12, 75), (40, 50), (60, 20), (60, 10), (60, 5), (100, 2)),
+        Recipe(steps=7000),
         plain=8,
         held_out=4000,
     ),
