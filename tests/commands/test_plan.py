@@ -12,9 +12,11 @@ from volgrowth.cli import run_command
 from volgrowth.commands.plan import PIECES, Forecast, _stretches, describe_forecast, predict
 
 
-def forecast(plan: Manifest, seconds: list[float], workers: int = 1, price: float | None = None) -> Forecast:
+def forecast(
+    plan: Manifest, seconds: list[float], workers: int = 1, price: float | None = None, share: float | None = None
+) -> Forecast:
     """With pieces of ten rows that took so long."""
-    config = vg.AuditConfig.build(model="m", data="d", output="o")
+    config = vg.AuditConfig.build(model="m", data="d", output="o", gpus_per_worker=share)
     pieces = [Piece(10, 0, each, 0.5, 2**30) for each in seconds]
     return predict(plan, config, pieces, 16, workers, "cpu", 5.0, price)
 
@@ -34,6 +36,14 @@ def test_workers_share_the_shards_and_the_busiest_one_counts():
     assert found.wall_hours.middle == pytest.approx((5 + 4 * (100 * 2 + 0.5)) / 3600)
     assert found.device_hours.middle == pytest.approx(3 * found.wall_hours.middle)
     assert forecast(plan, [20.0], workers=99).workers == 10
+
+
+def test_workers_that_share_a_gpu_pay_for_it_once():
+    plan = manifest(1000, shard_size=100)
+    for share, gpus in ((0, 4), (0.5, 2), (1, 4), (2, 8)):
+        found = forecast(plan, [20.0] * 4, workers=4, price=3.0, share=share)
+        assert found.money
+        assert found.money == pytest.approx([3 * gpus * hours for hours in found.wall_hours])
 
 
 def test_the_interval_covers_what_it_promises():

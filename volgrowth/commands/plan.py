@@ -150,7 +150,7 @@ def predict(
         workers: model replicas.
         device: what they run on.
         startup: seconds until a worker takes tasks.
-        price: price per hour of a worker; None for no cost.
+        price: price per GPU-hour (per worker-hour on CPUs); None for no cost.
     """
     shards = manifest.shards
     workers = min(workers, len(shards))
@@ -177,7 +177,7 @@ def predict(
         startup_seconds=startup,
         wall_hours=hours,
         device_hours=hours.times(workers),
-        money=None if price is None else hours.times(workers * price),
+        money=None if price is None else hours.times(workers * (config.gpus_per_worker or 1) * price),
         peak_memory=max(piece.peak_memory for piece in pieces),
         held_out=manifest.holdout.rows if manifest.holdout else 0,
         reach=_reach(manifest),
