@@ -96,6 +96,12 @@ def test_a_cascade_says_what_it_may_have_lost() -> None:
     assert list_caveats(summary | {"cascade": {**cascade, "recall_at_least": 0.95}}) == []
 
 
+def test_where_no_image_was_judged_nothing_is_said_of_how_many_it_would_take() -> None:
+    detection = {**report_data.DETECTION, "memorized": 0, "tests": 0, "fewest_flags": 4}
+    said = list_caveats(report_data.summary(100, detection=detection))
+    assert not any("It takes" in each for each in said)
+
+
 def test_held_out_images_of_another_kind_promise_no_rate(tmp_path: Path) -> None:
     held = [{**row, "mean": 0.9, "png_bytes": row["png_bytes"] * 3} for row in many(400, seed=9)]
     assert any(

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import volgrowth as vg
@@ -66,6 +68,22 @@ def test_a_reference_that_does_not_fit(audit, other_model, held, digits, tmp_pat
     with pytest.raises(UsageError, match="its held-out set is another"):
         audit(tmp_path / "out", reference=str(tmp_path / "alone"))
     assert not np.any([path.name == "manifest.json" for path in (tmp_path).glob("out/*")])
+
+
+def test_a_reference_of_which_many_rows_have_no_score_is_refused(audit, other_model, digits, tmp_path):
+    data = tmp_path / "data.parquet"
+    write_image_parquet(data, digits[:100], list(map(str, range(100))))
+    rows = pq.read_table(data).to_pylist()
+    for row in rows[:3]:
+        row["image"]["bytes"] = b"no image"
+    pq.write_table(pa.Table.from_pylist(rows), data)
+    other = {"data": str(data), "model": str(other_model)}
+    audit(tmp_path / "reference", **other)
+    few = r"3.0% of its audited rows have no score, more than the 0.01 .* --retry-failed"
+    with pytest.raises(UsageError, match=few):
+        audit(tmp_path / "out", data=str(data), reference=str(tmp_path / "reference"))
+    audit(tmp_path / "allowed", **other, max_failed=0.05)
+    audit(tmp_path / "out", data=str(data), reference=str(tmp_path / "allowed"))
 
 
 @pytest.mark.parametrize(("preset", "without_loss"), [("paper", 50), ("volume", 0)])

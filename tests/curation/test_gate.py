@@ -14,7 +14,7 @@ import pytest
 from tests.curation.conftest import ROWS
 from volgrowth.analysis.distinct import strongest_rows
 from volgrowth.analysis.gate.forms import gate_junit, gate_markdown, gate_text
-from volgrowth.analysis.gate.limit import Gate, check_limit
+from volgrowth.analysis.gate.limit import Gate, _exceeds, check_limit
 from volgrowth.audit.output.result import FINDINGS_FILE, Audit
 from volgrowth.errors import UsageError
 from volgrowth.storage.store import Store
@@ -75,6 +75,39 @@ def test_the_limit_itself_is_allowed(judged):
     assert check_limit(audit, 0.05, 0.05).passed
     assert not check_limit(audit, 0.05, 0.0499).passed
     assert check_limit(judged({}), 0.05, 0.0).passed
+
+
+@pytest.mark.parametrize(("found", "of", "allowed"), [(29, 100, 0.29), (3, 5000, 0.0006), (48, 5000, 0.0096)])
+def test_a_share_that_is_the_limit_is_within_it_for_the_verdict_and_for_its_doubts(found, of, allowed):
+    """Products of these shares, as floating-point numbers, are less than the counts."""
+    assert found > allowed * of
+    assert not _exceeds(found, of, allowed)
+    assert _exceeds(found + 1, of, allowed)
+
+
+def test_at_the_limit_itself_doubts_are_heard(judged):
+    audit = judged(dict.fromkeys([*COPIES, 7, 8, 9], 0.01), held=None)  # 4 of 60, on an assumption
+    assert outcome(check_limit(audit, 0.05, 4 / 60)) == "cannot tell"
+    assert outcome(check_limit(audit, 0.05, 3 / 60)) == "failed"
+
+
+def test_samples_that_were_compared_with_an_earlier_state_are_a_doubt(judged):
+    found = check_limit(judged({}, summary={"verification_outdated": True}), 0.05, 0.1)
+    assert outcome(found) == "cannot tell"
+    assert found.doubts[0].startswith("Samples that `volgrowth verify` drew were compared with this audit as it was")
+    failed = check_limit(judged(COPIES, summary={"verification_outdated": True}), 0.05, 0.0)
+    assert found.doubts[0] in failed.caveats, "more than is said may be there"
+    assert found.doubts[0] not in found.caveats, "it is said once"
+
+
+def test_a_cascade_bounds_its_loss_at_the_rate_of_the_audit_and_below(judged):
+    cascade = {"flags_lost_at_most": 2, "recall_at_least": 0.95}
+    audit = judged({}, summary={"cascade": cascade})
+    assert outcome(check_limit(audit, 0.1, 0.1)) == "passed"
+    assert outcome(check_limit(audit, 0.05, 0.1)) == "passed"
+    found = check_limit(audit, 0.2, 0.1)
+    assert outcome(found) == "cannot tell"
+    assert "holds at rates up to 0.1, and not at --fdr 0.2" in found.doubts[0]
 
 
 def test_proven_images_are_found_whether_flagged_or_not(judged):

@@ -36,7 +36,9 @@ def gate_caveats(summary: Summary, exceeded: bool) -> list[str]:
         summary: as in `list_caveats`.
         exceeded: whether more was found than is allowed; then what may be missing does not matter.
     """
-    seen = {_resolution, _screened} if exceeded else {_assumed, _resolution, _screened, _uncalibrated}
+    seen = {_resolution, _screened}
+    if not exceeded:
+        seen |= {_assumed, _uncalibrated, outdated_proof}
     return [said for caveat in CAVEATS if caveat not in seen and (said := caveat(summary))]
 
 
@@ -60,7 +62,7 @@ def _empty(summary: Summary) -> str | None:
 def _failed(summary: Summary) -> str | None:
     rows, scored = _counts(summary)
     allowed = (summary.get("run") or {}).get("max_failed", 0.01)
-    if not scored or rows - scored <= allowed * rows:
+    if not scored or (rows - scored) / rows <= allowed:
         return None
     return f"{rows - scored:,} of {rows:,} rows have no score, more than the {allowed:.2%} allowed: none was judged."
 
@@ -68,7 +70,7 @@ def _failed(summary: Summary) -> str | None:
 def _held_out_failed(summary: Summary) -> str | None:
     failures, holdout = (summary.get("failures") or {}).get("held_out"), summary.get("holdout")
     allowed = (summary.get("run") or {}).get("max_failed", 0.01)
-    if not failures or not holdout or failures["rows"] <= allowed * holdout["rows"]:
+    if not failures or not holdout or failures["rows"] / holdout["rows"] <= allowed:
         return None
     return f"{failures['rows']:,} of {holdout['rows']:,} held-out rows have no score: they did not calibrate."
 
@@ -112,8 +114,8 @@ def of_evidence(detection: Summary) -> str:
 
 def _resolution(summary: Summary) -> str | None:
     detection = summary["detection"]
-    if not detection or detection["memorized"] or (detection.get("fewest_flags") or 1) <= 1:
-        return None
+    if not detection or detection["memorized"] or (detection.get("fewest_flags") or 1) <= 1 or not detection["tests"]:
+        return None  # where not one image was judged, `_unjudged` says so
     held, fewest, tests = detection["calibration_rows"], detection["fewest_flags"], detection["tests"]
     few = max(detection.get("beyond_holdout", 1), 1)
     ones = f"memorized ones{of_evidence(detection)}"
@@ -202,6 +204,26 @@ def _screened(summary: Summary) -> str | None:
     )
 
 
+def outdated_proof(summary: Summary) -> str | None:
+    """Say that samples were drawn, and that what they prove is not counted."""
+    if not summary.get("verification_outdated"):
+        return None
+    return (
+        "Samples that `volgrowth verify` drew were compared with this audit as it was before, and what they prove is "
+        "not counted: run the same `volgrowth verify` again."
+    )
+
+
+def loss_unbounded(summary: Summary, fdr: float) -> str | None:
+    """Say that a cascade's screen may have lost more flags at the rate `fdr` than its bound says."""
+    if not summary.get("cascade") or not summary["detection"] or fdr <= summary["detection"]["fdr"]:
+        return None
+    return (
+        f"The bound on the flags that the cascade's screen may have lost holds at rates up to "
+        f"{summary['detection']['fdr']:g}, and not at --fdr {fdr:g}: choose a lower one, or audit without --cascade."
+    )
+
+
 CAVEATS: tuple[Callable[[Summary], str | None], ...] = (
     _empty,
     _misunderstood,
@@ -213,6 +235,7 @@ CAVEATS: tuple[Callable[[Summary], str | None], ...] = (
     _self_check,
     _torn_apart,
     _resolution,
+    outdated_proof,
     _failed,
     _held_out_failed,
     _unjudged,

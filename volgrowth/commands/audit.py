@@ -103,8 +103,17 @@ def print_opened(manifest: Manifest) -> None:
 
 def failed_share(audit: Audit) -> float:
     """Return the share of the audited rows that have no score."""
-    counts = audit.summary["counts"]
-    return (counts["rows"] - counts["ok"]) / max(counts["rows"], 1)
+    return _failed_shares(audit)["audited"]
+
+
+def _failed_shares(audit: Audit) -> dict[str, float]:
+    """Return the shares of the audited and of the held-out rows that have no score."""
+    counts, held_out = audit.summary["counts"], (audit.summary.get("failures") or {}).get("held_out")
+    holdout = audit.frozen.holdout
+    return {
+        "audited": (counts["rows"] - counts["ok"]) / max(counts["rows"], 1),
+        "held-out": held_out["rows"] / holdout.rows if held_out and holdout else 0.0,
+    }
 
 
 def _failed_shards(store: Store, manifest: Manifest) -> list[Shard]:
@@ -207,7 +216,14 @@ def _check_tangents(config: AuditConfig, model: ModelInfo) -> None:
 
 def _check_reference(reference: str, manifest: Manifest) -> None:
     """Check that the reference audit measured the same rows by the same measure, under another model."""
-    other = open_audit(reference).frozen
+    finished = open_audit(reference)
+    other, allowed = finished.frozen, (finished.summary.get("run") or {}).get("max_failed", 0.01)
+    for rows, missing in _failed_shares(finished).items():
+        if missing > allowed:
+            raise UsageError(
+                f"--reference {reference}: {missing:.1%} of its {rows} rows have no score, more than the {allowed:g} "
+                f"that its --max-failed allows: run it again with --retry-failed"
+            )
     if other.config.get("cascade"):
         raise UsageError(
             f"--reference {reference}: it is a cascade, which did not measure most rows; expected an audit of all rows"

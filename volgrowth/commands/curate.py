@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from volgrowth.analysis.caveats import loss_unbounded, outdated_proof
 from volgrowth.analysis.deciding import Curation
 from volgrowth.analysis.judging import JudgedAudit
 from volgrowth.analysis.policy import CURATION, CurationPolicy, list_digest
@@ -62,12 +63,13 @@ class Curated:
 
     Attributes:
         actions: number of rows of each action.
-        bound: how many of the chosen images are innocent, at most, in a sentence; None for a policy by the rate.
+        notes: sentences to know beside the numbers: how many of the chosen images are innocent, at most, unless the
+            policy is by the rate, and which memorized images a policy by the rate may miss.
         receipt: of the data set that the list was applied to; None if it was not applied.
     """
 
     actions: Counter[str]
-    bound: str | None
+    notes: tuple[str, ...]
     receipt: Receipt | None
 
 
@@ -86,19 +88,23 @@ def write_curation(
         if destination is not None:
             check_destination(audit, destination, indices)
             audit.refuse_if_strange("copying the data")
-        actions, bound = _keep_list(audit, policy, list_path)
+        actions, notes = _keep_list(audit, policy, list_path)
         if destination is None:
-            return Curated(actions, bound, None)
+            return Curated(actions, notes, None)
         rows = (pa.Table.from_batches([batch]) for batch in audit.store.read_batches(CURATION_FILE))
-        return Curated(actions, bound, apply_list(audit, rows, destination, indices=indices))
+        return Curated(actions, notes, apply_list(audit, rows, destination, indices=indices))
 
 
-def _keep_list(audit: Audit, policy: CurationPolicy | None, list_path: str | None) -> tuple[Counter[str], str | None]:
-    """Make or read the list, and keep it in the audit. Returns the number of rows of each action, and the bound."""
-    bound = None
+def _keep_list(
+    audit: Audit, policy: CurationPolicy | None, list_path: str | None
+) -> tuple[Counter[str], tuple[str, ...]]:
+    """Make or read the list, and keep it in the audit. Returns the number of rows of each action, and the notes."""
+    bound, missed = None, list[str | None]()
     if policy is not None:
         curation = Curation(JudgedAudit(audit, audit.summary.get("verification")), policy)
         bound = curation.bound_innocent(audit.summary["detection"])
+        if policy.by == "fdr":
+            missed = [outdated_proof(audit.summary), loss_unbounded(audit.summary, policy.limit)]
         tables, how = curation.tables(list_digest(audit)), f"{policy.by} {policy.limit:g}, {policy.action}"
     elif list_path is not None:
         tables, how = open_list(audit, list_path).tables(), "as read from a file"
@@ -116,7 +122,7 @@ def _keep_list(audit: Audit, policy: CurationPolicy | None, list_path: str | Non
             actions.update(table["action"].to_pylist())
             for writer in writers:
                 writer.write(table)
-    return actions, bound
+    return actions, tuple(said for said in (bound, *missed) if said)
 
 
 def policy_of_options(
@@ -152,8 +158,7 @@ def curation_lines(output: str, list_path: str | None, curated: Curated, destina
     said = ", ".join(f"{name} {actions[name]:,}" for name in ("drop", "downweight", "review", "keep"))
     file = list_path or output.rstrip("/") + "/" + CURATION_FILE
     lines = [f"{said} of {actions.total():,} rows; list: {file}"]
-    if curated.bound:
-        lines.append(curated.bound)
+    lines += curated.notes
     if applied:
         lines.append(f"{applied.rows:,} rows in {destination}; volgrowth curate --undo {destination} removes it")
     return lines

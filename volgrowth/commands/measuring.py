@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from volgrowth.analysis.caveats import with_caveats
 from volgrowth.analysis.findings import Analysis
 from volgrowth.analysis.parts.database import check_room
 from volgrowth.analysis.summary import SUMMARISED, summarize_audit
@@ -30,7 +31,7 @@ from volgrowth.audit.output.runs import Tally, total_effort
 from volgrowth.audit.scoring.cascade import STAGES, Chosen, forget
 from volgrowth.audit.scoring.worker import ScoringWorker
 from volgrowth.commands.analysing import decided, write_findings
-from volgrowth.commands.report import write_report
+from volgrowth.commands.report import SAMPLES_FILE, write_report
 from volgrowth.config import AuditConfig
 from volgrowth.errors import DamagedError
 from volgrowth.records import Status
@@ -169,11 +170,14 @@ def _failed_rows(store: Store, shard: Shard) -> list[int]:
 
 
 def _write_summary(store: Store, analysis: Analysis, config: AuditConfig) -> None:
-    """Write the summary."""
+    """Write the summary, which has no proof by samples: `verify` drew them for the audit as it was before."""
     audit = Audit(store, store.read_json(MANIFEST), columns=SUMMARISED)
     sampled = Chosen.load(store, "sampled") if config.cascade else None
     run = _run_facts(store, config)
-    store.write_json(SUMMARY_FILE, summarize_audit(audit, analysis, config, run, sampled.rows if sampled else None))
+    summary = summarize_audit(audit, analysis, config, run, sampled.rows if sampled else None)
+    if store.exists(SAMPLES_FILE):
+        summary = with_caveats({**summary, "verification_outdated": True})
+    store.write_json(SUMMARY_FILE, summary)
 
 
 def _run_facts(store: Store, config: AuditConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
@@ -31,6 +31,7 @@ from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.plain import plain, print_plain
 from volgrowth.report import ReportOrigin, ReportPage, Shown, choose_exhibits, render_report, thumbnail
 from volgrowth.report.charts.numbers import duplicate_groups
+from volgrowth.report.charts.plots import FIGURES
 from volgrowth.report.gallery.exhibits import of_rows
 from volgrowth.report.page import CAP, FRAME, code_digest
 from volgrowth.report.reading import ReportRows, read_report_rows
@@ -94,6 +95,15 @@ def write_report(audit: Audit, redact: bool = False) -> None:
     audit.store.write_json(SUMMARY_FILE, {**audit.summary, **made})
     for name, data in pages.items():
         audit.store.write(name, data)
+    if not redact:
+        _delete_earlier(audit.store, report.figures.keys())
+
+
+def _delete_earlier(store: Store, drawn: Collection[str]) -> None:
+    """Delete figures of an earlier state of the audit, which has no numbers for them now."""
+    known = {f"{figure}.{kind}" for figure in FIGURES for kind in ("png", "svg")}
+    for name in known.intersection(store.names(FIGURES_FOLDER)).difference(drawn):
+        store.delete(f"{FIGURES_FOLDER}/{name}")
 
 
 def _rendered(audit: Audit, rows: ReportRows, shown: Shown) -> ReportPage:
@@ -133,7 +143,7 @@ def _are_whole(store: Store, pages: dict[str, str]) -> bool:
 
 def _shown(audit: Audit, from_rows: ReportRows, redact: bool) -> Shown:
     """Return the images of the gallery, with as many pictures as the page has room for."""
-    samples = audit.store.read_table(SAMPLES_FILE) if audit.store.exists(SAMPLES_FILE) else None
+    samples = audit.store.read_table(SAMPLES_FILE) if audit.summary.get("verification") else None
     scores, findings, whole = from_rows.scores, from_rows.findings, from_rows.whole
     chosen = choose_exhibits(scores, findings, from_rows.gallery, samples)
     if redact:

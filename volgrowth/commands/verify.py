@@ -272,7 +272,8 @@ def _write(audit: Audit, chosen: _Chosen, groups: dict[str, ImageNumbers], found
     if chosen.stop_level is not None:
         usual, early = count_copies(distance[:samples], hit[:samples]), count_copies(distance[end:], hit[end:])
         verification["stopped"] = {"level": chosen.stop_level, "usual": usual, "early": early}
-    store.write_json(SUMMARY_FILE, with_caveats({**audit.summary, "verification": verification}))
+    summary = {**audit.summary, "verification": verification, "verification_outdated": False}
+    store.write_json(SUMMARY_FILE, with_caveats(summary))
 
 
 def _write_rates(audit: Audit, rates: pa.Table, asked: int, conditional: bool) -> None:

@@ -105,6 +105,15 @@ def test_a_part_alone_has_the_p_values_of_that_score(both: Both) -> None:
     assert_allclose(found.alone["loss"], alone.used, rtol=1e-6)
 
 
+def test_an_image_without_a_feature_that_the_held_out_ones_have_is_not_judged() -> None:
+    """Such as the score of a reference audit."""
+    audited, holdout = sets(400, 1), sets(500, 2)
+    audited["growth"].features[:7, 5] = np.nan
+    outside = calibrated(audited, holdout).outside
+    assert outside[:7].all()
+    assert outside[7:].mean() < 0.05
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

@@ -142,7 +142,7 @@ class Calibration:
 
         def each(chunk: slice) -> None:
             features = first.features[chunk]
-            found.outside[chunk] = ((features < self.low) | (features > self.high)).any(1)
+            found.outside[chunk] = ~((features >= self.low) & (features <= self.high)).all(1)  # NaN is outside
             some = {name: images[name][chunk] for name in by_fold}
             judge(some, found, chunk, None if passed is None else passed[chunk])
 
@@ -194,7 +194,8 @@ class Judged:
         expected: expected score by each part, (n,): the mean over folds, or that of its own fold if it is cross-fitted.
         excess: excess over it by each part, (n,).
         evidence: weighted sum of the excess of all parts, in units of its spread, (n,).
-        outside: mask of the images outside the range of complexity that was fitted, (n,).
+        outside: mask of the images outside the range of complexity that was fitted, or without a feature that those
+            images have, such as the score of a reference audit, (n,).
         used, conformal: p-values, (n,): those that decide, and those from counting held-out images.
         unscreened: p-values without the screen, (n,), 1 without a score; None without a screen.
         alone: p-values by one part of the evidence alone, (n,), by the part's name.

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from volgrowth.analysis.calibration.error_rates import fewest_flags, rows_needed
-from volgrowth.analysis.caveats import gate_caveats, of_evidence
+from volgrowth.analysis.caveats import gate_caveats, loss_unbounded, of_evidence, outdated_proof
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.judging import JudgedAudit
 from volgrowth.analysis.verification.proof import samples_needed
@@ -70,7 +70,7 @@ class Gate:
     @property
     def exceeded(self) -> bool:
         """True if a larger share is found than is allowed."""
-        return self.share > self.max_flagged
+        return _exceeds(self.found, self.judged, self.max_flagged)
 
     @property
     def decided(self) -> bool:
@@ -114,7 +114,7 @@ def check_limit(audit: Audit, fdr: float, max_flagged: float) -> Gate:
         raise UsageError(f"--max-flagged {max_flagged:g}: expected a share, from 0 to 1")
     check_columns(audit.store.read_schema(FINDINGS_FILE), audit.store.url, "identical", "outside_range")
     counted = _count(JudgedAudit(audit, audit.summary.get("verification"), fdr))
-    exceeded = counted.found > max_flagged * counted.judged
+    exceeded = _exceeds(counted.found, counted.judged, max_flagged)
     return Gate(
         name=audit.store.url,
         data=audit.frozen.data.name,
@@ -132,6 +132,11 @@ def check_limit(audit: Audit, fdr: float, max_flagged: float) -> Gate:
         doubts=() if exceeded else tuple(_doubts(audit, counted, fdr, max_flagged)),
         caveats=tuple(gate_caveats(audit.summary, exceeded)),
     )
+
+
+def _exceeds(some: int, whole: int, share: float) -> bool:
+    """Say whether some images of a whole are a larger share of it; shares are compared as they are printed, rounded."""
+    return some / max(whole, 1) > share
 
 
 @dataclass
@@ -187,7 +192,9 @@ def _doubts(audit: Audit, known: _Counted, fdr: float, max_flagged: float) -> li
         doubts = ["Without held-out images the rate is an assumption: audit again with --holdout."]
     else:
         doubts = _resolution(detection, known.tested, judged, allowed, fdr)
-    doubts += _screened(audit.summary.get("cascade"), known, allowed)
+    doubts += _screened(audit.summary, known, allowed, fdr)
+    if outdated := outdated_proof(audit.summary):
+        doubts.append(outdated)
     doubts += _unjudged(audit, known, judged, max_flagged)
     proof = audit.summary.get("verification") or {"samples": 0}
     if doubts and proof["samples"] < samples_needed():
@@ -220,9 +227,11 @@ def _rounded_up(share: float) -> str:
     return f"{ceil(share * 10**digits) / 10**digits:.{digits}f}".rstrip("0")
 
 
-def _screened(cascade: dict[str, Any] | None, known: _Counted, allowed: int) -> list[str]:
+def _screened(summary: dict[str, Any], known: _Counted, allowed: int, fdr: float) -> list[str]:
     """Doubt if the flags that a cascade's screen may have lost could exceed the limit."""
-    lost = (cascade or {}).get("flags_lost_at_most") or 0
+    if unbounded := loss_unbounded(summary, fdr):
+        return [unbounded]
+    lost = (summary.get("cascade") or {}).get("flags_lost_at_most") or 0
     if known.found + lost <= allowed:
         return []
     return [
@@ -235,8 +244,8 @@ def _unjudged(audit: Audit, known: _Counted, judged: int, max_flagged: float) ->
     """Doubt if more images are unjudged than rows may fail, and their number could exceed the limit."""
     unjudged = known.unjudged
     tolerated = (audit.summary.get("run") or {}).get("max_failed", 0.01)
-    worst = known.found + unjudged
-    if unjudged <= tolerated * (judged + unjudged) or worst <= max_flagged * (judged + unjudged):
+    worst, images = known.found + unjudged, judged + unjudged
+    if not (_exceeds(unjudged, images, tolerated) and _exceeds(worst, images, max_flagged)):
         return []
     outside = known.outside
     fixes = [
@@ -244,6 +253,6 @@ def _unjudged(audit: Audit, known: _Counted, judged: int, max_flagged: float) ->
         *(["hold out images as simple and as complex as the audited ones"] if outside else []),
     ]
     return [
-        f"{unjudged:,} of {judged + unjudged:,} distinct images are not judged ({unjudged - outside:,} without a "
+        f"{unjudged:,} of {images:,} distinct images are not judged ({unjudged - outside:,} without a "
         f"score, {outside:,} outside the calibration's range): {' and '.join(fixes)}."
     ]
