@@ -141,17 +141,26 @@ def test_paler_copies_are_hits_by_the_perceptual_distance_alone(tmp_path, capsys
 
 
 def test_what_samples_proved_before_an_audit_grew_is_said_to_be_missing(tmp_path, capsys):
-    digits, out = digit_images(), str(tmp_path / "out")
+    digits, out = digit_images(), tmp_path / "out"
     (tmp_path / "data").mkdir()
     write_image_parquet(tmp_path / "data/a.parquet", digits[:150], [f"{row}" for row in range(150)])
     write_image_parquet(tmp_path / "held.parquet", digits[200:290], [f"held-{row}" for row in range(90)])
-    given = ["--holdout", str(tmp_path / "held.parquet"), "--engine", "local", "--output", out, "--id-column", "name"]
+    given = [
+        "--holdout",
+        str(tmp_path / "held.parquet"),
+        "--engine",
+        "local",
+        "--output",
+        str(out),
+        "--id-column",
+        "name",
+    ]
     given = ["audit", f"factory:{__name__}:paled_images", str(tmp_path / "data"), *given]
-    curate = ["curate", out, "--fdr", "0.1", "--list"]
+    curate = ["curate", str(out), "--fdr", "0.1", "--list"]
     assert run_command(given) == 0
     asked = ("--samples", 200, "--distance", "perceptual")
     assert verify(out, *asked) == 0
-    proven = vg.open_audit(out).summary["verification"]["reproduced_images"]
+    proven = vg.open_audit(str(out)).summary["verification"]["reproduced_images"]
     assert proven > 10
     assert run_command([*curate, str(tmp_path / "before.csv")]) == 0
     assert "Samples that" not in capsys.readouterr().out
@@ -159,17 +168,17 @@ def test_what_samples_proved_before_an_audit_grew_is_said_to_be_missing(tmp_path
     assert run_command([*given, "--extend"]) == 0
     said = "Samples that `volgrowth verify` drew were compared with this audit as it was before"
     assert f"but: {said}" in capsys.readouterr().out
-    page = (tmp_path / "out/report.html").read_text()
+    page = (out / "report.html").read_text()
     assert said.replace("`", "") in page.replace("<code>", "").replace("</code>", "").replace("`", "")
     assert "Nearest sample" not in page
-    assert run_command(["check", out, "--max-flagged", "0.99"]) == 2
+    assert run_command(["check", str(out), "--max-flagged", "0.99"]) == 2
     assert said in capsys.readouterr().out
     assert run_command([*curate, str(tmp_path / "list.csv")]) == 0
     assert said in capsys.readouterr().out
-    assert run_command(["check-output", out]) == 0
+    assert run_command(["check-output", str(out)]) == 0
     assert "not written by volgrowth" not in capsys.readouterr().out
     assert verify(out, *asked) == 0
-    found = vg.open_audit(out).summary
+    found = vg.open_audit(str(out)).summary
     assert found["verification"]["reproduced_images"] == proven
     assert not any(said in caveat for caveat in found["caveats"])
 
