@@ -9,8 +9,8 @@ Names = tuple[str, str]
 """What two audits are called in a sentence."""
 
 
-def check_conditions(a: Audit, b: Audit) -> None:
-    """Check that the growth of two audits is of the same kind of flow.
+def refuse_other_flows(a: Audit, b: Audit) -> None:
+    """Refuse two audits whose growth is not of the same kind of flow.
 
     Raises:
         UsageError: it is under classes or captions in one of them, and not in the other.
