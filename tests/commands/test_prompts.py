@@ -1,6 +1,7 @@
 """Captions alone: the contrast has its closed form, what steers is flagged, and nothing is passed over in silence."""
 
 import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,20 +105,67 @@ def test_what_steers_is_flagged_and_written_where_users_look(folder, capsys):
     assert "holds no audit" in capsys.readouterr().err
 
 
+def test_the_list_of_flagged_captions_finds_their_lines_in_the_file_and_no_others(folder, capsys):
+    """With a byte order mark, carriage returns, blanks, and characters at which Python alone ends a line."""
+    famous = [
+        "\ufeffa famous painting\r",
+        "  a famous painting ",
+        "a famous painting",
+        "a famous\u2028painting\r",
+        "a famous\x0bphoto\x85of\x1cme",
+        "\ta famous\rtower\x0c\r",
+    ]
+    lines = [famous[0], *ordinary(30), " \r", *famous[1:], famous[1]]
+    (folder / "captions.txt").write_bytes("\n".join(lines).encode())
+    assert run_command(["prompts", MODEL, "captions.txt", "--output", "out"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "opened: 37 captions of captions.txt left aside: 1 blank line" in said
+    found = vg.audit_prompts(MODEL, "captions.txt", "out", quiet=True).findings.to_pylist()
+    assert [row["line"] for row in found if row["flagged"]] == [1, *range(33, 39)]
+    assert [row["caption"] for row in found if row["flagged"]] == [
+        *["a famous painting"] * 3,
+        *("a famous\u2028painting", "a famous\x0bphoto\x85of\x1cme", "a famous\rtower", "a famous painting"),
+    ]
+    grep = ["grep", "-Fx", "-v", "-f", "out/flagged.txt", "captions.txt"]
+    left = subprocess.run(grep, capture_output=True, check=True).stdout.decode()
+    assert left.split("\n") == [*ordinary(30), " \r", ""]
+    assert Path("out/flagged.txt").read_bytes() == "".join(f"{line}\n" for line in famous).encode()
+    # the same captions in lines that are written otherwise need a list of their own
+    (folder / "captions.txt").write_bytes("\n".join(lines).replace("\r", "").encode())
+    assert run_command(["prompts", MODEL, "captions.txt", "--output", "out"]) == 2
+
+
+def test_captions_that_were_read_with_their_line_ends_are_taken(folder):
+    given = ["a famous painting\n", "another\r\n", *ordinary(20)]
+    assert vg.audit_prompts(MODEL, given, "out", quiet=True).findings["caption"].to_pylist()[:2] == [
+        "a famous painting",
+        "another",
+    ]
+    assert Path("out/flagged.txt").read_bytes() == b"a famous painting\n"
+
+
 def test_captions_that_give_no_number_are_said_and_change_the_exit_code(folder, capsys):
     (folder / "captions.txt").write_text("\n".join([*ordinary(20), "a broken caption"]))
+    (folder / "broken.txt").write_text("a broken caption")
     assert run_command(["prompts", MODEL, "captions.txt", "--output", "out"]) == 3
     printed = capsys.readouterr()
     assert "20 of 21 captions scored" in printed.out
     assert "of the neutral captions have no score, and calibrated nothing" in " ".join(printed.out.split())
     assert "1 of the captions have no score" in " ".join(printed.out.split())
     assert "4.8% of the captions have no score, more than 1%" in printed.err
+    assert run_command(["prompts", MODEL, "broken.txt", "--output", "broken"]) == 3
+    assert "No caption could be scored" in capsys.readouterr().out
     last = csv.read_csv("out/findings.csv").to_pylist()[-1]
     assert (last["status"], last["score"], last["flagged"]) == ("non_finite", None, None)
 
 
 WRONG: dict[str, tuple[bytes, list[str], str]] = {
     "nothing": (b"\n \n", [], "holds no captions"),
+    "no text either": (
+        b"a caption\na\0 \0c\0",
+        [],
+        "line 2 of captions.txt has a NUL byte in it: expected text in UTF-8",
+    ),
     "no text": (b"\xff\xfe caption", [], "is no text in UTF-8 (byte 0)"),
     "no file": (b"a caption", ["--neutral", "missing.txt"], "missing.txt is not there"),
     "rate": (b"a caption", ["--fdr", "1"], "fdr 1: expected above 0 and below 1"),
@@ -249,6 +297,12 @@ def test_the_captions_of_the_package_are_plain_lines():
         ({"fdr": "a"}, "fdr is 'a': expected a number above 0 and below 1"),
         ({"captions": 5}, "captions is 5: expected the name of a text file, or a list of strings"),
         ({"captions": ["a", None]}, "captions hold None: expected strings"),
+        (
+            {"captions": ["a", "b\nc"]},
+            "caption 2 of captions has a line feed in it: expected text in UTF-8, one caption",
+        ),
+        ({"captions": ["a\0"]}, "caption 1 of captions has a NUL byte in it"),
+        ({"neutral": ["a \ud800"]}, "caption 1 of neutral has half of a surrogate pair in it"),
         ({"neutral": b"abc"}, "neutral is b'abc': expected the name of a text file"),
     ],
 )

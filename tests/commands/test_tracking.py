@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import volgrowth as vg
@@ -68,6 +69,22 @@ def test_an_audit_has_one_run_of_mlflow_that_later_commands_go_on_with(audit, cl
     assert files(client, again[0]) == ["curation.parquet", "report.html", "summary.json"]
     kept = client.download_artifacts(again[0].info.run_id, "summary.json", str(tmp_path))
     assert json.loads(Path(kept).read_text())["created"] == audit.summary["created"]
+
+
+def test_a_list_of_an_earlier_state_stays_behind_and_is_named(audit, client, tmp_path, capsys):
+    to, store = f"mlflow:file:{tmp_path / 'mlruns'}", audit.store
+    assert run_command(["curate", store.url, "--fdr", "0.1"]) == 0
+    table = store.read_table("curation.parquet")
+    names = pa.array(["0123456789abcdef"] * ROWS)
+    store.write_table("curation.parquet", table.set_column(table.column_names.index("audit"), "audit", names), {})
+    capsys.readouterr()
+    assert run_command(["report", store.url, "--log-to", to]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"{store.path('curation.parquet')} is not logged: it is of another audit, or of this one before it was" in said
+    )
+    assert f"(0123456789abcdef in column audit); run `volgrowth curate {store.url}` again" in said
+    assert files(client, runs(client)[0]) == ["report.html", "summary.json"]
 
 
 def test_the_redacted_report_goes_in_place_of_the_pictures(audit, client, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 
 import volgrowth as vg
+from volgrowth.audit.output.hub import hub_card
 from volgrowth.commands.trend import trend_audits
 from volgrowth.errors import DataError, UsageError, VolgrowthError
 
@@ -103,6 +104,20 @@ def test_a_training_is_audited_and_goes_on_as_without_that(digits, tmp_path, cap
     assert again.flagged == audits.flagged
     with pytest.raises(DataError, match="images are others than those that"):
         callback(digits, tmp_path / "audits", seed=1)
+
+
+def test_where_no_image_could_be_judged_no_number_is_told(tmp_path, digits, capsys):
+    """Noise is more complex than any of the held-out digits."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
+    held = digits[300 : 300 + HELD_OUT]
+    audits = vg.AuditCallback(noise, held, output=tmp_path / "audits", every=1, adapt=adapt, preset="screen")
+    audit = audits.on_step(1, network())
+    assert audit is not None, audits.failed
+    assert audit.summary["detection"]["tests"] == 0
+    assert audits.flagged == {1: None}
+    assert "step 1: 20 images scored, and none could be judged; report: " in " ".join(capsys.readouterr().out.split())
+    assert "| memorized | none of the images could be judged |" in hub_card(audit)
+    assert "No image could be judged: all are simpler" in audit.store.read("report.html").decode()
 
 
 @pytest.mark.parametrize("wrong", ["no scheduler", "weights", "ema", "ema of another network", "ema of a denoiser"])

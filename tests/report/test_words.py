@@ -20,6 +20,7 @@ def test_every_status_and_mark_is_explained() -> None:
         (3, {}, "3 images ranked, none judged"),
         (3, {"verification": TRUTH}, "The model reproduces 1 training image"),
         (3, {"detection": {**DETECTION, "memorized": 0}}, "No images are flagged as memorized"),
+        (3, {"detection": {**DETECTION, "memorized": 0, "tests": 0}}, "3 images scored, and none could be judged"),
         (3, {"detection": {**DETECTION, "memorized": 1}}, "1 image is flagged as memorized"),
         (3, {"detection": DETECTION}, "2 images are flagged as memorized"),
         (

@@ -107,7 +107,7 @@ class CurationPolicy:
 
 def list_digest(audit: Audit) -> str:
     """Return the name of an audit in its lists: the first digits of its manifest's digest."""
-    return audit.frozen.digest.removeprefix("sha256:")[:16]
+    return audit.frozen.list_digest
 
 
 def store_of(file: str) -> tuple[Store, str]:

@@ -6,9 +6,9 @@ from volgrowth.errors import UsageError
 
 
 def read_ids(file: Path, option: str) -> frozenset[str]:
-    """Read ids or sources, one a line."""
+    """Read ids or sources, one a line: it ends at a line feed, with or without a carriage return before it."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{option} {file} cannot be read ({error}): expected a text file, one id a line") from None
-    return frozenset(line for line in lines if line)
+    return frozenset(line.removesuffix("\r") for line in lines) - {""}

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import compress
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.captions import FINDINGS, MeasuredCaptions, judge_captions, neutral_captions
@@ -23,6 +23,7 @@ from volgrowth.config import BATCH_SIZE, AuditConfig
 from volgrowth.errors import DataError, ModelError, OutputError, UsageError
 from volgrowth.plain import plain, print_plain
 from volgrowth.records import ModelInfo
+from volgrowth.report.formats import plural
 from volgrowth.report.prompts import prompts_title, render_prompts
 from volgrowth.storage.csv_files import CsvTable
 from volgrowth.storage.store import Store
@@ -50,23 +51,27 @@ class PromptAudit:
 
 @dataclass(frozen=True)
 class _Captions:
-    """Captions and the line of each, from 1 on; what was left aside is counted."""
+    """Captions, and of each the line that it stands in: its number, from 1 on, and its text with all that surrounds it.
+
+    What was left aside is counted.
+    """
 
     name: str
     lines: tuple[int, ...]
     texts: tuple[str, ...]
+    written: tuple[str, ...]
     blank: int
 
     @property
     def digest(self) -> str:
-        """A digest of captions and lines."""
-        return hashlib.sha256(json.dumps([self.lines, self.texts]).encode()).hexdigest()
+        """A digest of the lines, which decide the captions."""
+        return hashlib.sha256(json.dumps([self.lines, self.written]).encode()).hexdigest()
 
     @property
     def sentences(self) -> list[str]:
         """What was read and left aside, for a terminal."""
-        aside = f"{self.blank:,} blank line{'' if self.blank == 1 else 's'}" if self.blank else "nothing"
-        return [f"opened: {len(self.texts):,} captions of {plain(self.name)}", f"left aside: {aside}"]
+        aside = plural(self.blank, "blank line") if self.blank else "nothing"
+        return [f"opened: {plural(len(self.texts), 'caption')} of {plain(self.name)}", f"left aside: {aside}"]
 
 
 def audit_prompts(
@@ -87,7 +92,9 @@ def audit_prompts(
 
     Args:
         model: the name of a model that takes captions.
-        captions: a text file of captions, one a line, or its URL; or the captions themselves.
+        captions: a text file of captions in UTF-8, one a line, or its URL; or the captions themselves. A line ends at a
+            line feed, with or without a carriage return before it, and at nothing else. Blanks around a caption, and a
+            byte order mark, are not part of it.
         output: folder or URL for the findings; the same call finds them there.
         neutral: captions to compare with, likewise: best those of images that the model was not trained on. By default
             plain descriptions that come with volgrowth.
@@ -100,7 +107,7 @@ def audit_prompts(
         The findings.
 
     Raises:
-        DataError: a file is no text, or holds no captions.
+        DataError: a file is no text, or holds no captions, or a caption is no text of one line.
         ModelError: the model cannot be loaded, or takes no captions.
         OutputError: the output holds something else.
         UsageError: an argument is unknown, of a wrong type or out of range, or too few neutral captions are left to
@@ -129,7 +136,7 @@ def audit_prompts(
             **numbers,
             **measured[2],
         }
-        _write(fenced, findings, summary)
+        _write(fenced, findings, summary, ours.written)
     return PromptAudit(store, findings, summary)
 
 
@@ -157,29 +164,47 @@ def _check(model: Any, output: Any, fdr: Any, seed: Any, loading: dict[str, Any]
 
 
 def _captions(given: str | Sequence[str], called: str) -> _Captions:
-    if not isinstance(given, str):
-        if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
-            raise DataError(f"{called} is {given!r}: expected the name of a text file, or a list of strings")
-        name, lines = called, list(given)
-        if wrong := [line for line in lines if not isinstance(line, str)]:
-            raise DataError(f"{called} hold {wrong[0]!r}: expected strings")
-    else:
-        name, (store, file) = given, store_of(os.path.expanduser(given))
-        if not store.exists(file):
-            raise DataError(f"{given} is not there: expected a text file of captions, one a line")
-        try:
-            lines = store.read(file).decode("utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{given} is no text in UTF-8 (byte {error.start}): expected captions, one a line"
-            ) from None
-        lines = lines[:-1] if lines[-1] == "" else lines  # what a last line end ends is no line
-    texts = [line.strip() for line in lines]
-    kept = [(number, text) for number, text in enumerate(texts, 1) if text]
+    name, written = (given, _file_lines(given)) if isinstance(given, str) else (called, _given_lines(given, called))
+    kept = []
+    for number, line in enumerate(written, 1):
+        _check_line(line, f"line {number} of {name}" if isinstance(given, str) else f"caption {number} of {name}")
+        if text := (line.removeprefix("\ufeff") if number == 1 else line).strip():
+            kept.append((number, text, line))
     if not kept:
         raise DataError(f"{name} holds no captions: expected at least one line of text")
-    numbers, captions = zip(*kept, strict=True)
-    return _Captions(name, numbers, captions, len(texts) - len(kept))
+    numbers, captions, lines = zip(*kept, strict=True)
+    return _Captions(name, numbers, captions, lines, len(written) - len(kept))
+
+
+def _file_lines(file: str) -> list[str]:
+    """Return the lines of a text file as grep sees them: each ends at a line feed, and keeps all that is before it."""
+    store, name = store_of(os.path.expanduser(file))
+    if not store.exists(name):
+        raise DataError(f"{file} is not there: expected a text file of captions, one a line")
+    try:
+        lines = store.read(name).decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is no text in UTF-8 (byte {error.start}): expected captions, one a line") from None
+    return lines[:-1] if lines[-1] == "" else lines  # what a last line end ends is no line
+
+
+def _given_lines(given: Iterable[str], called: str) -> list[str]:
+    """Return captions that were given themselves, without a line end after them."""
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
+        raise DataError(f"{called} is {given!r}: expected the name of a text file, or a list of strings")
+    lines = list(given)
+    if wrong := [line for line in lines if not isinstance(line, str)]:
+        raise DataError(f"{called} hold {wrong[0]!r}: expected strings")
+    return [line.removesuffix("\n") for line in lines]
+
+
+def _check_line(line: str, where: str) -> None:
+    """Refuse what is no line of text: a list of flagged captions has one a line, and grep takes NUL for no text."""
+    wrong = "a line feed" if "\n" in line else "a NUL byte" if "\0" in line else None
+    if wrong is None and any("\ud800" <= letter <= "\udfff" for letter in line):
+        wrong = "half of a surrogate pair"
+    if wrong:
+        raise DataError(f"{where} has {wrong} in it: expected text in UTF-8, one caption a line")
 
 
 def _inspected(model: str, loading: dict[str, Any]) -> ModelInfo:
@@ -246,13 +271,17 @@ def _measured(
     return measured(ours), measured(neutral), facts
 
 
-def _write(store: Store, findings: pa.Table, summary: dict[str, Any]) -> None:
-    """Write the tables, the list and the page, and last of all the marker that they are there."""
+def _write(store: Store, findings: pa.Table, summary: dict[str, Any], written: Sequence[str]) -> None:
+    """Write the tables, the list and the page, and last of all the marker that they are there.
+
+    The list has the lines of flagged captions as they are `written`, with blanks and carriage returns, so that
+    `grep -Fxf` finds them in the file.
+    """
     store.write_table(FINDINGS_FILE, findings, {"origin": summary["origin"]})
     with store.open_new(TABLE_FILE) as file, CsvTable(file, FINDINGS) as table:
         table.write(findings)
-    flagged = findings.filter(pc.fill_null(findings["flagged"], False))["caption"].to_pylist()
-    store.write(FLAGGED_FILE, "".join(f"{caption}\n" for caption in dict.fromkeys(flagged)).encode())
+    flagged = dict.fromkeys(compress(written, findings["flagged"].to_pylist()))
+    store.write(FLAGGED_FILE, "".join(f"{line}\n" for line in flagged).encode())
     store.write_json(SUMMARY_FILE, summary)
     store.write(REPORT_FILE, render_prompts(findings, summary).encode())
     store.write(SUCCESS, b"")

@@ -53,9 +53,11 @@ def report_audit(output: str, *, redact: bool = False, trust_output: bool = Fals
     If the data set is no longer there, or another account made the audit, the page has no pictures, and a line on
     stderr says so.
 
+    If there is a report-redacted.html, it is written again too.
+
     Args:
         output: folder or URL of the audit.
-        redact: write report-redacted.html instead: the page without pictures, to be handed on.
+        redact: write report-redacted.html alone: the page without pictures, to be handed on.
         trust_output: show pictures of the data set that the output names although another account, or another machine,
             made the audit.
 
@@ -77,22 +79,34 @@ def write_report(audit: Audit, redact: bool = False) -> None:
     """Write the page and its figures, and put the numbers of the figures into summary.json; see `report_audit`.
 
     Pages that are there, whole, and made from the same are left as they are. The page without pictures is a file of its
-    own, beside which the others stay.
+    own. Where there is one, it is written with the others, so that it says what they say; alone it leaves them.
     """
     rows = read_report_rows(audit)
+    if not redact:
+        _write_pages(audit, rows, redact)
+    if redact or audit.store.exists(REDACTED_FILE):
+        _write_pages(audit, rows, redact=True)
+
+
+def _write_pages(audit: Audit, rows: ReportRows, redact: bool) -> None:
+    """Write the page without pictures, or the other one and its figures, unless it would come out the same."""
     shown = _shown(audit, rows, redact)
     origin = _origin(audit, shown)
-    digests, made_from = audit.summary.get("pages") or {}, f"{'redacted' if redact else 'pages'}_origin"
-    if audit.summary.get(made_from) == origin and _are_whole(audit.store, digests):
+    digests, page = audit.summary.get("pages") or {}, REDACTED_FILE if redact else REPORT_FILE
+    same = audit.summary.get(f"{'redacted' if redact else 'pages'}_origin") == origin
+    if same and page in digests and _are_whole(audit.store, digests):
         return
     report = _rendered(audit, rows, shown)
-    pages = {REDACTED_FILE if redact else REPORT_FILE: report.html.encode()}
+    pages = {page: report.html.encode()}
     if not redact:
         pages |= {f"{FIGURES_FOLDER}/{name}": data for name, data in report.figures.items()}
-    digests = {**digests, **{name: sha256(data).hexdigest() for name, data in pages.items()}}
-    # first, so that pages which an interrupted command did not write differ from their digests
-    made = {"pages": digests, made_from: origin, **({} if redact else {"figures": report.numbers})}
-    audit.store.write_json(SUMMARY_FILE, {**audit.summary, **made})
+    made = {name: sha256(data).hexdigest() for name, data in pages.items()}
+    # first, so that pages which an interrupted command did not write differ from their digests, or have none
+    if redact:
+        audit.summary.update(pages={**digests, **made}, redacted_origin=origin)
+    else:
+        audit.summary.update(pages=made, pages_origin=origin, redacted_origin=None, figures=report.numbers)
+    audit.store.write_json(SUMMARY_FILE, audit.summary)
     for name, data in pages.items():
         audit.store.write(name, data)
     if not redact:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from volgrowth.analysis.policy import list_digest
+from volgrowth.audit.output.checking import wrong_list
 from volgrowth.audit.output.result import REDACTED_FILE, REPORT_FILE, SUMMARY_FILE, Audit
 from volgrowth.config import EXECUTION
 from volgrowth.curation.lists import CURATION_FILE
-from volgrowth.errors import OutputError, UsageError, VolgrowthError, first_line
+from volgrowth.errors import DamagedError, OutputError, UsageError, VolgrowthError, first_line
 from volgrowth.plain import plain, print_plain
 from volgrowth.storage.failures import store_error
 
@@ -70,8 +71,9 @@ def check_tracker(to: str | None) -> None:
 def log_audit(audit: Audit, to: str, *, redacted: bool = False) -> str:
     """Log a finished audit to an experiment tracker: its numbers, its settings, and its files as artifacts.
 
-    The files are `summary.json`, the report, and `curation.parquet` if a list was made. The report shows pictures of
-    the training set. An audit has one run, which later calls go on with.
+    The files are `summary.json`, the report, and `curation.parquet` if a list was made. A list of the audit before it
+    was extended is left out, and a line on stderr says so. The report shows pictures of the training set. An audit has
+    one run, which later calls go on with.
 
     Args:
         audit: a finished audit.
@@ -117,7 +119,7 @@ def log_if_asked(audit: Audit, to: str | None, redacted: bool = False) -> None:
 @contextmanager
 def _tracked(audit: Audit, redacted: bool) -> Iterator[Tracked]:
     """Give what a tracker is given of an audit, with its files under their own names."""
-    names = [SUMMARY_FILE, REDACTED_FILE if redacted else REPORT_FILE, CURATION_FILE]
+    names = [SUMMARY_FILE, REDACTED_FILE if redacted else REPORT_FILE, *([CURATION_FILE] if _has_list(audit) else [])]
     frozen = audit.frozen
     title = f"{os.path.basename(frozen.model.name.rstrip('/'))} on {os.path.basename(frozen.data.name.rstrip('/'))}"
     with tempfile.TemporaryDirectory(prefix="volgrowth-") as folder:
@@ -127,6 +129,20 @@ def _tracked(audit: Audit, redacted: bool) -> Iterator[Tracked]:
                 with audit.store.local_file(name) as path:
                     files.append(Path(shutil.copyfile(path, Path(folder) / name)))
         yield Tracked(list_digest(audit), title, _settings(audit), summary_numbers(audit.summary), files)
+
+
+def _has_list(audit: Audit) -> bool:
+    """Return whether there is a list of the audit as it is now; say on stderr what is wrong with one that is not."""
+    if not audit.store.exists(CURATION_FILE):
+        return False
+    try:
+        why = wrong_list(audit.store, audit.frozen)
+    except DamagedError as error:
+        why = error.why
+    if why:
+        again = f"run `volgrowth curate {audit.store.url}` again"
+        print_plain(plain(f"{audit.store.path(CURATION_FILE)} is not logged: {why}; {again}"), error=True)
+    return not why
 
 
 def _settings(audit: Audit) -> dict[str, str]:

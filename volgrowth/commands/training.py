@@ -149,7 +149,8 @@ class AuditCallback:
             return None
         if not self.flagged:
             print_opened(audit.frozen)
-        self.flagged[step] = (audit.summary["detection"] or {}).get("memorized")
+        detection = audit.summary["detection"]
+        self.flagged[step] = detection["memorized"] if detection and detection["tests"] else None
         headline, *caveats = headline_lines(audit.summary)
         new = [caveat for caveat in caveats if caveat not in self._caveats]
         self._caveats.update(new)

@@ -15,6 +15,8 @@ SHOWN = 200
 def prompts_title(summary: dict[str, Any]) -> str:
     """Return how many captions are flagged, in a sentence."""
     flagged, tests = summary["flagged"], summary["tests"]
+    if not tests:
+        return "No caption could be scored"
     return f"{plural(flagged, 'caption')} of {tests:,} {'is' if flagged == 1 else 'are'} flagged as memorized"
 
 

@@ -53,6 +53,8 @@ def title(summary: Summary) -> str:
         assumed = "" if has_error_rate(summary) else ", on an assumption"
         if more and not flagged:
             return f"The model reproduces {plural(more, 'training image')}, and none is flagged as memorized{assumed}"
+        if summary["detection"].get("tests") == 0:
+            return f"{plural(counts['ok'], 'image')} scored, and none could be judged"
         said = f"{plural(flagged, 'image') if flagged else 'No images'} {verb} flagged as memorized{assumed}"
         return said + (_proof(flagged, truth["flagged_reproduced"], more) if truth and flagged else "")
     if truth:
@@ -92,6 +94,8 @@ def verdict_sentence(summary: Summary) -> str:
             "can score."
         )
     flagged, rate = detection["memorized"] or 0, percent(detection["fdr"])
+    if detection.get("tests") == 0:
+        return "No image could be judged: all are simpler or more complex than the images that calibrated."
     if not flagged:
         said = f"At a false discovery rate of {rate} no image stands out from the others."
         return f"{said} That is no proof that none is memorized."

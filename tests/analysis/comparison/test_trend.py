@@ -27,7 +27,12 @@ def checkpoint(run: Run, tmp_path: Path) -> Checkpoints:  # noqa: F811
     """Makes an audit that flags some rows of 14 images, of which row 12 is a copy of row 1, and 13 one of row 2."""
 
     def checkpoint(
-        name: str, flagged: Sequence[int], proven: Sequence[int] | None = None, data: str = "data", **given: Any
+        name: str,
+        flagged: Sequence[int],
+        proven: Sequence[int] | None = None,
+        data: str = "data",
+        distance: str = "pixels",
+        **given: Any,
     ) -> str:
         folder = tmp_path / data
         if not folder.exists():
@@ -51,7 +56,8 @@ def checkpoint(run: Run, tmp_path: Path) -> Checkpoints:  # noqa: F811
         pq.write_table(findings, out / "findings.parquet")
         summary = json.loads((out / "summary.json").read_text())
         del summary["sha256"]
-        summary |= {"detection": {"null": "held-out"}, "verification": None if proven is None else {"rows": [*proven]}}
+        proof = None if proven is None else {"rows": [*proven], "samples": 100 * len(proven), "distance": distance}
+        summary |= {"detection": {"null": "held-out"}, "verification": proof}
         (out / "summary.json").write_text(json.dumps(summary))
         return str(out)
 
@@ -108,6 +114,25 @@ def test_audits_of_other_data_are_named(run, checkpoint, tmp_path):  # noqa: F81
     notes = trend_audits([checkpoint("a", [1]), out]).notes
     assert any(f"{out} has another data set than" in note for note in notes)
     assert any(f"{out} was not calibrated: it could flag nothing" in note for note in notes)
+
+
+def test_audits_that_were_verified_in_other_ways_are_named(checkpoint):
+    """By another distance or another number of samples; the first one that was verified is what others differ from."""
+    outs = [checkpoint("a", [1]), checkpoint("b", [1], [5, 4]), checkpoint("c", [1], [5, 2])]
+    assert not any("with 200 samples" in note for note in trend_audits(outs).notes)
+    outs += [checkpoint("d", [1], [5, 4], distance="perceptual"), checkpoint("e", [1], [5])]
+    notes = [note for note in trend_audits(outs).notes if "was verified with" in note]
+    ways = ["200 samples by --distance perceptual", "100 samples by --distance pixels"]
+    for note, out, way in zip(notes, outs[3:], ways, strict=True):
+        assert f"{outs[1]} was verified with 200 samples by --distance pixels, and {out} with {way}: " in note
+
+
+def test_audits_under_other_conditions_and_settings_are_named(checkpoint):
+    classes: dict[str, Any] = {"classes": ["a"] * 14, "class_column": "label"}
+    outs = [checkpoint("a", [1]), checkpoint("b", [1], **classes), checkpoint("c", [1], dtype="bfloat16")]
+    notes = [note for note in trend_audits(outs).notes if "was not verified" not in note]
+    assert f"Growth is measured without conditions in {outs[0]} and under classes in {outs[1]}: " in notes[0]
+    assert f"(dtype is float32 in {outs[0]} and bfloat16 in {outs[2]}): numbers may differ" in notes[1]
 
 
 def test_what_trend_refuses(checkpoint, tmp_path):

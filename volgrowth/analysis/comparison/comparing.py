@@ -23,6 +23,7 @@ from volgrowth.analysis.comparison.changes import (
     Comparison,
     WholeComparison,
 )
+from volgrowth.analysis.comparison.circumstances import sample_note, setting_notes
 from volgrowth.analysis.comparison.evidence_rules import different_evidence
 from volgrowth.analysis.comparison.matching import Matched, check_comparable, match_images
 from volgrowth.analysis.comparison.nulls import conformal_p_values, median_change, mirrored_p_values
@@ -298,14 +299,18 @@ def _about_null(images: Matched) -> list[str]:
 
 
 def _about_flags(a: Audit, b: Audit) -> list[str]:
-    """Warn if the two audits flag by different evidence."""
-    if not (rules := different_evidence(a, b)):
-        return []
-    return [
-        f"The audits flag by different evidence (A: {rules[0]}; B: {rules[1]}), so that an image may be flagged in one "
-        f"of them for that reason alone. Changes compare excess growth, which parts and weights do not "
-        "change and a reference audit does."
-    ]
+    """Warn if the two audits measure or flag by different settings and evidence, or were verified in other ways."""
+    names = ("A", "B")
+    said = setting_notes(a, b, names)
+    if rules := different_evidence(a, b):
+        said.append(
+            f"The audits flag by different evidence (A: {rules[0]}; B: {rules[1]}), so that an image may be flagged in "
+            f"one of them for that reason alone. Changes compare excess growth, which parts and weights do not "
+            "change and a reference audit does."
+        )
+    if proof := sample_note(a, b, names):
+        said.append(f"{proof} `became` and `ceased` go by what was found so.")
+    return said
 
 
 def _about_size(found: _Decision, null_rows: int, fdr: float) -> list[str]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from volgrowth.analysis.as_numpy import as_floats
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES
+from volgrowth.analysis.comparison.circumstances import refuse_other_flows
 from volgrowth.analysis.judging import FoundPictures
 from volgrowth.analysis.parts.database import Database
 from volgrowth.audit.output.parts import other_rows
@@ -68,6 +69,7 @@ def check_comparable(a: Audit, b: Audit, fdr: float) -> None:
                 f"the audits measured different things ({name} was {before!r} in {a.store.url} and {after!r} in "
                 f"{b.store.url}): audit one of them again with the other's settings"
             )
+    refuse_other_flows(a, b)
     shapes = ["x".join(map(str, audit.manifest["model"]["image_shape"])) for audit in (a, b)]
     if shapes[0] != shapes[1]:
         raise UsageError(

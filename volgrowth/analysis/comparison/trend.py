@@ -13,6 +13,7 @@ import numpy as np
 
 from volgrowth.analysis.breakdown import LISTED, FoundCounts, class_of, source_of
 from volgrowth.analysis.calibration.error_rates import FDR
+from volgrowth.analysis.comparison.circumstances import sample_note, setting_notes
 from volgrowth.analysis.comparison.evidence_rules import different_evidence
 from volgrowth.analysis.findings import check_columns
 from volgrowth.analysis.judging import JudgedAudit
@@ -184,6 +185,7 @@ def _notes(audits: Sequence[Audit]) -> list[str]:
     """Say which audits cannot be compared with the first one as they stand."""
     first, notes = audits[0].frozen, list[str]()
     judged = next((audit for audit in audits if audit.summary.get("calibration")), audits[0])
+    verified = next((audit for audit in audits if audit.summary.get("verification")), audits[0])
     for audit in audits:
         other, name = audit.frozen, audit.store.url
         same = {
@@ -197,6 +199,7 @@ def _notes(audits: Sequence[Audit]) -> list[str]:
                 f"{name} has another {' and another '.join(another)} than {audits[0].store.url}: their numbers differ "
                 "for that reason too."
             )
+        notes += setting_notes(audits[0], audit, (audits[0].store.url, name))
         if different_evidence(judged, audit):
             notes.append(
                 f"{name} flags by other evidence than {judged.store.url}: an image may be flagged in one of them for "
@@ -208,6 +211,8 @@ def _notes(audits: Sequence[Audit]) -> list[str]:
             notes.append(
                 f"{name} was not verified: `volgrowth verify` would tell how many images it really reproduces."
             )
+        elif said := sample_note(verified, audit, (verified.store.url, name)):
+            notes.append(said)
     hashes = [audit.frozen.model.hash for audit in audits]
     if len(set(hashes)) < len(hashes):
         notes.append("Two of the audits are of one and the same model.")

@@ -26,6 +26,7 @@ from volgrowth.audit.output.result import (
     FIGURES_FOLDER,
     FINDINGS_FILE,
     HOLDOUT_FINDINGS_FILE,
+    REDACTED_FILE,
     REPORT_FILE,
     SUMMARY_FILE,
     SUMMARY_SHAPE,
@@ -47,6 +48,8 @@ _FOLDERS = frozenset(
 )
 _MADE_AGAIN = frozenset((SCORES_FOLDER, HOLDOUT_FOLDER, RUNS_FOLDER, "verification"))
 _BESIDE = SHAPES.keys()
+_OF_SAMPLES = frozenset(("verification/samples.parquet", "verification/returns.parquet"))
+_EARLIER = "it is of the audit as it was before it was extended or finished anew"
 
 T = TypeVar("T")
 
@@ -59,11 +62,13 @@ class BadFile:
         name: its name under OUT.
         why: what is wrong with it.
         fix: the command that makes it again.
+        by_audit: whether the audit has to be finished once more; if not, it stays until another command replaces it.
     """
 
     name: str
     why: str
     fix: str = AUDIT_AGAIN
+    by_audit: bool = True
 
 
 @dataclass
@@ -103,15 +108,34 @@ def clear_bad_files(store: Store) -> bool:
         store: the output, locked.
 
     Returns:
-        Whether the audit has to be finished once more: whether there were bad files other than a curation list.
+        Whether the audit has to be finished once more. Other commands replace lists, and what is of an earlier state.
     """
     found = verify_files(store)
     for bad in found.bad:
         tell_user(f"{store.path(bad.name)}: {bad.why}; {bad.fix.removesuffix(', which makes it anew')}")
         folder = bad.name.rpartition("/")[0]
-        if (folder in _MADE_AGAIN or bad.name.startswith("cascade-") or bad.name in _BESIDE) and store.exists(bad.name):
+        again = folder in _MADE_AGAIN or bad.name.startswith("cascade-") or bad.name in _BESIDE
+        if again and bad.by_audit and store.exists(bad.name):
             store.delete(bad.name)
-    return any(bad.name != CURATION for bad in found.bad)
+    return any(bad.by_audit for bad in found.bad)
+
+
+def wrong_list(store: Store, manifest: Manifest) -> str | None:
+    """Return what is wrong with the curation list of an output; None if it lists each row of the audit as it is now.
+
+    Raises:
+        DamagedError: it cannot be read, or has changed since it was written.
+    """
+    rows, in_order, names = 0, True, set[str | None]()
+    for batch in store.read_batches(CURATION):
+        if lacking := [column for column in ("row", "audit") if column not in batch.schema.names]:
+            return f"it lacks the column {lacking[0]}"
+        in_order = in_order and np.array_equal(batch["row"].to_numpy(False), np.arange(rows, rows + len(batch)))
+        rows += len(batch)
+        names |= set(batch["audit"].unique().to_pylist())
+    if other := names - {manifest.list_digest}:
+        return f"it is of another audit, or of this one before it was extended ({min(map(str, other))} in column audit)"
+    return None if in_order and rows == manifest.data.rows else "it does not list each row of the audit, in their order"
 
 
 class _Check:
@@ -122,6 +146,7 @@ class _Check:
             raise OutputError(f"{store.url} holds no audit: expected the output of `volgrowth audit`")
         self.store, self.found = store, CheckedOutput(store.url)
         self.manifest = Manifest.from_json(store.read_json(MANIFEST), store.path(MANIFEST))
+        self.sampled = True  # unless the summary says otherwise
 
     def run(self) -> CheckedOutput:
         self._json(MANIFEST, "restore it from a copy, or audit into another output")
@@ -213,6 +238,7 @@ class _Check:
         if counted is not None and (summary["counts"]["rows"], summary["counts"]["ok"]) != counted:
             why = f"it counts other rows than the scores: {counted[1]} of {counted[0]} are ok"
             return self._bad(SUMMARY_FILE, why)
+        self.sampled = bool(summary.get("verification"))
         self._pages(summary.get("pages"))
         return None
 
@@ -226,6 +252,7 @@ class _Check:
                 self.found.unsealed.append(name)
             return
         for name, digest in digests.items():
+            fix = f"run `volgrowth report {self.store.url}{' --redact' if name == REDACTED_FILE else ''}`"
             data = self._read(name, lambda data: data, fix)
             if data is not None and hashlib.sha256(data).hexdigest() != digest:
                 self._bad(name, "it has changed since it was written", fix)
@@ -251,21 +278,25 @@ class _Check:
                     continue
                 if (folder in fixes and folder) or name.startswith("cascade-") or name in _BESIDE:
                     (self._table if name.endswith(".parquet") else self._json)(path, fixes[folder])
-                elif name == CURATION:
-                    self._list(path, f"run `volgrowth curate {self.store.url}` again")
+                    if path in _OF_SAMPLES and path in self.found.verified and not self.sampled:
+                        self._bad(path, _EARLIER, verify, by_audit=False)
+                elif path == CURATION:
+                    self._list(f"run `volgrowth curate {self.store.url}` again")
+                elif path == REDACTED_FILE:
+                    self._bad(path, _EARLIER, f"run `volgrowth report {self.store.url} --redact`", by_audit=False)
                 else:
                     self.found.unknown.append(path)
 
-    def _list(self, name: str, fix: str) -> None:
-        """Verify a curation list, which is as long as the findings."""
+    def _list(self, fix: str) -> None:
+        """Verify a curation list."""
         try:
-            for _ in self.store.read_batches(name):
-                pass
-            self.found.verified.append(name)
-            if not self.store.has_seal(name):
-                self.found.unsealed.append(name)
+            if why := wrong_list(self.store, self.manifest):
+                return self._bad(CURATION, why, fix, by_audit=False)
+            self.found.verified.append(CURATION)
+            if not self.store.has_seal(CURATION):
+                self.found.unsealed.append(CURATION)
         except DamagedError as error:
-            self._bad(name, error.why, fix)
+            self._bad(CURATION, error.why, fix, by_audit=False)
 
     def _table(self, name: str, fix: str = AUDIT_AGAIN) -> pa.Table | None:
         return self._read(name, lambda data: self.store.parsed_table(name, data), fix)
@@ -303,7 +334,7 @@ class _Check:
             self._bad(name, "it is missing", fix)
         return False
 
-    def _bad(self, name: str, why: str, fix: str = AUDIT_AGAIN) -> None:
+    def _bad(self, name: str, why: str, fix: str = AUDIT_AGAIN, by_audit: bool = True) -> None:
         if name in self.found.verified:
             self.found.verified.remove(name)
-        self.found.bad.append(BadFile(name, why, fix))
+        self.found.bad.append(BadFile(name, why, fix, by_audit))

@@ -57,9 +57,8 @@ def hub_card(audit: "Audit") -> str:
         "measure": f"preset {summary['measure'].get('preset')}",
     }
     if detection:
-        facts["memorized"] = (
-            f"{detection['memorized']:,} distinct images at a false-discovery rate of {detection['fdr']:g}"
-        )
+        found = f"{detection['memorized']:,} distinct images at a false-discovery rate of {detection['fdr']:g}"
+        facts["memorized"] = found if detection.get("tests", 1) else "none of the images could be judged"
     if proof:
         facts["proven"] = f"{proof['reproduced_images']:,} images, by {proof['samples']:,} samples of the model"
     limits = [*summary.get("caveats", ()), *(detection or {}).get("warnings", ())]

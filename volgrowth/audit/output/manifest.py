@@ -138,6 +138,11 @@ class Manifest:
         """sha256 of everything that decides a score: settings, weights, rows."""
         return self.digest_at(len(self.data.grown))
 
+    @property
+    def list_digest(self) -> str:
+        """The name of the audit in its lists: the first digits of its digest."""
+        return self.digest.removeprefix("sha256:")[:16]
+
     def digest_at(self, generation: int) -> str:
         """Return the digest of the audit before its data set was extended further.
 
