@@ -69,7 +69,7 @@ def sample_note(a: Audit, b: Audit, names: Names) -> str | None:
 def _kind(audit: Audit) -> str | None:
     """Return what an audit measured growth under: classes, captions, or nothing."""
     config = audit.frozen.config
-    return "classes" if config["class_column"] else "captions" if config["caption_column"] else None
+    return "classes" if config.get("class_column") else "captions" if config.get("caption_column") else None
 
 
 def _under(kind: str | None) -> str:
@@ -77,19 +77,19 @@ def _under(kind: str | None) -> str:
 
 
 def _column(audit: Audit) -> str | None:
-    return audit.frozen.config["class_column"] or audit.frozen.config["caption_column"]
+    return audit.frozen.config.get("class_column") or audit.frozen.config.get("caption_column")
 
 
 def _settings(audit: Audit) -> dict[str, Any]:
     """Return the settings that change scores, or which images are one, and that no other note names."""
     config = audit.frozen.config
-    cascade = bool(config.get("cascade"))
+    cascade, column = bool(config.get("cascade")), config.get("embedding_column")
     return {
-        "dtype": config["dtype"],
+        "dtype": config.get("dtype"),
         "cascade": cascade,
-        "screen_share": config["screen_share"] if cascade else None,
-        "embedding_column": config.get("embedding_column"),
-        "embedding_similarity": config.get("embedding_similarity"),
+        "screen_share": config.get("screen_share") if cascade else None,
+        "embedding_column": column,
+        "embedding_similarity": config.get("embedding_similarity") if column else None,
     }
 
 
