@@ -41,6 +41,8 @@ SHARD_SIZE = 256
 NOT_RESUMABLE = (
     "interrupted: without an output nothing of this audit is kept; give output=FOLDER, and the same call resumes it"
 )
+_OF_AUDITS = ("holdout", "holdout_conditions", "embeddings", "embedding_column", "reference", "output")
+"""What `audit_images` takes and scores alone do not depend on."""
 _NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -148,18 +150,25 @@ def score_images(
         value_range: as for `audit_images`.
         conditions: as for `audit_images`.
         quiet: as for `audit_images`.
-        **settings: as for `audit_images`, but for `cascade`.
+        **settings: as for `audit_images`, but for those that compare images or keep an audit: `cascade`, `holdout`,
+            `holdout_conditions`, `embeddings`, `embedding_column`, `reference` and `output`.
 
     Returns:
         The columns of `Audit.scores`, in the order of the images; scores are null in rows whose status is not `ok`.
 
     Raises:
-        UsageError: `cascade` was asked for, which measures only what could be flagged.
+        UsageError: a setting was given that compares images or keeps an audit.
         VolgrowthError: as `audit_images`.
     """
     if settings.get("cascade"):
         raise UsageError("score_images measures every image, and cascade does not: leave it out, or use audit_images")
-    settings = {**settings, "conditions": conditions, "holdout_conditions": None, "embeddings": None}
+    for name in _OF_AUDITS:
+        if settings.pop(name, None) is not None:
+            raise UsageError(
+                f"score_images measures images, compares none and keeps nothing, so that {name} would change nothing: "
+                f"leave it out, or use audit_images"
+            )
+    settings |= {"conditions": conditions, "holdout_conditions": None}
     with _asked(model, images, None, None, preset, value_range, settings) as asked:
         store = Store(asked.config.output)
         inputs = inspect_inputs(asked.config)
