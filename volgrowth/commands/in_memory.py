@@ -102,8 +102,9 @@ def audit_images(
         value_range: the numbers that stand for black and white in floating-point arrays and tensors, such as (-1, 1)
             or (0, 1). It is never guessed: without it such images are refused. Those of type uint8 are pixels from 0
             to 255.
-        conditions: a class (a number) or a caption (a string) for each image, for models that take them; for data sets
-            with columns name the column instead, `class_column="label"`.
+        conditions: a class (a number) or a caption (a string) for each image, for models that take them, or None for an
+            image without one, which is counted with what is left aside; for data sets with columns name the column
+            instead, `class_column="label"`.
         holdout_conditions: the same for `holdout`.
         embeddings: an array or tensor with an embedding of each image, (images, dimensions), by whose cosine near
             duplicates are found beside the perceptual hash; for data sets with columns name the column instead,
@@ -116,7 +117,8 @@ def audit_images(
         The finished audit.
 
     Raises:
-        DataError: images are none, or the range of their numbers was not said.
+        DataError: images are none, the range of their numbers was not said, they lack a column that was named, or not
+            one of them has a condition where conditions were given.
         ModelError: the model is none that is known, or is not understood.
         VolgrowthError: as `run_audit`.
     """
@@ -236,6 +238,19 @@ def _of_model(denoiser: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {"dtype": precision, **share}
 
 
+def _refuse_values(called: str, images: str | PathLike[str] | None, conditions: Any, embeddings: Any) -> None:
+    """Raise a DataError if conditions or embeddings were given for images that are no objects, or are not there."""
+    argument = "conditions" if called == "images" else f"{called}_conditions"
+    if images is None and conditions is not None:
+        raise DataError(f"{argument} were given, and no {called}: give its images too, or leave the conditions out")
+    if conditions is not None:
+        raise DataError(
+            f"{called} is a name, and {argument} were given: name their column, class_column= or caption_column="
+        )
+    if embeddings is not None:
+        raise DataError("images is a name, and embeddings were given: name their column, embedding_column=")
+
+
 def written_images(
     store: Store,
     objects: dict[str, Any],
@@ -260,12 +275,9 @@ def written_images(
     column = given.get("class_column") or given.get("caption_column")
     for (called, images), folder, values in zip(objects.items(), ("audited", "held-out"), conditions, strict=True):
         setting = "data" if called == "images" else called
-        if images is None and called == "holdout":
-            continue
-        if isinstance(images, str | PathLike):
-            if embeddings is not None and called == "images":
-                raise DataError("images is a name, and embeddings were given: name their column, embedding_column=")
-            names[setting] = str(images)
+        if isinstance(images, str | PathLike) or (images is None and called == "holdout"):
+            _refuse_values(called, images, values, embeddings if called == "images" else None)
+            names |= {} if images is None else {setting: str(images)}
             continue
         rows = GivenImages(
             images,
