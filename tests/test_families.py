@@ -163,7 +163,10 @@ def test_what_the_tokenizer_cuts_is_in_the_row(audited: Any) -> None:
     scores = audited("sd1").scores
     cut = scores["tokens_cut"].to_pylist()
     assert cut[5] > 0
-    assert cut[3] == 0
+    assert cut[3] is None  # the row without a caption
+    assert cut[4] == 0
+    counted = {"kind": "caption", "column": "caption", "audited": {"rows": ROWS, "without": 1}, "held_out": None}
+    assert audited("sd1").summary["conditions"] == counted
     assert [row for row, marks in enumerate(scores["marks"].to_pylist()) if "caption_cut" in marks] == [
         row for row, tokens in enumerate(cut) if tokens
     ]

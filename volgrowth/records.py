@@ -131,7 +131,11 @@ SCORES = pa.schema(
         column("sharpness", pa.float64(), "curvature of the log density around the image; no longer measured"),
         column("screen", pa.float64(), "growth as preset screen measures it: collapsed directions around the image"),
         column("log_likelihood", pa.float64(), "log density of the image at the smallest level, nats (preset volume)"),
-        column("tokens_cut", pa.int32(), "number of the caption's tokens that the model does not see; else null"),
+        column(
+            "tokens_cut",
+            pa.int32(),
+            "number of the caption's tokens that the model does not see; null without a caption",
+        ),
         column("marks", pa.list_(pa.string()), "reasons not to take the score at face value"),
         column(
             "png_bytes",

@@ -104,6 +104,7 @@ def test_reasons_say_why():
         "q_value 0.01 <= 0.1; one of 3 in its cluster",
     ]
     assert decided(CurationPolicy("top_k", 1))[3]["reason"] == "excess_growth 9, among the 1 highest"
+    assert decided(CurationPolicy("top_k", 1234567.0))[3]["reason"] == "excess_growth 9, among the 1234567 highest"
     assert decided(CurationPolicy("max_score", 8.5))[3]["reason"] == "excess_growth 9 > 8.5"
 
 
@@ -168,6 +169,11 @@ def test_policies_that_make_no_sense():
     for by, limit in (("fdr", 0), ("fdr", 1), ("fdr", np.nan), ("top_k", -1), ("max_score", np.nan)):
         with pytest.raises(UsageError, match=f"--{by.replace('_', '-')} .*: expected"):
             CurationPolicy(by, limit)  # type: ignore[arg-type]
+    for limit in (0.5, 2.5, np.inf, np.nan):
+        with pytest.raises(UsageError, match=f"--top-k {limit:g}: expected a whole number, 0 or more"):
+            CurationPolicy("top_k", limit)
+    with pytest.raises(UsageError, match="by 'top-k' is no rule of a curation policy: expected fdr, top_k or max_sc"):
+        CurationPolicy("top-k", 2)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--action burn: expected drop, dedupe or downweight"):
         CurationPolicy("fdr", 0.1, "burn")  # type: ignore[arg-type]
 

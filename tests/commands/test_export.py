@@ -14,6 +14,7 @@ import volgrowth as vg
 from tests.audit.output.test_views import FLAGGED, ROWS, small_audit
 from volgrowth.audit.output.result import Audit
 from volgrowth.commands import export as exports
+from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import UsageError
 
 
@@ -83,6 +84,31 @@ def test_samples_are_tagged_by_file(tiny_model, digits, tmp_path):
     assert exports.fiftyone_tags(audit, Samples(samples)) == dict.fromkeys(exports.TAGS, 0)
     assert [samples[str(row)].get("volgrowth_cluster") for row in range(6)] == [0, 1, 2, 3, None, None]
     assert exports.croissant_record(audit)["rai:dataAnnotationAnalysis"][0].startswith("No image was judged")
+
+
+def named(folder: Path, model: Path, digits: np.ndarray, names: list[str]) -> Audit:
+    """An audit whose rows have these ids; the last row is a copy of the first."""
+    images = [*digits[: len(names) - 1], digits[0]]
+    write_image_parquet(folder / "named.parquet", np.stack(images), names)
+    config = vg.AuditConfig.build(
+        model=str(model), data=str(folder / "named.parquet"), output=str(folder / "named"), engine="local",
+        id_column="name", measure={"preset": "paper"},
+    )  # fmt: skip
+    return vg.run_audit(config, quiet=True)
+
+
+def test_an_id_of_different_images_tags_nothing(tiny_model, digits, tmp_path):
+    """Rows 1 and 2 are different images of one id; rows 0 and 4 are one image."""
+    audit = named(tmp_path, tiny_model, digits, ["a", "b", "b", "c", "a"])
+    samples = {name: {"name": name, "tags": ["memorized"]} for name in "abc"}
+    before = json.dumps(samples)
+    with pytest.raises(UsageError, match=r"rows 1 and 2 of .* are different images and share the id 'b', so that"):
+        exports.fiftyone_tags(audit, Samples(samples), id_field="name")
+    assert json.dumps(samples) == before
+    del samples["b"]  # nobody asks for what stands for two images
+    assert exports.fiftyone_tags(audit, Samples(samples), id_field="name")["near-duplicate"] == 1
+    assert samples["a"]["volgrowth_cluster"] == 0
+    assert samples["c"]["volgrowth_cluster"] == 3
 
 
 def test_samples_that_cannot_be_matched_are_refused(audit):

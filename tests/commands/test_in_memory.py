@@ -228,6 +228,22 @@ def test_what_is_no_set_of_images_is_refused_in_a_sentence(name):
     assert "\n" not in said
 
 
+OF_AUDITS: dict[str, Any] = {
+    "holdout": FLOATS, "holdout_conditions": [1, 2], "embeddings": "nonsense", "embedding_column": "clip",
+    "reference": "out", "output": "out",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_AUDITS)
+def test_scores_alone_take_nothing_that_would_change_nothing(name, pipeline, pixels):
+    said = problem(lambda: vg.score_images(pipeline, pixels, quiet=True, **{name: OF_AUDITS[name]}))
+    assert said.startswith("score_images measures images, compares none and keeps nothing, so that ")
+    assert f" {name} would change nothing: leave it out, or use audit_images" in said
+    assert "cascade does not" in problem(lambda: vg.score_images(pipeline, pixels, quiet=True, cascade=True))
+    nothing: dict[str, Any] = {name: None}
+    assert vg.score_images(pipeline, pixels[:2], quiet=True, **nothing).num_rows == 2
+
+
 def test_models_that_are_none_are_refused_in_a_sentence(pixels):
     for model, sentence in (
         (torch.nn.Linear(2, 2), "nothing tells what its output means: use vg.velocity"),

@@ -47,16 +47,27 @@ class FoundCounts:
         return {"listed": listed, "groups": len(names), "all": {kind: counts[kind].total() for kind in counts}}
 
 
-def source_of(rows: pa.Table) -> pa.ChunkedArray:
-    """Return where each row comes from, by its column `source`.
+_WITHIN = {"folder": r"(?s)(\A|/)[^/]*\z", "webdataset": r"(?s)((?i:\.tar)(\?[^#]*)?)#.*\z"}
+"""What is cut off the source of a row, by the kind of its data set: the name of an image file, the key of a sample."""
+_ROW = r"#[0-9]+\z"
+"""The same of the other kinds, which are tables: the number of the row."""
+
+
+def source_of(kind: str) -> Callable[[pa.Table], pa.ChunkedArray]:
+    """Return the function that tells where each row of a data set comes from, by its column `source`.
 
     A row in a table or archive belongs to that file. An image that is a file by itself belongs to its folder, which in
-    many data sets is its class.
+    many data sets is its class. A source alone does not tell which of these it is, since names may hold `#`.
+
+    Args:
+        kind: the kind of the data set, as the manifest has it.
     """
-    some = pc.fill_null(rows["source"], "").combine_chunks()
-    files = pc.replace_substring_regex(some, r"(?s)\A(.*)#[^#]*\z", r"\1")
-    folders = pc.replace_substring_regex(some, r"(?s)(\A|/)[^/]*\z", "")
-    return pa.chunked_array([pc.if_else(pc.equal(files, some), folders, files)])
+    pattern, kept = _WITHIN.get(kind, _ROW), r"\1" if kind == "webdataset" else ""
+
+    def of(rows: pa.Table) -> pa.ChunkedArray:
+        return pc.replace_substring_regex(pc.fill_null(rows["source"], ""), pattern, kept)
+
+    return of
 
 
 def class_of(rows: pa.Table) -> pa.ChunkedArray:

@@ -24,6 +24,10 @@ LEFT_OUT = 0.1
 """Share of the held-out images beyond which those that were left out change what a verdict means."""
 
 
+UNCONDITIONAL = 0.1
+"""Difference of the shares of audited and held-out rows without a condition that changes what a verdict means."""
+
+
 def list_caveats(summary: Summary) -> list[str]:
     """Return the caveats of an audit, the weightiest first, from the content of its `summary.json`."""
     return [said for caveat in CAVEATS if (said := caveat(summary))]
@@ -175,6 +179,23 @@ def _self_check(summary: Summary) -> str | None:
     )
 
 
+def _unconditional(summary: Summary) -> str | None:
+    known = summary.get("conditions")
+    if not known or not known["audited"]["rows"]:
+        return None
+    audited, held = known["audited"], known["held_out"]
+    none = f"no {known['kind']} in column {known['column']}"
+    share = audited["without"] / audited["rows"]
+    share_held = held["without"] / held["rows"] if held and held["rows"] else share
+    if abs(share - share_held) > UNCONDITIONAL:
+        return (
+            f"Of the scored rows {share:.0%} have {none}, and of the held-out ones {share_held:.0%}: these were "
+            f"measured without one. The error rate is promised only for images that are measured alike: give both "
+            f"sets their conditions, or none to either."
+        )
+    return f"All {audited['rows']:,} scored rows have {none} and were measured without one." if share == 1 else None
+
+
 def _deviating(summary: Summary) -> str | None:
     floor = (summary.get("run") or {}).get("noise_floor") or {}
     check = floor.get("derivative")
@@ -228,6 +249,7 @@ CAVEATS: tuple[Callable[[Summary], str | None], ...] = (
     _empty,
     _misunderstood,
     _deviating,
+    _unconditional,
     _uncalibrated,
     _assumed,
     _other_kind,

@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 from volgrowth.analysis.as_numpy import as_floats, as_mask
 from volgrowth.analysis.calibration.error_rates import FDR
 from volgrowth.analysis.calibration.false_bounds import count_above
+from volgrowth.analysis.conditions import CONDITIONS_TOLD, count_without
 from volgrowth.analysis.failures import Failures
 from volgrowth.analysis.judging import JudgedAudit, Judgement, count_above_pictures
 
-_SCORES = ("source", "status", "error", "growth", "marks", "nfe")
+_SCORES = ("source", "status", "error", "growth", "marks", "nfe", *CONDITIONS_TOLD.values())
 _FINDINGS = (
     *("evidence", "outside_range", "copies", "q_value_by", "precursor", "trials", "identical", "p_value_conformal"),
     "excess_growth",
@@ -40,6 +41,7 @@ class Counts:
         precursors: number of pictures with a low loss.
         clusters, clustered_rows, largest: groups of more than one row, their rows, and the rows of the largest group.
         identical_rows: rows with the same pixels as another row.
+        unconditional: scored rows without a condition, in an audit by classes or captions.
         unsurpassed: number of pictures that no held-out image surpasses.
         above: for the pictures of most evidence, in this order, the number of held-out images above them.
     """
@@ -67,6 +69,7 @@ class Counts:
     clustered_rows: int = 0
     largest: int = 1
     identical_rows: int = 0
+    unconditional: int = 0
     unsurpassed: int = 0
     above: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
@@ -82,7 +85,9 @@ def count_audit(audit: JudgedAudit, held: int | None, farthest: float, highest: 
     """
     counts, copied = Counts(farthest=farthest), _RowSet(audit.audit.frozen.data.rows)
     top, unsurpassed = _Top(highest), [np.empty(0, np.int64)]
+    config = audit.audit.frozen.config
     for part in audit.parts(findings=_FINDINGS, scores=_SCORES):
+        counts.unconditional += count_without(part.findings, config)
         _count_rows(counts, part.findings, farthest)
         _count_pictures(counts, part)
         _count_copies(counts, part.findings, copied)

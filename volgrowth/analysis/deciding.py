@@ -340,7 +340,7 @@ class Curation:
             return " and ".join([*reasons, *(["samples reproduced it"] if proven else [])])
         if self.policy.by == "max_score":
             return f"{self.name} {value:.4g} > {limit:g}"
-        return f"{self.name} {value:.4g}, among the {limit:g} highest"
+        return f"{self.name} {value:.4g}, among the {int(limit)} highest"
 
 
 class _Highest:

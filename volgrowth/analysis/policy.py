@@ -79,11 +79,14 @@ class CurationPolicy:
         by: `fdr` flags pictures whose q_value is at most `limit` and those that samples reproduced, `max_score` those
             whose evidence is above `limit`, and `top_k` the `limit` highest in evidence, with those that tie with the
             last of them. In an audit without evidence, of an older version, excess_growth takes its place.
-        limit: see `by`.
+        limit: see `by`; a whole number for `top_k`.
         action: `drop`, `dedupe` (keep one row of each group of near duplicates) or `downweight` (give the rows of a
             group together the weight of one).
         allow: image ids or sources of rows that are always kept.
         opt_out: image ids or sources of rows that are always dropped.
+
+    Raises:
+        UsageError: `by`, `limit` or `action` is none of these.
     """
 
     by: Literal["fdr", "top_k", "max_score"] = "fdr"
@@ -95,9 +98,11 @@ class CurationPolicy:
     def __post_init__(self) -> None:
         fits = {
             "fdr": (0 < self.limit < 1, "above 0 and below 1"),
-            "top_k": (self.limit >= 0, "0 or more"),
+            "top_k": (self.limit >= 0 and self.limit % 1 == 0, "a whole number, 0 or more"),
             "max_score": (isfinite(self.limit), "a number"),
         }
+        if self.by not in fits:
+            raise UsageError(f"by {self.by!r} is no rule of a curation policy: expected fdr, top_k or max_score")
         good, expected = fits[self.by]
         if not good:
             raise UsageError(f"--{self.by.replace('_', '-')} {self.limit:g}: expected {expected}")

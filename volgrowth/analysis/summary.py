@@ -16,6 +16,7 @@ from volgrowth.analysis.calibration.screening import LEVEL, RECALL, ScreenLoss, 
 from volgrowth.analysis.calibration.self_check import CHECKED, check_halves
 from volgrowth.analysis.caveats import with_caveats
 from volgrowth.analysis.cells import ENOUGH
+from volgrowth.analysis.conditions import CONDITIONS_TOLD, describe_conditions, warn_of_missing
 from volgrowth.analysis.counting import Counts, count_audit
 from volgrowth.analysis.failures import count_failures
 from volgrowth.analysis.findings import Analysis
@@ -30,6 +31,7 @@ FIRST = (10, 20, 40, 100, 200, 400, 1000, 4000, 10_000)
 
 SUMMARISED = (
     *("row", "source", "status", "error", "growth", "marks", "nfe", "content_hash", "phash"),
+    *CONDITIONS_TOLD.values(),
     *MEASURED,
 )
 """Columns of scores that the summary reads."""
@@ -63,10 +65,11 @@ def summarize_audit(
     run.pop("model_check", None)
     counts = _count(audit, analysis)
     evaluations = counts.evaluations + (0 if held_out is None else _sum(held_out["nfe"]))
-    arithmetic = [*_arithmetic(run.get("noise_floor")), *_of_embeddings(analysis.embeddings)]
+    conditions = describe_conditions(audit, counts.statuses[Status.OK], counts.unconditional)
+    measured = _of_measuring(run, analysis, conditions)
     detection = _detection(audit, analysis, counts)
     if detection:
-        detection["warnings"] = [*arithmetic, *detection["warnings"]]
+        detection["warnings"] = [*measured, *detection["warnings"]]
     cascade = _cascade(audit, analysis, config, counts, sampled)
     if cascade and detection:
         detection["warnings"] += cascade["warnings"]
@@ -83,6 +86,7 @@ def summarize_audit(
             "evaluations": config.evaluations(audit.frozen.model.has_null),
         },
         "counts": {"rows": counts.rows, **{status.value: counts.statuses[status] for status in Status}},
+        "conditions": conditions,
         "failures": {
             "audited": counts.failures.counted(),
             "held_out": None if held_out is None else count_failures(held_out),
@@ -99,7 +103,7 @@ def summarize_audit(
             "largest": counts.largest,
             **({"embeddings": analysis.embeddings} if analysis.embeddings else {}),
         },
-        "run": {**run, "evaluations": evaluations, "max_failed": config.max_failed, "warnings": arithmetic},
+        "run": {**run, "evaluations": evaluations, "max_failed": config.max_failed, "warnings": measured},
         "versions": frozen.versions,
     }
     return with_caveats(summary)
@@ -112,6 +116,12 @@ def _count(audit: Audit, analysis: Analysis) -> Counts:
     if calibration is not None and calibration.holdout_evidence is not None:
         farthest = float(np.max(calibration.holdout_evidence))
     return count_audit(JudgedAudit(audit, None), held, farthest, max(FIRST))
+
+
+def _of_measuring(run: dict[str, Any], analysis: Analysis, conditions: dict[str, Any] | None) -> list[str]:
+    """Warn of what was measured otherwise than it should be, whatever was calibrated."""
+    embeddings = _of_embeddings(analysis.embeddings)
+    return [*_arithmetic(run.get("noise_floor")), *embeddings, *warn_of_missing(conditions)]
 
 
 def _of_embeddings(known: dict[str, Any] | None) -> list[str]:

@@ -75,18 +75,20 @@ def fiftyone_tags(audit: Audit, dataset: Any, *, id_field: str | None = None) ->
         audit: a finished audit.
         dataset: a `fiftyone.Dataset`, or a view of one.
         id_field: the field of a sample that holds the audit's `image_id`. By default samples are matched by their
-            file, which works only if the audited data set is a local folder of images.
+            file, which works only if the audited data set is a local folder of images. Of rows of one image with the
+            same id the first counts.
 
     Returns:
         How many samples have each tag.
 
     Raises:
-        UsageError: no sample is a row of the audit, or rows are not files and `id_field` is not given.
+        UsageError: no sample is a row of the audit, rows are not files and `id_field` is not given, or the id of a
+            sample is that of several rows with different images. Nothing is tagged then.
     """
     prefix = None if id_field else _prefix(audit)
     ids, values = dataset.values(["id", id_field or "filepath"])
     known, keys, example = _rows_of(audit, {value for value in values if isinstance(value, str)}, prefix)
-    places = {key: place for place, key in enumerate(keys)}
+    places = _places(known.findings, keys, audit)
     rows = {sample: places[value] for sample, value in zip(ids, values, strict=True) if value in places}
     if not rows:
         raise UsageError(
@@ -117,7 +119,8 @@ def _rows_of(audit: Audit, wanted: set[str], prefix: str | None) -> tuple[Judgem
     judged, names = JudgedAudit(audit, audit.summary.get("verification")), pa.array(sorted(wanted), pa.string())
     tables: list[pa.Table] = []
     keys, example = list[str](), ""
-    for part in judged.parts(findings=("image_id", "memorized", "precursor", "copies", *FIELDS), scores=["source"]):
+    columns = ("image_id", "memorized", "precursor", "copies", "identical", *FIELDS)
+    for part in judged.parts(findings=columns, scores=["source"]):
         table = part.findings
         key = table["image_id"] if prefix is None else pc.binary_join_element_wise(prefix, table["source"], "")
         example = example or key[0].as_py()
@@ -125,6 +128,21 @@ def _rows_of(audit: Audit, wanted: set[str], prefix: str | None) -> tuple[Judgem
         tables.append(table.filter(mask))
         keys += key.filter(mask).to_pylist()
     return judged.pictures.judge(pa.concat_tables(tables).combine_chunks()), keys, example
+
+
+def _places(rows: pa.Table, keys: list[str], audit: Audit) -> dict[str, int]:
+    """Return the place among some rows of each key, or raise the UsageError for one that names different images."""
+    images = pc.coalesce(rows["identical"], rows["row"]).to_pylist()
+    places: dict[str, int] = {}
+    for place, key in enumerate(keys):
+        first = places.setdefault(key, place)
+        if images[first] != images[place]:
+            one, other = (rows["row"][each].as_py() for each in (first, place))
+            raise UsageError(
+                f"rows {one} and {other} of {audit.store.url} are different images and share the id {key!r}, so that "
+                f"samples cannot be told apart by it: audit with an id_column in which each image has an id of its own"
+            )
+    return places
 
 
 def _prefix(audit: Audit) -> str:

@@ -41,6 +41,8 @@ SHARD_SIZE = 256
 NOT_RESUMABLE = (
     "interrupted: without an output nothing of this audit is kept; give output=FOLDER, and the same call resumes it"
 )
+_OF_AUDITS = ("holdout", "holdout_conditions", "embeddings", "embedding_column", "reference", "output")
+"""What `audit_images` takes and scores alone do not depend on."""
 _NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -100,8 +102,9 @@ def audit_images(
         value_range: the numbers that stand for black and white in floating-point arrays and tensors, such as (-1, 1)
             or (0, 1). It is never guessed: without it such images are refused. Those of type uint8 are pixels from 0
             to 255.
-        conditions: a class (a number) or a caption (a string) for each image, for models that take them; for data sets
-            with columns name the column instead, `class_column="label"`.
+        conditions: a class (a number) or a caption (a string) for each image, for models that take them, or None for an
+            image without one, which is counted with what is left aside; for data sets with columns name the column
+            instead, `class_column="label"`.
         holdout_conditions: the same for `holdout`.
         embeddings: an array or tensor with an embedding of each image, (images, dimensions), by whose cosine near
             duplicates are found beside the perceptual hash; for data sets with columns name the column instead,
@@ -114,7 +117,8 @@ def audit_images(
         The finished audit.
 
     Raises:
-        DataError: images are none, or the range of their numbers was not said.
+        DataError: images are none, the range of their numbers was not said, they lack a column that was named, or not
+            one of them has a condition where conditions were given.
         ModelError: the model is none that is known, or is not understood.
         VolgrowthError: as `run_audit`.
     """
@@ -148,18 +152,25 @@ def score_images(
         value_range: as for `audit_images`.
         conditions: as for `audit_images`.
         quiet: as for `audit_images`.
-        **settings: as for `audit_images`, but for `cascade`.
+        **settings: as for `audit_images`, but for those that compare images or keep an audit: `cascade`, `holdout`,
+            `holdout_conditions`, `embeddings`, `embedding_column`, `reference` and `output`.
 
     Returns:
         The columns of `Audit.scores`, in the order of the images; scores are null in rows whose status is not `ok`.
 
     Raises:
-        UsageError: `cascade` was asked for, which measures only what could be flagged.
+        UsageError: a setting was given that compares images or keeps an audit.
         VolgrowthError: as `audit_images`.
     """
     if settings.get("cascade"):
         raise UsageError("score_images measures every image, and cascade does not: leave it out, or use audit_images")
-    settings = {**settings, "conditions": conditions, "holdout_conditions": None, "embeddings": None}
+    for name in _OF_AUDITS:
+        if settings.pop(name, None) is not None:
+            raise UsageError(
+                f"score_images measures images, compares none and keeps nothing, so that {name} would change nothing: "
+                f"leave it out, or use audit_images"
+            )
+    settings |= {"conditions": conditions, "holdout_conditions": None}
     with _asked(model, images, None, None, preset, value_range, settings) as asked:
         store = Store(asked.config.output)
         inputs = inspect_inputs(asked.config)
@@ -227,6 +238,19 @@ def _of_model(denoiser: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {"dtype": precision, **share}
 
 
+def _refuse_values(called: str, images: str | PathLike[str] | None, conditions: Any, embeddings: Any) -> None:
+    """Raise a DataError if conditions or embeddings were given for images that are no objects, or are not there."""
+    argument = "conditions" if called == "images" else f"{called}_conditions"
+    if images is None and conditions is not None:
+        raise DataError(f"{argument} were given, and no {called}: give its images too, or leave the conditions out")
+    if conditions is not None:
+        raise DataError(
+            f"{called} is a name, and {argument} were given: name their column, class_column= or caption_column="
+        )
+    if embeddings is not None:
+        raise DataError("images is a name, and embeddings were given: name their column, embedding_column=")
+
+
 def written_images(
     store: Store,
     objects: dict[str, Any],
@@ -251,12 +275,9 @@ def written_images(
     column = given.get("class_column") or given.get("caption_column")
     for (called, images), folder, values in zip(objects.items(), ("audited", "held-out"), conditions, strict=True):
         setting = "data" if called == "images" else called
-        if images is None and called == "holdout":
-            continue
-        if isinstance(images, str | PathLike):
-            if embeddings is not None and called == "images":
-                raise DataError("images is a name, and embeddings were given: name their column, embedding_column=")
-            names[setting] = str(images)
+        if isinstance(images, str | PathLike) or (images is None and called == "holdout"):
+            _refuse_values(called, images, values, embeddings if called == "images" else None)
+            names |= {} if images is None else {setting: str(images)}
             continue
         rows = GivenImages(
             images,

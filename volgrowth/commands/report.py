@@ -24,7 +24,7 @@ from volgrowth.audit.output.result import (
     open_audit,
     open_stored,
 )
-from volgrowth.audit.output.unchanged import expected_hashes
+from volgrowth.audit.output.unchanged import check_row, expected_hashes
 from volgrowth.audit.sampling.sample_files import AT_ONCE as DRAWN_AT_ONCE
 from volgrowth.audit.sampling.sample_files import FOLDER, SAMPLE
 from volgrowth.errors import DataError, OutputError, UsageError
@@ -35,7 +35,7 @@ from volgrowth.report.charts.plots import FIGURES
 from volgrowth.report.gallery.exhibits import of_rows
 from volgrowth.report.page import CAP, FRAME, code_digest
 from volgrowth.report.reading import ReportRows, read_report_rows
-from volgrowth.sources import BadImage, bytes_hash, decode_image
+from volgrowth.sources import BadImage, decode_image
 from volgrowth.storage.store import Store
 from volgrowth.version import VERSION
 
@@ -190,8 +190,8 @@ def _thumbnails(audit: Audit, scores: pa.Table, rows: Iterable[int]) -> dict[int
     wanted = sorted(rows)
     scored = expected_hashes(of_rows(scores, wanted), audit.frozen.config["id_column"])
     for row in read_rows(audit.open_data(), wanted):
-        if row.data is not None and scored.get(row.row, bytes_hash(row.data)) != bytes_hash(row.data):
-            raise DataError(f"row {row.row} ({row.source}) holds another image than was scored: restore the data set")
+        if row.data is not None:
+            check_row(row, scored)
         with suppress(BadImage):
             pictures[row.row] = thumbnail(decode_image(row.data, shape, most))
     return pictures

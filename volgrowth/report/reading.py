@@ -105,8 +105,10 @@ class _FirstLook:
     """What the first reading of all rows finds: which rows the page shows, and a sample of pictures."""
 
     def __init__(self, judged: JudgedAudit):
-        self.groups, self.sample, self.sources = GroupCounts(), _Sample(), FoundCounts(source_of)
-        self.classes = FoundCounts(class_of) if judged.audit.frozen.config["class_column"] else None
+        frozen = judged.audit.frozen
+        self.groups, self.sample = GroupCounts(), _Sample()
+        self.sources = FoundCounts(source_of(frozen.data.kind))
+        self.classes = FoundCounts(class_of) if frozen.config["class_column"] else None
         self._by = {name: _Ranked() for name in dict.fromkeys((judged.pictures.ranking, "growth"))}
         self._failed: dict[str, list[int]] = defaultdict(list)
         wanted = ("growth", "excess_growth", "evidence", "copies", "memorized")

@@ -1,6 +1,7 @@
 """What a finished audit gives to other libraries."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,6 +162,50 @@ def test_what_was_built_once_is_found_again_and_new_findings_are_seen(audit):
     hits = pa.array([5] * ROWS, pa.int32())
     other.__dict__["findings"] = audit.findings.set_column(place, audit.findings.schema.field("verified_hits"), hits)
     assert other.flagged()["verified_hits"] == [5] * len(FLAGGED)
+
+
+def put(folder: Path, images: np.ndarray) -> None:
+    """Write images of one size as files of one size, and a table with their ids."""
+    folder.mkdir(exist_ok=True)
+    for row, image in enumerate(images):
+        (folder / f"{row:02}.pgm").write_bytes(b"P5 8 8 255\n" + image.tobytes())
+    names = [f"{row:02}.pgm,id-{row}" for row in range(len(images))]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,name", *names]))
+
+
+def with_flags(audit: Audit) -> Audit:
+    """The same audit with `FLAGGED` rows, of which the network that was audited knows none."""
+    table = audit.findings
+    place = table.schema.get_field_index("memorized")
+    flags = pa.array(np.isin(np.arange(len(table)), FLAGGED))
+    audit.store.write_table(FINDINGS_FILE, table.set_column(place, table.schema.field("memorized"), flags), {})
+    return vg.open_audit(audit.store.url)
+
+
+@pytest.mark.parametrize("id_column", ["name", None])
+def test_images_are_those_that_were_scored_whatever_the_cache_holds(id_column, tiny_model, digits, tmp_path):
+    """Images replaced by others of the same names and sizes are refused, and none is kept and given later."""
+    folder, images = tmp_path / "images", digits[[*range(70), *COPIES], 0]
+    put(folder, images)
+    config = vg.AuditConfig.build(
+        model=str(tiny_model), data=str(folder), output=str(tmp_path / "out"), engine="local", id_column=id_column,
+        measure={"preset": "paper"},
+    )  # fmt: skip
+    audit = with_flags(vg.run_audit(config, quiet=True))
+    for replaced in (True, False, True):  # before the images are in the cache, and after
+        put(folder, 255 - images if replaced else images)
+        for look in (audit.flagged, audit.clusters):
+            if replaced:
+                with pytest.raises(DataError, match=r"hold.* another image than was scored"):
+                    look()
+                continue
+            found = look()
+            assert len(found) >= len(FLAGGED)
+            assert all((np.asarray(each["image"]) == images[each["row"]]).all() for each in found)
+    shutil.rmtree(folder)
+    for look in (audit.flagged, audit.clusters):
+        with pytest.raises(DataError, match="images"):
+            look()
 
 
 def test_shown_in_a_terminal(audit):

@@ -116,7 +116,7 @@ def follow_audits(audits: Sequence[Audit], fdr: float = FDR) -> Trend:
     before: _Found | None = None
     sources, classes = list[FoundCounts | None](), list[FoundCounts | None]()
     for audit in audits:
-        sources.append(FoundCounts(source_of))
+        sources.append(FoundCounts(source_of(audit.frozen.data.kind)))
         classes.append(FoundCounts(class_of) if audit.frozen.config["class_column"] else None)
         found, counted = _found(audit, fdr, [each for each in (sources[-1], classes[-1]) if each])
         gone = None if before is None else before.images_without(found.content)

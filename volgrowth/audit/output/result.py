@@ -213,10 +213,11 @@ class Audit:
 
         Args:
             images: add a column `image`, decoded when it is looked at. The image files are copied into the cache of
-                `datasets` for that; without images the data set they came from is not read.
+                `datasets` for that, and compared with what was scored at each call; without images the data set they
+                came from is not read.
 
         Raises:
-            DataError: the data set is not there any more, or not what was audited.
+            DataError: the data set is not there any more, or one of these rows does not hold the image that was scored.
             OutputError: as `open_data`.
         """
         table = self.to_arrow()

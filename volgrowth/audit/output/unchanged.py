@@ -17,7 +17,7 @@ from volgrowth.audit.output.listings import open_frozen_data, read_rows
 from volgrowth.audit.output.manifest import HOLDOUT_FOLDER, SCORES_FOLDER, Manifest, Shard
 from volgrowth.audit.output.mending import tell_user
 from volgrowth.errors import DamagedError, DataError
-from volgrowth.sources import Listing, Source, SourceFile, bytes_hash
+from volgrowth.sources import Listing, Row, Source, SourceFile, bytes_hash
 from volgrowth.sources.base import FilesSource
 from volgrowth.storage.places import read_ahead
 from volgrowth.storage.store import Store
@@ -90,6 +90,19 @@ def check_rows(source: Source, parts: Iterable[Mapping[int, int]]) -> None:
             f"the data set changed since it was audited: {named}{more} of {count} rows that were compared hold another "
             f"image than was scored, or none; restore the files, or audit into a new output"
         )
+
+
+def check_row(row: Row, scored: Mapping[int, int]) -> None:
+    """Raise a DataError if a row that was read holds something else than what was scored.
+
+    Args:
+        row: the row.
+        scored: the `bytes_hash` of rows, which may lack this one.
+    """
+    now = bytes_hash(row.data or b"")
+    if scored.get(row.row, now) != now:
+        held = "another image than was scored" if row.data else "no image any more"
+        raise DataError(f"row {row.row} ({row.source}) holds {held}: restore the data set")
 
 
 def expected_hashes(scores: pa.Table, id_column: str | None) -> dict[int, int]:

@@ -17,8 +17,10 @@ import pyarrow.compute as pc
 
 from volgrowth.audit.output.listings import open_frozen_data, read_rows
 from volgrowth.audit.output.manifest import Manifest
+from volgrowth.audit.output.unchanged import check_row, check_rows, expected_hashes
 from volgrowth.errors import UsageError, VolgrowthError
 from volgrowth.plain import plain
+from volgrowth.sources import Source
 from volgrowth.storage.csv_files import CsvTable
 from volgrowth.storage.store import Store
 from volgrowth.version import VERSION
@@ -91,31 +93,50 @@ def dataset(
     if not len(table):
         features = datasets.Features(image=datasets.Image(), **datasets.Features.from_arrow_schema(table.schema))
         return datasets.Dataset.from_dict({name: [] for name in features}, features)
-    beside = [_images(*images_of, table["row"].to_pylist()), datasets.Dataset(table)]
+    beside = [_images(*images_of, table), datasets.Dataset(table)]
     return datasets.concatenate_datasets(beside, axis=1).select(pc.sort_indices(table, order).to_numpy())
 
 
-def _images(store: Store, manifest: Manifest, rows: list[int]) -> "datasets.Dataset":
-    """Return the images of rows in rising order, which is the order in which the data set is read best."""
+def _images(store: Store, manifest: Manifest, table: pa.Table) -> "datasets.Dataset":
+    """Return the images of rows in rising order, which is the order in which the data set is read best.
+
+    All of them are compared with what was scored, those that `datasets` made before and finds in its cache too.
+    """
     import datasets
 
-    identity = hashlib.sha256(f"{VERSION} {manifest.digest} {rows}".encode())
+    reading = _Reading(store, manifest, table)
+    identity = hashlib.sha256(f"{VERSION} {manifest.digest} {reading.rows} {reading.scored}".encode())
     try:
-        return datasets.Dataset.from_generator(
-            _encoded,
+        images = datasets.Dataset.from_generator(
+            reading,
             features=datasets.Features(image=datasets.Image()),
-            gen_kwargs={"store": store, "manifest": manifest, "rows": tuple(rows)},  # a list would be split
             fingerprint=identity.hexdigest()[:32],  # by it `datasets` finds in its cache what it made before
         )
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, VolgrowthError):
             raise error.__cause__ from None
         raise
+    if not reading.done:
+        check_rows(reading.source(), [reading.scored])
+    return images
 
 
-def _encoded(store: Store, manifest: Manifest, rows: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    for row in read_rows(open_frozen_data(store, manifest), rows):
-        yield {"image": row.data and {"bytes": row.data, "path": None}}
+class _Reading:
+    """Reads the images of rows, compared with what was scored; `done` says whether it was asked to."""
+
+    def __init__(self, store: Store, manifest: Manifest, table: pa.Table):
+        self.store, self.manifest, self.done = store, manifest, False
+        self.rows = table["row"].to_pylist()
+        self.scored = expected_hashes(table, manifest.config["id_column"])
+
+    def source(self) -> Source:
+        return open_frozen_data(self.store, self.manifest)
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        self.done = True
+        for row in read_rows(self.source(), self.rows):
+            check_row(row, self.scored)
+            yield {"image": row.data and {"bytes": row.data, "path": None}}
 
 
 def facts(manifest: Manifest, summary: dict[str, Any] | None) -> dict[str, str]:

@@ -191,7 +191,8 @@ class Scorer:
         captions = self.config.caption_column is not None
         cut: list[int | None] = [None] * len(items)
         if captions:
-            cut = [*self.denoiser.overflow([item.condition for item in items])]
+            told = self.denoiser.overflow([item.condition for item in items])
+            cut = [None if item.condition is None else count for item, count in zip(items, told, strict=True)]
         start = 0
         while start < len(items):
             size, some = self.batch.size, items[start : start + self.batch.size]

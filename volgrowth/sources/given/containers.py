@@ -20,6 +20,12 @@ Condition = str | int | None
 IMAGE, CONDITION, EMBEDDING = "image", "condition", "embedding"
 """Names of the columns that are written where the user's own have none."""
 _SHOWN = 40
+_INSTEAD = {
+    "id_column": "leave it out",
+    "class_column or caption_column": "give the conditions beside the images (conditions=, holdout_conditions=)",
+    "embedding_column": "give the embeddings beside the images (embeddings=)",
+}
+"""What takes the place of a column where the items have none, by the setting that names it."""
 EXPECTED = (
     "a datasets.Dataset, a torch Dataset, a list of PIL images or of arrays, a numpy array or a tensor, or the name of "
     "a data set, as a string"
@@ -80,24 +86,40 @@ class GivenImages:
         """Yield the images in their order.
 
         Raises:
-            DataError: an image is none, or the conditions are not as many as the images.
+            DataError: an image is none, a row lacks a column that was named, or the conditions are not as many as the
+                images, or none of them is one.
         """
-        count = 0
+        count = without = 0
         for row in self._stored_rows() if self._stored else self._made_rows():
             yield row
             count += 1
+            without += row.condition is None
         if self.conditions is not None and len(self.conditions) != count:
             raise DataError(f"{self.called}: {count} images, and {len(self.conditions)} conditions: expected as many")
         if self.embeddings is not None and len(self.embeddings) != count:
             raise DataError(f"{self.called}: {count} images, and {len(self.embeddings)} embeddings: expected as many")
         if not count:
             raise DataError(f"{self.called} is empty: expected at least one image")
+        if self.conditions is not None or self.condition_column is not None:
+            self._note_missing_conditions(without, count)
         if self._beside:
             why = "what a data set gives beside an image is taken by conditions= alone"
             self.left_aside.append(LeftAside("further value", self._beside, why, self._example))
         if self.encoder.rounded:
             why = "images are written in 8 bits, and these were rounded to the nearest step"
             self.left_aside.append(LeftAside("fractional pixel value", self.encoder.rounded, why))
+
+    def _note_missing_conditions(self, without: int, count: int) -> None:
+        """Note how many images have no condition, or raise the DataError if none has one."""
+        if without == count:
+            held = "conditions=" if self.condition_column is None else f"column {self.condition_column}"
+            raise DataError(
+                f"{self.called}: {held} holds no condition for any of {count} images: leave it out to measure them "
+                f"without conditions"
+            )
+        if without:
+            why = "these images are rows without a condition, and are measured without one if the model can be"
+            self.left_aside.append(LeftAside("missing condition", without, why))
 
     def _check_embeddings(self) -> None:
         """Take the embeddings as an array, or raise the DataError for what is none."""
@@ -112,12 +134,7 @@ class GivenImages:
     def _stored_images(self, features: Mapping[str, Any]) -> bool:
         """Return whether the image column holds encoded images, and choose it if it was not named."""
         found = [name for name, kind in features.items() if _is_image(kind)]
-        for option, name in (
-            ("image_column", self.image_column),
-            ("id_column", self.id_column),
-            ("class_column or caption_column", self.condition_column),
-            ("embedding_column", self.embedding_column),
-        ):
+        for option, name in (("image_column", self.image_column), *self._named_beside):
             if name is not None and name not in features:
                 raise DataError(f"{self.called} has no column {name!r} ({option}): it has {', '.join(features)}")
         if self.image_column is None and len(found) > 1:
@@ -150,15 +167,36 @@ class GivenImages:
 
     def _made_rows(self) -> Iterator[GivenRow]:
         for index, item in enumerate(_items(self.images)):
-            row = item if isinstance(item, Mapping) else {}
+            row = self._columns_of(item, index)
             image = self._image_in(item, index)
             data = None if image is None else self.encoder(image, index)
-            image_id = row.get(self.id_column) if self.id_column else None
+            image_id = row[self.id_column] if self.id_column else None
             yield GivenRow(data, image_id, self._condition(index, row), self._embedding(index, row))
+
+    @property
+    def _named_beside(self) -> tuple[tuple[str, str | None], ...]:
+        """The columns beside the image, each with the setting that names it."""
+        return (
+            ("id_column", self.id_column),
+            ("class_column or caption_column", self.condition_column),
+            ("embedding_column", self.embedding_column),
+        )
+
+    def _columns_of(self, item: Any, index: int) -> Mapping[str, Any]:
+        """Return the columns of an item, none for one without, or raise the DataError if it lacks one that is named."""
+        row: Mapping[str, Any] = item if isinstance(item, Mapping) else {}
+        for option, name in self._named_beside:
+            if name is not None and name not in row:
+                if isinstance(item, Mapping):
+                    has = f"row {index} has {', '.join(map(str, item))}"
+                else:
+                    has = f"row {index} is {kind_of(item)} and not a dict with columns; {_INSTEAD[option]}"
+                raise DataError(f"{self.called} has no column {name!r} ({option}): {has}")
+        return row
 
     def _embedding(self, index: int, row: Mapping[str, Any]) -> Any:
         if self.embedding_column is not None:
-            value = row.get(self.embedding_column)
+            value = row[self.embedding_column]
             array = as_array(value)
             return value if array is None else array.tolist()
         if self.embeddings is None or index >= len(self.embeddings):
@@ -167,7 +205,7 @@ class GivenImages:
 
     def _condition(self, index: int, row: Mapping[str, Any]) -> Condition:
         if self.condition_column is not None:
-            return _plain(row.get(self.condition_column))
+            return _plain(row[self.condition_column])
         if self.conditions is None:
             return None
         return _plain(self.conditions[index]) if index < len(self.conditions) else None
