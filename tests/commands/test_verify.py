@@ -175,12 +175,15 @@ def test_what_samples_proved_before_an_audit_grew_is_said_to_be_missing(tmp_path
     assert said in capsys.readouterr().out
     assert run_command([*curate, str(tmp_path / "list.csv")]) == 0
     assert said in capsys.readouterr().out
-    assert run_command(["check-output", str(out)]) == 0
-    assert "not written by volgrowth" not in capsys.readouterr().out
+    assert run_command(["check-output", str(out)]) == 2  # the results of samples; their figures are gone
+    checked = capsys.readouterr()
+    assert "verification/samples.parquet: it is of the audit as it was before" in checked.err
+    assert "not written by volgrowth" not in checked.out + checked.err
     assert verify(out, *asked) == 0
     found = vg.open_audit(str(out)).summary
     assert found["verification"]["reproduced_images"] == proven
     assert not any(said in caveat for caveat in found["caveats"])
+    assert run_command(["check-output", str(out)]) == 0
 
 
 @pytest.mark.timeout(1200)

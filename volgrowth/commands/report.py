@@ -30,8 +30,7 @@ from volgrowth.audit.sampling.sample_files import FOLDER, SAMPLE
 from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.plain import plain, print_plain
 from volgrowth.report import ReportOrigin, ReportPage, Shown, choose_exhibits, render_report, thumbnail
-from volgrowth.report.charts.numbers import duplicate_groups
-from volgrowth.report.charts.plots import FIGURES
+from volgrowth.report.charts.numbers import FIGURES, duplicate_groups
 from volgrowth.report.gallery.exhibits import of_rows
 from volgrowth.report.page import CAP, FRAME, code_digest
 from volgrowth.report.reading import ReportRows, read_report_rows

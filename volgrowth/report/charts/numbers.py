@@ -18,6 +18,8 @@ _REACH = 12.0
 _SIZES = 25
 _GROUP_SIZES = (1, 2, 5, 10, 100, 1000)
 LARGEST = 12
+FIGURES = ("evidence", "growth", "excess-growth", "complexity", "levels", "returns")
+"""Names of all figures; a report has those that its audit has numbers for."""
 
 
 @dataclass(frozen=True)

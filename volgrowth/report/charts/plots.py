@@ -26,9 +26,6 @@ from volgrowth.report.gallery.exhibits import Shown
 from volgrowth.report.reading import WholeAudit, WholeValues, held_values
 from volgrowth.report.words import Summary
 
-FIGURES = ("evidence", "growth", "excess-growth", "complexity", "levels", "returns")
-"""Names of all figures; of a report they are those that its audit has numbers for."""
-
 
 @dataclass
 class ReportCharts:
