@@ -16,6 +16,7 @@ import pytest
 
 import volgrowth as vg
 from volgrowth.audit.output.result import FINDINGS_FILE, Audit
+from volgrowth.audit.output.views import facts
 from volgrowth.demo.cases import write_image_parquet
 from volgrowth.errors import DataError, OutputError, UsageError
 from volgrowth.sources import decode_image
@@ -215,6 +216,11 @@ def test_shown_in_a_terminal(audit):
     assert f"{ROWS} of {ROWS} rows scored" in said
     assert "0 distinct images as memorized" in said
     assert str(audit.store.path("")) in said
+
+
+def test_where_no_image_was_judged_none_is_said_not_to_be_flagged(audit):
+    changed = {**audit.summary, "detection": {**audit.summary["detection"], "tests": 0}}
+    assert facts(audit.frozen, changed)["Flagged"] == "none of the images could be judged"
 
 
 def test_shown_in_a_notebook(audit, monkeypatch):

@@ -159,6 +159,8 @@ def _findings(summary: dict[str, Any]) -> dict[str, str]:
         known["Flagged"] = (
             f"{detection['memorized']:,} distinct images as memorized at a false-discovery rate of "
             f"{detection['fdr']:.0%} ({promise})"
+            if detection.get("tests", 1)
+            else "none of the images could be judged"
         )
     if proof:
         known["Verified"] = (
