@@ -135,7 +135,10 @@ def check_limit(audit: Audit, fdr: float, max_flagged: float) -> Gate:
 
 
 def _exceeds(some: int, whole: int, share: float) -> bool:
-    """Say whether some images of a whole are a larger share of it; shares are compared as they are printed, rounded."""
+    """Say whether some images of a whole are a larger share of it.
+
+    It divides: 29 / 100 is the number 0.29 to the bit, and 0.29 * 100 is less than 29.
+    """
     return some / max(whole, 1) > share
 
 
