@@ -218,3 +218,75 @@ def test_a_choice_of_the_rows_is_fitted_where_there_are_very_many(monkeypatch: p
     assert found.calibration.main.r2 > 0.8
     order = np.random.default_rng(3).permutation(400)  # the choice is by content, not by row
     assert_allclose(calibrated(audited[order]).first_expected, found.first_expected[order], rtol=1e-12)
+
+
+def two_kinds(count: int, seed: int, scatter: float = 6.0) -> ScoredImages:
+    """Images of which the tenth with the largest x_0 scatter `scatter` times as much as the others."""
+    random = np.random.default_rng(seed)
+    features = random.uniform(size=(count, 6))
+    score = np.where(features[:, 0] > 0.9, scatter, 1.0) * random.normal(size=count)
+    return ScoredImages(features, score, random.integers(2**64, size=count, dtype=np.uint64))
+
+
+def of_the_wide_kind(audited: ScoredImages) -> np.ndarray:
+    return audited.features[:][:, 0] > 0.9
+
+
+def test_a_kind_that_scatters_more_has_a_wider_unit() -> None:
+    holdout, audited = two_kinds(2000, 1), two_kinds(3000, 2)
+    found, wide = calibrated(audited, holdout), of_the_wide_kind(audited)
+    raw = np.abs(audited.score - found.first_expected)
+    units = raw / np.abs(found.excess["score"])
+    main = found.calibration.main
+    assert 3 < np.median(units[wide]) / np.median(units[~wide]) < 7
+    assert 3 < main.widest_unit / main.unit < 12
+    assert np.quantile(units, 0.01) > 0.95 * main.unit
+
+
+def test_no_unit_is_narrower_than_that_of_most_images() -> None:
+    holdout, audited = two_kinds(2000, 1, scatter=0.01), two_kinds(3000, 2, scatter=0.01)
+    found = calibrated(audited, holdout)
+    main = found.calibration.main
+    assert main.widest_unit < 2 * main.unit
+    assert np.abs(found.excess["score"][of_the_wide_kind(audited)]).max() < 0.5
+
+
+def test_innocent_images_of_the_kind_that_scatters_do_not_stand_out() -> None:
+    """They are a tenth of all, and would be all but one of the images with the hundred smallest p-values."""
+    holdout, audited = two_kinds(2000, 1), two_kinds(3000, 2)
+    wide = of_the_wide_kind(audited)
+    first = np.argsort(calibrated(audited, holdout).used, kind="stable")[:100]
+    assert 2 < wide[first].sum() < 50
+    assert wide[np.argsort(-audited.score)[:100]].sum() > 95
+
+
+def test_memorized_images_of_the_kind_that_does_not_are_found_beside_it() -> None:
+    """Six units above expectation, which a tenth of the other kind has too."""
+    holdout, audited = two_kinds(2000, 1), two_kinds(3000, 2)
+    calm = np.flatnonzero(~of_the_wide_kind(audited))[:30]
+    score = audited.score.copy()
+    score[calm] = 7
+    p_value = calibrated(replace(audited, score=score), holdout).used
+    assert p_value[calm].max() < 0.001
+
+
+def test_p_values_of_innocent_images_are_uniform_where_kinds_scatter_alike_or_not() -> None:
+    """A unit is learnt from other folds than the image's own: held-out and audited images are treated alike."""
+    for scatter in (1.0, 6.0):
+        small = [
+            (calibrated(two_kinds(400, 2 * seed, scatter), two_kinds(300, 2 * seed + 1, scatter)).conformal <= 0.05)
+            for seed in range(20)
+        ]
+        assert np.mean(small) == pytest.approx(0.05, abs=0.012)
+
+
+def test_audited_images_that_calibrate_themselves_have_one_unit() -> None:
+    """Memorized images would widen their own."""
+    main = calibrated(two_kinds(2000, 1)).calibration.main
+    assert main.widest_unit == main.unit == main.residual_spread
+    assert main.scatter == []
+
+
+def test_few_held_out_images_have_one_unit() -> None:
+    main = calibrated(two_kinds(300, 2), two_kinds(90, 1)).calibration.main
+    assert main.widest_unit == main.unit
