@@ -170,7 +170,7 @@ FINDINGS = pa.schema(
         column(
             "evidence_growth",
             pa.float64(),
-            "part of growth, in units of innocent images of its complexity; null if not a part",
+            "part of growth, in units of the held-out images' spread or of their tail's; null if not a part",
         ),
         column("evidence_loss", pa.float64(), "part of a low denoising loss, in the same units; null if not measured"),
         column("evidence_noise_norm", pa.float64(), "part of little expected noise, likewise; half of it is added"),
