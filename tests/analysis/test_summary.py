@@ -166,7 +166,6 @@ def test_calibration_says_how_good_it_is(tmp_path: Path, with_holdout: bool) -> 
                     "r2": part.r2,
                     "residual_spread": part.residual_spread,
                     "unit": part.unit,
-                    "widest_unit": part.widest_unit,
                     "weight": 0.5 if name == "noise_norm" else 1.0,
                 }
                 for name, part in analysis.calibration.parts.items()

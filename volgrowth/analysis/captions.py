@@ -82,9 +82,9 @@ def judge_captions(
         )
     ok = np.isfinite(ours.score)
     learnt = learn(known, chosen.rows)
-    expected, excess = learnt.expectation(int(ok.sum())).by_each_fold(ours[ok])
+    expected = np.stack([predict(ours.features[ok]) for predict in learnt.predictors(int(ok.sum()))])
     tail = fit_tail(learnt.held)
-    p_value = held_out_p_values(Excess(excess, learnt.held, learnt.fold), tail).used
+    p_value = held_out_p_values(Excess(ours.score[ok] - expected, learnt.held, learnt.fold), tail).used
     q_value = q_values(p_value, ours.content[ok])
     findings = _table(lines, measured, ok, {"expected": np.exp(expected.mean(0)), "p": p_value, "q": q_value}, fdr)
     tests = len(np.unique(ours.content[ok]))

@@ -198,7 +198,6 @@ def _calibration(analysis: Analysis, config: AuditConfig, counts: Counts) -> dic
                     "r2": part.r2,
                     "residual_spread": part.residual_spread,
                     "unit": part.unit,
-                    "widest_unit": part.widest_unit,
                     "weight": weight_of(name),
                 }
                 for name, part in calibration.parts.items()

@@ -134,11 +134,12 @@ def _judged_sums(subject: Subject, draw: int) -> Columns:
 def judge_sums(parts: Mapping[str, tuple[ScoredImages, ScoredImages]]) -> Columns:
     """Judge images by held-out ones, by each sum of parts, given both with their scores by the name of the part."""
     excess, found = PartExcess.of(parts), Columns()
-    in_units = np.stack([excess.held[part] for part in PARTS])
+    in_units = np.stack([excess.held[part] / excess.tail[part] for part in PARTS])
     whitened = np.linalg.solve(np.cov(in_units), in_units.std(1))
     weights = {name: some for _, some, name in SUMS} | {WHITENED: dict(zip(PARTS, whitened, strict=True))}
     for name, by_part in weights.items():
-        found[f"evidence, {name}"], found[f"q_value, {name}"] = excess.judged(by_part)
+        of_parts = {part: weight / excess.tail[part] for part, weight in by_part.items()}
+        found[f"evidence, {name}"], found[f"q_value, {name}"] = excess.judged(of_parts)
     return found
 
 

@@ -162,8 +162,11 @@ def judge_score(subject: Subject, score: Score, values: np.ndarray) -> list[Resu
     results = [_result(subject, SEED, score, *_detected(subject, families.score, holdout.score), calibrated=False)]
     judged = judge_images(families, holdout)
     if judged is not None and judged.calibration.method == "held-out":
-        _, held = judged.calibration.main.expectation(len(holdout.score)).by_own_fold(holdout)
-        known, replicates = _detected(subject, judged.excess["score"], held)
+        known, replicates = _detected(
+            subject,
+            families.score - judged.first_expected,
+            holdout.score - judged.calibration.main.expected,
+        )
         # images beyond the held-out ones' complexity are not judged, as in `analysis.findings`
         p_value = np.where(judged.outside, 1.0, judged.used)
         q_value = q_values(p_value, subject.content[: len(p_value)])

@@ -182,8 +182,9 @@ def _calibrated(subject: Subject, columns: Columns, high: Columns) -> Columns:
         found = Columns()
         for name, values in high.items():
             if judged := judge_images(*subject.images(values)):
-                found[f"excess {name}"] = judged.excess["score"]
-                found[f"held {name}"] = judged.calibration.main.held
+                unit, pairs = judged.calibration.main.unit, values[: len(subject.positive)]
+                found[f"excess {name}"] = (pairs - judged.first_expected) / unit
+                found[f"held {name}"] = judged.calibration.main.held / unit
         return found
 
     return keep_derived(subject, f"excess of {sorted(high)} {fingerprint(columns)} by {analysis_code()}", derive)

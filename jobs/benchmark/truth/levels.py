@@ -94,7 +94,7 @@ def compare_levels(
 
 
 def _excess(subject: Subject, columns: Columns, parts: Sequence[tuple[str, str]]) -> Columns:
-    """Return each part less what complexity explains, in the units of an audit, by the name of its column.
+    """Return each part less what complexity explains, in units of the held-out spread, by the name of its column.
 
     Args:
         subject: the case.
@@ -108,7 +108,8 @@ def _excess(subject: Subject, columns: Columns, parts: Sequence[tuple[str, str]]
             values = part_score(part, columns[column])
             judged = judge_images(*subject.images(values))
             assert judged is not None  # every case holds out enough
-            found[column] = judged.excess["score"]
+            families = values[: len(subject.positive)]
+            found[column] = (families - judged.first_expected) / judged.calibration.main.unit
         return found
 
     return keep_derived(subject, f"parts {parts} of {fingerprint(columns)} by {analysis_code()}", derive)

@@ -135,11 +135,11 @@ def judge_members(subject: Subject) -> Members:
 
 
 def _excess(subject: Subject, score: np.ndarray, audited: np.ndarray, calibrating: np.ndarray) -> np.ndarray:
-    """Return a score of the audited images less what is expected of images as complex, in the units of an audit."""
+    """Return a score of the audited images less what is expected of images as complex."""
     everything = ScoredImages(subject.features, score, subject.content)
     judged = judge_images(everything[audited], everything[calibrating])
     assert judged is not None  # a thousand images are enough
-    return judged.excess["score"]
+    return score[audited] - judged.first_expected
 
 
 def false_discoveries(p_value: np.ndarray, memorized: int = MEMORIZED) -> tuple[int, float]:

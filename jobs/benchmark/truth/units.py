@@ -1,9 +1,8 @@
 """What units and weights of the parts of the evidence are worth, step by step as they were changed.
 
 A part's unit was the spread of the held-out images' excess, then that of its tail where it is larger; then the noise
-norm came to count half, and then the unit came to be wider for images of which the like scatter more. The parts are
-those of preset `screen`, measured as an audit measures them. The evidence is their sum by each rule, and p-values and
-q-values are those of an audit of one row an image.
+norm came to count half. The parts are those of preset `screen`, measured as an audit measures them. The evidence is
+their sum by each rule, and p-values and q-values are those of an audit of one row an image.
 """
 
 from collections.abc import Mapping
@@ -23,8 +22,7 @@ from volgrowth.analysis.ranking import auroc
 from volgrowth.config import ScreenMeasure
 
 PARTS = {"noise_norm": "noise norm", "loss": "loss"}
-EARLIER = {"spread": "by the spread", "tail": "by the tail", "half": "by the tail, half of the noise norm"}
-RULES = {**EARLIER, "complexity": "by complexity too"}
+RULES = {"spread": "by the spread", "tail": "by the tail", "half": "by the tail, half of the noise norm"}
 
 
 def unit_row(subject: Subject) -> dict[str, Any]:
@@ -38,7 +36,6 @@ def unit_row(subject: Subject) -> dict[str, Any]:
     row: dict[str, Any] = {"case": subject.trained.setup.name, "seed": subject.trained.seed}
     for part, label in PARTS.items():
         row[f"{label}: unit in spreads"] = f"{np.mean([draw[f'{part} unit'] for draw in draws]):.2f}"
-        row[f"{label}: widest unit over most"] = f"{np.mean([draw[f'{part} widest'] for draw in draws]):.1f}"
     for rule, label in RULES.items():
         evidence, q_value = ([draw[f"{name} by {rule}"] for draw in draws] for name in ("evidence", "q_value"))
         flagged = [is_flagged(each) for each in q_value]
@@ -53,7 +50,7 @@ def unit_row(subject: Subject) -> dict[str, Any]:
 
 
 def _by_rules(subject: Subject, draw: int) -> Columns:
-    """Return evidence and q-value of each family by each rule, and of each part how wide its units are."""
+    """Return evidence and q-value of each family by each rule, and each part's unit by the tail in spreads."""
     columns = measure_shared(subject, Preset(ScreenMeasure(), "growth"), draw)
 
     def derive() -> Columns:
@@ -70,16 +67,12 @@ def judge_by_rules(parts: Mapping[str, tuple[ScoredImages, ScoredImages]]) -> Co
         parts: the audited (n) and the held-out images with each score, by the part's name.
 
     Returns:
-        `evidence by RULE` and `q_value by RULE`, (n,); `PART unit`, that of the tail in spreads, and `PART widest`, the
-        widest unit by complexity over that of most images.
+        `evidence by RULE` and `q_value by RULE`, (n,), and `PART unit`, a number.
     """
     excess = PartExcess.of(parts)
     found = {f"{name} unit": np.array(excess.tail[name] / excess.spread[name]) for name in parts}
-    found |= {f"{name} widest": np.array(excess.widest[name]) for name in parts}
     by_spread, by_tail = ({name: 1 / unit for name, unit in of.items()} for of in (excess.spread, excess.tail))
     half = {name: weight_of(name) * weight for name, weight in by_tail.items()}
-    judged = [excess.judged(weights, raw=True) for weights in (by_spread, by_tail, half)]
-    judged.append(excess.judged({name: weight_of(name) for name in parts}))
-    for rule, values in zip(RULES, judged, strict=True):
-        found[f"evidence by {rule}"], found[f"q_value by {rule}"] = values
+    for rule, weights in zip(RULES, (by_spread, by_tail, half), strict=True):
+        found[f"evidence by {rule}"], found[f"q_value by {rule}"] = excess.judged(weights)
     return found

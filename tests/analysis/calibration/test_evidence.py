@@ -38,7 +38,7 @@ def both() -> Both:
 def test_evidence_is_the_weighted_sum_of_the_parts_in_units_of_the_held_out_spread(both: Both) -> None:
     found = both[0]
     weights = {"noise_norm": 0.5}
-    parts = [weights.get(name, 1) * found.excess[name] for name in found.calibration.parts]
+    parts = [weights.get(name, 1) * found.excess[name] / part.unit for name, part in found.calibration.parts.items()]
     ratio = found.evidence / np.sum(parts, 0)
     assert_allclose(ratio, ratio[0], rtol=1e-9)
     held = found.calibration.holdout_evidence
@@ -57,13 +57,11 @@ def heavy(scores: dict[str, ScoredImages], seed: int) -> dict[str, ScoredImages]
 def test_a_part_with_a_heavy_tail_does_not_hide_what_another_finds() -> None:
     audited, holdout = sets(1000, 1, memorized=20), sets(1000, 2)
     audited["loss"].score[:20] += 3
-    images = heavy(audited, 3)
-    found = calibrated(images, heavy(holdout, 4))
+    found = calibrated(heavy(audited, 3), heavy(holdout, 4))
     loss, norm = (found.calibration.parts[name] for name in ("loss", "noise_norm"))
     assert loss.unit == pytest.approx(1, rel=0.15)
     assert norm.unit > 2.5 * norm.residual_spread
-    excess = {name: some.score - found.expected[name] for name, some in images.items()}
-    by_spread = sum(excess[name] / part.residual_spread for name, part in found.calibration.parts.items())
+    by_spread = sum(found.excess[name] / part.residual_spread for name, part in found.calibration.parts.items())
     reach, before = (
         (evidence[:20, None] > evidence[20:]).mean() for evidence in (found.evidence, np.asarray(by_spread))
     )
@@ -72,13 +70,11 @@ def test_a_part_with_a_heavy_tail_does_not_hide_what_another_finds() -> None:
 
 
 def test_a_light_tail_and_audited_images_have_the_spread_as_unit() -> None:
-    """That of the excess after it was divided by how much wider units by complexity are, which is less than before."""
     audited, holdout = sets(400, 1, memorized=40), sets(400, 2)
     for some in (audited, holdout):
         some["loss"] = replace(some["loss"], score=np.random.default_rng(5).uniform(size=400))
     by_holdout, by_itself = calibrated(audited, holdout), calibrated(audited, None)
-    loss = by_holdout.calibration.parts["loss"]
-    assert 0.85 * loss.residual_spread < loss.unit <= loss.residual_spread
+    assert by_holdout.calibration.parts["loss"].unit == by_holdout.calibration.parts["loss"].residual_spread
     for part in by_itself.calibration.parts.values():
         assert part.unit == part.residual_spread
 

@@ -34,7 +34,7 @@ def with_all(some: Screening) -> Screening:
 @pytest.fixture
 def no_complexity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every image is expected to show the same, so that thousands of audits can be simulated."""
-    monkeypatch.setattr(calibration, "_fit", lambda *_: None)
+    monkeypatch.setattr(calibration, "_fit", lambda images: None)
     monkeypatch.setattr(calibration, "predictor", lambda *_: lambda features: np.zeros(len(features)))
 
 

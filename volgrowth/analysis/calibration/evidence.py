@@ -1,8 +1,7 @@
 """Calibration of one score or of several: the evidence of an image, its p-value, and a bound on false flags.
 
 Each part of the evidence is a score, high where it is suspicious, less what an image of that complexity shows anyway,
-in units of the held-out images' spread, or of that of their upper tail where it is heavier, and wider for images of
-which the like scatter more (`expected_scores`).
+in units of the held-out images' spread, or of that of their upper tail where it is heavier (`expected_scores.Learnt`).
 The evidence is the sum of the parts, each with a fixed weight (`WEIGHTS`), in units of its own spread among the
 held-out images. Sums weighted by the held-out covariance found no more on the bench (docs/detection.md), and weights
 that were fitted to the audited set would need to know what is memorized in it.
@@ -18,15 +17,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from volgrowth.analysis.calibration.boosted_trees import Predict
 from volgrowth.analysis.calibration.error_rates import AssumedTail
 from volgrowth.analysis.calibration.expected_scores import (
     MIN_IMAGES,
     Excess,
-    Expectation,
     Learnt,
     Passing,
     ScoredImages,
     Usable,
+    deal_folds,
     learn,
     spread_of,
     usable,
@@ -60,7 +60,7 @@ class Calibration:
         added: names of the scores that the evidence is the sum of.
         known: the images that calibrate: the held-out ones that are usable, or a sample of the audited ones.
         low, high: range of the features of these images, (features,).
-        spread: of the weighted sum of their excess, each in its unit.
+        spread: of the weighted sum of excess among them.
         holdout_evidence: evidence of the held-out images of `known`, (m,); None without any.
         tail: of the held-out images' evidence; None if it could not be fitted, or without held-out images.
         alone: tails of the parts whose own p-values are wanted, by name; None as `tail`.
@@ -121,12 +121,12 @@ class Calibration:
         )
 
     @cached_property
-    def _expectations(self) -> dict[str, Expectation]:
-        """What predicts each score."""
-        return {name: part.expectation(self.count) for name, part in self.scores.items()}
+    def _predictors(self) -> dict[str, list[Predict]]:
+        """Predictions of each score by each fold."""
+        return {name: part.predictors(self.count) for name, part in self.scores.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_expectations"}
+        return {name: value for name, value in vars(self).items() if name != "_predictors"}
 
     def judge(self, images: Parts, passed: np.ndarray | None = None) -> "Judged":
         """Judge images.
@@ -138,13 +138,12 @@ class Calibration:
         """
         found = Judged(self, len(next(iter(images.values())).score), passed is not None)
         judge = self._against_held_out if self.method == "held-out" else self._among_themselves
-        first = next(iter(images.values()))
-        expectations = self._expectations  # made here, once, and not in every thread
+        first, by_fold = next(iter(images.values())), self._predictors  # made here, once, and not in every thread
 
         def each(chunk: slice) -> None:
             features = first.features[chunk]
             found.outside[chunk] = ~((features >= self.low) & (features <= self.high)).all(1)  # NaN is outside
-            some = {name: images[name][chunk] for name in expectations}
+            some = {name: images[name][chunk] for name in by_fold}
             judge(some, found, chunk, None if passed is None else passed[chunk])
 
         for_chunks(len(found.evidence), each)
@@ -155,11 +154,12 @@ class Calibration:
         assert self.holdout_evidence is not None
         screen = None if passed is None or self.screened is None else Passing(passed, self.screened)
         fold, total = self.main.fold, np.zeros(())
-        for name, expectation in self._expectations.items():
-            expected, excess = expectation.by_each_fold(images[name])
+        for name, predict in self._predictors.items():
+            expected = np.stack([one(images[name].features[:]) for one in predict])
+            excess = images[name].score - expected
             found.expected[name][chunk], found.excess[name][chunk] = expected.mean(0), excess.mean(0)
             if name in self.added:
-                total = total + weight_of(name) * excess
+                total = total + _counted(name, self.scores[name], excess)
             if name in self.alone:
                 own = Excess(excess, self.scores[name].held, fold)
                 found.alone[name][chunk] = held_out_p_values(own, self.alone[name], screen).used
@@ -173,11 +173,12 @@ class Calibration:
     def _among_themselves(self, images: Parts, found: "Judged", chunk: slice, _: np.ndarray | None) -> None:
         """Judge images that calibrate themselves, each by the fold that has not seen it, and by an assumed tail."""
         total = np.zeros(())
-        for name, expectation in self._expectations.items():
-            expected, excess = expectation.by_own_fold(images[name])
+        for name, predict in self._predictors.items():
+            expected = _of_own_fold(predict, images[name])
+            excess = images[name].score - expected
             found.expected[name][chunk], found.excess[name][chunk] = expected, excess
             if name in self.added:
-                total = total + weight_of(name) * excess
+                total = total + _counted(name, self.scores[name], excess)
             if name in self.alone:
                 found.alone[name][chunk] = self.assumed[name].p_values(excess)
         found.evidence[chunk] = total / self.spread
@@ -191,7 +192,7 @@ class Judged:
     Attributes:
         calibration: by which they are judged.
         expected: expected score by each part, (n,): the mean over folds, or that of its own fold if it is cross-fitted.
-        excess: excess over it by each part, in the unit of the image's complexity, (n,).
+        excess: excess over it by each part, (n,).
         evidence: weighted sum of the excess of all parts, in units of its spread, (n,).
         outside: mask of the images outside the range of complexity that was fitted, or without a feature that those
             images have, such as the score of a reference audit, (n,).
@@ -267,7 +268,7 @@ def calibrate(
     learnt, left_out = _learn_parts(known, audited, rows, held_out)
     added = _added(learnt, aside, left_out)
     fitted = next(iter(known.values())).features[rows]
-    total = sum((weight_of(name) * learnt[name].held for name in added), np.zeros(()))
+    total = sum((_counted(name, learnt[name], learnt[name].held) for name in added), np.zeros(()))
     spread = spread_of(total) or 1.0
     evidence, wanted = total / spread, [name for name in alone if name in learnt]
     excess: dict[str | None, np.ndarray] = {None: evidence}
@@ -362,6 +363,11 @@ def weight_of(name: str) -> float:
     return WEIGHTS.get(name, 1.0)
 
 
+def _counted(name: str, part: Learnt, excess: np.ndarray) -> np.ndarray:
+    """Return the excess of some images by a part as it counts in the sum."""
+    return weight_of(name) * excess / part.unit
+
+
 def _evidence_of_crowd(
     crowd: Parts, learnt: Mapping[str, Learnt], added: Collection[str], complexity: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
@@ -371,7 +377,17 @@ def _evidence_of_crowd(
     """
     total = np.zeros(())
     for name in added:
-        _, excess = learnt[name].expectation(len(crowd[name].score)).by_own_fold(crowd[name])
-        total = total + weight_of(name) * excess
+        some = crowd[name]
+        expected = _of_own_fold(learnt[name].predictors(len(some.score)), some)
+        total = total + _counted(name, learnt[name], some.score - expected)
     features = next(iter(crowd.values())).features[:]
     return total[~((features < complexity[0]) | (features > complexity[1])).any(1)]
+
+
+def _of_own_fold(predict: "list[Predict]", images: ScoredImages) -> np.ndarray:
+    """Predict each image by the regression of its own fold, (n,)."""
+    fold, expected = deal_folds(images.content), np.empty(len(images.score))
+    for number, one in enumerate(predict):
+        own = np.flatnonzero(fold == number)
+        expected[own] = one(images.features[own])
+    return expected

@@ -9,16 +9,10 @@ that has seen it:
                   excess s - M_k(x) in each fold k, a held-out image of fold k has s - M_k(x).
     cross-fitted  without held-out images M_k are fitted on the audited ones, and an image of fold k has s - M_k(x).
 
-Some kinds of images scatter about their expectation more than others. If one unit stood for all, innocent images of
-such a kind would be flagged, and their tail would hide memorized images of another. So where held-out images calibrate,
-a second regression W_k predicts the absolute excess from the same features, in the same folds, and the unit of an image
-is wider by W_k(x) over the median of W_k, where that is above 1. No unit is narrower than that of most images: a kind
-that few held-out images are of would else look surer than it is.
-
-`p_values` makes p-values of the excess in these units, and `evidence` adds that of several scores.
+`p_values` makes p-values of these excesses, and `evidence` adds the excesses of several scores.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 from statistics import NormalDist
@@ -42,11 +36,8 @@ FIT_ROWS = 100_000
 # distinct images below which a regression on six columns says nothing
 MIN_IMAGES = 50
 
-# boosting rounds of a regression, and the fewest images in a leaf of one of its trees
-ROUNDS, LEAF = 200, 10
-
-# the same for the regression of the absolute excess, of which single images say little
-SCATTER_ROUNDS, SCATTER_LEAF = 50, 40
+# boosting rounds of a regression
+ROUNDS = 200
 
 # The unit of a part rests on the excess that one in a hundred of the held-out images exceeds, or ten of them if they
 # are fewer than a thousand: one image alone must not decide it.
@@ -87,7 +78,7 @@ class ScoredImages:
 
 @dataclass(frozen=True)
 class Excess:
-    """What n audited and m distinct held-out images show beyond expectation, each in the unit of its complexity.
+    """What n audited and m distinct held-out images show beyond expectation.
 
     Attributes:
         audited: excess of each audited image in each fold, (FOLDS, n).
@@ -108,18 +99,14 @@ class Learnt:
         models: the regression of each fold.
         sample: features of some images of the set, (k, features).
         expected: expected score of each image of the set by the regression of its fold, copies included.
-        held: excess of each distinct image that calibrates, in its own fold and in the unit of its complexity, (m,).
+        held: excess of each distinct image that calibrates, in its own fold, (m,).
         fold: fold of each of these images, (m,).
         r2: share of the score's variance that the regression explains in images it has not seen.
         residual_spread: 1.4826 times the median absolute deviation of the excess of those images.
-        scatter: the regression of the absolute excess of each fold; none for audited images that calibrate themselves,
-            among which memorized ones would widen their own unit.
-        typical: the median of what each of these expects of the images that it has seen, (FOLDS,).
-        unit: of an excess that scatters as most do: the spread of the excess of the images that calibrate, all widened
-            alike, or that of the upper tail if it is larger (`tail_spread`). Innocent images that stand out in one part
-            would else hide memorized ones that stand out in another. For audited images that calibrate themselves it is
-            the residual spread: their tail is what is looked for.
-        widest_unit: the unit of the images that calibrate whose complexity scatters most.
+        unit: of the excess when parts are added up: the residual spread, or that of the upper tail if it is larger
+            (`tail_spread`). Innocent images that stand out in one part would else hide memorized ones that stand out in
+            another. For audited images that calibrate themselves it is the residual spread: their tail is what is
+            looked for.
     """
 
     models: "list[HistGradientBoostingRegressor]"
@@ -129,51 +116,11 @@ class Learnt:
     fold: np.ndarray
     r2: float
     residual_spread: float
-    scatter: "list[HistGradientBoostingRegressor]"
-    typical: np.ndarray
-    unit: float
-    widest_unit: float
-
-    def expectation(self, count: int) -> "Expectation":
-        """Return what predicts `count` images, a chunk at a time."""
-        expected, scatter = ([predictor(each, self.sample, count) for each in of] for of in (self.models, self.scatter))
-        return Expectation(expected, scatter, self.typical, self.unit)
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """Predicts, by each fold, the score of an image of its complexity, and the unit of what goes beyond it.
-
-    Attributes:
-        score: predictions of the score by each fold.
-        scatter: predictions of the absolute excess by each fold; none if all images have one unit.
-        typical, unit: as in `Learnt`.
-    """
-
-    score: list[Predict]
-    scatter: list[Predict]
-    typical: np.ndarray
     unit: float
 
-    def by_each_fold(self, images: ScoredImages) -> tuple[np.ndarray, np.ndarray]:
-        """Return the expected score of n images and their excess over it in their units, by each fold, (FOLDS, n)."""
-        features = images.features[:]
-        expected = np.stack([predict(features) for predict in self.score])
-        if not self.scatter:
-            return expected, (images.score - expected) / self.unit
-        wider = _wider(np.stack([predict(features) for predict in self.scatter]), self.typical[:, None])
-        return expected, (images.score - expected) / (self.unit * wider)
-
-    def by_own_fold(self, images: ScoredImages) -> tuple[np.ndarray, np.ndarray]:
-        """Return the same by the fold that has not seen an image of this content, both (n,)."""
-        fold, features = deal_folds(images.content), images.features[:]
-        expected, wider = np.empty(len(fold)), np.ones(len(fold))
-        for number, predict in enumerate(self.score):
-            own = np.flatnonzero(fold == number)
-            expected[own] = predict(features[own])
-            if self.scatter:
-                wider[own] = _wider(self.scatter[number](features[own]), self.typical[number])
-        return expected, (images.score - expected) / (self.unit * wider)
+    def predictors(self, count: int) -> "list[Predict]":
+        """Return functions that predict `count` images, a chunk at a time, in each fold."""
+        return [predictor(model, self.sample, count) for model in self.models]
 
 
 @dataclass(frozen=True)
@@ -258,36 +205,10 @@ def learn(known: ScoredImages, rows: np.ndarray, held_out: bool = True) -> Learn
     fitted = known[rows]
     models = _fit_folds(fitted)
     own = _own_fold(models, known)
-    excess, folds = fitted.score - own[rows], deal_folds(fitted.content)
+    held, sample = fitted.score - own[rows], fitted.features[:SAMPLE]
     r2, spread = _quality(fitted.score, own[rows])
-    scatter, typical, wider, unit = list["HistGradientBoostingRegressor"](), np.ones(FOLDS), np.ones(len(rows)), spread
-    if held_out:
-        absolute = replace(fitted, score=np.abs(excess))
-        scatter = _fit_folds(absolute, SCATTER_ROUNDS, SCATTER_LEAF)
-        predict = [predictor(model, fitted.features[:SAMPLE], len(rows)) for model in scatter]
-        predicted = np.stack([each(fitted.features[:]) for each in predict])
-        typical = np.array([np.median(each[folds != fold]) for fold, each in enumerate(predicted)])
-        wider = _wider(predicted[folds, np.arange(len(rows))], typical[folds])
-        unit = max(spread_of(excess / wider), tail_spread(excess / wider))
-    unit = unit or 1.0
-    return Learnt(
-        models=models,
-        sample=fitted.features[:SAMPLE],
-        expected=own,
-        held=excess / (unit * wider),
-        fold=folds,
-        r2=r2,
-        residual_spread=spread,
-        scatter=scatter,
-        typical=typical,
-        unit=unit,
-        widest_unit=float(unit * wider.max()),
-    )
-
-
-def _wider(absolute: np.ndarray, typical: np.ndarray | float) -> np.ndarray:
-    """Return how much wider than that of most images the unit of images with this expected absolute excess is."""
-    return np.maximum(absolute / np.where(typical > 0, typical, np.inf), 1.0)
+    unit = max(spread, tail_spread(held)) if held_out else spread
+    return Learnt(models, sample, own, held, deal_folds(fitted.content), r2, spread, unit or 1.0)
 
 
 @dataclass(frozen=True)
@@ -324,10 +245,10 @@ def deal_folds(content: np.ndarray) -> np.ndarray:
     return (content % np.uint64(FOLDS)).astype(int)
 
 
-def _fit_folds(images: ScoredImages, rounds: int = ROUNDS, leaf: int = LEAF) -> "list[HistGradientBoostingRegressor]":
+def _fit_folds(images: ScoredImages) -> "list[HistGradientBoostingRegressor]":
     """Fit one regression per fold, on the images of all other folds."""
     folds = deal_folds(images.content)
-    return [_fit(images[folds != fold], rounds, leaf) for fold in range(FOLDS)]
+    return [_fit(images[folds != fold]) for fold in range(FOLDS)]
 
 
 def _own_fold(models: "list[HistGradientBoostingRegressor]", images: ScoredImages) -> np.ndarray:
@@ -346,16 +267,16 @@ def _own_fold(models: "list[HistGradientBoostingRegressor]", images: ScoredImage
     return expected
 
 
-def _fit(images: ScoredImages, rounds: int, leaf: int) -> "HistGradientBoostingRegressor":
+def _fit(images: ScoredImages) -> "HistGradientBoostingRegressor":
     from sklearn.ensemble import HistGradientBoostingRegressor  # a second to import, and only an analysis needs it
 
     if len(images.score) > FIT_ROWS:
         images = images[np.argsort(images.content, kind="stable")[:FIT_ROWS]]  # a random choice, since hashes are
     model = HistGradientBoostingRegressor(
         loss="absolute_error",
-        max_iter=rounds,
+        max_iter=ROUNDS,
         learning_rate=0.05,
-        min_samples_leaf=leaf,
+        min_samples_leaf=10,
         early_stopping=False,
         random_state=0,
     )

@@ -20,5 +20,5 @@ def _rule(audit: Audit) -> str | None:
     named = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in weights.items()) or "growth"
     by = "held-out images" if calibration["method"] == "held-out" else "the audited images themselves"
     beside = " and a reference audit" if calibration.get("reference") else ""
-    known = evidence is not None and all("weight" in part and "widest_unit" in part for part in parts.values())
+    known = evidence is not None and all("weight" in part and "unit" in part for part in parts.values())
     return f"{named}, calibrated on {by}{beside}{'' if known else ', by an earlier version'}"

@@ -177,8 +177,8 @@ class Judge:
             "evidence": rows.full(_measured(judged.evidence)),
             "p_value": rows.full(_tested(judged, judged.used)),
         }
-        for name in self.calibration.parts:
-            columns[f"evidence_{name}"] = rows.full(_measured(judged.excess[name]))
+        for name, part in self.calibration.parts.items():
+            columns[f"evidence_{name}"] = rows.full(_measured(judged.excess[name] / part.unit))
         if "loss" in self.calibration.parts:
             expected_loss = np.exp(-judged.expected["loss"])  # the median of a logarithm is that of the loss
             columns["excess_loss"] = rows.full(rows.table["loss"].to_numpy() - expected_loss)

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 from jobs.benchmark.__main__ import main
 from jobs.benchmark.truth import levels, world
-from jobs.benchmark.truth.units import RULES, judge_by_rules
+from jobs.benchmark.truth.units import judge_by_rules
 from tests.jobs.benchmark.truth.test_levels import PIXELS, planted
 from tests.support.measured_pages import headings
 from volgrowth.analysis.calibration.evidence import judge_images
@@ -31,7 +31,7 @@ def test_the_last_rule_is_the_one_of_an_audit(heavy):
     found = judge_by_rules({name: (audited[name], holdout[name]) for name in audited})
     judged = judge_images(audited, holdout)
     assert judged is not None
-    assert_allclose(found["evidence by complexity"], judged.evidence, rtol=1e-9)
+    assert_allclose(found["evidence by half"], judged.evidence, rtol=1e-9)
     by_spread, by_tail = (found[f"evidence by {unit}"] for unit in ("spread", "tail"))
     above = [(each[:MEMORIZED, None] > each[MEMORIZED:]).mean() for each in (by_spread, by_tail)]
     if heavy:
@@ -40,7 +40,7 @@ def test_the_last_rule_is_the_one_of_an_audit(heavy):
     else:
         assert found["noise_norm unit"] < 1.2
         assert above[1] == pytest.approx(above[0], abs=0.001)
-        for name in RULES:
+        for name in ("spread", "tail", "half"):
             assert (found[f"q_value by {name}"][:MEMORIZED] <= 0.1).mean() > 0.8
 
 
@@ -50,6 +50,5 @@ def test_the_page_has_all_rules(tmp_path, monkeypatch):
     monkeypatch.setattr(levels, "LEVELS", (0.5,))
     assert main(["levels", "--output", str(tmp_path), "--cases", "tiny", "--seeds", "1"]) == 0
     columns = headings((tmp_path / "truth.md").read_text(), "levels-units")
-    assert columns[:3] == ["case", "seed", "noise norm: unit in spreads"]
-    assert "loss: widest unit over most" in columns
-    assert "by complexity too: power at 10%" in columns
+    assert columns[:4] == ["case", "seed", "noise norm: unit in spreads", "loss: unit in spreads"]
+    assert "by the tail, half of the noise norm: power at 10%" in columns
