@@ -51,6 +51,9 @@ SAMPLE = 2**16
 STEP = 0.05
 STEPS_APART = 2
 
+ONE_COLOUR = 1 << 63
+"""The perceptual hash of every image of one colour but black: the first bit is the mean's, the others structure's."""
+
 SEEN = pa.schema(
     [
         ("row", pa.int64()),
@@ -92,7 +95,16 @@ class Light:
 
 def has_look(scores: pa.Table) -> np.ndarray:
     """Return a mask of the rows whose perceptual hash means something: they have an image, and it is not flat."""
-    return as_mask(pc.and_(scores["phash"].is_valid(), pc.greater(scores["variance"], FLAT)))
+    return as_mask(pc.and_(scores["phash"].is_valid(), pc.greater(scores["variance"], FLAT))) & ~is_flat(scores)
+
+
+def is_flat(scores: pa.Table) -> np.ndarray:
+    """Return a mask of the rows with an image of one colour, or of nearly one: a thumbnail of it has one.
+
+    The variance alone does not show it, since it counts how far apart the channels are.
+    """
+    plain = pc.equal(scores["phash"], pa.scalar(ONE_COLOUR, pa.uint64()))
+    return as_mask(pc.or_kleene(plain, pc.less_equal(scores["variance"], FLAT)))
 
 
 def looks_of(scores: pa.Table) -> pa.Table:

@@ -9,6 +9,8 @@ from tests.support.tables import failed, many, scores
 from volgrowth.analysis.calibration.complexity import MEASURED
 from volgrowth.analysis.calibration.held_out import Bulk, Distribution, Kinds, Overlap
 from volgrowth.analysis.distinct import first_of_each
+from volgrowth.analysis.duplicates import duplicate_clusters
+from volgrowth.sources.pixels.features import features_of_each
 
 
 def look_alikes(scores: pa.Table, holdout: pa.Table) -> np.ndarray:
@@ -59,6 +61,18 @@ def test_exact_copies_are_counted_elsewhere_and_all_rows_are_marked() -> None:
 
 def test_flat_images_share_a_hash_and_are_passed_over() -> None:
     assert near(look(9, 50, variance=0.0), failed()) == 0
+
+
+def test_images_of_one_colour_are_no_near_duplicates_of_others() -> None:
+    """They share a hash, brightness and contrast within a step: all held-out ones would be left out, none audited."""
+    random = np.random.default_rng(0)
+    colours = random.integers(40, 216, (80, 3, 1, 1)).astype(np.uint8)
+    rows = features_of_each(list(np.broadcast_to(colours, (80, 3, 32, 32)).copy()))
+    assert len({row["phash"] for row in rows}) == 1
+    audited, held = scores(*rows[:40]), scores(*rows[40:])
+    assert not look_alikes(audited, held).any()
+    assert np.unique(duplicate_clusters(audited)[0]).size == 40
+    assert duplicate_clusters(scores(rows[0], rows[1], rows[0]))[0].tolist() == [0, 1, 0]
 
 
 def test_ids_may_be_more_than_arrow_takes_from_one_column(huge_ids: pa.ChunkedArray) -> None:
