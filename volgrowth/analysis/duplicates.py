@@ -94,17 +94,12 @@ class Light:
 
 
 def has_look(scores: pa.Table) -> np.ndarray:
-    """Return a mask of the rows whose perceptual hash means something: they have an image, and it is not flat."""
-    return as_mask(pc.and_(scores["phash"].is_valid(), pc.greater(scores["variance"], FLAT))) & ~is_flat(scores)
+    """Return a mask of the rows whose perceptual hash means something: they have an image, and it is not flat.
 
-
-def is_flat(scores: pa.Table) -> np.ndarray:
-    """Return a mask of the rows with an image of one colour, or of nearly one: a thumbnail of it has one.
-
-    The variance alone does not show it, since it counts how far apart the channels are.
+    The variance alone does not show an image of one colour, since it counts how far apart the channels are.
     """
-    plain = pc.equal(scores["phash"], pa.scalar(ONE_COLOUR, pa.uint64()))
-    return as_mask(pc.or_kleene(plain, pc.less_equal(scores["variance"], FLAT)))
+    structured = pc.not_equal(scores["phash"], pa.scalar(ONE_COLOUR, pa.uint64()))
+    return as_mask(pc.and_(structured, pc.greater(scores["variance"], FLAT)))
 
 
 def looks_of(scores: pa.Table) -> pa.Table:
