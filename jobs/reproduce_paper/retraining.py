@@ -86,8 +86,9 @@ def sample_hits(name: str, model: Path, case: LabelledSet, rows: int, samples: i
 
 
 def mean_loss(denoiser: Denoiser, images: np.ndarray, noises: int = 4) -> float:
-    """Return the mean denoising loss of images (n, C, H, W) uint8 at a middle level, noises shared."""
-    parts = [loss_at_level(denoiser, part, LOSS_LEVEL, noises, seed=0) for part in to_tensor(images).split(256)]
+    """Return the mean denoising loss of images (n, C, H, W) uint8, or of their latents, at a middle level."""
+    some = to_tensor(images).split(256)
+    parts = [loss_at_level(denoiser, denoiser.embed(part), LOSS_LEVEL, noises, seed=0) for part in some]
     return float(np.concatenate([part.numpy() for part in parts]).mean())
 
 

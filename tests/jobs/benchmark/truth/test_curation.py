@@ -1,13 +1,20 @@
 """What curation does: the training sets of the actions, and the command on a tiny case."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from jobs.benchmark.__main__ import main
 from jobs.benchmark.truth import curation, world
 from jobs.benchmark.truth.curation import curated_sets
+from jobs.benchmark.truth.training import Autoencoder
 from tests.jobs.benchmark.truth.test_world import TINY
 from tests.support.measured_pages import headings
 from volgrowth.demo.cases import digit_images, plant_copies
+from volgrowth.demo.training import Recipe
+
+LATENT = replace(TINY, latent=Autoencoder((8, 8), recipe=Recipe(steps=3, batch=4)))
 
 
 def test_each_action_makes_its_training_set_and_the_control_is_as_small_as_the_deduplicated_one():
@@ -24,11 +31,12 @@ def test_each_action_makes_its_training_set_and_the_control_is_as_small_as_the_d
     assert len({each.name for each in (dedupe, downweight, drop, control)}) == 4
 
 
-def test_the_command_trains_again_and_counts_what_is_left(tmp_path, monkeypatch):
+@pytest.mark.parametrize("case", [TINY, LATENT], ids=["pixels", "latents"])
+def test_the_command_trains_again_and_counts_what_is_left(case, tmp_path, monkeypatch):
     def flag_planted(subject, measure, seed):
         return {"q_value": np.where(subject.planted, 0.0, 1.0)}
 
-    monkeypatch.setattr(world, "WORLD", (TINY,))
+    monkeypatch.setattr(world, "WORLD", (case,))
     monkeypatch.setattr(curation, "audit_case", flag_planted)
     asked = ["curation", "--output", str(tmp_path), "--cases", "tiny", "--seeds", "1"]
     assert main([*asked, "--cached"]) == 0
