@@ -48,7 +48,7 @@ def rows() -> list[dict[str, Any]]:
     """70 scored images, three of them one picture, two another and two near duplicates, and five rows that failed."""
     scored = many(70)
     for index in (40, 50):
-        scored[index] |= {"phash": index % 20, "mean": 0.0, "variance": 0.25}
+        scored[index] |= {"phash": 20 + index % 20, "mean": 0.0, "variance": 0.25}
     for index, original in ((10, 1), (20, 1), (30, 2)):
         scored[index] = {**scored[index], "content_hash": scored[original]["content_hash"]}
     scored[4] = {**scored[4], "marks": [Mark.ABOVE_CEILING.value]}
@@ -274,8 +274,8 @@ def test_a_hold_out_that_was_torn_from_its_near_duplicates_is_said(tmp_path: Pat
     audited = many(300)
     held = [{**row, "phash": 10_000 + k} for k, row in enumerate(many(300, seed=9))]
     for index in range(50):
-        audited[index] |= {"phash": index, "mean": 0.0, "variance": 0.25}
-        held[index] |= {"phash": index, "mean": 0.0, "variance": 0.25}
+        audited[index] |= {"phash": 500 + index, "mean": 0.0, "variance": 0.25}
+        held[index] |= {"phash": 500 + index, "mean": 0.0, "variance": 0.25}
     caveats = summarized(tmp_path, scores(*audited), scores(*held))[0]["caveats"]
     assert any(said.startswith("50 of 300 held-out images are audited as well, or look like") for said in caveats)
 

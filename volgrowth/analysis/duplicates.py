@@ -51,8 +51,9 @@ SAMPLE = 2**16
 STEP = 0.05
 STEPS_APART = 2
 
-ONE_COLOUR = 1 << 63
-"""The perceptual hash of every image of one colour but black: the first bit is the mean's, the others structure's."""
+STRUCTURE = 2**63 - 1
+"""The bits of a perceptual hash that stand for structure: an image of one colour has none of them. The first bit is the
+mean's, which is 0 only where all is black."""
 
 SEEN = pa.schema(
     [
@@ -98,8 +99,8 @@ def has_look(scores: pa.Table) -> np.ndarray:
 
     The variance alone does not show an image of one colour, since it counts how far apart the channels are.
     """
-    structured = pc.not_equal(scores["phash"], pa.scalar(ONE_COLOUR, pa.uint64()))
-    return as_mask(pc.and_(structured, pc.greater(scores["variance"], FLAT)))
+    structure = pc.bit_wise_and(scores["phash"], pa.scalar(STRUCTURE, pa.uint64()))
+    return as_mask(pc.and_(pc.greater(structure, 0), pc.greater(scores["variance"], FLAT)))
 
 
 def looks_of(scores: pa.Table) -> pa.Table:

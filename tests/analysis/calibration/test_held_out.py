@@ -67,8 +67,9 @@ def test_images_of_one_colour_are_no_near_duplicates_of_others() -> None:
     """They share a hash, brightness and contrast within a step: all held-out ones would be left out, none audited."""
     random = np.random.default_rng(0)
     colours = random.integers(40, 216, (80, 3, 1, 1)).astype(np.uint8)
+    colours[[0, 40], :, 0, 0] = (0, 0, 4)  # which is black in grey
     rows = features_of_each(list(np.broadcast_to(colours, (80, 3, 32, 32)).copy()))
-    assert len({row["phash"] for row in rows}) == 1
+    assert {row["phash"] for row in rows} == {0, 1 << 63}
     audited, held = scores(*rows[:40]), scores(*rows[40:])
     assert not look_alikes(audited, held).any()
     assert np.unique(duplicate_clusters(audited)[0]).size == 40
