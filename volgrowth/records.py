@@ -204,7 +204,11 @@ FINDINGS = pa.schema(
         ),
         column("strongest", pa.bool_(), "the row stands for its cluster: the judged row of smallest p-value"),
         column("identical", pa.int64(), "smallest row with the same pixels"),
-        column("outside_range", pa.bool_(), "simpler or more complex than all calibration images: not judged"),
+        column(
+            "outside_range",
+            pa.bool_(),
+            "not judged: of one colour, or simpler or more complex than all calibration images",
+        ),
         column("excess_loss", pa.float64(), "loss - expected loss; low is suspicious"),
         column("q_value_by", pa.float64(), "cluster_p_value adjusted by Benjamini and Yekutieli: any dependence"),
         column("loss_p_value", pa.float64(), "p-value of a loss as low as this"),

@@ -157,6 +157,7 @@ def test_calibration_says_how_good_it_is(tmp_path: Path, with_holdout: bool) -> 
         "rows": 90 if with_holdout else 67,
         "shared": 0,
         "near_duplicates": 0,
+        "one_colour": {"rows": 0, "held_out": 0},
         "r2": analysis.calibration.main.r2,
         "residual_spread": analysis.calibration.main.residual_spread,
         "outside_range": pc.sum(analysis.findings["outside_range"]).as_py(),

@@ -61,7 +61,7 @@ def many(count: int, seed: int = 0) -> list[dict[str, Any]]:
             "growth": float(60 - 40 * tv + random.normal(0, 0.5)),
             "png_bytes": int(80 + 600 * tv),
             "total_variation": float(tv),
-            "variance": float(tv**2),
+            "variance": float(max(tv**2, 1e-4)),  # less would be an image of one colour
             "mean": float(random.uniform(-1, 1)),
             "content_hash": int(random.integers(2**63)),
         }

@@ -205,7 +205,8 @@ def _deviating(summary: Summary) -> str | None:
 
 
 def _unjudged(summary: Summary) -> str | None:
-    scored, outside = _counts(summary)[1], (summary["calibration"] or {}).get("outside_range") or 0
+    calibration, scored = summary["calibration"] or {}, _counts(summary)[1]
+    outside = (calibration.get("outside_range") or 0) - calibration.get("one_colour", {}).get("rows", 0)
     if outside <= UNJUDGED * scored:
         return None
     return (

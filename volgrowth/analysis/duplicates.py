@@ -99,8 +99,23 @@ def has_look(scores: pa.Table) -> np.ndarray:
 
     The variance alone does not show an image of one colour, since it counts how far apart the channels are.
     """
-    structure = pc.bit_wise_and(scores["phash"], pa.scalar(STRUCTURE, pa.uint64()))
-    return as_mask(pc.and_(pc.greater(structure, 0), pc.greater(scores["variance"], FLAT)))
+    return as_mask(pc.and_(pc.greater(_structure(scores), 0), pc.greater(scores["variance"], FLAT)))
+
+
+def is_flat(scores: pa.Table) -> np.ndarray:
+    """Return a mask of the rows with an image of one colour, or nearly: its pixels differ by half a grey level or less.
+
+    In colour the variance does not show it (see `has_look`): there the hash has no structure, neighbouring pixels
+    hardly differ, and none much. Structure alone would take even gradients for it, and colours of one brightness.
+    """
+    plain = pc.and_(pc.equal(_structure(scores), 0), pc.equal(scores["edge_density"], 0))
+    plain = pc.and_(plain, pc.less(scores["total_variation"], FLAT**0.5))
+    return as_mask(pc.or_kleene(plain, pc.less_equal(scores["variance"], FLAT)))
+
+
+def _structure(scores: pa.Table) -> pa.ChunkedArray:
+    """Return the bits of structure of each row's perceptual hash."""
+    return pc.bit_wise_and(scores["phash"], pa.scalar(STRUCTURE, pa.uint64()))
 
 
 def looks_of(scores: pa.Table) -> pa.Table:

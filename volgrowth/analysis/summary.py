@@ -189,6 +189,10 @@ def _calibration(analysis: Analysis, config: AuditConfig, counts: Counts) -> dic
         "rows": len(calibration.rows),
         "shared": calibration.shared,
         "near_duplicates": calibration.alike,
+        "one_colour": {
+            "rows": calibration.audited.flat,
+            "held_out": calibration.known.flat if calibration.method == "held-out" else 0,
+        },
         "r2": calibration.main.r2,
         "residual_spread": calibration.main.residual_spread,
         "outside_range": counts.outside_range,
@@ -264,8 +268,9 @@ def _detection(audit: Audit, analysis: Analysis, counts: Counts) -> dict[str, An
         "tests": counts.judged,
         "expected_false": FDR * counts.flagged,
     }
+    plain = _one_colour(calibration)
     if calibration.method == "cross-fitted":
-        return {**detection, "warnings": [*_left_out(audit, analysis, counts), *_sampled(calibration)]}
+        return {**detection, "warnings": [*_left_out(audit, analysis, counts), *_sampled(calibration), *plain]}
     held, above, trials = len(calibration.rows), counts.above, counts.trials
     return {
         **detection,
@@ -284,7 +289,7 @@ def _detection(audit: Audit, analysis: Analysis, counts: Counts) -> dict[str, An
         and {"feature": analysis.difference[0], "distance": analysis.difference[1]},
         "bulk_difference": calibration.bulk
         and {"share_below_median": calibration.bulk[0], "distance": calibration.bulk[1]},
-        "warnings": _warnings(calibration),
+        "warnings": [*_warnings(calibration), *plain],
     }
 
 
@@ -361,6 +366,16 @@ def _warnings(calibration: Calibration) -> list[str]:
             f"and were left out of the comparison: a model that knows those may know these."
         )
     return warnings
+
+
+def _one_colour(calibration: Calibration) -> list[str]:
+    """Say that images of one colour are not judged, if there are any."""
+    if not calibration.audited.flat:
+        return []
+    return [
+        f"Rows with an image of one colour, or nearly, are not judged ({calibration.audited.flat:,} here): a model "
+        f"makes such images whether or not it has seen them."
+    ]
 
 
 def _sampled(calibration: Calibration) -> list[str]:

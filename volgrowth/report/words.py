@@ -387,7 +387,7 @@ def card_reason(card: dict[str, Any], fdr: float | None) -> str:
     elif card["memorized"]:
         said = f"{place}; flagged at a false discovery rate of {percent(fdr)}"
     elif card["outside_range"]:
-        said = f"{place}, but not judged: no held-out image is as simple, or as complex"
+        said = f"{place}, but not judged: it is of one colour, or no held-out image is as simple or as complex"
     else:
         said = place if card["p"] is None else f"{place}, not enough to be flagged"
     return f"{said}; samples reproduced it." if card["reproduced"] and not card["memorized"] else f"{said}."

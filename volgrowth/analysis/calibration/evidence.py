@@ -50,6 +50,27 @@ Parts = Mapping[str, ScoredImages]
 
 
 @dataclass(frozen=True)
+class Audited:
+    """What calibration has to know of all audited images.
+
+    Attributes:
+        count: their number.
+        complete: whether every one of them has each score, by its name.
+        flat: number of those of one colour, which are not judged.
+    """
+
+    count: int
+    complete: Mapping[str, bool]
+    flat: int = 0
+
+    @classmethod
+    def of(cls, images: Parts) -> "Audited":
+        """Return it for images in memory."""
+        complete = {name: not np.isnan(some.score).any() for name, some in images.items()}
+        return cls(len(next(iter(images.values())).score), complete)
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What the images that calibrate say of all others. It holds none of those, judges any of them, and may be pickled.
 
@@ -66,7 +87,7 @@ class Calibration:
         alone: tails of the parts whose own p-values are wanted, by name; None as `tail`.
         assumed: tails of evidence (by the name None) and of the parts of `alone` without held-out images.
         screened: mask of the held-out images of `known` that pass a screen, (m,); None without a screen.
-        count: number of images that will be judged, about: for many of them predictions are made ready.
+        audited: what is known of the images that will be judged: for many of them predictions are made ready.
         bulk: difference of audited and held-out images where evidence is low (`held_out.Bulk`); None if they can pass
             for one kind, or without held-out images, or if a screen let only some be measured.
     """
@@ -84,7 +105,7 @@ class Calibration:
     alone: dict[str, Tail | None]
     assumed: dict[str | None, AssumedTail]
     screened: np.ndarray | None
-    count: int
+    audited: Audited
     bulk: tuple[float, float] | None = None
 
     @property
@@ -123,7 +144,7 @@ class Calibration:
     @cached_property
     def _predictors(self) -> dict[str, list[Predict]]:
         """Predictions of each score by each fold."""
-        return {name: part.predictors(self.count) for name, part in self.scores.items()}
+        return {name: part.predictors(self.audited.count) for name, part in self.scores.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_predictors"}
@@ -216,25 +237,6 @@ class Judged:
         return next(iter(self.expected.values()))
 
 
-@dataclass(frozen=True)
-class Audited:
-    """What calibration has to know of all audited images.
-
-    Attributes:
-        count: their number.
-        complete: whether every one of them has each score, by its name.
-    """
-
-    count: int
-    complete: Mapping[str, bool]
-
-    @classmethod
-    def of(cls, images: Parts) -> "Audited":
-        """Return it for images in memory."""
-        complete = {name: not np.isnan(some.score).any() for name, some in images.items()}
-        return cls(len(next(iter(images.values())).score), complete)
-
-
 def calibrate(
     known: Parts,
     usable: Usable,
@@ -291,7 +293,7 @@ def calibrate(
         alone={name: fit_tail(learnt[name].held) if held_out else None for name in wanted},
         assumed=assumed,
         screened=screened,
-        count=audited.count,
+        audited=audited,
     )
 
 

@@ -219,25 +219,36 @@ class Usable:
         rows: first rows of the distinct ones.
         shared: number of distinct held-out images that do not, because they are audited as well.
         alike: number of those that do not because they look like an audited one.
+        flat: number of distinct images that do not because they are of one colour, and not for a reason above.
     """
 
     rows: np.ndarray
     shared: int = 0
     alike: int = 0
+    flat: int = 0
 
 
-def usable(known: ScoredImages, shared: np.ndarray | None = None, alike: np.ndarray | None = None) -> Usable:
+def usable(
+    known: ScoredImages,
+    shared: np.ndarray | None = None,
+    alike: np.ndarray | None = None,
+    flat: np.ndarray | None = None,
+) -> Usable:
     """Choose the images that calibrate: the distinct ones that the model cannot have seen among the audited.
 
     Args:
         known: the held-out images, or the audited ones if they calibrate themselves.
         shared: mask of the held-out images that are audited as well, (m,).
         alike: mask of the held-out images that look like audited ones, (m,); None if that is not known.
+        flat: mask of the images of one colour, (m,); None if that is not known. Models scatter on them more than on
+            others, and make them whether or not they have seen them.
     """
     distinct = known.distinct
-    both = np.zeros(len(distinct), bool) if shared is None else shared[distinct]
-    near = np.zeros(len(distinct), bool) if alike is None else alike[distinct] & ~both
-    return Usable(distinct[~(both | near)], int(both.sum()), int(near.sum()))
+    none = np.zeros(len(distinct), bool)
+    both = none if shared is None else shared[distinct]
+    near = none if alike is None else alike[distinct] & ~both
+    plain = none if flat is None else flat[distinct] & ~both & ~near
+    return Usable(distinct[~(both | near | plain)], int(both.sum()), int(near.sum()), int(plain.sum()))
 
 
 def deal_folds(content: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from volgrowth.analysis.calibration.evidence import Audited, Calibration, calibrate
 from volgrowth.analysis.calibration.expected_scores import MIN_IMAGES, ScoredImages, Screen, Usable, fit_screen, usable
 from volgrowth.analysis.parts.judge import Judge, ScoreTable
@@ -37,16 +39,17 @@ def fit_judge(
     whole = [each for each in (held, None if cascade else survey.measured) if each is not None]
     names = [name for name in PARTS if name == "growth" or all(each.everywhere(name) for each in whole)]
     aside = () if whole and whole[0].everywhere(FULL) else ("growth",)
-    audited = Audited(survey.measured.rows, {name: cascade or survey.measured.complete(name) for name in names})
+    complete = {name: cascade or survey.measured.complete(name) for name in names}
+    audited = Audited(survey.measured.rows, complete, survey.flat)
     chosen = None
     if holdout is not None and survey.overlap is not None:
         shared, alike = survey.overlap.shared[holdout.mask], survey.overlap.alike[holdout.mask]
-        chosen = usable(holdout.part("growth"), shared, alike)
+        chosen = usable(holdout.part("growth"), shared, alike, holdout.flat)
     if screen_share is not None:
         screen = _fit_screen(holdout, chosen, screen_share, survey.measured.rows)
     if holdout is not None and chosen is not None:
         parts, screened = {name: holdout.part(name) for name in names}, None if screen is None else screen.held
-        crowd = None if cascade else lambda: _parts(sample(CROWD), names)
+        crowd = None if cascade else lambda: _judged(sample(CROWD), names)
         calibration = calibrate(parts, chosen, audited, screened=screened, alone=ALONE, aside=aside, crowd=crowd)
     if calibration is None:
         calibration = _fit_to_audited(sample(SAMPLE), names, audited, aside)
@@ -72,12 +75,14 @@ def _fit_to_audited(
     sample: ScoreTable, names: list[str], audited: Audited, aside: tuple[str, ...]
 ) -> Calibration | None:
     """Calibrate audited images by themselves."""
-    parts = _parts(sample, names)
-    return calibrate(parts, usable(parts["growth"]), audited, held_out=False, alone=ALONE, aside=aside)
+    parts = {name: sample.part(name) for name in names}
+    chosen = usable(parts["growth"], flat=sample.flat)
+    return calibrate(parts, chosen, audited, held_out=False, alone=ALONE, aside=aside)
 
 
-def _parts(rows: ScoreTable, names: list[str]) -> dict[str, ScoredImages]:
-    return {name: rows.part(name) for name in names}
+def _judged(rows: ScoreTable, names: list[str]) -> dict[str, ScoredImages]:
+    """Return the scores of the rows that are judged."""
+    return {name: rows.part(name)[np.flatnonzero(~rows.flat)] for name in names}
 
 
 def _measured(rows: ScoreTable) -> Measured:

@@ -17,6 +17,7 @@ from volgrowth.analysis.calibration.complexity import MEASURED, TableRegressors
 from volgrowth.analysis.calibration.evidence import Calibration, Judged
 from volgrowth.analysis.calibration.expected_scores import ScoredImages, Screen
 from volgrowth.analysis.distinct import rounded
+from volgrowth.analysis.duplicates import is_flat
 from volgrowth.analysis.parts.survey import CALIBRATING, PARTS
 from volgrowth.records import FINDINGS, SCORES, SCREEN_WEIGHTS, Status
 from volgrowth.version import VERSION
@@ -69,6 +70,11 @@ class ScoreTable:
         self.table = scores.select(list(CALIBRATING)).filter(mask)
         self.reference = None if reference is None else reference.select(list(REFERENCE)).filter(mask)
         self.content = self.table.column("content_hash").to_numpy()
+
+    @cached_property
+    def flat(self) -> np.ndarray:
+        """Mask of the scored rows with an image of one colour, which neither calibrate nor are judged."""
+        return is_flat(self.scores)[self.mask]
 
     def screen(self) -> ScoredImages:
         """Return the scored rows with a cascade's screen as the score: the loss times the length of the noise."""
@@ -129,7 +135,14 @@ class Judge:
         digest = sha256(f"{VERSION} {self.names} {self.trial_score}".encode())
         if self.calibration:
             known = self.calibration
-            said = (known.method, known.added, sorted(known.left_out), known.spread, known.count, sorted(known.alone))
+            said = (
+                known.method,
+                known.added,
+                sorted(known.left_out),
+                known.spread,
+                known.audited.count,
+                sorted(known.alone),
+            )
             digest.update(repr(said).encode())
             for name, part in known.scores.items():
                 digest.update(name.encode())
@@ -171,6 +184,7 @@ class Judge:
             for images in parts.values():  # the rows that do not pass were not measured
                 images.score[np.isnan(images.score)] = -np.inf
         judged = self.calibration.judge(parts, passed)
+        judged.outside |= rows.flat
         columns = {
             **rows.expectation(judged.first_expected),
             "outside_range": rows.full(judged.outside),
@@ -193,7 +207,8 @@ class Judge:
 def _tested(judged: Judged, p_value: np.ndarray) -> np.ndarray:
     """Return the p-values of rows, before those of a picture are combined and adjusted.
 
-    Images outside the range get 1 before the adjustment: afterwards they would loosen it for all others.
+    Images outside the range or of one colour get 1 before the adjustment: afterwards they would loosen it for all
+    others.
     """
     return np.where(judged.outside, 1.0, p_value)
 

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.complexity import MEASURED
 from volgrowth.analysis.calibration.held_out import Overlap
-from volgrowth.analysis.duplicates import create_seen, group_duplicates, looks_of
+from volgrowth.analysis.duplicates import create_seen, group_duplicates, is_flat, looks_of
 from volgrowth.analysis.embeddings import Embeddings
 from volgrowth.analysis.parts.database import BATCH, Database
 from volgrowth.records import Status
@@ -60,10 +61,12 @@ class Survey:
     Attributes:
         measured: what was measured of the rows with a score.
         overlap: what held-out images share with audited ones; None without any.
+        flat: number of rows with a score and an image of one colour.
     """
 
     measured: Measured
     overlap: Overlap | None
+    flat: int
 
 
 def survey_rows(
@@ -79,10 +82,11 @@ def survey_rows(
     """
     measured, overlap = Measured(), None if holdout is None else Overlap(holdout)
     create_seen(database)
-    waiting, count = list[pa.Table](), 0
+    waiting, count, flat = list[pa.Table](), 0, 0
     for part in parts:
         scored = pc.equal(part["status"], Status.OK.value)
         measured.add(part.select(_COUNTED).filter(scored))
+        flat += int((is_flat(part) & as_mask(scored)).sum())
         if overlap:
             overlap.see(part)
         waiting, count = [*waiting, looks_of(part).append_column("scored", scored)], count + len(part)
@@ -92,7 +96,7 @@ def survey_rows(
     if waiting:
         database.add("seen", pa.concat_tables(waiting))
     group_duplicates(database, embeddings)
-    return Survey(measured, overlap)
+    return Survey(measured, overlap, flat)
 
 
 def sample_rows(database: Database, most: int) -> np.ndarray:
