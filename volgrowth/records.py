@@ -166,7 +166,11 @@ FINDINGS = pa.schema(
         column("growth", pa.float64(), "main score of the preset, as in scores"),
         column("expected_growth", pa.float64(), "growth that an image of this complexity shows anyway"),
         column("excess_growth", pa.float64(), "growth - expected_growth"),
-        column("evidence", pa.float64(), "weighted sum of the parts, in units of the held-out images' spread"),
+        column(
+            "evidence",
+            pa.float64(),
+            "weighted sum of the parts, in units of the held-out images' spread; null if the image is of one colour",
+        ),
         column(
             "evidence_growth",
             pa.float64(),
@@ -177,7 +181,11 @@ FINDINGS = pa.schema(
         column(
             "growth_contrast", pa.float64(), "growth with the condition less without it, as in scores; null without one"
         ),
-        column("p_value", pa.float64(), "p-value of the evidence, tail included; 1 if outside_range or screened out"),
+        column(
+            "p_value",
+            pa.float64(),
+            "p-value of the evidence, tail included; 1 if outside_range, of one colour or screened out",
+        ),
         column("p_value_conformal", pa.float64(), "the same without a tail: by counting held-out images; else null"),
         column(
             "cluster_p_value",
@@ -204,11 +212,7 @@ FINDINGS = pa.schema(
         ),
         column("strongest", pa.bool_(), "the row stands for its cluster: the judged row of smallest p-value"),
         column("identical", pa.int64(), "smallest row with the same pixels"),
-        column(
-            "outside_range",
-            pa.bool_(),
-            "not judged: of one colour, or simpler or more complex than all calibration images",
-        ),
+        column("outside_range", pa.bool_(), "simpler or more complex than all calibration images: not judged"),
         column("excess_loss", pa.float64(), "loss - expected loss; low is suspicious"),
         column("q_value_by", pa.float64(), "cluster_p_value adjusted by Benjamini and Yekutieli: any dependence"),
         column("loss_p_value", pa.float64(), "p-value of a loss as low as this"),

@@ -205,8 +205,7 @@ def _deviating(summary: Summary) -> str | None:
 
 
 def _unjudged(summary: Summary) -> str | None:
-    calibration, scored = summary["calibration"] or {}, _counts(summary)[1]
-    outside = (calibration.get("outside_range") or 0) - calibration.get("one_colour", {}).get("rows", 0)
+    scored, outside = _counts(summary)[1], (summary["calibration"] or {}).get("outside_range") or 0
     if outside <= UNJUDGED * scored:
         return None
     return (

@@ -369,12 +369,12 @@ def _warnings(calibration: Calibration) -> list[str]:
 
 
 def _one_colour(calibration: Calibration) -> list[str]:
-    """Say that images of one colour are not judged, if there are any."""
+    """Say that images of one colour are never flagged, if there are any."""
     if not calibration.audited.flat:
         return []
     return [
-        f"Rows with an image of one colour, or nearly, are not judged ({calibration.audited.flat:,} here): a model "
-        f"makes such images whether or not it has seen them."
+        f"Rows with an image of one colour, or nearly, have no evidence and are never flagged "
+        f"({calibration.audited.flat:,} here): a model makes such images whether or not it has seen them."
     ]
 
 

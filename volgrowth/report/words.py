@@ -377,7 +377,9 @@ def card_reason(card: dict[str, Any], fdr: float | None) -> str:
     """Say in one line why a card stands where it does in the ranking. `fdr` is the rate at which images are flagged."""
     evidence = card["evidence"]
     if evidence is None and card["status"] == Status.OK and card["p"] is not None:
-        return "Screened out: not measured any further."
+        if card["growth"] is None:
+            return "Screened out: not measured any further."
+        return "Of one colour: a model makes such images whether or not it has seen them."
     if evidence is None:
         return f"No calibrated score: {STATUS_MEANING.get(card['status'], 'not measured.').lower()}"
     name = "Excess growth" if card.get("parts") is None else "Evidence"
@@ -387,7 +389,7 @@ def card_reason(card: dict[str, Any], fdr: float | None) -> str:
     elif card["memorized"]:
         said = f"{place}; flagged at a false discovery rate of {percent(fdr)}"
     elif card["outside_range"]:
-        said = f"{place}, but not judged: it is of one colour, or no held-out image is as simple or as complex"
+        said = f"{place}, but not judged: no held-out image is as simple, or as complex"
     else:
         said = place if card["p"] is None else f"{place}, not enough to be flagged"
     return f"{said}; samples reproduced it." if card["reproduced"] and not card["memorized"] else f"{said}."

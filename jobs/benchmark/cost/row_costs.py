@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.datasets import load_sample_images
 
-from jobs.benchmark.detection.audited_presets import score_table
+from jobs.benchmark.detection.audited_presets import evidence_of, score_table
 from jobs.benchmark.detection.compared_scores import Preset
 from jobs.benchmark.detection.subjects import NotMeasuredError, Subject, measure_shared
 from jobs.benchmark.detection.suite import Setup, is_trained, train_or_load
@@ -106,7 +106,7 @@ def _explained(setup: Setup, seed: int, data: Path, models: Path) -> Iterator[di
         found = analyse(table[:families], table[families:])
         assert found.calibration is not None  # every case holds out hundreds of images
         clear = subject.positive | ~subject.planted
-        evidence, positive = found.findings["evidence"].to_numpy()[clear], subject.positive[clear]
+        evidence, positive = evidence_of(found, table[:families])[clear], subject.positive[clear]
         row[f"R² by {name}"] = float(np.mean([score.r2 for score in found.calibration.scores.values()]))
         row[f"AUROC by {name}"] = f"{auroc(evidence, positive):.4f}"
         row[f"TPR by {name}"] = f"{tpr_at_fpr(evidence, positive):.3f}"

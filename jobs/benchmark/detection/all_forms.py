@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.benchmark.detection.audited_presets import DRAWS, analysis_code, fingerprint, score_table
+from jobs.benchmark.detection.audited_presets import DRAWS, analysis_code, evidence_of, fingerprint, score_table
 from jobs.benchmark.detection.compared_scores import Preset
 from jobs.benchmark.detection.subjects import (
     Columns,
@@ -100,8 +100,9 @@ def audit_forms(subject: Subject, forms: Forms) -> Iterator[Columns]:
         table = score_table(every, columns)
 
         def derive(table: Any = table) -> Columns:
-            found = analyse(table[: len(forms.rows)], table[len(forms.rows) :])
-            return {name: found.findings[name].to_numpy() for name in ("evidence", "q_value")}
+            audited = table[: len(forms.rows)]
+            found = analyse(audited, table[len(forms.rows) :])
+            return {"evidence": evidence_of(found, audited), "q_value": found.findings["q_value"].to_numpy()}
 
         yield keep_derived(every, f"forms of {sorted(columns)} {fingerprint(columns)} by {analysis_code()}", derive)
 

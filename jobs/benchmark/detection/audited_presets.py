@@ -16,8 +16,8 @@ import pyarrow as pa
 import volgrowth.analysis
 from jobs.benchmark.detection.compared_scores import SCORES, VOLUME, Preset, Score, user_score
 from jobs.benchmark.detection.subjects import Columns, Subject, keep_derived, measure_shared
-from volgrowth.analysis.duplicates import duplicate_clusters
-from volgrowth.analysis.findings import analyse
+from volgrowth.analysis.duplicates import duplicate_clusters, is_flat
+from volgrowth.analysis.findings import Analysis, analyse
 from volgrowth.config import Measure, ScreenMeasure, StandardMeasure
 from volgrowth.errors import UsageError
 from volgrowth.records import SCORES as COLUMNS
@@ -85,11 +85,20 @@ def audit_case(subject: Subject, measure: Measure, seed: int) -> Columns:
     def derive() -> Columns:
         found = analyse(table[:families], table[families:])
         assert found.holdout is not None
-        kept = {name: found.findings[name].to_numpy() for name in ("evidence", "q_value", "outside_range")}
-        return kept | {"holdout_evidence": found.holdout["evidence"].to_numpy()}
+        kept = {name: found.findings[name].to_numpy() for name in ("q_value", "outside_range")}
+        return kept | {
+            "evidence": evidence_of(found, table[:families]),
+            "holdout_evidence": found.holdout["evidence"].to_numpy(),
+        }
 
     kept = keep_derived(subject, f"audit of {sorted(columns)} {fingerprint(columns)} by {analysis_code()}", derive)
     return kept | {"cluster": duplicate_clusters(table[:families])[0]}
+
+
+def evidence_of(found: Analysis, scores: pa.Table) -> np.ndarray:
+    """Return the evidence of each row, (rows,); images of one colour, which have none, come last, as in a report."""
+    evidence = found.findings["evidence"].to_numpy()
+    return np.where(is_flat(scores), np.nanmin(evidence) - 1, evidence)
 
 
 def fingerprint(columns: Columns) -> str:

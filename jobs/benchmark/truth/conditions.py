@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.benchmark.detection.audited_presets import analysis_code, fingerprint, score_table
+from jobs.benchmark.detection.audited_presets import analysis_code, evidence_of, fingerprint, score_table
 from jobs.benchmark.detection.metrics import detect, draw_replicates, interval
 from jobs.benchmark.detection.subjects import Columns, Subject, describe_images, keep_derived, states_of
 from jobs.benchmark.detection.suite import Setup, Trained
@@ -227,7 +227,7 @@ def pair_evidence(subject: Subject, columns: Columns) -> Columns:
 
     def derive() -> Columns:
         found = analyse(table[:pairs], table[pairs:])
-        return {name: found.findings[name].to_numpy() for name in ("evidence", "q_value")}
+        return {"evidence": evidence_of(found, table[:pairs]), "q_value": found.findings["q_value"].to_numpy()}
 
     return keep_derived(subject, f"pairs of {sorted(columns)} {fingerprint(columns)} by {analysis_code()}", derive)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.benchmark.detection.audited_presets import analysis_code, fingerprint, score_table
+from jobs.benchmark.detection.audited_presets import analysis_code, evidence_of, fingerprint, score_table
 from jobs.benchmark.detection.compared_scores import Preset
 from jobs.benchmark.detection.subjects import Columns, Subject, keep_derived, measure_shared
 from jobs.benchmark.detection.suite import Setup, models_of
@@ -109,10 +109,13 @@ def judge_members(subject: Subject) -> Members:
         found = analyse(table.take(audited), table.take(calibrating))
         assert found.calibration is not None  # a thousand images are enough
         assert found.calibration.holdout_evidence is not None
-        judged = {name: found.findings[name].to_numpy() for name in ("evidence", "p_value")}
         bulk = Bulk(found.calibration.holdout_evidence)
-        bulk.see(judged["evidence"][:trained])
-        return judged | {"warned": np.array(bulk.difference() is not None)}
+        bulk.see(found.findings["evidence"].to_numpy()[:trained])
+        return {
+            "evidence": evidence_of(found, table.take(audited)),
+            "p_value": found.findings["p_value"].to_numpy(),
+            "warned": np.array(bulk.difference() is not None),
+        }
 
     name = f"membership and caveat for members of {sorted(columns)} {fingerprint(columns)} by {analysis_code()}"
     judged = keep_derived(subject, name, derive)

@@ -56,7 +56,7 @@ class Audited:
     Attributes:
         count: their number.
         complete: whether every one of them has each score, by its name.
-        flat: number of those of one colour, which are not judged.
+        flat: number of those of one colour, which are never flagged.
     """
 
     count: int

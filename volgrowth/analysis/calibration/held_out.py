@@ -166,7 +166,8 @@ class Bulk:
         self._held_low, self._low = len(low), Distribution(low)
 
     def see(self, evidence: np.ndarray) -> None:
-        """Take in the evidence of distinct audited images, (n,)."""
+        """Take in the evidence of distinct audited images, (n,); NaN of those that have none."""
+        evidence = evidence[~np.isnan(evidence)]
         self._seen += len(evidence)
         self._low.add(evidence[evidence < self._median])
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from volgrowth.analysis.calibration.complexity import MEASURED, TableRegressors
-from volgrowth.analysis.calibration.evidence import Calibration, Judged
+from volgrowth.analysis.calibration.evidence import Calibration
 from volgrowth.analysis.calibration.expected_scores import ScoredImages, Screen
 from volgrowth.analysis.distinct import rounded
 from volgrowth.analysis.duplicates import is_flat
@@ -73,7 +73,7 @@ class ScoreTable:
 
     @cached_property
     def flat(self) -> np.ndarray:
-        """Mask of the scored rows with an image of one colour, which neither calibrate nor are judged."""
+        """Mask of the scored rows with an image of one colour, which neither calibrate nor have evidence."""
         return is_flat(self.scores)[self.mask]
 
     def screen(self) -> ScoredImages:
@@ -184,35 +184,34 @@ class Judge:
             for images in parts.values():  # the rows that do not pass were not measured
                 images.score[np.isnan(images.score)] = -np.inf
         judged = self.calibration.judge(parts, passed)
-        judged.outside |= rows.flat
+        innocent = judged.outside | rows.flat
         columns = {
             **rows.expectation(judged.first_expected),
-            "outside_range": rows.full(judged.outside),
-            "evidence": rows.full(_measured(judged.evidence)),
-            "p_value": rows.full(_tested(judged, judged.used)),
+            "outside_range": rows.full(judged.outside & ~rows.flat),
+            "evidence": rows.full(_shown(judged.evidence, rows)),
+            "p_value": rows.full(_tested(judged.used, innocent)),
         }
         for name, part in self.calibration.parts.items():
-            columns[f"evidence_{name}"] = rows.full(_measured(judged.excess[name] / part.unit))
+            columns[f"evidence_{name}"] = rows.full(_shown(judged.excess[name] / part.unit, rows))
         if "loss" in self.calibration.parts:
             expected_loss = np.exp(-judged.expected["loss"])  # the median of a logarithm is that of the loss
             columns["excess_loss"] = rows.full(rows.table["loss"].to_numpy() - expected_loss)
-            columns["loss_p_value"] = rows.full(_tested(judged, judged.alone["loss"]))
+            columns["loss_p_value"] = rows.full(_tested(judged.alone["loss"], innocent))
         if self.calibration.method == "held-out":
-            columns["p_value_conformal"] = rows.full(_tested(judged, judged.conformal))
+            columns["p_value_conformal"] = rows.full(_tested(judged.conformal, innocent))
         if passed is not None and judged.unscreened is not None:
             columns |= {"passed": rows.full(passed), "unscreened": rows.full(judged.unscreened)}
         return columns
 
 
-def _tested(judged: Judged, p_value: np.ndarray) -> np.ndarray:
+def _tested(p_value: np.ndarray, innocent: np.ndarray) -> np.ndarray:
     """Return the p-values of rows, before those of a picture are combined and adjusted.
 
-    Images outside the range or of one colour get 1 before the adjustment: afterwards they would loosen it for all
-    others.
+    Images that cannot be flagged get 1 before the adjustment: afterwards they would loosen it for all others.
     """
-    return np.where(judged.outside, 1.0, p_value)
+    return np.where(innocent, 1.0, p_value)
 
 
-def _measured(values: np.ndarray) -> np.ndarray:
-    """Return values with NaN for images that a cascade did not measure."""
-    return np.where(np.isneginf(values), np.nan, values)
+def _shown(evidence: np.ndarray, rows: ScoreTable) -> np.ndarray:
+    """Return evidence with NaN for images that have none: of one colour, or not measured by a cascade."""
+    return np.where(np.isneginf(evidence) | rows.flat, np.nan, evidence)
