@@ -19,6 +19,7 @@ from volgrowth.analysis.duplicates import (
     STEPS_APART,
     Light,
     duplicate_clusters,
+    is_flat,
 )
 from volgrowth.analysis.parts import database
 from volgrowth.demo.cases import digit_images
@@ -264,3 +265,20 @@ def test_a_row_without_an_image_does_not_change_the_groups_of_the_others() -> No
     beside, _ = duplicate_clusters(scores(*shown, failed()))
     assert alone.tolist() == [0, 0, 2]
     assert beside.tolist() == [0, 0, 2, 3]
+
+
+def test_what_is_of_one_colour() -> None:
+    """Gradients and colours of one brightness have no structure in their hash either, and are not."""
+    shape = np.zeros((3, 32, 32), np.uint8)
+    blue = shape + np.array([10, 60, 200], np.uint8)[:, None, None]
+    speckled = blue.copy()
+    speckled[2, ::5, ::5] += 1
+    gradient = shape + np.arange(0, 64, 2, dtype=np.uint8)
+    halves = shape + np.array([200, 40, 40], np.uint8)[:, None, None]
+    halves[:, :, 16:] = np.array([0, 142, 40], np.uint8)[:, None, None]
+    dot = blue.copy()
+    dot[:, 12:15, 12:15] = 255
+    rows = of_images([shape, blue, speckled, gradient, halves, dot])
+    assert rows["phash"].to_numpy()[[3, 4]].tolist() == [1 << 63] * 2
+    assert is_flat(rows).tolist() == [True] * 3 + [False] * 3
+    assert not is_flat(scores(failed())).any()

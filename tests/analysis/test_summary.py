@@ -249,7 +249,7 @@ def test_a_good_held_out_set_needs_no_words(tmp_path: Path) -> None:
 def test_held_out_images_that_could_not_serve(tmp_path: Path) -> None:
     new = [{**row, "phash": 10_000 + k} for k, row in enumerate(many(20, seed=9))]
     said = warnings(tmp_path, many(80), [*new, *many(80)[:40], *[failed()] * 5])
-    assert "Of 65 held-out images 20 could be scored and do not look like audited ones" in said
+    assert "Of 65 held-out images 20 could be scored, do not look like audited ones and are not of one colour" in said
     assert "50 are needed, and 799 to flag a single image" in said
 
 
@@ -269,6 +269,50 @@ def test_near_duplicates_of_audited_images_do_not_calibrate(tmp_path: Path) -> N
     assert analysis.holdout["evidence"].to_pylist()[:10] == [None] * 10
     apart = [{**row, "mean": -0.9} if index < 10 else row for index, row in enumerate(held)]
     assert summarized(tmp_path / "apart", scores(*audited), scores(*apart))[0]["calibration"]["rows"] == 400
+
+
+def test_images_of_one_colour_neither_calibrate_nor_are_flagged(tmp_path: Path) -> None:
+    """They stand out on both sides: as a null they would hide the ten images that the model knows."""
+    colour = {"variance": 0.3, "total_variation": 0.0, "edge_density": 0.0, "phash": 1 << 63, "png_bytes": 90}
+    audited, held = many(300), [{**row, "phash": 10_000 + k} for k, row in enumerate(many(400, seed=9))]
+    for index in range(20):
+        audited[index]["growth"] += 100
+        held[index] |= {**colour, "growth": held[index]["growth"] + 150}
+    for index in range(10, 20):
+        audited[index] |= colour
+    summary, _, analysis = summarized(tmp_path, scores(*audited), scores(*held))
+    assert summary["calibration"]["rows"] == 380
+    assert summary["calibration"]["one_colour"] == {"rows": 10, "held_out": 20}
+    findings = {name: analysis.findings[name].to_pylist()[:20] for name in analysis.findings.column_names}
+    assert findings["memorized"] == [True] * 10 + [False] * 10
+    assert findings["evidence"][10:] == findings["evidence_growth"][10:] == [None] * 10
+    assert findings["p_value"][10:] == findings["p_value_conformal"][10:] == [1.0] * 10
+    assert findings["outside_range"][10:] == [False] * 10, "nothing is unknown of them: no gate has a doubt"
+    said = " ".join(summary["detection"]["warnings"])
+    assert "never flagged (10 here)" in said
+    assert "20 held-out images are of one colour" in said
+    assert not summary["caveats"]
+    assert analysis.holdout is not None
+    assert analysis.holdout["evidence"].to_pylist()[:20] == [None] * 20
+
+
+@pytest.mark.parametrize("with_holdout", [True, False])
+def test_where_all_images_are_of_one_colour_none_is_flagged(tmp_path: Path, with_holdout: bool) -> None:
+    audited = [{**row, "growth": row["growth"] + 100, "variance": 0.0} for row in many(80)]
+    held = scores(*({**row, "phash": 10_000 + k} for k, row in enumerate(many(100, seed=9)))) if with_holdout else None
+    summary, _, analysis = summarized(tmp_path, scores(*audited), held)
+    assert pc.sum(analysis.findings["memorized"]).as_py() in (0, None)
+    assert analysis.findings["evidence"].null_count == 80
+    if with_holdout:
+        assert "never flagged (80 here)" in " ".join(summary["detection"]["warnings"])
+    else:
+        assert summary["calibration"] is None
+
+
+def test_too_few_held_out_images_beside_those_of_one_colour(tmp_path: Path) -> None:
+    held = [{**row, "phash": 10_000 + k} for k, row in enumerate(many(60, seed=9))]
+    said = warnings(tmp_path, many(80), [{**row, "variance": 0.0} if k < 20 else row for k, row in enumerate(held)])
+    assert "Of 60 held-out images 40 could be scored" in said
 
 
 def test_a_hold_out_that_was_torn_from_its_near_duplicates_is_said(tmp_path: Path) -> None:

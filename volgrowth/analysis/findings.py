@@ -37,7 +37,8 @@ class Analysis:
         screening: of a cascade; None of a whole audit.
         difference: the regressor in which audited and held-out images differ most, and the distance; None if they can
             pass for one kind (`held_out.Kinds`).
-        new_held_out: number of held-out images that were scored and neither are nor look like audited ones.
+        new_held_out: number of held-out images that were scored, not of one colour, and neither are nor look like
+            audited ones.
         embeddings: numbers of the embeddings by which near duplicates were found as well; None without any.
     """
 

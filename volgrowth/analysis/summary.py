@@ -189,10 +189,7 @@ def _calibration(analysis: Analysis, config: AuditConfig, counts: Counts) -> dic
         "rows": len(calibration.rows),
         "shared": calibration.shared,
         "near_duplicates": calibration.alike,
-        "one_colour": {
-            "rows": calibration.audited.flat,
-            "held_out": calibration.known.flat if calibration.method == "held-out" else 0,
-        },
+        "one_colour": dict(zip(("rows", "held_out"), calibration.one_colour, strict=True)),
         "r2": calibration.main.r2,
         "residual_spread": calibration.main.residual_spread,
         "outside_range": counts.outside_range,
@@ -369,13 +366,16 @@ def _warnings(calibration: Calibration) -> list[str]:
 
 
 def _one_colour(calibration: Calibration) -> list[str]:
-    """Say that images of one colour are never flagged, if there are any."""
-    if not calibration.audited.flat:
-        return []
-    return [
-        f"Rows with an image of one colour, or nearly, have no evidence and are never flagged "
-        f"({calibration.audited.flat:,} here): a model makes such images whether or not it has seen them."
-    ]
+    """Say what becomes of images of one colour, if there are any."""
+    (rows, held_out), said = calibration.one_colour, list[str]()
+    if rows:
+        said.append(
+            f"Rows with an image of one colour, or nearly, have no evidence and are never flagged ({rows:,} here): a "
+            f"model makes such images whether or not it has seen them."
+        )
+    if held_out:
+        said.append(f"{held_out:,} held-out images are of one colour, or nearly, and were left out of the comparison.")
+    return said
 
 
 def _sampled(calibration: Calibration) -> list[str]:
@@ -394,7 +394,7 @@ def _left_out(audit: Audit, analysis: Analysis, counts: Counts) -> list[str]:
     if held is None:
         return []
     return [
-        f"Of {len(held)} held-out images {analysis.new_held_out} could be scored and do not look like audited ones, "
-        f"too few to calibrate with: {MIN_IMAGES} are needed, and {rows_needed(counts.pictures, 1)} to flag a single "
-        f"image."
+        f"Of {len(held)} held-out images {analysis.new_held_out} could be scored, do not look like audited ones and "
+        f"are not of one colour, too few to calibrate with: {MIN_IMAGES} are needed, and "
+        f"{rows_needed(counts.pictures, 1)} to flag a single image."
     ]

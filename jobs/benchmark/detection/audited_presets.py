@@ -17,7 +17,7 @@ import volgrowth.analysis
 from jobs.benchmark.detection.compared_scores import SCORES, VOLUME, Preset, Score, user_score
 from jobs.benchmark.detection.subjects import Columns, Subject, keep_derived, measure_shared
 from volgrowth.analysis.duplicates import duplicate_clusters, is_flat
-from volgrowth.analysis.findings import Analysis, analyse
+from volgrowth.analysis.findings import WholeAnalysis, analyse
 from volgrowth.config import Measure, ScreenMeasure, StandardMeasure
 from volgrowth.errors import UsageError
 from volgrowth.records import SCORES as COLUMNS
@@ -95,7 +95,7 @@ def audit_case(subject: Subject, measure: Measure, seed: int) -> Columns:
     return kept | {"cluster": duplicate_clusters(table[:families])[0]}
 
 
-def evidence_of(found: Analysis, scores: pa.Table) -> np.ndarray:
+def evidence_of(found: WholeAnalysis, scores: pa.Table) -> np.ndarray:
     """Return the evidence of each row, (rows,); images of one colour, which have none, come last, as in a report."""
     evidence = found.findings["evidence"].to_numpy()
     return np.where(is_flat(scores), np.nanmin(evidence) - 1, evidence)

@@ -141,6 +141,11 @@ class Calibration:
             beyond_all if self.tail is None else min(beyond_all, float(self.tail.p_values(np.array([REPRODUCED]))[0]))
         )
 
+    @property
+    def one_colour(self) -> tuple[int, int]:
+        """Number of audited rows with an image of one colour, and of held-out images left out for that alone."""
+        return self.audited.flat, self.known.flat if self.method == "held-out" else 0
+
     @cached_property
     def _predictors(self) -> dict[str, list[Predict]]:
         """Predictions of each score by each fold."""

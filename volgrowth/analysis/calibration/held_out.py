@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from volgrowth.analysis.as_numpy import as_mask
 from volgrowth.analysis.calibration.complexity import MEASURED, REGRESSORS, regressors
 from volgrowth.analysis.distinct import first_of_each
-from volgrowth.analysis.duplicates import Light, has_look
+from volgrowth.analysis.duplicates import Light, has_look, is_flat
 from volgrowth.records import Status
 
 # largest distance between two distribution functions at which two sets can pass for the same kinds of images
@@ -28,7 +28,7 @@ class Overlap:
     """
 
     def __init__(self, holdout: pa.Table):
-        self._content, self._status = holdout["content_hash"], holdout["status"]
+        self._content, self._status, self._flat = holdout["content_hash"], holdout["status"], is_flat(holdout)
         known = holdout.select(["content_hash", "phash", "mean", "variance"]).filter(self._content.is_valid())
         self._held = np.unique(known["content_hash"].to_numpy())
         self._there, self._scored = (np.zeros(len(self._held), bool) for _ in range(2))
@@ -77,9 +77,9 @@ class Overlap:
 
     @property
     def new(self) -> int:
-        """Number of held-out images that were scored, and are not and do not look like audited ones."""
-        scored = as_mask(pc.equal(self._status, Status.OK.value)) & ~self.alike
-        return len(np.setdiff1d(_numbers(self._content.filter(pa.array(scored))), self._held[self._there]))
+        """Number of held-out images that were scored, not of one colour, and neither are nor look like audited ones."""
+        usable = as_mask(pc.equal(self._status, Status.OK.value)) & ~self.alike & ~self._flat
+        return len(np.setdiff1d(_numbers(self._content.filter(pa.array(usable))), self._held[self._there]))
 
     def _rows_of(self, content: np.ndarray) -> np.ndarray:
         return as_mask(pc.is_in(self._content, value_set=pa.array(content, pa.uint64())))
