@@ -96,7 +96,14 @@ def _calibration(calibration: Summary | None) -> Pairs:
         ("Explained variance", percent(calibration["r2"])),
         ("Residual spread", score(calibration["residual_spread"])),
         ("Outside its range", plural(calibration["outside_range"], "row")),
+        *_one_colour(calibration.get("one_colour")),
     ]
+
+
+def _one_colour(counts: Summary | None) -> Pairs:
+    if not counts:
+        return []  # an older version judged them
+    return [("Of one colour, never flagged", plural(counts["rows"], "row"))]
 
 
 def _detection(detection: Summary) -> Pairs:
