@@ -260,6 +260,26 @@ def test_what_was_screened_out_is_judged_and_not_flagged(full: bool) -> None:
     assert full or out["evidence"].null_count == 0  # all of its parts are the screen's
 
 
+@pytest.mark.usefixtures("few_rounds")
+def test_a_screen_that_leaves_out_images_of_one_colour_loses_no_flags():
+    """They are never flagged, however much their volume grows."""
+    _, held, rows = tables()
+    held = held.set_column(held.column_names.index("log_likelihood"), "log_likelihood", held["growth"])
+    rows = [{**row, "log_likelihood": row["growth"]} for row in rows]
+    screening = analyse(only(np.empty(0), rows), held, screen_share=SHARE).screening
+    assert screening is not None
+    sampled = np.setdiff1d(np.arange(400), screening.passing)[::10]
+    missed = []
+    for colour in ({}, {"variance": 0.0}):
+        for row in sampled:
+            rows[row] |= {"growth": 500.0, **colour}
+        found = analyse(only(np.union1d(screening.passing, sampled), rows), held, screen_share=SHARE).screening
+        assert found is not None
+        missed.append(bound_loss(found, np.intersect1d(sampled, found.out)).missed)
+    assert missed[0] > 0
+    assert missed[1] == 0
+
+
 def test_a_cascade_needs_held_out_images_that_serve():
     table, held, _ = tables()
     for usable in (None, held[:49], table):

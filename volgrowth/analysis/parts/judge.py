@@ -200,7 +200,7 @@ class Judge:
         if self.calibration.method == "held-out":
             columns["p_value_conformal"] = rows.full(_tested(judged.conformal, innocent))
         if passed is not None and judged.unscreened is not None:
-            columns |= {"passed": rows.full(passed), "unscreened": rows.full(judged.unscreened)}
+            columns |= {"passed": rows.full(passed), "unscreened": rows.full(_tested(judged.unscreened, innocent))}
         return columns
 
 
