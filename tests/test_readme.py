@@ -28,7 +28,7 @@ PYTHON = [block for language, block in BLOCKS if language == "python"]
 
 @pytest.fixture(scope="module")
 def folder(demo, ray_session, tmp_path_factory):
-    """The working directory of a reader who has run the README's commands on a quarter of the demo's training images."""
+    """The working directory of a reader who has run README's commands on a quarter of the demo's training images."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(demo, folder / "demo-output")
     table = pq.read_table(demo / "train.parquet")
