@@ -22,6 +22,7 @@ from jobs.benchmark.truth.exposures import exposure_rows
 from jobs.benchmark.truth.members import member_rows
 from jobs.benchmark.truth.training import Autoencoder, Practice
 from jobs.experiments import Outcome
+from volgrowth.analysis.duplicates import is_flat
 from volgrowth.demo.cases import DIGITS_PLANTING
 from volgrowth.demo.training import Recipe
 
@@ -162,6 +163,8 @@ def reproduction_sentences(found: Bench) -> list[str]:
         said = f"{where}: {hits:,} of {len(subject.trained.samples):,} samples are copies of {images}"
         if single:
             said += f", {single} of them trained on once"
+        if plain := int((positive & is_flat(subject.described)[: len(positive)]).sum()):
+            said += f", {plain} of one colour"
         if not positive.any():
             said += ", so that detection cannot be judged there, and only false flags can"
             said += "" if is_understood(subject) else "; an audit would refuse this model: its training broke down"
