@@ -288,9 +288,7 @@ def test_images_of_one_colour_neither_calibrate_nor_are_flagged(tmp_path: Path) 
     assert findings["evidence"][10:] == findings["evidence_growth"][10:] == [None] * 10
     assert findings["p_value"][10:] == findings["p_value_conformal"][10:] == [1.0] * 10
     assert findings["outside_range"][10:] == [False] * 10, "nothing is unknown of them: no gate has a doubt"
-    said = " ".join(summary["detection"]["warnings"])
-    assert "never flagged (10 here)" in said
-    assert "20 held-out images are of one colour" in said
+    assert "(audited rows: 10; held-out images: 20)" in " ".join(summary["detection"]["warnings"])
     assert not summary["caveats"]
     assert analysis.holdout is not None
     assert analysis.holdout["evidence"].to_pylist()[:20] == [None] * 20
@@ -304,7 +302,7 @@ def test_where_all_images_are_of_one_colour_none_is_flagged(tmp_path: Path, with
     assert pc.sum(analysis.findings["memorized"]).as_py() in (0, None)
     assert analysis.findings["evidence"].null_count == 80
     if with_holdout:
-        assert "never flagged (80 here)" in " ".join(summary["detection"]["warnings"])
+        assert "(audited rows: 80; held-out images: 0)" in " ".join(summary["detection"]["warnings"])
     else:
         assert summary["calibration"] is None
 

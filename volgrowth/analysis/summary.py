@@ -367,15 +367,13 @@ def _warnings(calibration: Calibration) -> list[str]:
 
 def _one_colour(calibration: Calibration) -> list[str]:
     """Say what becomes of images of one colour, if there are any."""
-    (rows, held_out), said = calibration.one_colour, list[str]()
-    if rows:
-        said.append(
-            f"Rows with an image of one colour, or nearly, have no evidence and are never flagged ({rows:,} here): a "
-            f"model makes such images whether or not it has seen them."
-        )
-    if held_out:
-        said.append(f"{held_out:,} held-out images are of one colour, or nearly, and were left out of the comparison.")
-    return said
+    rows, held_out = calibration.one_colour
+    if not rows + held_out:
+        return []
+    return [
+        f"Images of one colour, or nearly, have no evidence, are never flagged and do not calibrate (audited rows: "
+        f"{rows:,}; held-out images: {held_out:,}): a model makes them whether or not it has seen them."
+    ]
 
 
 def _sampled(calibration: Calibration) -> list[str]:
