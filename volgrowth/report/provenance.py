@@ -88,7 +88,7 @@ def opened_pairs(data: Summary) -> Pairs:
 
 def _calibration(calibration: Summary | None) -> Pairs:
     if not calibration:
-        return [("Method", "none: too few scored images")]
+        return [("Method", "none: too few scored images that are not of one colour")]
     return [
         ("Method", calibration["method"]),
         ("Features", _listed(calibration["features"])),

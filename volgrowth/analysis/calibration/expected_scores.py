@@ -240,8 +240,8 @@ def usable(
         known: the held-out images, or the audited ones if they calibrate themselves.
         shared: mask of the held-out images that are audited as well, (m,).
         alike: mask of the held-out images that look like audited ones, (m,); None if that is not known.
-        flat: mask of the images of one colour, (m,); None if that is not known. Models scatter on them more than on
-            others, and make them whether or not they have seen them.
+        flat: mask of the images of one colour, (m,), which models make whether or not they have seen them; None if
+            that is not known.
     """
     distinct = known.distinct
     none = np.zeros(len(distinct), bool)

@@ -65,8 +65,8 @@ def _fit_screen(holdout: ScoreTable | None, chosen: Usable | None, share: float,
         screen = fit_screen(holdout.screen(), chosen.rows, share, count)
     if screen is None:
         raise DataError(
-            f"fewer than {MIN_IMAGES} held-out images could be scored and do not look like audited ones, too few "
-            f"for a cascade: hold out more, or audit without --cascade"
+            f"fewer than {MIN_IMAGES} held-out images could be scored, do not look like audited ones and are not of "
+            f"one colour, too few for a cascade: hold out more, or audit without --cascade"
         )
     return screen
 
